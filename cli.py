@@ -1,0 +1,238 @@
+"""The command line: verbs only. Whatever is heavy is imported inside the command that needs it."""
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .pipeline.errors import InputError
+
+app = typer.Typer(
+    name="mlemiss",
+    help="Multimodal learning with missing modalities: cache audio-visual features, train, compare, report.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+store_app = typer.Typer(
+    name="store", help="List, describe and check the stores of cached features.", no_args_is_help=True
+)
+app.add_typer(store_app)
+
+DONE, FAILURES, WRONG_INPUT, UNEXPECTED, INTERRUPTED = 0, 1, 2, 3, 130
+
+StoresOption = Annotated[
+    Path, typer.Option("--stores", envvar="MLEMISS_STORES", help="Folder of stores.", show_default="stores")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document to standard output.")]
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error (at any place).")] = False,
+) -> None:
+    """`--debug` is taken from anywhere on the line by `main`; declared here for the help."""
+
+
+def comma_list(values: list[str]) -> list[str]:
+    """A repeatable option also takes a comma list; doubles are dropped."""
+    return list(dict.fromkeys(item.strip() for value in values for item in value.split(",") if item.strip()))
+
+
+def print_json(document: dict | list) -> None:
+    print(json.dumps(document, ensure_ascii=False))
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def all_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@app.command()
+def synth(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write the clips into.")],
+    layout: Annotated[str, typer.Option(help="Naming and folders of the data set to imitate: ravdess.")] = "ravdess",
+    subjects: Annotated[int, typer.Option(help="Number of subjects, at most 24.")] = 24,
+    clips_per_subject: Annotated[int, typer.Option(help="Clips of each subject, at most 48.")] = 48,
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+    workers: Annotated[int | None, typer.Option(help="Processes (default: all cores).")] = None,
+) -> int:
+    """Make real video clips of synthetic faces and voices, each of which tells the class only in part."""
+    from .pipeline.progress import Progress
+    from .pipeline.synth import synthesize
+
+    with Progress("synth", subjects * clips_per_subject) as progress:
+        paths = synthesize(
+            folder,
+            layout=layout,
+            subjects=subjects,
+            clips_per_subject=clips_per_subject,
+            seed=seed,
+            workers=workers or all_cores(),
+            progress=progress.advance,
+        )
+    say(f"{len(paths)} clips in {folder}")
+    return DONE
+
+
+@app.command()
+def preprocess(
+    dataset: Annotated[
+        str, typer.Option(help="A known dataset (`list datasets`), or a CSV: clip_id,path,label,subject.")
+    ],
+    root: Annotated[
+        Path | None, typer.Option(help="Folder of the raw clips (default: $MLEMISS_DATA/DATASET or data/DATASET).")
+    ] = None,
+    features: Annotated[
+        list[str] | None, typer.Option(help="Backbones, repeated or a comma list (default: the paper's three).")
+    ] = None,
+    weights: Annotated[
+        list[str] | None, typer.Option(help="imagenet (default), random, FILE, or NAME=FILE for one of several.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    media: Annotated[str | None, typer.Option(help="keep: cache frames and log-Mels too; only: nothing else.")] = None,
+    stores: StoresOption = Path("stores"),
+    limit: Annotated[int | None, typer.Option(help="Only N clips, balanced over classes.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Worker processes (default: all cores); 0: serial, in this process.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Estimate time and disk, compute nothing.")] = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Decode clips, compute CNN features of every segment, cache them in Zarr stores."""
+    from .pipeline import preprocess as job
+    from .pipeline.backbones import DEFAULT
+
+    workers = all_cores() if workers is None else workers
+    job.check_options(media, precision, limit, workers)
+    summary = job.preprocess(
+        dataset,
+        root,
+        stores,
+        comma_list(features or list(DEFAULT)),
+        comma_list(weights or ["imagenet"]),
+        media_mode=media,
+        precision=precision,
+        device=device,
+        workers=workers,
+        limit=limit,
+        dry_run=dry_run,
+    )
+    if summary is None:
+        return DONE
+    job.print_summary(summary)
+    if as_json:
+        print_json(summary.as_json())
+    return FAILURES if summary.failed else DONE
+
+
+@app.command(name="list")
+def list_(
+    what: Annotated[str, typer.Argument(metavar="methods|features|datasets", help="What to list.")],
+    as_json: JsonOption = False,
+) -> int:
+    """List the methods, features or datasets there are, with a line each."""
+    if what == "methods":
+        from .trainer.methods import method_names as names
+    elif what == "features":
+        from .pipeline.backbones import backbone_names as names
+    elif what == "datasets":
+        from .pipeline.datasets import dataset_names as names
+    else:
+        raise InputError(f"cannot list {what!r}: expected methods, features or datasets.")
+    rows = names()
+    if as_json:
+        print_json(rows)
+    else:
+        for name, summary in rows.items():
+            print(f"{name:14} {summary}")
+    return DONE
+
+
+@store_app.command(name="ls")
+def store_ls(stores: StoresOption = Path("stores"), as_json: JsonOption = False) -> int:
+    """List a folder's finished stores."""
+    from .pipeline.store import FeatureStore, stores_in
+
+    rows = []
+    for path, attrs in stores_in(stores):
+        store = FeatureStore.open(path)
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        rows.append(
+            {
+                "store": path.name,
+                "dataset": attrs["dataset"],
+                "features": attrs["features"],
+                "weights": store.weights.get("name"),
+                "clips": len(store.clip_id),
+                "failed": int((store.status == "failed").sum()),
+                "bytes": size,
+            }
+        )
+    if as_json:
+        print_json(rows)
+    else:
+        for row in rows:
+            print(
+                f"{row['store']}: {row['clips']} clips, {row['failed']} failed, weights {row['weights'] or '-'}, "
+                f"{row['bytes'] / 1e6:.1f} MB"
+            )
+        if not rows:
+            say(f"no finished stores in {stores}")
+    return DONE
+
+
+@store_app.command(name="verify")
+def store_verify(path: Annotated[Path, typer.Argument(help="A store's folder.")]) -> int:
+    """Check every byte of a store against its checksums."""
+    from .pipeline.store import FeatureStore, damaged_files
+
+    FeatureStore.open(path)
+    damaged = damaged_files(path)
+    for name in damaged:
+        print(f"damaged, absent or unexpected: {name}")
+    say(f"{path}: " + (f"{len(damaged)} files differ from its checksums" if damaged else "every byte as written"))
+    return FAILURES if damaged else DONE
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command and exit: 0 done, 1 done with failures, 2 wrong usage or input, 3 unexpected error."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    sys.exit(_run(arguments, debug))
+
+
+def _run(arguments: list[str], debug: bool) -> int:
+    try:
+        return app(arguments, standalone_mode=False) or DONE
+    except InputError as error:
+        status, text = WRONG_INPUT, f"error: {error}"
+    except typer.TyperException as error:
+        error.show()
+        return WRONG_INPUT
+    except (KeyboardInterrupt, typer.Abort):
+        status, text = INTERRUPTED, "interrupted; what is finished is kept, run the same command again to go on"
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except Exception as error:
+        kind = type(error).__name__
+        status, text = UNEXPECTED, f"unexpected error: {kind}: {error}\nRun again with --debug for the traceback."
+    if debug:
+        traceback.print_exc()
+    say(text)
+    return status
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What each known dataset should hold."""

@@ -1,0 +1,1 @@
+"""From raw clips to cached features: manifest, decoding, CNN features, masks, Zarr stores."""

@@ -1,0 +1,331 @@
+"""Named CNNs, their weights and their input transform.
+
+A backbone turns the cached media of one clip into features: both the 256x256 frames and the log-Mel images are
+resized bilinearly to the network's own input. `vgg16`, `resnet34` and `resnet50` are the paper's, with torchvision's
+ImageNet weights under their full timm tags; `timm:NAME` is any other timm model.
+"""
+
+import hashlib
+import os
+import pickle
+import urllib.error
+import urllib.request
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import numpy as np
+
+from .errors import InputError
+
+# name -> (full timm tag, one line). The bare name `resnet50` hides some 18 sets of weights, so tags are pinned.
+BACKBONES = {
+    "vgg16": ("vgg16.tv_in1k", "VGG-16 without its classifier, 4096 features (Simonyan & Zisserman 2015)"),
+    "resnet34": ("resnet34.tv_in1k", "ResNet-34, global average pool, 512 features (He et al. 2016)"),
+    "resnet50": ("resnet50.tv_in1k", "ResNet-50, global average pool, 2048 features (He et al. 2016)"),
+}
+DEFAULT = ("vgg16", "resnet34", "resnet50")
+RANDOM_SEED = 0
+HUB_TIMEOUT = 5.0  # seconds for the hub's first answer; the hub client alone would retry for most of a minute
+
+# The log-Mel image: dB in [-80, 0] -> [0, 1]; deltas in dB a frame, in [-range, range] -> [0, 1].
+LOGMEL_FLOOR = -80.0
+DELTA_RANGES = (10.0, 5.0)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where a backbone's weights come from: `imagenet`, `random`, or a file."""
+
+    name: str  # imagenet, random, or the file's name
+    file: str | None = None
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """What determines a backbone's output; every field goes into the store's fingerprint."""
+
+    features: str
+    tag: str
+    input_size: tuple[int, int]  # height, width
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    weights_hash: str
+    precision: str  # fp32 or bf16
+    execution: str = "trace-freeze-channels-last"  # batch norm folded, one modality of one clip at a time
+
+
+def backbone_names() -> dict[str, str]:
+    """name -> one line, built-in ones first, then installed plug-ins (entry-point group `mlemiss.features`)."""
+    names = {name: summary for name, (_, summary) in BACKBONES.items()}
+    names |= {plugin.name: f"plug-in {plugin.value}" for plugin in entry_points(group="mlemiss.features")}
+    return names
+
+
+def resolve_tag(features: str) -> str:
+    """The full timm tag of a feature name, for example `resnet50.tv_in1k`. InputError: an unknown name.
+
+    A plug-in is an entry point `NAME = "package.module:TAG"` naming a str: the tag of a model it registered with timm.
+    """
+    import timm
+
+    if features in BACKBONES:
+        return BACKBONES[features][0]
+    for plugin in entry_points(group="mlemiss.features"):
+        if plugin.name == features:
+            return plugin.load()
+    if features.startswith("timm:"):
+        name = features.removeprefix("timm:")
+        architecture, _, tag = name.partition(".")
+        if timm.is_model(architecture) and (not tag or name in timm.list_models(architecture, pretrained=True)):
+            config = timm.models.get_pretrained_cfg(name)
+            return f"{architecture}.{config.tag}" if config and config.tag else architecture
+        known = timm.list_models(architecture, pretrained=True) or timm.list_models(f"*{architecture}*")
+        raise InputError(
+            f"unknown timm model {name!r}" + (f"; did you mean {', '.join(known[:6])}?" if known else ".") + "\n"
+            "`python -c 'import timm; print(timm.list_models())'` lists all of them."
+        )
+    raise InputError(
+        f"unknown features {features!r}: expected {', '.join(backbone_names())} or timm:NAME.\n"
+        "`mlemiss list features` describes them."
+    )
+
+
+def parse_weights(texts: Sequence[str], features: Sequence[str]) -> dict[str, Weights]:
+    """Options such as `random`, `weights.pth` or `resnet50=weights.pth` -> the weights of each requested backbone."""
+    chosen: dict[str, Weights] = {}
+    default: Weights | None = None
+    for text in texts:
+        name, separator, value = text.partition("=")
+        if not (separator and (name in features or not Path(text).is_file())):
+            name, value = "", text
+        if value in ("imagenet", "random"):
+            weights = Weights(value)
+        elif Path(value).is_file():
+            weights = Weights(Path(value).name, str(Path(value).resolve()))
+        else:
+            raise InputError(
+                f"weights {text!r}: {value!r} is neither imagenet nor random nor a file that is there.\n"
+                "Name a safetensors or torch file, or NAME=FILE for one of several backbones."
+            )
+        if name and name not in features:
+            raise InputError(f"weights {text!r}: {name!r} is not among the requested features {', '.join(features)}.")
+        if not name and default is not None:
+            raise InputError(f"weights given twice, as {default.name!r} and {text!r}.\nFor several use NAME=FILE.")
+        if name:
+            chosen[name] = weights
+        else:
+            default = weights
+    if default is not None and default.file and len(set(features) - set(chosen)) > 1:
+        raise InputError(
+            f"one weights file {default.name!r} for {len(features)} backbones ({', '.join(features)}).\n"
+            "Say which one it is for: --weights NAME=FILE."
+        )
+    return {name: chosen.get(name, default or Weights("imagenet")) for name in features}
+
+
+def _imagenet_file(tag: str) -> Path:
+    """The pinned weights from the hub's cache, else downloaded. InputError within seconds where neither can be."""
+    import timm
+    from huggingface_hub import constants, hf_hub_download, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    config = timm.models.get_pretrained_cfg(tag)
+    repository = config.hf_hub_id if config else None
+    why = "timm has no pretrained weights under this tag"
+    for filename in ("model.safetensors", "pytorch_model.bin") if repository else ():
+        try:
+            return Path(hf_hub_download(repository, filename, local_files_only=True))
+        except LocalEntryNotFoundError:
+            why = "not in the cache, and the hub is switched off (HF_HUB_OFFLINE)"
+        if constants.HF_HUB_OFFLINE:
+            continue
+        try:  # one quick question first: the hub client retries an unreachable hub many times
+            request = urllib.request.Request(hf_hub_url(repository, filename), method="HEAD")
+            urllib.request.urlopen(request, timeout=HUB_TIMEOUT).close()
+            return Path(hf_hub_download(repository, filename, etag_timeout=HUB_TIMEOUT))
+        except urllib.error.HTTPError as error:
+            why = f"not in the cache, and the hub answered {error.code} for {repository}/{filename}"
+        except (OSError, HfHubHTTPError) as error:
+            why = f"not in the cache, and the hub cannot be reached ({getattr(error, 'reason', error)})"
+            break
+    raise InputError(
+        f"no ImageNet weights for {tag}: {why}; cache folder: {constants.HF_HUB_CACHE}.\n"
+        f"Either give a file, --weights FILE (safetensors or torch), or --weights random for an untrained network."
+    )
+
+
+def _read_weights(path: Path) -> dict:
+    """Tensors of a safetensors file or of a torch file read weights-only (no code of it is run)."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            loaded = load_file(path)
+        else:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"weights file {path}: not readable as safetensors or as a torch file of tensors ({first[:160]}).\n"
+            "Expected a state dict: tensor names and tensors, nothing else."
+        ) from None
+    for key in ("state_dict", "model", "model_state_dict"):
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            loaded = loaded[key]
+    if not isinstance(loaded, Mapping) or not all(isinstance(v, torch.Tensor) for v in loaded.values()):
+        raise InputError(f"weights file {path}: expected a state dict of tensors, found {type(loaded).__name__}.")
+    tensors = {name.removeprefix("module."): tensor for name, tensor in loaded.items()}
+    return {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
+
+
+def _digest(tensor) -> str:
+    return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+
+
+def _create_model(tag: str, weights: Weights):
+    """The network without its classifier. InputError: weights that cannot be had or are not this network's."""
+    import timm
+    import torch
+
+    if weights.name == "random" and weights.file is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(RANDOM_SEED)
+            return timm.create_model(tag, pretrained=False, num_classes=0).eval()
+    path = Path(weights.file) if weights.file else _imagenet_file(tag)
+    tensors = _read_weights(path)
+    in_file = {_digest(tensor) for tensor in tensors.values()}
+    misfit = InputError(
+        f"weights file {path} does not fit {tag}: expected every tensor of the network in it, classifier apart.\n"
+        "Give the weights of this very architecture."
+    )
+    try:
+        # timm converts other libraries' key names and leaves out the classifier
+        model = timm.create_model(tag, pretrained=True, num_classes=0, pretrained_cfg_overlay={"state_dict": tensors})
+    except (RuntimeError, KeyError, AttributeError, ValueError):
+        raise misfit from None
+    state = model.state_dict()
+    # Loading without the classifier is lenient, so check that nothing kept its random initial value.
+    if any(_digest(tensor) not in in_file for name, tensor in state.items() if "num_batches_tracked" not in name):
+        raise misfit
+    return model.eval()
+
+
+def _weights_hash(model) -> str:
+    """sha256 over the sorted tensors, so that a .pth and a .safetensors of the same weights agree; 16 hex digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}\0{tuple(tensor.shape)}\0{tensor.dtype}\0{_digest(tensor)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+class Backbone:
+    """A loaded network: media of one clip in, features out."""
+
+    def __init__(self, features: str, weights: Weights, precision: str = "fp32", device: str = "cpu"):
+        import timm
+
+        tag = resolve_tag(features)
+        self._model = _create_model(tag, weights)
+        config = timm.data.resolve_model_data_config(self._model)
+        self.device = device
+        self.features = features
+        self.weights_name = weights.name
+        self.dimension: int = self._model.num_features
+        if hasattr(self._model, "head_hidden_size"):
+            self.dimension = self._model.head_hidden_size
+        self.spec = BackboneSpec(
+            features=features,
+            tag=tag,
+            input_size=tuple(config["input_size"][1:]),
+            mean=tuple(config["mean"]),
+            std=tuple(config["std"]),
+            weights_hash=_weights_hash(self._model),
+            precision=precision,
+        )
+        self._compiled = None
+
+    def describe(self) -> dict:
+        """The spec as plain values, for fingerprints and attributes."""
+        return asdict(self.spec)
+
+    def visual(self, frames: np.ndarray) -> np.ndarray:
+        """Features of central frames: uint8 [segment, row, column, 3] -> float16 [segment, feature]."""
+        import torch
+
+        return self._features(torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255)
+
+    def audio(self, logmel: np.ndarray) -> np.ndarray:
+        """Features of log-Mel images: float16 [segment, 3, mel, time] in dB -> float16 [segment, feature]."""
+        import torch
+
+        image = torch.from_numpy(logmel).float()
+        level = (image[:, :1] - LOGMEL_FLOOR) / -LOGMEL_FLOOR
+        deltas = [0.5 + image[:, i : i + 1] / (2 * full) for i, full in enumerate(DELTA_RANGES, start=1)]
+        return self._features(torch.cat([level, *deltas], 1).clamp(0, 1))
+
+    def images(self, values):
+        """Float images in [0, 1] [segment, 3, row, column] -> the network's normalised, resized input."""
+        import torch
+        from torch.nn.functional import interpolate
+
+        dtype = torch.bfloat16 if self.spec.precision == "bf16" else torch.float32
+        resized = interpolate(values.to(self.device), self.spec.input_size, mode="bilinear", align_corners=False)
+        mean, std = (torch.tensor(v, device=self.device)[:, None, None] for v in (self.spec.mean, self.spec.std))
+        return ((resized - mean) / std).to(dtype).contiguous(memory_format=torch.channels_last)
+
+    def _features(self, values) -> np.ndarray:
+        import torch
+
+        with torch.inference_mode():
+            inputs = self.images(values)
+            features = self._network(inputs)(inputs).float().cpu().numpy()
+        with np.errstate(over="ignore"):
+            rounded = features.astype(np.float16)
+        if not np.isfinite(rounded).all():
+            raise FloatingPointError(f"{self.features} gave features beyond float16 or not finite")
+        return rounded
+
+    def _network(self, example):
+        """The network compiled at first use: traced and frozen, which folds the batch norms (about 1.8x)."""
+        import torch
+
+        if self._compiled is None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch calls tracing deprecated; its successors need a C++ compiler
+                model = self._model.to(device=self.device, dtype=example.dtype, memory_format=torch.channels_last)
+                self._compiled = torch.jit.freeze(torch.jit.trace(model, example[:2], check_trace=False))
+            self._model = None  # the frozen copy holds the weights
+        return self._compiled
+
+
+@lru_cache(maxsize=8)
+def load_backbone(features: str, weights: Weights, precision: str = "fp32", device: str = "cpu") -> Backbone:
+    """A backbone, loaded once a process."""
+    return Backbone(features, weights, precision, device)
+
+
+def use_one_thread() -> None:
+    """One CNN thread a process: more would change the last bits of some features, and with them a store's bytes."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def device_of(name: str) -> str:
+    """`auto` -> cuda where there is one, else cpu. InputError: cuda asked for and absent."""
+    import torch
+
+    if name not in ("auto", "cpu", "cuda"):
+        raise InputError(f"unknown device {name!r}: expected auto, cpu or cuda.")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("device cuda: torch finds no CUDA device here.\nUse --device cpu or auto.")
+    return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -1,0 +1,8 @@
+"""The one exception a user is meant to read."""
+
+
+class InputError(Exception):
+    """Wrong usage or input: exit status 2.
+
+    The message is one or two lines: what is wrong, where, what was expected, what was found, what to do next.
+    """

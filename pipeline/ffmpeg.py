@@ -1,0 +1,379 @@
+"""The ffmpeg processes behind `media`: list a clip's packets, decode it once, leave nothing behind.
+
+A clip is hostile until read: only containers of sound and pictures are opened (a playlist could name other files),
+only from the file itself, within limits of time, size and picture size.
+"""
+
+import contextlib
+import fcntl
+import functools
+import os
+import re
+import selectors
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import ffmpeg
+import numpy as np
+
+from .errors import InputError
+
+FRAME_SIZE = 256  # pixels, both sides
+FRAME_BYTES = FRAME_SIZE * FRAME_SIZE * 3  # RGB
+SAMPLE_RATE = 16_000  # Hz
+CONTAINERS = "mov,matroska,webm,avi,flv,mpegts,mpeg,ogg,wav,w64,aiff,flac,mp3,aac,ac3,eac3,asf,dv,mxf,gxf,rm,caf,amr,au"
+LIST_BYTES = 1 << 28  # of packet lists and logs: days of video
+PIPE_BYTES = 1 << 20  # the most an unprivileged process may ask for
+READ_BYTES = 1 << 18
+MAX_CHANNELS = 8  # of a clip that lasts as long as allowed
+DECLARED_TOLERANCE = 0.25  # seconds by which a header may overstate a clip: no segment's centre lies that late
+PACKET_DISCARD = 4  # flag of a packet that is decoded but not presented
+ERROR = re.compile(r"\[(?:error|fatal)\] (?!.*pipe:\d)")
+NO_STREAM = "does not contain any stream"
+INPUT_STREAM = r"(?m)^\[info\] +Stream #0:\d+.*: (?:Video|Audio|Subtitle|Data): (?!.* q=)"
+SCALER = "bilinear+accurate_rnd+full_chroma_int+bitexact"  # antialiased: the kernel widens with the reduction
+# Frames arrive upright (ffmpeg applies the rotation) with their true timestamps; only interlaced ones are deinterlaced.
+VIDEO_FILTERS = (
+    "bwdif=mode=send_frame:deint=interlaced,select={select},"
+    "crop=min(iw\\,ih/sar):min(ih\\,iw*sar),scale={size}:{size}:flags=" + SCALER
+)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one clip may cost.
+
+    Args:
+        timeout: seconds of wall time for all of the clip's processes together.
+        max_seconds: longest clip.
+        max_pixels: largest picture, width times height.
+    """
+
+    timeout: float = 600.0
+    max_seconds: float = 3600.0
+    max_pixels: int = 8192 * 8192
+
+
+@dataclass(frozen=True)
+class Packets:
+    """The packets of one stream that are to be presented, in order of their timestamps (seconds, the file's clock)."""
+
+    codec: str
+    times: np.ndarray  # float64 [packets]
+    ends: np.ndarray  # float64 [packets]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a clip's container says, before anything is decoded."""
+
+    streams: dict[str, Packets]  # by "video", "audio"
+    promised: float | None  # seconds, where the header says that the clip ends, if the packets stop well before that
+
+
+@dataclass
+class Decoded:
+    """What one decoding pass gave. Times are seconds of the file's own clock, in decoding order."""
+
+    frame_times: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    frame_durations: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    images: np.ndarray = field(default_factory=lambda: np.zeros((0, FRAME_SIZE, FRAME_SIZE, 3), np.uint8))
+    audio_times: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    audio_counts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # samples from each time on
+    samples: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # mono, 16 kHz, gaps left out
+    log: str = ""
+
+    @property
+    def audio_ends(self) -> np.ndarray:
+        """Where each piece of sound ends, in seconds."""
+        return self.audio_times + self.audio_counts / SAMPLE_RATE
+
+
+class ClipError(Exception):
+    """Why a clip cannot be read; one line without paths or addresses."""
+
+
+@functools.cache
+def ffmpeg_binary() -> str:
+    """Path of the ffmpeg that decodes: `$MLEMISS_FFMPEG`, else the one that imageio-ffmpeg ships.
+
+    Raises:
+        InputError: there is none.
+    """
+    chosen = os.environ.get("MLEMISS_FFMPEG")
+    if chosen:
+        found = shutil.which(chosen)
+        if found is None:
+            raise InputError(f"MLEMISS_FFMPEG: expected an ffmpeg program, found nothing to run at {chosen!r}")
+        return found
+    import imageio_ffmpeg
+
+    try:
+        return imageio_ffmpeg.get_ffmpeg_exe()
+    except RuntimeError as error:
+        raise InputError("ffmpeg: none found; install ffmpeg 5.1 or newer, or name one in MLEMISS_FFMPEG") from error
+
+
+@functools.cache
+def ffmpeg_version() -> str:
+    """Version of `ffmpeg_binary()`, such as `n9.0.2`."""
+    banner = subprocess.run([ffmpeg_binary(), "-version"], capture_output=True, text=True, check=True).stdout
+    return banner.split()[2]
+
+
+@functools.cache
+def _die_with_parent() -> tuple[str, ...]:
+    # A preexec_fn would fork a process that may hold gigabytes; setpriv keeps the cheap vfork. Without it (not Linux)
+    # ffmpeg ends when it next writes to the closed pipe.
+    setpriv = shutil.which("setpriv")
+    return (setpriv, "--pdeathsig", "KILL", "--") if setpriv else ()
+
+
+def _run(outputs, names: tuple[str, ...], sizes: dict[str, int], deadline: float) -> tuple[int, dict[str, bytearray]]:
+    """Run one ffmpeg and read all its pipes at once, so that none of them can block it.
+
+    Args:
+        outputs: function from {name: url of its pipe} to an ffmpeg-python output.
+        names: the pipes that the command writes, beside the log.
+        sizes: most bytes by name; `log` is standard error.
+        deadline: `time.monotonic()` at which it is killed.
+
+    Returns:
+        Exit status; what came through each pipe and, as `log`, through standard error.
+
+    Raises:
+        ClipError: out of time, or more output than allowed. The process is gone in any case.
+    """
+    ends = {name: os.pipe() for name in names}
+    process = None
+    try:
+        urls = {name: f"pipe:{write}" for name, (_, write) in ends.items()}
+        command = ffmpeg.compile(outputs(urls), cmd=ffmpeg_binary())
+        environment = {k: v for k, v in os.environ.items() if k not in ("FFREPORT", "AV_LOG_FORCE_COLOR")}
+        process = subprocess.Popen(
+            [*_die_with_parent(), *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            pass_fds=[write for _, write in ends.values()],
+            env=environment | {"AV_LOG_FORCE_NOCOLOR": "1"},
+        )
+        for name, (read, write) in ends.items():
+            os.close(write)
+            ends[name] = (read, -1)
+        sources = {name: read for name, (read, _) in ends.items()} | {"log": process.stderr.fileno()}
+        received = _drain(sources, sizes, deadline)
+        return process.wait(timeout=max(deadline - time.monotonic(), 0.1)), received
+    except subprocess.TimeoutExpired as error:
+        raise ClipError("decoding was stopped: it took longer than the time allowed") from error
+    finally:
+        if process is not None:
+            process.kill()
+            process.wait()
+            process.stderr.close()
+        for descriptor in (d for pair in ends.values() for d in pair if d >= 0):
+            os.close(descriptor)
+
+
+def _drain(sources: dict[str, int], sizes: dict[str, int], deadline: float) -> dict[str, bytearray]:
+    received = {name: bytearray() for name in sources}
+    with selectors.DefaultSelector() as selector:
+        for name, descriptor in sources.items():
+            if hasattr(fcntl, "F_SETPIPE_SZ"):  # fewer switches between the two processes
+                with contextlib.suppress(PermissionError):  # the user's share of pipe memory may be spent
+                    fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+            selector.register(descriptor, selectors.EVENT_READ, name)
+        while selector.get_map():
+            left = deadline - time.monotonic()
+            ready = selector.select(left) if left > 0 else []
+            if not ready and left <= 0:
+                raise ClipError("decoding was stopped: it took longer than the time allowed")
+            for key, _ in ready:
+                data = os.read(key.fd, READ_BYTES)
+                if not data:
+                    selector.unregister(key.fd)
+                received[key.data] += data
+                if len(received[key.data]) > sizes[key.data]:
+                    raise ClipError("decoding was stopped: the clip is longer than allowed")
+    return received
+
+
+def _input(path: Path, limits: Limits, **options):
+    return ffmpeg.input(
+        f"file:{path.absolute()}",  # whatever the name holds: a colon, a leading dash
+        threads=1,  # many short clips: parallel across clips
+        protocol_whitelist="file",
+        format_whitelist=CONTAINERS,
+        max_pixels=limits.max_pixels,
+        copyts=None,
+        **options,
+    )
+
+
+def _command(*outputs, loglevel: str = "warning"):
+    return ffmpeg.merge_outputs(*outputs).global_args(
+        "-nostdin", "-hide_banner", "-nostats", "-loglevel", f"repeat+level+{loglevel}", "-filter_threads", "1"
+    )
+
+
+def list_packets(path: Path, limits: Limits, deadline: float) -> Listing:
+    """List the packets of the first video stream (no cover picture) and of the first audio stream, without decoding.
+
+    Raises:
+        ClipError: the file cannot be opened, or holds neither stream.
+    """
+    streams, log = _list(path, ("V:0?", "a:0?"), limits, deadline)
+    end = _declared_end(log)
+    last = max((packets.ends.max() for _, packets in streams if len(packets.times)), default=0.0)
+    if end is not None and end - last > DECLARED_TOLERANCE and len(re.findall(INPUT_STREAM, log)) > len(streams):
+        # Another stream, such as subtitles, may be what lasts as long as the header says.
+        everything, _ = _list(path, ("v?", "a?", "s?", "d?"), limits, deadline)
+        last = max((packets.ends.max() for _, packets in everything if len(packets.times)), default=0.0)
+    promised = end if end is not None and end - last > DECLARED_TOLERANCE else None
+    return Listing({kind: packets for kind, packets in streams if len(packets.times)}, promised)
+
+
+def _list(path: Path, which: tuple[str, ...], limits: Limits, deadline: float) -> tuple[list, str]:
+    with path.open("rb") as file:
+        indexed = file.read(8)[4:] == b"ftyp"
+    # An mp4's index tells all that is asked here: do not look into its pictures as well.
+    probing = {"analyzeduration": 0, "probesize": 32} if indexed else {}
+
+    def outputs(urls):
+        source = _input(path, limits, **probing)
+        streams = [source[name] for name in which]
+        listed = ffmpeg.output(*streams, urls["packets"], codec="copy", format="framecrc", flush_packets=0)
+        return _command(listed, loglevel="info")
+
+    sizes = {"packets": LIST_BYTES, "log": LIST_BYTES}
+    _, received = _run(outputs, ("packets",), sizes, deadline)
+    log = received["log"].decode("utf-8", "replace")
+    streams = _parse_framecrc(received["packets"].decode("ascii", "replace"))
+    if not streams:
+        raise ClipError("no video and no audio stream" if NO_STREAM in log else first_error(log, path))
+    return [(kind, Packets(codec, *rows[:2])) for kind, codec, rows in streams], log
+
+
+def _declared_end(log: str) -> float | None:
+    """Where the container's header says that the clip ends, in seconds, if it says so."""
+    match = re.search(r"Duration: (\d+):(\d+):([\d.]+), start: (-?[\d.]+)", log)
+    if match is None or "Estimating duration from bitrate" in log:
+        return None
+    hours, minutes, seconds, start = map(float, match.groups())
+    return start + 3600 * hours + 60 * minutes + seconds
+
+
+def _parse_framecrc(text: str) -> list[tuple[str, str, np.ndarray]]:
+    """Streams of a framecrc listing: kind, codec, float64 [3, packets] start, end (seconds), bytes, sorted by start."""
+    heads: dict[str, dict[str, str]] = {}
+    rows: dict[str, list[tuple[int, int, int]]] = {}
+    for line in text.splitlines():
+        if line.startswith("#"):
+            name, _, value = line[1:].partition(": ")
+            key, _, index = name.partition(" ")
+            heads.setdefault(index, {})[key] = value
+            continue
+        parts = line.split(",")
+        flags = next((part.strip() for part in parts[6:] if part.strip().startswith("F=")), "F=0x1")
+        if len(parts) < 6 or not parts[2].strip().lstrip("-").isdigit() or int(flags[2:], 16) & PACKET_DISCARD:
+            continue  # without a timestamp, or decoded only for what follows: not presented
+        start = int(parts[2])
+        rows.setdefault(parts[0], []).append((start, start + int(parts[3]), int(parts[4])))
+    streams = []
+    for index, head in heads.items():
+        if "media_type" not in head:
+            continue
+        numerator, denominator = map(int, head["tb"].split("/"))
+        table = np.array(sorted(rows.get(index, [])), dtype=np.float64).reshape(-1, 3).T
+        table[:2] = table[:2] * numerator / denominator
+        streams.append((head["media_type"], head.get("codec_id", ""), table))
+    return streams
+
+
+def decode(path: Path, kinds: tuple[str, ...], wanted: np.ndarray, limits: Limits, deadline: float) -> Decoded:
+    """Decode streams once, keeping some of the frames and all of the sound.
+
+    Args:
+        path: the clip.
+        kinds: `"video"`, `"audio"` or both, which must exist.
+        wanted: int [W] numbers of the decoded frames to keep, ascending.
+        limits: what it may cost.
+        deadline: `time.monotonic()` at which it is stopped.
+
+    Returns:
+        True timestamps of every frame and of every piece of sound; images uint8 [W, 256, 256, 3] (fewer if they did
+        not all come); mono 16 kHz samples.
+    """
+
+    def outputs(urls):
+        source = _input(path, limits)
+        made = []
+        if "video" in kinds:
+            picture = source["V:0"]
+            filters = VIDEO_FILTERS.format(select="+".join(f"eq(n\\,{n})" for n in wanted) or "0", size=FRAME_SIZE)
+            raw = {"format": "rawvideo", "pix_fmt": "gbrp", "fps_mode": "passthrough"}
+            made.append(ffmpeg.output(picture, urls["frames"], vf=filters, **raw))
+            # A listing of the decoded frames' headers: their own timestamps, at no cost.
+            bare = {"format": "framecrc", "vcodec": "wrapped_avframe", "fps_mode": "passthrough", "flush_packets": 0}
+            made.append(ffmpeg.output(picture, urls["picture"], enc_time_base="filter", **bare))
+        if "audio" in kinds:
+            # One encoder, two outputs: the samples and a listing of their timestamps.
+            both = f"[f=f32le]{urls['samples']}|[f=framecrc:flush_packets=0]{urls['sound']}"
+            made.append(ffmpeg.output(source["a:0"], both, format="tee", ar=SAMPLE_RATE, acodec="pcm_f32le"))
+        return _command(*made)
+
+    names = ("frames", "picture") * ("video" in kinds) + ("samples", "sound") * ("audio" in kinds)
+    sizes = {"frames": (len(wanted) + 1) * FRAME_BYTES, "picture": LIST_BYTES, "sound": LIST_BYTES, "log": LIST_BYTES}
+    sizes["samples"] = int(limits.max_seconds * SAMPLE_RATE) * 4 * MAX_CHANNELS
+    _, received = _run(outputs, names, sizes, deadline)
+    decoded = Decoded(log=received["log"].decode("utf-8", "replace"))
+    if "video" in kinds:
+        _read_frames(decoded, received["frames"], received["picture"].decode("ascii", "replace"))
+    if "audio" in kinds:
+        _read_sound(decoded, received["samples"], received["sound"].decode("ascii", "replace"))
+    return decoded
+
+
+def _read_frames(decoded: Decoded, frames: bytearray, listing: str) -> None:
+    for _, _, (starts, ends, _) in _parse_framecrc(listing):
+        decoded.frame_times, decoded.frame_durations = starts, ends - starts
+    count = len(frames) // FRAME_BYTES
+    planes = np.frombuffer(frames, np.uint8, count * FRAME_BYTES).reshape(count, 3, FRAME_SIZE, FRAME_SIZE)
+    decoded.images = np.empty((count, FRAME_SIZE, FRAME_SIZE, 3), np.uint8)
+    for channel, plane in enumerate((2, 0, 1)):  # ffmpeg's planes are green, blue, red: three times as fast as packed
+        decoded.images[..., channel] = planes[:, plane]
+
+
+def _read_sound(decoded: Decoded, samples: bytearray, listing: str) -> None:
+    for _, _, (starts, ends, sizes) in _parse_framecrc(listing):
+        if not len(starts) or ends[0] <= starts[0]:
+            continue
+        channels = round(sizes[0] / ((ends[0] - starts[0]) * SAMPLE_RATE * 4))
+        decoded.audio_times, decoded.audio_counts = starts, (sizes / (4 * channels)).astype(np.int64)
+        whole = len(samples) // (4 * channels) * channels
+        # ffmpeg's own downmix to one channel is louder by the square root of two.
+        decoded.samples = np.frombuffer(samples, "<f4", whole).reshape(-1, channels).mean(axis=1, dtype=np.float32)
+
+
+def first_error(log: str, path: Path, codec: str | None = None) -> str:
+    """The first error of a log as one line, the same at every run: without addresses, contexts and paths.
+
+    Args:
+        log: ffmpeg's standard error.
+        path: the clip, whose name is taken out.
+        codec: name of the codec whose own errors come first, if any.
+    """
+    lines = log.replace(f"file:{path.absolute()}", "the file").splitlines()
+    errors = [line for line in lines if ERROR.search(line)]
+    own = [line for line in errors if codec and f"[{codec} @" in line]
+    text = ERROR.split((own or errors or [""])[0])[-1]
+    return re.sub(r"\s+", " ", re.sub(r" ?@ 0x[0-9a-f]+", "", text)).strip().rstrip(".")
+
+
+def decoder_failed(log: str, kind: str) -> bool:
+    """Whether the decoder of `"video"` or `"audio"` rejected a packet or gave a damaged frame."""
+    said = r"\[(?:error|fatal)\]|\[warning\] corrupt decoded frame"
+    return re.search(rf"\[{kind[0]}ist#\S+ @ \w+\] \[dec:\S+ @ \w+\] (?:{said})", log) is not None

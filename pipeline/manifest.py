@@ -1,0 +1,171 @@
+"""Clip records: read a CSV manifest, check it, hash the clips' contents."""
+
+import csv
+import hashlib
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from .errors import InputError
+from .masks import stratified_order
+from .store import RESERVED, write_json
+
+REQUIRED = ("clip_id", "path", "label", "subject")
+COLUMN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One clip: a row of a manifest. `path` is relative to the root; `columns` are (name, value) beyond the four."""
+
+    clip_id: str
+    path: str
+    label: str
+    subject: str
+    columns: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What a dataset's folder holds, against what it should hold."""
+
+    dataset: str
+    root: Path
+    classes: tuple[str, ...]
+    clips: tuple[Clip, ...]  # found, sorted by clip_id
+    absent: tuple[str, ...] = ()  # clip ids of the dataset's manifest that are not in the root
+    notes: tuple[str, ...] = field(default=())  # what a user should know, duplicates for example
+
+
+def read_manifest(path: Path) -> list[Clip]:
+    """Read a manifest CSV. InputError names file and line of whatever is wrong."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"manifest {path}: not UTF-8 text (byte {error.start}).\nSave it as UTF-8 CSV.") from None
+    except OSError as error:
+        raise InputError(f"manifest {path}: {error.strerror}.") from None
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+
+    def wrong(line: int, why: str) -> InputError:
+        return InputError(f"manifest {path}, line {line}: {why}.\nExpected the columns {','.join(REQUIRED)}[,more].")
+
+    clips: list[Clip] = []
+    seen: dict[str, int] = {}
+    try:
+        header = next(rows, None)
+        if not header:
+            raise wrong(1, "the file is empty")
+        header = [name.strip() for name in header]
+        if absent := [name for name in REQUIRED if name not in header]:
+            raise wrong(1, f"column {', '.join(absent)} is missing from the header {','.join(header)!r}")
+        _check_columns(header, lambda why: wrong(1, why))
+        for values in rows:
+            line = rows.line_num
+            if not values:
+                continue
+            if len(values) != len(header):
+                raise wrong(line, f"expected {len(header)} fields, found {len(values)}")
+            row = dict(zip(header, (value.strip() for value in values), strict=True))
+            if empty := [name for name in ("clip_id", "path", "label") if not row[name]]:
+                raise wrong(line, f"{', '.join(empty)} is empty")
+            if row["clip_id"] in seen:
+                raise wrong(line, f"clip_id {row['clip_id']!r} stands on line {seen[row['clip_id']]} already")
+            relative = PurePosixPath(row["path"])
+            if relative.is_absolute() or ".." in relative.parts:
+                raise wrong(line, f"path {row['path']!r} leaves the root; paths are relative to it")
+            seen[row["clip_id"]] = line
+            more = tuple((name, row[name]) for name in header if name not in REQUIRED)
+            clips.append(Clip(*(row[name] for name in REQUIRED), more))
+    except csv.Error as error:
+        raise wrong(rows.line_num, str(error)) from None
+    if not clips:
+        raise wrong(rows.line_num, "no clips below the header")
+    return clips
+
+
+def _check_columns(header: Sequence[str], wrong: Callable[[str], InputError]) -> None:
+    for name in header:
+        if header.count(name) > 1:
+            raise wrong(f"column {name!r} stands twice")
+        if name in REQUIRED:
+            continue
+        if name in RESERVED:
+            raise wrong(f"column {name!r} is a name the store uses itself; rename it")
+        if not COLUMN_NAME.fullmatch(name):
+            raise wrong(f"column name {name!r} is not made of letters, digits, '_' and '-'")
+
+
+def write_manifest(path: Path, clips: Iterable[Clip]) -> None:
+    """Write clips as a manifest CSV."""
+    clips = list(clips)
+    more = [name for name, _ in clips[0].columns] if clips else []
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([*REQUIRED, *more])
+        for clip in clips:
+            writer.writerow([clip.clip_id, clip.path, clip.label, clip.subject, *(value for _, value in clip.columns)])
+
+
+def collect_manifest(path: Path, root: Path | None) -> Collection:
+    """A user's own CSV as a dataset: named after the file, its root the CSV's folder unless given."""
+    clips = read_manifest(path)
+    root = check_root(root or path.parent, f"the folder the paths of {path.name} are relative to")
+    found = tuple(sorted((c for c in clips if (root / c.path).is_file()), key=lambda c: c.clip_id))
+    absent = tuple(sorted({c.clip_id for c in clips} - {c.clip_id for c in found}))
+    if not found:
+        raise InputError(
+            f"none of the {len(clips)} clips of {path} is in {root} (first looked for: {clips[0].path}).\n"
+            "Say with --root which folder the paths are relative to."
+        )
+    name = re.sub(r"[^A-Za-z0-9_.]+", "_", path.stem).strip("_.") or "manifest"
+    return Collection(name, root, tuple(sorted({c.label for c in clips})), found, absent)
+
+
+def check_root(root: Path, what: str) -> Path:
+    """The root folder if it is there and holds anything, else an InputError."""
+    if not root.is_dir():
+        raise InputError(
+            f"no folder {root}: expected {what}.\nName it with --root DIR, or set MLEMISS_DATA to its parent folder."
+        )
+    if next(root.iterdir(), None) is None:
+        raise InputError(f"the folder {root} is empty: expected {what}.\nUnpack the data set there first.")
+    return root
+
+
+def limit_clips(clips: Sequence[Clip], limit: int) -> tuple[Clip, ...]:
+    """The first ``limit`` clips of a fixed shuffle that is balanced over classes, sorted by clip_id again."""
+    order = stratified_order([c.clip_id for c in clips], [c.label for c in clips], "limit")
+    return tuple(sorted((clips[i] for i in order[:limit]), key=lambda c: c.clip_id))
+
+
+def content_hashes(paths: Sequence[Path], cache_file: Path) -> list[str]:
+    """sha256 of each file, remembered in ``cache_file`` by path, size and modification time."""
+    try:
+        known = json.loads(cache_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+
+    def stamp_and_hash(path: Path) -> tuple[str, list]:
+        key = str(path.resolve())
+        try:
+            stat = path.stat()
+            stamp = [stat.st_size, stat.st_mtime_ns]
+            if key in known and known[key][:2] == stamp:
+                return key, known[key]
+            with path.open("rb") as file:
+                return key, [*stamp, hashlib.file_digest(file, "sha256").hexdigest()]
+        except OSError as error:  # costs this clip, not the run: decoding will record why
+            return key, [0, 0, f"unreadable: {error.strerror}"]
+
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
+        entries = list(pool.map(stamp_and_hash, paths))
+    fresh = dict(entries)
+    if any(known.get(key) != value for key, value in fresh.items()):
+        cache_file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(cache_file, known | fresh)
+    return [value[2] for _, value in entries]

@@ -1,0 +1,228 @@
+"""The whole preprocessing job: dataset, plan, run, closing summary."""
+
+import datetime
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from . import backbones, extract, logmel, media, store
+from .datasets import collect
+from .errors import InputError
+from .ffmpeg import FRAME_SIZE
+from .manifest import Collection, limit_clips
+from .plan import Plan, Task, make_plan
+from .progress import Progress
+
+
+@dataclass
+class Summary:
+    """What a run did; `as_json` is the contract of `preprocess --json`."""
+
+    stores: list[str]
+    clips: int
+    done: int
+    failed: list[dict[str, str]]
+    absent: tuple[str, ...]
+    seconds: dict[str, float]  # summed over workers; total on the wall
+    computed: int = 0  # clips computed in this run, not found finished
+    missing: dict[str, int] = field(default_factory=dict)  # clips done without this modality
+
+    @property
+    def limit(self) -> str:
+        """The stage that took most of the time, or `nothing` when all was there already."""
+        stages = {name: spent for name, spent in self.seconds.items() if name != "total"}
+        return max(stages, key=stages.get) if self.computed else "nothing"
+
+    def as_json(self) -> dict:
+        return {
+            "stores": self.stores,
+            "clips": self.clips,
+            "done": self.done,
+            "failed": self.failed,
+            "absent": len(self.absent),
+            "seconds": {name: round(spent, 3) for name, spent in self.seconds.items()},
+            "limit": self.limit,
+        }
+
+
+def preprocess(
+    dataset: str,
+    root: Path | None,
+    stores: Path,
+    features: Sequence[str],
+    weights: Sequence[str],
+    *,
+    media_mode: str | None = None,
+    precision: str = "fp32",
+    device: str = "auto",
+    workers: int = 1,
+    limit: int | None = None,
+    dry_run: bool = False,
+) -> Summary | None:
+    """Cache a dataset's features; says on standard error what it resolves and does. None after a dry run."""
+    for name in features:
+        backbones.resolve_tag(name)
+    collection = collect(dataset, root)
+    if limit is not None:
+        kept = limit_clips(collection.clips, limit)
+        collection = Collection(
+            collection.dataset, collection.root, collection.classes, kept, collection.absent, collection.notes
+        )
+    _say(f"{collection.dataset}: {len(collection.clips)} clips in {collection.root}")
+    for note in collection.notes:
+        _say(f"note: {note}")
+    chosen = backbones.parse_weights(weights, features)
+    device = backbones.device_of(device)
+    plan = make_plan(collection, stores, features, chosen, media_mode=media_mode, precision=precision, device=device)
+    for output in plan.outputs:
+        state = "finished already" if output.finished else "to make"
+        made_by = f"weights {output.weights.name} ({output.weights_hash})" if output.weights else "frames and log-Mels"
+        _say(f"store {output.final}: {made_by}, {state}")
+    if plan.media_store and plan.unfinished():
+        _say(f"media from {plan.media_store}: no decoding")
+    if dry_run:
+        _estimate(plan, max(workers, 1))
+        return None
+    return _run(plan, workers)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _run(plan: Plan, workers: int) -> Summary:
+    progress = None
+    computed = 0
+
+    def started(total: int):
+        nonlocal progress, computed
+        computed = total
+        progress = Progress("preprocess", total).__enter__()
+        return lambda outcome: progress.advance(failed=bool(outcome.failed))
+
+    fresh = plan.unfinished()
+    try:
+        seconds = extract.run(plan, workers, started, _say)
+    finally:
+        if progress:
+            progress.__exit__(None, None, None)
+    summary = _summarise(plan, {"decode": 0.0, "cnn": 0.0, "write": 0.0} | seconds, computed)
+    for output in fresh:
+        record = {
+            "command": " ".join(sys.argv),
+            "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "host": platform.node(),
+            "workers": workers,
+            "device": output.device,
+            **summary.as_json(),
+            "absent": list(summary.absent),
+            "stores": [output.final.name],
+        }
+        store.write_json(output.final / store.RUN, record)
+    return summary
+
+
+def _summarise(plan: Plan, seconds: dict[str, float], computed: int) -> Summary:
+    """Read back from the stores what became of every clip, whichever run computed it."""
+    causes: dict[int, str] = {}
+    missing: dict[str, int] = {}
+    for output in plan.outputs:
+        opened = store.FeatureStore.open(output.final)
+        for index in np.flatnonzero(opened.status == store.FAILED):
+            causes.setdefault(int(index), str(opened.error[index]))
+        present = opened.present[opened.status == store.DONE]
+        missing = {m: int(n) for m, n in zip(opened.modalities, (~present).sum(0), strict=True)}
+    clips = plan.collection.clips
+    failed = [{"clip_id": clips[i].clip_id, "path": clips[i].path, "cause": causes[i]} for i in sorted(causes)]
+    return Summary(
+        stores=[str(output.final) for output in plan.outputs],
+        clips=len(clips),
+        done=len(clips) - len(failed),
+        failed=failed,
+        absent=plan.collection.absent,
+        seconds=seconds,
+        computed=computed,
+        missing=missing,
+    )
+
+
+def print_summary(summary: Summary) -> None:
+    """The closing lines a person reads, on standard error."""
+    seconds = summary.seconds
+    _say(f"clips: {summary.done} done, {len(summary.failed)} failed, {len(summary.absent)} absent")
+    for modality, count in summary.missing.items():
+        if count:
+            _say(f"  {count} done without {modality} (cause in the store's `error`)")
+    for failure in summary.failed:
+        _say(f"  failed: {failure['path']}: {failure['cause']}")
+    if summary.absent:
+        shown = ", ".join(summary.absent[:5])
+        more = (
+            f" and {len(summary.absent) - 5} more (all in each store's {store.RUN})" if len(summary.absent) > 5 else ""
+        )
+        _say(f"  absent: {shown}{more}")
+    if summary.computed:
+        rate = summary.computed / max(seconds["total"], 1e-9)
+        stages = ", ".join(f"{stage} {seconds[stage]:.1f}" for stage in ("decode", "cnn", "write"))
+        _say(f"seconds in {stages} (summed over workers), {seconds['total']:.1f} in all: {rate:.2f} clips/s")
+        _say(f"the limit was: {summary.limit}")
+    else:
+        _say(f"nothing left to do ({seconds['total']:.1f} s)")
+    for path in summary.stores:
+        _say(f"store: {path}")
+
+
+def _estimate(plan: Plan, workers: int) -> None:
+    """Time one clip and say what the whole would take, in time and on disk."""
+    clips = len(plan.collection.clips)
+    size = 0
+    for output in plan.unfinished():
+        segment = FRAME_SIZE**2 * 3 + 2 * 3 * logmel.N_MELS * logmel.MEL_FRAMES
+        size += clips * media.SEGMENTS * (2 * 2 * output.dimension if output.weights else segment)
+    tasks = plan.tasks()
+    if not tasks:
+        _say("dry run: nothing left to do")
+        return
+    timed: dict[str, float] = {"decode": 0.0, "cnn": 0.0}
+    for attempt in tasks[: 2 if len(tasks) > 1 else 1]:  # the first one warms up
+        timed = _time_clip(attempt)
+    total = sum(timed.values()) * len(tasks) / workers
+    free = shutil.disk_usage(_existing(plan.outputs[0].final.parent)).free
+    _say(
+        f"dry run: {len(tasks)} clips to compute, about {timed['decode']:.2f} s decoding and {timed['cnn']:.2f} s CNN "
+        f"each: about {datetime.timedelta(seconds=round(total))} with {workers} workers"
+    )
+    _say(f"dry run: at most {size / 1e9:.2f} GB on disk (about twice that while working), {free / 1e9:.1f} GB free")
+
+
+def _time_clip(task: Task) -> dict[str, float]:
+    start = time.perf_counter()
+    clip = media.read_clip(task.path, timeout=task.timeout)
+    decoded = time.perf_counter()
+    for output in task.outputs:
+        extract.compute(output, clip)
+    return {"decode": decoded - start, "cnn": time.perf_counter() - decoded}
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def check_options(media_mode: str | None, precision: str, limit: int | None, workers: int) -> None:
+    """InputError for option values that cannot be."""
+    if media_mode not in (None, "keep", "only"):
+        raise InputError(f"--media {media_mode!r}: expected keep or only.")
+    if precision not in ("fp32", "bf16"):
+        raise InputError(f"--precision {precision!r}: expected fp32 or bf16.")
+    if limit is not None and limit < 1:
+        raise InputError(f"--limit {limit}: expected at least 1 clip.")
+    if workers < 0:
+        raise InputError(f"--workers {workers}: expected 0 (serial, in this process) or more.")

@@ -1,0 +1,325 @@
+"""The Zarr v3 stores: create, write, publish, find, open.
+
+A feature store holds what the trainer reads, a media store what another backbone can be computed from:
+
+    features  visual, audio   float16 [clip, segment, feature]        NaN where missing
+    media     frames          uint8   [clip, segment, row, column, channel]
+              logmel          float16 [clip, segment, channel, mel, time]
+    both      present         bool    [clip, modality]
+              label           int16   [clip] into attribute ``classes``
+              duration        float64 [clip]                          seconds
+              clip_id, subject, other manifest columns, sha256, status, error    str [clip]
+              split           int8    [seed, clip]                    0 train, 1 validation, 2 test
+              missing         bool    [setting, seed, clip, modality] attribute ``settings`` names the settings
+
+A store is built in a hidden folder beside its final place. Checksums of every file go into COMPLETE.json, written
+last; then the folder is renamed. Readers refuse a store without that marker. A finished store never changes.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+import zarr.errors
+
+from .errors import InputError
+from .masks import MODALITIES, STORED_SEEDS, STORED_SETTINGS, TRAIN, Missing, missing_clips, parse_missing, split_clips
+
+SCHEMA = 1
+FEATURE_CHUNK = 32  # clips a chunk: 4 to 8 MB files
+COMPLETE = "COMPLETE.json"
+RUN = "RUN.json"  # command, date, timings, host: outside checksums and byte identity
+MEDIA = "media"  # the `features` name of a media store
+DONE, FAILED = "done", "failed"
+NUMBERS = {"label": "int16", "duration": "float64"}  # columns that are not strings
+RESERVED = frozenset(
+    {"visual", "audio", "frames", "logmel", "present", "label", "clip_id", "status", "error", "duration"}
+    | {"split", "missing", "sha256", "path", "clip", "segment", "feature", "modality", "setting", "seed"}
+)
+
+
+def store_name(dataset: str, features: str, fingerprint: str) -> str:
+    """The folder's name; ``timm:NAME`` becomes ``timm.NAME`` (a colon is no good in a file name)."""
+    return f"{dataset}-{features.replace(':', '.').replace('/', '.')}-{fingerprint}.zarr"
+
+
+def open_group(path: Path) -> zarr.Group:
+    """A group open for writing. Chunks of only fill values are written too: an absent file then means a fault."""
+    zarr.config.set({"array.write_empty_chunks": True})
+    return zarr.open_group(path, mode="a", zarr_format=3)
+
+
+def create_array(
+    group: zarr.Group, name: str, shape: Sequence[int], chunks: Sequence[int], dtype: Any, dimensions: Sequence[str]
+) -> zarr.Array:
+    """An empty array with named dimensions; floats are NaN where nothing was written."""
+    fill = np.nan if np.issubdtype(np.dtype(dtype), np.floating) else 0
+    return group.create_array(
+        name, shape=shape, chunks=chunks, dtype=dtype, dimension_names=dimensions, fill_value=fill, overwrite=True
+    )
+
+
+def write_table(group: zarr.Group, table: Mapping[str, np.ndarray], present: np.ndarray) -> None:
+    """Everything that has one row a clip: ids, labels, columns, status, presence, splits and masks.
+
+    table: clip_id, subject, status, error, sha256 and the manifest's columns as str [clip], label and duration.
+    present: bool [clip, modality].
+    """
+    clips = len(table["clip_id"])
+    for name, values in table.items():
+        if name in NUMBERS:
+            array = create_array(group, name, [clips], [clips], NUMBERS[name], ["clip"])
+        else:
+            array = group.create_array(
+                name, shape=[clips], chunks=[clips], dtype=str, dimension_names=["clip"], overwrite=True
+            )
+        array[:] = np.asarray(values, dtype=array.dtype)
+    create_array(group, "present", present.shape, present.shape, bool, ["clip", "modality"])[:] = present
+    ids, labels = list(table["clip_id"]), np.asarray(table["label"])
+    splits = np.stack([split_clips(ids, labels, seed) for seed in range(STORED_SEEDS)])
+    create_array(group, "split", splits.shape, splits.shape, "int8", ["seed", "clip"])[:] = splits
+    masks = np.stack(
+        [
+            np.stack([missing_clips(ids, labels, split == TRAIN, spec, seed) for seed, split in enumerate(splits)])
+            for spec in map(parse_missing, STORED_SETTINGS)
+        ]
+    )  # [setting, seed, clip, modality]
+    dimensions = ["setting", "seed", "clip", "modality"]
+    create_array(group, "missing", masks.shape, (1, *masks.shape[1:]), bool, dimensions)[:] = masks
+
+
+def attributes(
+    dataset: str,
+    features: str,
+    fingerprint: str,
+    classes: Sequence[str],
+    spec: Mapping,
+    weights: Mapping | None,
+    versions: Mapping,
+) -> dict:
+    """The group attributes of a new store (revision 1)."""
+    return {
+        "schema": SCHEMA,
+        "dataset": dataset,
+        "features": features,
+        "fingerprint": fingerprint,
+        "revision": 1,
+        "modalities": list(MODALITIES),
+        "classes": list(classes),
+        "settings": list(STORED_SETTINGS),
+        "spec": dict(spec),
+        "weights": dict(weights) if weights else None,
+        "versions": dict(versions),
+    }
+
+
+def publish(built: Path, final: Path) -> None:
+    """Consolidate the metadata, write the checksums last, move the store to its final place (which must be free)."""
+    with warnings.catch_warnings():  # zarr calls consolidation experimental in v3; readers need it (see docs)
+        warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        zarr.consolidate_metadata(str(built))
+    files = {}
+    for path in sorted(built.rglob("*"), key=lambda p: p.relative_to(built).as_posix()):
+        name = path.relative_to(built).as_posix()
+        if not path.is_file() or name in (COMPLETE, RUN):
+            continue
+        if path.name.endswith(".partial"):  # zarr's temporary file, left by a kill
+            path.unlink()
+            continue
+        files[name] = _checksum(path)
+    write_json(built / COMPLETE, {"schema": SCHEMA, "files": files})
+    final.parent.mkdir(parents=True, exist_ok=True)
+    built.rename(final)
+
+
+def write_json(path: Path, document: Mapping) -> None:
+    """Temp, flush, move: the file is whole or absent."""
+    temporary = path.with_name(path.name + ".partial")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(document, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _checksum(path: Path) -> dict:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())  # the marker must not reach the disk before what it vouches for
+    return {"sha256": digest, "bytes": path.stat().st_size}
+
+
+def damaged_files(path: Path) -> list[str]:
+    """Files of a finished store that are absent, changed or unexpected, by their checksums; empty when it is whole."""
+    recorded = json.loads((path / COMPLETE).read_text(encoding="utf-8"))["files"]
+    found = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()} - {COMPLETE, RUN}
+    wrong = {name for name in recorded if name not in found or _checksum(path / name) != recorded[name]}
+    return sorted(wrong | (found - set(recorded)))
+
+
+class FeatureStore:
+    """A finished store, open for reading. Small columns are read once and kept; features by `read`."""
+
+    def __init__(self, path: Path, group: zarr.Group):
+        self.path = path
+        self.group = group
+        self.attrs: dict[str, Any] = dict(group.attrs)
+        self.dataset: str = self.attrs["dataset"]
+        self.features: str = self.attrs["features"]
+        self.fingerprint: str = self.attrs["fingerprint"]
+        self.weights: dict[str, str] = self.attrs["weights"] or {}
+        self.modalities: tuple[str, ...] = tuple(self.attrs["modalities"])
+        self.classes: tuple[str, ...] = tuple(self.attrs["classes"])
+
+    @classmethod
+    def open(cls, path: str | Path) -> "FeatureStore":
+        """Open a store folder. InputError: it is absent, no store, incomplete or of another schema version."""
+        path = Path(path)
+        if not path.is_dir():
+            raise InputError(f"no store at {path}.\n`mlemiss store ls` lists the stores there are.")
+        try:
+            attrs = json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"]
+            schema = attrs["schema"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise InputError(
+                f"{path} is no mlemiss store: expected a zarr.json with a `schema` attribute.\n"
+                f"Name the folder that ends in .zarr itself."
+            ) from None
+        if schema != SCHEMA:
+            raise InputError(
+                f"{path} has schema version {schema}, this version of mlemiss reads {SCHEMA}.\n"
+                f"Preprocess again, or install the mlemiss version that wrote it: {attrs.get('versions')}."
+            )
+        if not (path / COMPLETE).is_file():
+            raise InputError(
+                f"{path} is incomplete: it has no {COMPLETE}, so its writing or copying was cut short.\n"
+                f"Run the preprocess or copy that makes it again."
+            )
+        return cls(path, zarr.open_group(path, mode="r"))
+
+    def _strings(self, name: str) -> np.ndarray:
+        return np.array(self.group[name][:].tolist(), dtype=str)
+
+    @cached_property
+    def clip_id(self) -> np.ndarray:
+        """str [clip], sorted."""
+        return self._strings("clip_id")
+
+    @cached_property
+    def status(self) -> np.ndarray:
+        """str [clip]: done or failed."""
+        return self._strings("status")
+
+    @cached_property
+    def error(self) -> np.ndarray:
+        """str [clip]: why a clip failed or lacks a modality, else empty."""
+        return self._strings("error")
+
+    @cached_property
+    def subject(self) -> np.ndarray:
+        """str [clip]."""
+        return self._strings("subject")
+
+    @cached_property
+    def label(self) -> np.ndarray:
+        """int [clip] into `classes`."""
+        return self.group["label"][:].astype(np.int64)
+
+    @cached_property
+    def duration(self) -> np.ndarray:
+        """float [clip]: seconds."""
+        return self.group["duration"][:]
+
+    @cached_property
+    def present(self) -> np.ndarray:
+        """bool [clip, modality]: the clip itself carries a signal (before any simulated missingness)."""
+        return self.group["present"][:]
+
+    @cached_property
+    def columns(self) -> dict[str, np.ndarray]:
+        """The manifest's columns a split can keep together, subject included: name -> str [clip]."""
+        names = [name for name in self.group.array_keys() if name not in RESERVED]
+        return {name: self._strings(name) for name in sorted(names)}
+
+    def read(self, modality: str) -> np.ndarray:
+        """One modality's features: float16 [clip, segment, feature], NaN where missing."""
+        return self.group[modality][:]
+
+    def split(self, seed: int, by: str = "clip") -> np.ndarray:
+        """int8 [clip]: 0 train, 1 validation, 2 test; ``by`` a column keeps clips that share its value together."""
+        if by == "clip":
+            return self._stored_splits[seed] if seed < STORED_SEEDS else split_clips(self.clip_id, self.label, seed)
+        if by not in self.columns:
+            raise InputError(
+                f"cannot split by {by!r}: the store {self.path.name} has no such column.\n"
+                f"Columns are clip, {', '.join(self.columns)}."
+            )
+        return split_clips(self.clip_id, self.label, seed, self.columns[by])
+
+    @cached_property
+    def _stored_splits(self) -> np.ndarray:
+        return self.group["split"][:]
+
+    def missing(self, spec: Missing, seed: int, among: np.ndarray) -> np.ndarray:
+        """bool [clip, modality]: what ``spec`` hides of the clips ``among`` (bool [clip]) under this seed.
+
+        A clip split's training masks of the stored settings are read, anything else is computed by the same function.
+        """
+        stored = spec.name in self.attrs["settings"] and seed < STORED_SEEDS
+        if stored and np.array_equal(among, self._stored_splits[seed] == TRAIN):
+            return self.group["missing"][self.attrs["settings"].index(spec.name), seed]
+        return missing_clips(self.clip_id, self.label, among, spec, seed, self.modalities)
+
+
+def stores_in(folder: Path) -> Iterator[tuple[Path, dict]]:
+    """Finished stores of a folder with their attributes, by name; others' files and unfinished stores are passed by."""
+    for path in sorted(folder.glob("*.zarr")):
+        if not (path / COMPLETE).is_file():
+            continue
+        try:
+            attrs = json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"]
+        except (OSError, ValueError, KeyError):
+            continue
+        if attrs.get("schema") == SCHEMA:
+            yield path, attrs
+
+
+def find_store(folder: Path, features: str, dataset: str | None = None) -> Path:
+    """The one store of these features in a folder of stores. InputError: none or several fit (they are listed)."""
+    everything = list(stores_in(folder)) if folder.is_dir() else []
+    datasets = sorted({attrs["dataset"] for _, attrs in everything})
+    fitting = [
+        (path, attrs)
+        for path, attrs in everything
+        if attrs["features"] == features and dataset in (None, attrs["dataset"])
+    ]
+    if len(fitting) == 1:
+        return fitting[0][0]
+    wanted = f"{features} features" + (f" of {dataset}" if dataset else "")
+    if not fitting:
+        there = ", ".join(path.name for path, _ in everything) or "none"
+        raise InputError(
+            f"no finished store of {wanted} in {folder} (stores there: {there}).\n"
+            f"Make one with `mlemiss preprocess --dataset {dataset or 'NAME'} --features {features}`."
+        )
+    if dataset is None and len({attrs["dataset"] for _, attrs in fitting}) > 1:
+        raise InputError(
+            f"stores of several datasets in {folder}: {', '.join(datasets)}.\nChoose one with --dataset NAME."
+        )
+    rows = "; ".join(f"{path} (weights {(attrs['weights'] or {}).get('name')})" for path, attrs in fitting)
+    raise InputError(f"{len(fitting)} stores of {wanted} fit: {rows}.\nChoose one with --store PATH.")
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a folder of ours if it is there."""
+    shutil.rmtree(path, ignore_errors=True)

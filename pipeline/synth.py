@@ -1,0 +1,219 @@
+"""A synthetic dataset of real video files: drawn faces and synthetic voices that each carry the emotion in part.
+
+Some clips are nearly neutral in the face and others in the voice, and the face confuses other pairs of emotions than the
+voice does. Each modality alone is therefore insufficient, and both together are clearly better. Speakers, light, background and noise vary as they do in recordings.
+"""
+
+import json
+import multiprocessing
+import os
+import subprocess
+import tempfile
+import wave
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from . import synth_face, synth_voice
+from .errors import InputError
+import imageio_ffmpeg
+
+ffmpeg_binary = imageio_ffmpeg.get_ffmpeg_exe  # TRIAL
+
+DURATION = (1.7, 2.1)  # seconds, shortest and longest clip
+UNCLEAR_SHARE = {"visual": 0.30, "audio": 0.36}  # of the clips; no clip is unclear in both
+CLEAR, UNCLEAR = (0.85, 1.05), (0.0, 0.25)  # ranges of the clarity of those clips, and of the others
+STRONG = 1.15  # clarity of strong intensity over that of normal intensity
+MARKER = "SYNTHETIC.json"  # lies in the root; says that its clips are drawn, not recorded, and with what parameters
+VERSION = 1  # goes up when the same parameters give other clips
+
+
+@dataclass(frozen=True)
+class SynthClip:
+    """One clip to be made; `number` identifies it among its subject's clips, whatever else is made beside it."""
+
+    path: str  # relative to the root
+    subject: int
+    number: int
+    emotion: str
+    strong: bool
+    statement: int  # 0 or 1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names, folders and limits of a dataset: `plan(subjects, clips_per_subject)` gives the `SynthClip`s."""
+
+    subjects: int  # at most
+    clips_per_subject: int  # at most
+    plan: callable
+
+
+# RAVDESS's order of the emotion codes 03 to 08.
+RAVDESS_EMOTIONS = ("happy", "sad", "angry", "fearful", "disgust", "surprised")
+
+
+def plan_ravdess(subjects, clips_per_subject):
+    """The audio-visual speech clips of six emotions, `Actor_NN/01-01-EE-II-SS-RR-NN.mp4`.
+
+    Emotions take turns through the whole list, so that their counts differ by one at most; the 8 combinations of
+    intensity, statement and repetition take turns too, beginning at another one for each subject.
+    """
+    clips = []
+    for index in range(subjects * clips_per_subject):
+        subject, own = 1 + index // clips_per_subject, index % clips_per_subject
+        emotion = index % len(RAVDESS_EMOTIONS)
+        take = (own // len(RAVDESS_EMOTIONS) + subject - 1) % 8
+        strong, statement, repetition = take % 2, take // 2 % 2, take // 4
+        name = f"01-01-{emotion + 3:02}-{strong + 1:02}-{statement + 1:02}-{repetition + 1:02}-{subject:02}.mp4"
+        path = f"Actor_{subject:02}/{name}"
+        clips.append(SynthClip(path, subject, 8 * emotion + take, RAVDESS_EMOTIONS[emotion], bool(strong), statement))
+    return clips
+
+
+LAYOUTS = {"ravdess": Layout(subjects=24, clips_per_subject=48, plan=plan_ravdess)}
+
+
+def synthesize(root, *, layout="ravdess", subjects=24, clips_per_subject=48, seed=0, workers=None, progress=None):
+    """Write a synthetic dataset under `root` and return the paths of its clips.
+
+    The clips are H.264 video with AAC 48 kHz stereo sound. A clip's bytes depend on the seed, its subject and its name
+    only: on one machine they are the same each time, for any number of workers and any number of other clips. Each file
+    appears under its name only when it is whole; a call that was interrupted can be repeated. `SYNTHETIC.json` in the
+    root marks the clips as drawn; a root with other clips or other parameters is refused, so that a recorded dataset is
+    never overwritten and two synthetic ones never mix.
+
+    Parameters: `root` a folder, made if absent; `layout` a key of `LAYOUTS`; `subjects` and `clips_per_subject` from 1
+    to what the layout has; `seed` an int of at least 0; `workers` processes (None: one for each processor; 1: none but
+    this one); `progress` is called with (clips done, clips in all) after each clip.
+    Raises `InputError` for parameters out of range and for a root that cannot be used.
+    """
+    clips = _check(layout, subjects, clips_per_subject, seed, workers)
+    root = Path(root)
+    parameters = {"layout": layout, "subjects": subjects, "clips_per_subject": clips_per_subject, "seed": seed}
+    _claim(root, parameters | {"version": VERSION}, clips)
+    jobs = [(str(root / clip.path), clip, seed) for clip in clips]
+    workers = min(workers or len(os.sched_getaffinity(0)), len(jobs))
+    if workers == 1:
+        for done, job in enumerate(jobs, 1):
+            make_clip(*job)
+            if progress:
+                progress(done, len(jobs))
+    else:
+        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            futures = [pool.submit(make_clip, *job) for job in jobs]
+            try:
+                for done, future in enumerate(as_completed(futures), 1):
+                    future.result()
+                    if progress:
+                        progress(done, len(jobs))
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    return [root / clip.path for clip in clips]
+
+
+def _check(layout, subjects, clips_per_subject, seed, workers):
+    """The plan of these parameters, or an `InputError` that says which one is wrong."""
+    if layout not in LAYOUTS:
+        raise InputError(f"synth: layout: expected {' or '.join(sorted(LAYOUTS))}, found {layout!r}")
+    limits = LAYOUTS[layout]
+    for name, value, most in (
+        ("subjects", subjects, limits.subjects),
+        ("clips_per_subject", clips_per_subject, limits.clips_per_subject),
+        ("seed", seed, None),
+        ("workers", 1 if workers is None else workers, None),
+    ):
+        least = 0 if name == "seed" else 1
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if not whole or value < least or (most is not None and value > most):
+            span = f"{least} to {most}" if most else f"{least} or more"
+            raise InputError(f"synth: {name}: expected a whole number, {span}, found {value!r}")
+    return limits.plan(subjects, clips_per_subject)
+
+
+def _claim(root, parameters, clips):
+    """Make the folders and the marker, or raise an `InputError` if the root belongs to something else."""
+    elsewhere = "give another folder, or empty this one first"
+    if root.exists() and not root.is_dir():
+        raise InputError(f"synth: {root}: expected a folder or nothing, found a file; give another path")
+    marker = root / MARKER
+    text = json.dumps(parameters) + "\n"
+    try:
+        if marker.exists():
+            found = marker.read_text(encoding="utf-8")
+            if found != text:
+                raise InputError(
+                    f"synth: {root}: expected clips of {text.strip()}, found those of {found.strip()}; {elsewhere}"
+                )
+        taken = [] if marker.exists() else [clip.path for clip in clips if (root / clip.path).exists()]
+        if taken:
+            raise InputError(
+                f"synth: {root}: expected no clips but synthetic ones ({MARKER}), found {len(taken)} others, "
+                f"the first {taken[0]}; {elsewhere}"
+            )
+        for folder in sorted({(root / clip.path).parent for clip in clips}):
+            folder.mkdir(parents=True, exist_ok=True)
+        partial = root / f"{MARKER}.partial"
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(marker)
+    except OSError as error:
+        reason = f"{error.strerror}: {error.filename}"
+        raise InputError(f"synth: {root}: expected a folder that can be written, found {reason}") from error
+
+
+def make_clip(path, clip, seed):
+    """Draw, speak and encode one `SynthClip`; the file appears at `path` when it is whole."""
+    person = synth_face.draw_person(np.random.default_rng([seed, clip.subject, 0, 1]))
+    speaker = synth_voice.draw_speaker(np.random.default_rng([seed, clip.subject, 0, 2]))
+    rng, visual, audio = (np.random.default_rng([seed, clip.subject, 1 + clip.number, part]) for part in (1, 2, 3))
+    clarity = draw_clarity(rng, clip.strong)
+    count = round(rng.uniform(*DURATION) * synth_face.FPS)  # frames
+    duration = count / synth_face.FPS
+    waveform, opening = synth_voice.speak(
+        audio, speaker, clip.emotion, clarity["audio"], clip.statement, duration
+    )  # both [samples]
+    opening = opening[:: synth_voice.VOICE_RATE // synth_face.FPS]  # [frame]
+    frames = synth_face.act(visual, person, clip.emotion, clarity["visual"], opening)
+    _encode(Path(path), frames, waveform, comment=f"mlemiss synth {VERSION}: drawn and synthesised, not recorded")
+
+
+def draw_clarity(rng, strong):
+    """How clearly a clip shows its emotion, by modality: 0 (neutral) to about 1; never unclear in both."""
+    which = rng.random()
+    unclear = {"visual": which < UNCLEAR_SHARE["visual"], "audio": which > 1 - UNCLEAR_SHARE["audio"]}
+    return {
+        modality: rng.uniform(*(UNCLEAR if hidden else CLEAR)) * (STRONG if strong else 1.0)
+        for modality, hidden in unclear.items()
+    }
+
+
+def _encode(path, frames, waveform, comment):
+    """`frames` uint8 [frame, row, column, 3] RGB and `waveform` float [samples] to an mp4 at `path`."""
+    partial = path.with_name(f".{path.name}.partial")
+    with tempfile.TemporaryDirectory() as folder:
+        sound = Path(folder) / "sound.wav"
+        with wave.open(str(sound), "wb") as file:
+            file.setnchannels(2)
+            file.setsampwidth(2)
+            file.setframerate(synth_voice.VOICE_RATE)
+            mono = np.round(32767 * waveform).astype("<i2")
+            file.writeframes(np.repeat(mono, 2).tobytes())  # two identical channels, as RAVDESS has
+        height, width = frames.shape[1:3]
+        pictures = Path(folder) / "pictures.yuv"
+        pictures.write_bytes(b"".join(cv2.cvtColor(frame, cv2.COLOR_RGB2YUV_I420).tobytes() for frame in frames))
+        # One thread and the bitexact flags make the bytes the same each time.
+        command = [ffmpeg_binary(), *"-nostdin -loglevel error -y -threads 1 -f rawvideo -pix_fmt yuv420p".split()]
+        command += ["-s", f"{width}x{height}", "-r", str(synth_face.FPS), "-i", str(pictures), "-i", str(sound)]
+        command += "-c:v libx264 -preset ultrafast -crf 22 -g 50 -threads 1".split()
+        command += "-c:a aac -b:a 128k -aac_pns 0 -aac_is 0 -flags +bitexact -fflags +bitexact -map_metadata -1".split()
+        command += ["-metadata", f"comment={comment}", "-f", "mp4", str(partial)]
+        result = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    if result.returncode:
+        partial.unlink(missing_ok=True)
+        reason = result.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
+        raise RuntimeError(f"synth: {path}: ffmpeg ended with status {result.returncode}: {reason[0]}")
+    partial.replace(path)

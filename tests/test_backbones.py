@@ -1,0 +1,201 @@
+"""Backbones: the contract of the paper's three, weights from every source, and messages where they cannot be had."""
+
+import http.server
+import threading
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from mlemiss.pipeline.backbones import BACKBONES, Backbone, Weights, parse_weights, resolve_tag
+from mlemiss.pipeline.errors import InputError
+
+SMALL = "timm:mobilenetv3_small_050"
+
+
+@pytest.fixture(scope="module")
+def frames() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 255, (4, 256, 256, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def logmel() -> np.ndarray:
+    return np.random.default_rng(0).uniform(-90, 5, (4, 3, 64, 51)).astype(np.float16)
+
+
+@pytest.mark.parametrize(
+    ("features", "dimension"), [("resnet34", 512), ("resnet50", 2048), ("vgg16", 4096), (SMALL, 1024)]
+)
+def test_features_equal_the_plain_model(features, dimension, frames, logmel):
+    """Folding, freezing and channels-last change nothing beyond rounding."""
+    backbone = Backbone(features, Weights("random"))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        plain = timm.create_model(resolve_tag(features), pretrained=False, num_classes=0).eval()
+    image = torch.from_numpy(frames[:2]).permute(0, 3, 1, 2) / 255
+    image = torch.nn.functional.interpolate(image, (224, 224), mode="bilinear")
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    with torch.inference_mode():
+        expected = plain((image - mean[:, None, None]) / std[:, None, None]).numpy()
+    found = backbone.visual(frames[:2])
+    assert found.dtype == np.float16 and found.shape == (2, dimension) == (2, backbone.dimension)
+    np.testing.assert_allclose(found, expected, rtol=5e-3, atol=5e-3 * np.abs(expected).max())
+    assert backbone.audio(logmel[:2]).shape == (2, dimension)
+
+
+def test_tags_are_pinned():
+    assert {name: tag for name, (tag, _) in BACKBONES.items()} == {
+        "vgg16": "vgg16.tv_in1k",
+        "resnet34": "resnet34.tv_in1k",
+        "resnet50": "resnet50.tv_in1k",
+    }
+    assert resolve_tag("timm:resnet18") == timm.models.get_pretrained_cfg("resnet18").architecture + ".a1_in1k"
+    assert resolve_tag("timm:resnet18.tv_in1k") == "resnet18.tv_in1k"
+    for unknown in ("resnet51", "timm:resnet51", "timm:resnet18.nope"):
+        with pytest.raises(InputError, match="unknown"):
+            resolve_tag(unknown)
+
+
+def test_logmel_image_is_level_and_slopes(logmel):
+    """Silence is black and 0 dB white; flat slopes are mid-grey; beyond the range is clipped."""
+    backbone = Backbone(SMALL, Weights("random"))
+    seen = {}
+    backbone.images = lambda values: seen.setdefault("values", values)[:, :, :224, :51]
+    backbone._network = lambda inputs: lambda _: torch.zeros(1, 1024)
+    image = np.zeros((1, 3, 64, 51), np.float16)
+    image[0, 0, 0], image[0, 0, 1], image[0, 0, 2], image[0, 1, 0] = -100, -40, 10, 10
+    backbone.audio(image)
+    assert seen["values"][0, 0, :4, 0].tolist() == [0.0, 0.5, 1.0, 1.0]
+    assert seen["values"][0, 1, :2, 0].tolist() == [1.0, 0.5] and (seen["values"][0, 2] == 0.5).all()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The same weights with a classifier, as a torch file and as safetensors, and files that are neither."""
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(5)
+    state = timm.create_model("resnet18", pretrained=False).state_dict()
+    torch.save(state, folder / "w.pth")
+    torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3}, folder / "wrapped.pth")
+    safetensors.torch.save_file(state, folder / "w.safetensors")
+    torch.save({k: v for k, v in state.items() if "layer4" not in k}, folder / "part.pth")
+    torch.save([1, 2], folder / "list.pth")
+    torch.save(threading.Event, folder / "code.pth")
+    for name in ("text.pth", "text.safetensors"):
+        (folder / name).write_text("no weights at all")
+    (folder / "empty.pth").touch()
+    return folder
+
+
+def test_hash_is_of_the_tensors_not_of_the_file(files):
+    loaded = [
+        Backbone("timm:resnet18.tv_in1k", Weights(name, str(files / name)))
+        for name in ("w.pth", "wrapped.pth", "w.safetensors")
+    ]
+    assert len({backbone.spec.weights_hash for backbone in loaded}) == 1
+    assert Backbone("timm:resnet18.tv_in1k", Weights("random")).spec.weights_hash != loaded[0].spec.weights_hash
+
+
+def test_random_weights_are_the_same_each_time_and_leave_the_generator_alone():
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    hashes = {Backbone(SMALL, Weights("random")).spec.weights_hash for _ in range(2)}
+    assert len(hashes) == 1 and torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "features", "why"),
+    [
+        ("w.pth", "resnet50", "does not fit resnet50.tv_in1k"),
+        ("w.pth", "resnet34", "does not fit resnet34.tv_in1k"),
+        ("w.pth", "vgg16", "does not fit vgg16.tv_in1k"),
+        ("part.pth", "timm:resnet18", "does not fit"),
+        ("list.pth", "timm:resnet18", "expected a state dict of tensors, found list"),
+        ("code.pth", "timm:resnet18", "not readable"),
+        ("text.pth", "timm:resnet18", "not readable"),
+        ("text.safetensors", "timm:resnet18", "not readable"),
+        ("empty.pth", "timm:resnet18", "not readable"),
+    ],
+)
+def test_wrong_weights_are_told(files, name, features, why):
+    with pytest.raises(InputError, match=why):
+        Backbone(features, Weights(name, str(files / name)))
+
+
+def test_weights_options(files):
+    path = str(files / "w.pth")
+    assert parse_weights(["random"], ["a", "b"]) == {"a": Weights("random"), "b": Weights("random")}
+    assert parse_weights([], ["a"]) == {"a": Weights("imagenet")}
+    chosen = parse_weights([f"a={path}", "random"], ["a", "b"])
+    assert chosen["a"] == Weights("w.pth", path) and chosen["b"] == Weights("random")
+    for texts, why in (
+        (["nothing.pth"], "neither imagenet nor random nor a file"),
+        ([f"c={path}"], "not among the requested features"),
+        ([path], "one weights file .* for 2 backbones"),
+        (["random", "imagenet"], "given twice"),
+    ):
+        with pytest.raises(InputError, match=why):
+            parse_weights(texts, ["a", "b"])
+
+
+@pytest.fixture
+def hub(tmp_path, files, monkeypatch):
+    """A model hub on loopback that knows one repository; answers as the real one does for a plain file."""
+    content = (files / "w.safetensors").read_bytes()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.answer(body=False)
+
+        def do_GET(self):
+            self.answer(body=True)
+
+        def answer(self, body: bool) -> None:
+            found = self.path == "/timm/resnet18.tv_in1k/resolve/main/model.safetensors"
+            self.send_response(200 if found else 404)
+            if found:
+                self.send_header("ETag", '"0123456789abcdef"')
+                self.send_header("X-Repo-Commit", "c" * 40)
+            self.send_header("Content-Length", str(len(content) if found else 0))
+            self.end_headers()
+            if found and body:
+                self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", constants.ENDPOINT + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_imagenet_weights_come_from_the_hub_then_from_the_cache(hub, files):
+    expected = Backbone("timm:resnet18.tv_in1k", Weights("w.pth", str(files / "w.pth"))).spec
+    assert Backbone("timm:resnet18.tv_in1k", Weights("imagenet")).spec == expected
+    hub.shutdown()
+    hub.server_close()
+    assert Backbone("timm:resnet18.tv_in1k", Weights("imagenet")).spec == expected
+
+
+def test_weights_the_hub_lacks(hub):
+    with pytest.raises(InputError, match=r"resnet50\.tv_in1k.*answered 404.*cache folder.*\n.*--weights FILE.*random"):
+        Backbone("resnet50", Weights("imagenet"))
+
+
+def test_hub_that_cannot_be_reached(hub, tmp_path):
+    hub.shutdown()
+    hub.server_close()
+    with pytest.raises(InputError, match=r"resnet50\.tv_in1k.*cannot be reached.*cache folder.*\n.*--weights FILE"):
+        Backbone("resnet50", Weights("imagenet"))

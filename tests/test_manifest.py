@@ -1,0 +1,123 @@
+"""Manifests and datasets: what is found, what is absent, and a message for whatever is wrong."""
+
+from pathlib import Path
+
+import pytest
+from mlemiss.pipeline.datasets import collect, dataset_names, expected_clips, load_dataset
+from mlemiss.pipeline.errors import InputError
+from mlemiss.pipeline.manifest import Clip, content_hashes, limit_clips, read_manifest, write_manifest
+
+HEADER = "clip_id,path,label,subject"
+
+
+def manifest(tmp_path: Path, *lines: str) -> Path:
+    path = tmp_path / "mine.csv"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def test_manifest_round_trip(tmp_path):
+    clips = [Clip("a", "x/ä b.mp4", "glad", "s1", (("take", "1, 2"),)), Clip("b", "y.mp4", "sad", "", (("take", ""),))]
+    write_manifest(tmp_path / "m.csv", clips)
+    assert read_manifest(tmp_path / "m.csv") == clips
+
+
+@pytest.mark.parametrize(
+    ("lines", "why"),
+    [
+        ([], "line 1: the file is empty|no clips|column"),
+        (["clip_id,path,label"], "line 1: column subject is missing"),
+        ([HEADER], "no clips below the header"),
+        ([HEADER, "a,a.mp4,glad,s1", "b,b.mp4,sad"], "line 3: expected 4 fields, found 3"),
+        ([HEADER, "a,a.mp4,,s1"], "line 2: label is empty"),
+        ([HEADER, "a,a.mp4,glad,s1", "a,b.mp4,sad,s1"], "line 3: clip_id 'a' stands on line 2 already"),
+        ([HEADER, "a,../a.mp4,glad,s1"], "leaves the root"),
+        ([HEADER, "a,/etc/passwd,glad,s1"], "leaves the root"),
+        ([HEADER + ",split", "a,a.mp4,glad,s1,x"], "a name the store uses itself"),
+        ([HEADER + ",x,x", "a,a.mp4,glad,s1,1,2"], "stands twice"),
+        ([HEADER, 'a,"a.mp4,glad,s1'], "line"),
+    ],
+)
+def test_malformed_manifests_name_the_line(tmp_path, lines, why):
+    with pytest.raises(InputError, match=why):
+        read_manifest(manifest(tmp_path, *lines))
+
+
+def test_manifest_that_is_no_text(tmp_path):
+    path = tmp_path / "m.csv"
+    path.write_bytes(b"clip_id,path,label,subject\n\xff\xfe")
+    with pytest.raises(InputError, match="not UTF-8"):
+        read_manifest(path)
+
+
+def test_own_csv_finds_and_misses(tmp_path):
+    (tmp_path / "a.mp4").touch()
+    found = collect(str(manifest(tmp_path, HEADER, "b,b.mp4,sad,s1", "a,a.mp4,glad,s1")))
+    assert (found.dataset, [c.clip_id for c in found.clips], found.absent) == ("mine", ["a"], ("b",))
+    assert found.classes == ("glad", "sad")  # of the whole manifest, so that a late clip changes no label code
+
+
+def test_own_csv_without_any_clip(tmp_path):
+    with pytest.raises(InputError, match=r"none of the 1 clips.*first looked for: a\.mp4"):
+        collect(str(manifest(tmp_path, HEADER, "a,a.mp4,glad,s1")))
+
+
+@pytest.mark.parametrize("name", dataset_names())
+def test_every_dataset_keeps_the_contract(name, tmp_path):
+    module = load_dataset(name)
+    assert name == module.NAME
+    assert len(module.SUMMARY) < 120 and module.EXAMPLE and len(set(module.CLASSES)) == len(module.CLASSES)
+    (tmp_path / "unrelated.txt").touch()
+    with pytest.raises(InputError, match="no clip of"):
+        collect(name, tmp_path)
+    with pytest.raises(InputError, match="no folder"):
+        collect(name, tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="empty"):
+        collect(name, tmp_path / "empty")
+
+
+def test_ravdess_listing_is_the_official_one(shared_data):
+    official = {line.split(",")[0] for line in (shared_data / "ravdess_expected_7356.csv").read_text().splitlines()}
+    expected = expected_clips("ravdess")
+    assert len(set(expected)) == 1152 and all(f"{clip}.mp4" in official for clip in expected)
+
+
+def test_ravdess_sample(shared_data):
+    found = collect("ravdess", shared_data / "ravdess_sample")
+    # neutral (01) and video-only (02) are no clips of the six classes
+    assert [clip.label for clip in found.clips] == ["happy", "sad", "fearful", "surprised"]
+    assert len(found.absent) == 1148
+    assert dict(found.clips[0].columns)["take"] == "03-01-01-05"
+
+
+def test_ravdess_duplicates_are_reported(tmp_path):
+    for folder in ("Actor_01", "copy/Actor_01"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "01-01-03-01-01-01-01.mp4").touch()
+    found = collect("ravdess", tmp_path)
+    assert len(found.clips) == 1 and "second copy" in found.notes[0]
+
+
+def test_unknown_dataset():
+    with pytest.raises(InputError, match=r"unknown dataset 'nope'.*\n.*list datasets"):
+        collect("nope")
+
+
+def test_limit_is_balanced():
+    clips = [Clip(f"c{i:02d}", f"{i}", "abc"[i % 3], "") for i in range(30)]
+    kept = limit_clips(clips, 6)
+    assert sorted(clip.label for clip in kept) == list("aabbcc")
+    assert [c.clip_id for c in kept] == sorted(c.clip_id for c in kept)
+
+
+def test_hashes_are_remembered_until_a_file_changes(tmp_path):
+    clip, cache = tmp_path / "a", tmp_path / "cache" / "sha256.json"
+    clip.write_bytes(b"one")
+    first = content_hashes([clip], cache)
+    remembered = cache.read_text()
+    cache.write_text(remembered.replace(first[0], "0" * 64))  # proof that the file is not read again
+    assert content_hashes([clip], cache) == ["0" * 64]
+    clip.write_bytes(b"three")
+    assert content_hashes([clip], cache) not in (["0" * 64], first)
+    assert content_hashes([tmp_path / "gone"], cache)[0].startswith("unreadable")

@@ -1,0 +1,110 @@
+"""Splits and masks: exact, stratified, nested, disjoint; a function of nothing but ids, labels, rate and seed."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mlemiss.pipeline.errors import InputError
+from mlemiss.pipeline.masks import TEST, TRAIN, VALIDATION, Missing, missing_clips, parse_missing, split_clips
+
+
+def clips(n: int, classes: int = 6) -> tuple[list[str], np.ndarray]:
+    return [f"clip-{i:04d}" for i in range(n)], np.arange(n) % classes
+
+
+def test_split_has_the_papers_sizes():
+    for n, held_out in ((1152, 173), (1293, 194)):
+        parts = split_clips(*clips(n), seed=0)
+        assert [(parts == part).sum() for part in (TRAIN, VALIDATION, TEST)] == [n - 2 * held_out, held_out, held_out]
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    n=st.integers(20, 300),
+    classes=st.integers(1, 8),
+    seed=st.integers(0, 99),
+    rates=st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted),
+)
+def test_masks_are_exact_stratified_and_nested(n, classes, seed, rates):
+    ids, labels = clips(n, classes)
+    train = split_clips(ids, labels, seed) == TRAIN
+    for position, modality in enumerate(("visual", "audio")):
+        low, high = (
+            missing_clips(ids, labels, train, Missing(((modality, rate),) if rate else ()), seed) for rate in rates
+        )
+        assert high.sum() == round(rates[1] * train.sum())
+        assert not high[:, 1 - position].any()
+        assert not (low & ~high).any()
+        assert not high[~train].any()
+        for label in range(classes):
+            of_class = train & (labels == label)
+            assert abs(high[of_class, position].sum() - rates[1] * of_class.sum()) <= 1.5
+
+
+def test_order_of_listing_does_not_matter():
+    ids, labels = clips(200)
+    shuffle = np.random.default_rng(0).permutation(200)
+    there = split_clips([ids[i] for i in shuffle], labels[shuffle], seed=3)
+    np.testing.assert_array_equal(there, split_clips(ids, labels, seed=3)[shuffle])
+
+
+def test_seeds_differ():
+    ids, labels = clips(200)
+    assert not np.array_equal(split_clips(ids, labels, 0), split_clips(ids, labels, 1))
+    everything = np.ones(200, bool)
+    half = parse_missing("audio:0.5")
+    first, second = (missing_clips(ids, labels, everything, half, seed) for seed in (0, 1))
+    assert not np.array_equal(first, second)
+
+
+def test_joined_specs_hide_disjoint_clips():
+    ids, labels = clips(101)
+    mask = missing_clips(ids, labels, np.ones(101, bool), parse_missing("visual:0.5+audio:0.5"), seed=0)
+    assert not mask.all(1).any()
+    assert mask.sum() in (100, 101)  # round half to even, but never more than there are
+
+
+def test_groups_stay_together():
+    ids, labels = clips(1152)
+    groups = np.array([f"actor-{i // 48}" for i in range(1152)])
+    parts = split_clips(ids, labels, 0, groups)
+    for group in set(groups):
+        assert len(set(parts[groups == group])) == 1
+    assert {part: (parts == part).sum() for part in (VALIDATION, TEST)} == {VALIDATION: 192, TEST: 192}
+
+
+def test_too_few_groups():
+    with pytest.raises(InputError, match="at least 3 groups"):
+        split_clips(*clips(10), seed=0, groups=["a", "b"] * 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("none", "none"),
+        ("audio:0.50", "audio:0.5"),
+        ("visual:.3+audio:.3", "audio:0.3+visual:0.3"),
+        ("audio:0", "none"),
+    ],
+)
+def test_specs(text, name):
+    assert parse_missing(text).name == name
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("audio:1.5", "not between 0 and 1"),
+        ("audio:-0.1", "not between"),
+        ("audio:nan", "not between"),
+        ("audio", "no known modality"),
+        ("smell:0.5", "no known modality"),
+        ("audio:half", "no number"),
+        ("audio:0.5+audio:0.2", "twice"),
+        ("audio:0.7+visual:0.6", "add up to 1.3"),
+        ("", "no known modality"),
+    ],
+)
+def test_bad_specs_say_what_is_wrong(text, why):
+    with pytest.raises(InputError, match=why):
+        parse_missing(text)

@@ -1,0 +1,1 @@
+"""Training and evaluation over cached features; never imports Dask or ffmpeg."""

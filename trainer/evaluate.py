@@ -1,0 +1,51 @@
+"""From segments to clips, and what is counted there. Clips are counted, never segments."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .data import Runs
+from .method import Method, in_blocks
+
+ROWS_AT_ONCE = 8192  # segments predicted at a time, over all runs
+
+
+@torch.no_grad()
+def clip_probabilities(method: Method, runs: Runs, clips: Tensor) -> Tensor:
+    """Mean of the segments' probabilities of clips [R, c]: [R, c, C]."""
+
+    def block(part: Tensor) -> Tensor:
+        log_probability = method.predict(*runs.gather(runs.rows_of(part)))  # [R, c * S, C]
+        return log_probability.exp().unflatten(1, (part.shape[1], runs.segments)).mean(2)
+
+    return in_blocks(block, clips, max(ROWS_AT_ONCE // runs.segments, 1))
+
+
+def confusion(probability: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Counts [C, C], rows the true class, columns the predicted one (the first of equals): [clip, C] and [clip]."""
+    C = probability.shape[1]
+    return np.bincount(label * C + probability.argmax(1), minlength=C * C).reshape(C, C)
+
+
+def accuracy(counts: np.ndarray) -> float:
+    """Percentage of clips classified right, of a confusion matrix."""
+    return 100.0 * float(np.trace(counts) / counts.sum())
+
+
+def unweighted_average_recall(counts: np.ndarray) -> float:
+    """Mean over the classes that occur of their recall, in percent."""
+    true = counts.sum(1)
+    return 100.0 * float((np.diag(counts)[true > 0] / true[true > 0]).mean())
+
+
+def macro_f1(counts: np.ndarray) -> float:
+    """Mean over the classes that occur (as label or as prediction) of F1, in percent."""
+    either = counts.sum(0) + counts.sum(1)
+    return 100.0 * float((2 * np.diag(counts)[either > 0] / either[either > 0]).mean())
+
+
+def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and standard deviation (ddof 1) over seeds; None for the deviation of one seed."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None

@@ -1,0 +1,230 @@
+"""The only training loop: R runs of one method side by side, each exactly as it would go alone.
+
+Nothing couples the runs: the loss is the sum over runs of each run's own mean, the optimiser works element by element,
+and what is random comes from a generator of the run's seed. Runs of one batch need equal numbers of steps an epoch; a
+shorter last batch is filled up with rows of weight 0.
+
+Shapes: R runs, B batch, C classes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..pipeline.errors import InputError
+from ..pipeline.masks import TEST, TRAIN, VALIDATION
+from .data import Dataset, Run, Runs, steps_per_epoch
+from .evaluate import clip_probabilities
+from .method import Method, Stage
+from .settings import Settings
+
+
+@dataclass
+class RunResult:
+    """One run's outcome. Accuracies in percent of clips; curves have one entry an epoch of the selecting stage."""
+
+    run: Run
+    test_clips: np.ndarray  # int [n], positions among the data set's clips
+    probability: np.ndarray  # [n, C] of the test clips, by the best epoch's weights
+    best_epoch: int  # from 1
+    val_accuracy: list[float] = field(default_factory=list)
+    test_accuracy: list[float] = field(default_factory=list)
+
+
+class HeldOut:
+    """The clips of one part (validation or test) of each run, scored after an epoch."""
+
+    def __init__(self, runs: Runs, part: int):
+        self.chosen = np.stack([run.part == part for run in runs.runs])
+        self.runs = runs
+        self.clips, self.counted = runs.padded_clips(self.chosen)  # [R, c]
+        self.label = runs.dataset.label[self.clips]
+
+    def score(self, method: Method) -> tuple[Tensor, Tensor, Tensor]:
+        """Accuracy in percent [R], mean log-probability of the true class [R], probabilities [R, c, C]."""
+        probability = clip_probabilities(method, self.runs, self.clips)
+        right = (probability.argmax(-1) == self.label) & self.counted
+        likelihood = probability.gather(-1, self.label[..., None])[..., 0].clamp_min(1e-12).log() * self.counted
+        count = self.counted.sum(1)
+        return 100.0 * right.sum(1) / count, likelihood.sum(1) / count, probability
+
+
+def plan_steps(kind: type[Method], run: Run, segments: int, settings: Settings) -> tuple[int, ...]:
+    """Steps an epoch of each stage. InputError: the run has too little data for the method."""
+    steps = []
+    for stage in kind.stages:
+        steps.append(steps_per_epoch(int(run.training_clips(stage.rows).sum()), segments, settings.batch_size))
+    return tuple(steps)
+
+
+def check_run(kind: type[Method], dataset: Dataset, run: Run, name: str) -> None:
+    """InputError: too few clips for the method called ``name``, or a modality that none of them has."""
+    label = dataset.label.cpu().numpy()
+    for stage in kind.stages:
+        clips = run.training_clips(stage.rows)
+        classes = len(np.unique(label[clips]))
+        if classes < 2:
+            raise InputError(
+                f"{name} cannot train its {stage.name} with {run.spec.name}: expected training clips of at least two "
+                f"classes, found {int(clips.sum())} fitting clips of {classes} "
+                f"({int((run.part == TRAIN).sum())} training clips, "
+                f"{int(((run.part == TRAIN) & run.observed.all(1)).sum())} complete).\n"
+                f"Lower the missing rate, preprocess more clips, or use a method that trains on incomplete clips."
+            )
+        for m, modality in enumerate(dataset.modalities):
+            if not (clips & run.observed[:, m]).any():
+                raise InputError(
+                    f"{name} cannot train its {stage.name} with {run.spec.name}: expected training clips with "
+                    f"{modality}, found none.\nLower that modality's missing rate below 1."
+                )
+
+
+def fit(
+    kind: type[Method],
+    dataset: Dataset,
+    runs: Sequence[Run],
+    settings: Settings,
+    fusion: str,
+    *,
+    name: str = "method",
+    on_epoch: Callable[[int], None] = lambda steps: None,
+) -> list[RunResult]:
+    """Train runs of equal `plan_steps` side by side; test each with the weights of its best validation epoch.
+
+    The best epoch has the highest validation accuracy, among equals the highest validation likelihood, then the first.
+    on_epoch is called after each epoch with its number of steps. InputError: a loss that is not finite.
+    """
+    steps = {plan_steps(kind, run, dataset.segments, settings) for run in runs}
+    if len(steps) != 1:
+        raise ValueError(f"runs of one batch need equal steps an epoch, found {sorted(steps)}.")
+    batch = Runs(dataset, runs, kind.stages[-1].rows)
+    method = kind(batch, settings, fusion)
+    for parameter_name, parameter in method.named_parameters():
+        if parameter.shape[0] != len(runs):
+            raise ValueError(
+                f"{name}: parameter {parameter_name} has shape {list(parameter.shape)}, expected {len(runs)} runs first."
+            )
+    results = [
+        RunResult(run, np.flatnonzero(run.part == TEST), np.empty(0), 0) for run in runs
+    ]
+    for stage, count in zip(kind.stages, steps.pop(), strict=True):
+        _train_stage(method, batch, stage, count, results, name, on_epoch)
+    test = HeldOut(batch, TEST)
+    method.prepare_predictions()
+    probability = test.score(method)[2].cpu().numpy()
+    for r, result in enumerate(results):
+        result.probability = probability[r, : len(result.test_clips)]
+    return results
+
+
+def _train_stage(
+    method: Method,
+    runs: Runs,
+    stage: Stage,
+    steps: int,
+    results: list[RunResult],
+    name: str,
+    on_epoch: Callable[[int], None],
+) -> None:
+    """Train one stage; where it selects, score every epoch and leave the method with each run's best weights."""
+    settings = method.settings
+    parameters = _parameters(method, stage)
+    optimiser = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+    order = EpochOrder(runs, stage, steps, settings.batch_size)
+    loss_of = getattr(method, stage.loss)
+    selection = Selection(method, runs) if stage.selects else None
+    for epoch in range(1, settings.epochs + 1):
+        method.train()
+        method.begin_epoch(stage, steps)
+        total = torch.zeros(len(runs), device=runs.device)
+        for rows, weight in order.epoch():
+            optimiser.zero_grad(set_to_none=True)
+            loss = loss_of(runs.batch(rows, weight))  # [R]
+            loss.sum().backward()
+            optimiser.step()
+            total += loss.detach()
+        _check_finite(total, runs, name, stage, epoch, settings)
+        if selection:
+            method.eval()
+            selection.update(epoch, results)
+        on_epoch(steps)
+    if selection:
+        selection.restore()
+
+
+class Selection:
+    """Keeps each run's weights of its best validation epoch. Test accuracy is recorded, never looked at."""
+
+    def __init__(self, method: Method, runs: Runs):
+        self.method = method
+        self.validation, self.test = HeldOut(runs, VALIDATION), HeldOut(runs, TEST)
+        self.accuracy = torch.full([len(runs)], -torch.inf, device=runs.device)
+        self.likelihood = self.accuracy.clone()
+        self.best = {n: p.detach().clone() for n, p in method.named_parameters()}
+
+    def update(self, epoch: int, results: list[RunResult]) -> None:
+        """Score an epoch and keep what is better."""
+        self.method.prepare_predictions_without_gradient()
+        accuracy, likelihood, _ = self.validation.score(self.method)
+        better = (accuracy > self.accuracy) | ((accuracy == self.accuracy) & (likelihood > self.likelihood))
+        self.accuracy = torch.where(better, accuracy, self.accuracy)
+        self.likelihood = torch.where(better, likelihood, self.likelihood)
+        for name, parameter in self.method.named_parameters():
+            shape = [-1] + [1] * (parameter.ndim - 1)
+            self.best[name] = torch.where(better.view(shape), parameter.detach(), self.best[name])
+        test_accuracy = self.test.score(self.method)[0]
+        rows = zip(better.tolist(), accuracy.tolist(), test_accuracy.tolist(), results, strict=True)
+        for improved, val, tested, result in rows:
+            result.val_accuracy.append(val)
+            result.test_accuracy.append(tested)
+            if improved:
+                result.best_epoch = epoch
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Give the method each run's best weights."""
+        for name, parameter in self.method.named_parameters():
+            parameter.copy_(self.best[name])
+
+
+class EpochOrder:
+    """Every run's rows in a new order each epoch, from the run's own generator."""
+
+    def __init__(self, runs: Runs, stage: Stage, steps: int, batch_size: int):
+        self.runs, self.steps, self.batch_size = runs, steps, batch_size
+        self.generators = runs.generators(f"order:{stage.name}")
+        S = runs.segments
+        self.rows = []  # of each run, on the host
+        for run in runs.runs:
+            clips = torch.as_tensor(np.flatnonzero(run.training_clips(stage.rows)))
+            self.rows.append((clips[:, None] * S + torch.arange(S)).flatten())
+
+    def epoch(self) -> zip:
+        """Steps of rows and weights, [R, B] each; the fillers of a shorter last batch have weight 0."""
+        order = torch.stack([rows[:1].expand(self.steps * self.batch_size) for rows in self.rows]).clone()
+        weight = torch.zeros(order.shape)
+        for r, (rows, g) in enumerate(zip(self.rows, self.generators, strict=True)):
+            order[r, : len(rows)] = rows[torch.randperm(len(rows), generator=g)]
+            weight[r, : len(rows)] = 1
+        device = self.runs.device
+        return zip(
+            order.to(device).split(self.batch_size, 1), weight.to(device).split(self.batch_size, 1), strict=True
+        )
+
+
+def _parameters(method: Method, stage: Stage) -> list[torch.nn.Parameter]:
+    parts = [getattr(method, part) for part in stage.parts] or [method]
+    return [parameter for part in parts for parameter in part.parameters()]
+
+
+def _check_finite(total: Tensor, runs: Runs, name: str, stage: Stage, epoch: int, settings: Settings) -> None:
+    finite = total.isfinite().tolist()
+    for run, fine in zip(runs.runs, finite, strict=True):
+        if not fine:
+            raise InputError(
+                f"{name}: the {stage.name}'s loss is not finite in epoch {epoch} of the run with {run.spec.name}.\n"
+                f"Lower the learning rate (now {settings.lr:g}), and check the features' range."
+            )

@@ -1,0 +1,306 @@
+"""log Q(z | whatever is observed): equations 3 to 5 of Ma, Xu, Huang and Zhang (2021) for any pattern of modalities.
+
+The model is the generalised softmax of equation 3, with R the empirical distributions:
+
+    Q(x, y, z)  proportional to  R_X(x) R_Y(y) R_Z(z) exp(phi(f(x), g(y)) . h(z))
+
+An observed modality enters by its embedding; a missing one is averaged out over its support, the embeddings of all
+values it takes in training. With addition and concatenation equation 5 factorises, and a missing modality adds one
+vector over the classes, the same for every sample:
+
+    log Q(z | x) = log R_Z(z) + f(x) . h_x(z) + c(z) + const,    c(z) = log mean over y' of exp(g(y') . h_y(z))
+
+Only the outer product needs all pairs of samples and support entries; they are streamed, never held at once.
+
+Shapes: R runs (any leading axes), B batch, M modalities, k embedding, C classes, N support, Q queries.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+from .settings import FUSIONS
+
+BLOCK_SCORES = 1 << 21  # scores held at once, over all runs: 8 MB of float32 stay in cache
+BLOCK_SMALLEST, BLOCK_LARGEST = 16, 512  # support entries a block
+
+
+class _LogMeanExpInner(torch.autograd.Function):
+    """log mean over n of exp(queries . keys_n), streamed over blocks of keys; backward recomputes the shares."""
+
+    @staticmethod
+    def forward(ctx, queries: Tensor, keys: Tensor, mask: Tensor | None, block: int) -> Tensor:
+        largest = total = None  # of the blocks so far: [R, Q]
+        for start in range(0, keys.shape[1], block):
+            scores, counted = _scores(queries, keys, mask, start, block)  # [R, Q, n]
+            peak = scores.amax(-1)
+            # The first block starts the sum: a start from -inf would give (-inf) - (-inf) = NaN on the way.
+            new = peak if largest is None else torch.maximum(largest, peak)
+            part = scores.sub_(new[..., None]).exp_()
+            part = (part if counted is None else part.mul_(counted)).sum(-1)
+            total = part if total is None else part + total * (largest - new).exp()
+            largest = new
+        log_sum = largest + total.log()
+        ctx.save_for_backward(queries, keys, mask, log_sum)
+        ctx.block = block
+        return log_sum - _log_count(keys, mask)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        queries, keys, mask, log_sum = ctx.saved_tensors
+        to_queries = torch.zeros_like(queries) if ctx.needs_input_grad[0] else None
+        to_keys = torch.empty_like(keys) if ctx.needs_input_grad[1] else None
+        for start in range(0, keys.shape[1], ctx.block):
+            scores, counted = _scores(queries, keys, mask, start, ctx.block)
+            share = scores.sub_(log_sum[..., None]).exp_()  # of every support entry in the sum
+            share = (share if counted is None else share.mul_(counted)).mul_(grad[..., None])
+            if to_queries is not None:
+                to_queries.baddbmm_(share, keys[:, start : start + ctx.block])
+            if to_keys is not None:
+                torch.bmm(share.mT, queries, out=to_keys[:, start : start + ctx.block])
+        return to_queries, to_keys, None, None
+
+
+def _scores(queries: Tensor, keys: Tensor, mask: Tensor | None, start: int, block: int):
+    """Scores [R, Q, n] of one block, and which of its entries count [R, 1, n] (None: all)."""
+    scores = torch.bmm(queries, keys[:, start : start + block].mT)
+    if mask is None:
+        return scores, None
+    counted = mask[:, None, start : start + block]
+    return scores.masked_fill_(~counted, torch.finfo(scores.dtype).min), counted
+
+
+def _log_count(keys: Tensor, mask: Tensor | None) -> Tensor | float:
+    """log N, per run where a mask says which entries count: [R, 1]."""
+    if mask is None:
+        return torch.tensor(float(keys.shape[1]), dtype=torch.float64).log().item()
+    return mask.sum(-1, keepdim=True).to(keys.dtype).log()
+
+
+def log_mean_exp_inner(queries: Tensor, keys: Tensor, mask: Tensor | None = None, block: int | None = None) -> Tensor:
+    """log of the mean over n of exp(queries_q . keys_n), without ever holding all Q x N scores.
+
+    queries: [..., Q, k]; keys: [..., N, k]; mask: bool [..., N], which keys count (the others may hold anything, NaN
+    included, and get gradient 0), or None for all. Leading axes broadcast. block: keys held at a time, chosen by
+    default. Returns [..., Q]. Memory is O(Q block) in both passes.
+    ValueError: no key counts in some run.
+    """
+    _check_support(keys, mask, "keys")
+    lead = torch.broadcast_shapes(queries.shape[:-2], keys.shape[:-2], mask.shape[:-1] if mask is not None else ())
+    queries, keys = _flatten(queries, lead, 2), _flatten(keys, lead, 2)
+    if mask is not None:
+        mask = _flatten(mask, lead, 1)
+        keys = keys.masked_fill(~mask[..., None], 0)
+    if block is None:
+        fitting = BLOCK_SCORES // max(1, queries.shape[0] * queries.shape[1])
+        block = min(max(fitting, BLOCK_SMALLEST), BLOCK_LARGEST)
+    result = _LogMeanExpInner.apply(queries.contiguous(), keys.contiguous(), mask, block)
+    return result.reshape(*lead, result.shape[-1])
+
+
+class _Support(NamedTuple):
+    """What one missing modality is averaged over: keys [R, N, k], mask bool [R, N] or None."""
+
+    keys: Tensor
+    mask: Tensor | None
+
+
+def log_posterior(
+    embeddings: Sequence[Tensor],
+    observed: Tensor,
+    label_embedding: Tensor,
+    log_prior: Tensor,
+    support: Sequence[Tensor | None],
+    fusion: str,
+    support_mask: Sequence[Tensor | None] | None = None,
+) -> Tensor:
+    """log Q(z | observed modalities), normalised over z: equation 4, equation 5, or equation 3 with more missing.
+
+    embeddings: M tensors [..., B, k]; entries that are not observed may hold anything, NaN included, and get
+        gradient exactly 0.
+    observed: bool [..., B, M]; any pattern, a row with nothing observed included.
+    label_embedding: h(z) for every class, [..., C, d]; d is k (addition), M k (concatenation, first modality first)
+        or k^M (outer product, first modality slowest).
+    log_prior: log R_Z, [..., C].
+    support: M entries, [..., N_m, k] the embeddings of all values modality m is marginalised over (R uniform over
+        them), or None where it is never missing. Several missing modalities are marginalised over the product.
+    fusion: "addition", "concatenation" or "outer".
+    support_mask: M entries, bool [..., N_m], which support entries count (runs of unequal N), or None for all.
+
+    Returns [..., B, C]. Leading axes are run axes and broadcast.
+    ValueError: unknown fusion, shapes that do not fit (expected and found are named), an empty support, or an entry
+    that is not observed in a modality without support.
+    """
+    masks = support_mask if support_mask is not None else [None] * len(embeddings)
+    _check_shapes(embeddings, observed, label_embedding, log_prior, support, masks, fusion)
+    tails = [*((e, 2) for e in embeddings), (observed, 2), (label_embedding, 2), (log_prior, 1)]
+    tails += [(s, 2) for s in support if s is not None] + [(m, 1) for m in masks if m is not None]
+    lead = torch.broadcast_shapes(*(tensor.shape[: tensor.ndim - tail] for tensor, tail in tails))
+
+    observed = _flatten(observed, lead, 2)
+    heads, prior = _flatten(label_embedding, lead, 2), _flatten(log_prior, lead, 1)
+    # NaN must be replaced before any arithmetic: masked afterwards it would still poison the gradients.
+    filled = [
+        torch.where(observed[..., m, None], _flatten(e, lead, 2), torch.zeros((), dtype=e.dtype, device=e.device))
+        for m, e in enumerate(embeddings)
+    ]
+    lacking = (~observed).flatten(0, -2).any(0).tolist()
+    supports: list[_Support | None] = [None] * len(filled)
+    for m in itertools.compress(range(len(filled)), lacking):
+        if support[m] is None:
+            raise ValueError(
+                f"modality {m} is not observed in some rows, expected its support [..., N, k], found None.\n"
+                f"Pass the embeddings it is marginalised over, or mark the rows as observed."
+            )
+        _check_support(support[m], masks[m], f"support[{m}]")
+        mask = masks[m]
+        supports[m] = _Support(_flatten(support[m], lead, 2), None if mask is None else _flatten(mask, lead, 1))
+
+    if fusion == "outer":
+        logits = _outer_logits(filled, observed, heads, supports)
+    else:
+        k = filled[0].shape[-1]
+        slices = [heads] * len(filled) if fusion == "addition" else list(heads.split(k, dim=-1))
+        logits = _additive_logits(filled, observed, slices, supports)
+    return (logits + prior[:, None]).log_softmax(-1).reshape(*lead, *logits.shape[1:])
+
+
+def _additive_logits(
+    embeddings: list[Tensor], observed: Tensor, heads: list[Tensor], supports: list[_Support | None]
+) -> Tensor:
+    """Sum over modalities of e . h_m(z) where observed, c_m(z) where not: [R, B, C]."""
+    logits = None
+    for m, (embedding, head, support) in enumerate(zip(embeddings, heads, supports, strict=True)):
+        term = torch.bmm(embedding, head.mT)  # [R, B, C]
+        if support is not None:
+            marginal = log_mean_exp_inner(head, *support)  # [R, C]
+            term = torch.where(observed[..., m, None], term, marginal[:, None])
+        logits = term if logits is None else logits + term
+    return logits
+
+
+def _outer_logits(
+    embeddings: list[Tensor], observed: Tensor, heads: Tensor, supports: list[_Support | None]
+) -> Tensor:
+    """Logits of the outer product [R, B, C]: the rows of each pattern of observed modalities together."""
+    R, B, M = observed.shape
+    C, k = heads.shape[1], embeddings[0].shape[-1]
+    tensor = heads.reshape(R, C, *[k] * M)
+    code = (observed * (1 << torch.arange(M, device=observed.device))).sum(-1)  # [R, B], a bit a modality
+    most = torch.stack([(code == c).sum(-1).amax() for c in range(1 << M)]).tolist()  # rows a run, at most
+    logits = heads.new_zeros(R, B, C)
+    for c in itertools.compress(range(1 << M), most):
+        seen = [m for m in range(M) if c >> m & 1]
+        missing = [supports[m] for m in range(M) if m not in seen]
+        # Runs have unequal numbers of such rows: the first `most` rows once sorted hold them all, and strays.
+        here = code == c
+        rows = here.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[:, : most[c]]  # [R, n]
+        if seen:
+            chosen = [embeddings[m].gather(1, rows[..., None].expand(-1, -1, k)) for m in seen]
+            part = _contract(tensor, chosen, seen)  # [R, n, C, k, ..] with an axis for each missing modality
+        else:
+            part = tensor[:, None]  # nothing observed: one row stands for all
+        if missing:
+            part = _marginal(part.flatten(1, 2), missing).unflatten(1, (-1, C))
+        part = part.expand(-1, rows.shape[1], -1)
+        part = torch.where(here.gather(1, rows)[..., None], part, torch.zeros_like(part))  # strays add nothing here
+        logits = logits.scatter_add(1, rows[..., None].expand(-1, -1, C), part)
+    return logits
+
+
+def _contract(tensor: Tensor, embeddings: list[Tensor], modalities: list[int]) -> Tensor:
+    """Contract h's tensor [R, C, k, .., k] with the embeddings [R, n, k] of the modalities observed."""
+    first = tensor.movedim(2 + modalities[0], 1)  # [R, k, C, k, ..]
+    part = torch.bmm(embeddings[0], first.flatten(2)).unflatten(2, first.shape[2:])  # [R, n, C, k, ..]
+    for done, (modality, embedding) in enumerate(zip(modalities[1:], embeddings[1:], strict=True), start=1):
+        part = part.movedim(3 + modality - done, -1)
+        part = (part * embedding.reshape(*embedding.shape[:2], *[1] * (part.ndim - 3), -1)).sum(-1)
+    return part
+
+
+def _marginal(queries: Tensor, supports: list[_Support]) -> Tensor:
+    """log mean of exp over the product of the supports: queries [R, Q, k, .., k], an axis a support, to [R, Q]."""
+    (keys, mask), *rest = supports
+    if not rest:
+        return log_mean_exp_inner(queries, keys, mask)
+    if mask is not None:
+        keys = keys.masked_fill(~mask[..., None], 0)
+    R, Q = queries.shape[:2]
+    block = min(max(BLOCK_SCORES // (R * queries[0].numel()), 1), BLOCK_LARGEST)
+
+    def fold(queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
+        """log sum of exp over one block of the first support: [R, Q]."""
+        pairs = torch.einsum("rqk...,rnk->rqn...", queries, keys)
+        scores = _marginal(pairs.flatten(1, 2), rest).unflatten(1, (Q, -1))  # [R, Q, n]
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None], torch.finfo(scores.dtype).min)
+        return scores.logsumexp(-1)
+
+    # Checkpointed: the pairs of a block are made again in the backward pass, so only one block's exist at a time.
+    parts = [
+        checkpoint(fold, queries, keys[:, i : i + block], None if mask is None else mask[:, i : i + block],
+                   use_reentrant=False, preserve_rng_state=False)
+        for i in range(0, keys.shape[1], block)
+    ]  # fmt: skip
+    return torch.stack(parts, -1).logsumexp(-1) - _log_count(keys, mask)
+
+
+def _flatten(tensor: Tensor, lead: torch.Size, tail: int) -> Tensor:
+    """All run axes as one: [*lead, ...] to [R, ...] where ``tail`` axes stay."""
+    kept = tensor.shape[tensor.ndim - tail :]
+    return tensor.expand(*lead, *kept).reshape(-1 if 0 not in kept else lead.numel(), *kept)
+
+
+def _check_support(keys: Tensor, mask: Tensor | None, name: str) -> None:
+    empty = keys.shape[-2] == 0 if mask is None else not bool(mask.any(-1).all())
+    if empty:
+        raise ValueError(
+            f"{name} is empty: expected at least one entry that counts in every run, found shape {list(keys.shape)}"
+            + ("." if mask is None else f" with {mask.sum(-1).flatten().tolist()} counted.")
+        )
+
+
+def _check_shapes(embeddings, observed, label_embedding, log_prior, support, masks, fusion) -> None:
+    """Raise a ValueError that names what was expected and what was found."""
+
+    def expect(what: str, expected: object, found: object) -> None:
+        if expected != found:
+            raise ValueError(f"{what}: expected {expected}, found {found}.")
+
+    if fusion not in FUSIONS:
+        raise ValueError(f"unknown fusion {fusion!r}: expected one of {', '.join(FUSIONS)}.")
+    M = len(embeddings)
+    if M == 0:
+        raise ValueError("embeddings: expected at least one modality, found none.")
+    for name, tensor, axes in [
+        *((f"embeddings[{m}]", e, 2) for m, e in enumerate(embeddings)),
+        ("observed", observed, 2),
+        ("label_embedding", label_embedding, 2),
+        ("log_prior", log_prior, 1),
+        *((f"support[{m}]", s, 2) for m, s in enumerate(support) if s is not None),
+        *((f"support_mask[{m}]", s, 1) for m, s in enumerate(masks) if s is not None),
+    ]:
+        if tensor.ndim < axes:
+            raise ValueError(f"{name}: expected at least {axes} axes, found shape {list(tensor.shape)}.")
+    B, k = embeddings[0].shape[-2:]
+    for m, embedding in enumerate(embeddings):
+        expect(f"last axes [B, k] of embeddings[{m}]", [B, k], list(embedding.shape[-2:]))
+    expect("last axes [B, M] of observed", [B, M], list(observed.shape[-2:]))
+    expect("type of observed", torch.bool, observed.dtype)
+    d = {"addition": k, "concatenation": M * k, "outer": k**M}[fusion]
+    expect(f"width d of label_embedding for {fusion} of {M} modalities with k = {k}", d, label_embedding.shape[-1])
+    expect("classes of log_prior (C of label_embedding)", label_embedding.shape[-2], log_prior.shape[-1])
+    expect("entries of support, one a modality", M, len(support))
+    expect("entries of support_mask, one a modality", M, len(masks))
+    for m, (keys, mask) in enumerate(zip(support, masks, strict=True)):
+        if keys is not None:
+            expect(f"width k of support[{m}]", k, keys.shape[-1])
+        if keys is not None and mask is not None:
+            expect(f"entries of support_mask[{m}] (N of support[{m}])", keys.shape[-2], mask.shape[-1])
+            expect(f"type of support_mask[{m}]", torch.bool, mask.dtype)

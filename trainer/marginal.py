@@ -1,0 +1,137 @@
+"""How training averages a missing modality out: which embeddings stand in the support at each step.
+
+All three give `likelihood.log_posterior` a support [R, N, k]; it need not know which.
+
+- ``full``: every training row in which the modality is observed, embedded anew each step. Exact, and N / B times the
+  work.
+- ``bank``: the latest embedding of every such row. The marginal's *value* runs over all N of them, its *gradient*
+  through a few drawn uniformly and embedded anew, each scaled by N over their number, which makes it unbiased.
+- ``batch``: the batch's own observed rows.
+
+Shapes: R runs, B batch, N support rows, S segments a clip, k embedding.
+"""
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from .data import Batch, Runs
+from .method import in_blocks
+from .networks import Encoder
+
+DRAWN = 16  # rows of the bank embedded anew each step
+ROWS_AT_ONCE = 8192  # over all runs, when many rows are embedded
+
+
+class SupportRows:
+    """The rows modality m is marginalised over: those the runs train on in which it is observed.
+
+    rows: [R, N], N the most of any run; mask: bool [R, N], or None where all runs have N; count: each run's own N.
+    """
+
+    def __init__(self, runs: Runs, m: int):
+        self.runs, self.m = runs, m
+        observed = runs.observed[..., m].cpu().numpy()
+        kept = runs.kept & observed
+        clips, counted = runs.padded_clips(kept)  # [R, c]
+        self.rows = runs.rows_of(clips)
+        self.mask = None if counted.all() else counted.repeat_interleave(runs.segments, dim=1)
+        self.count = (counted.sum(1) * runs.segments).tolist()
+        here = torch.as_tensor(kept, device=runs.device)
+        self._slot = torch.where(here, here.cumsum(1) - 1, clips.shape[1])  # [R, clip]
+
+    def position(self, rows: Tensor) -> Tensor:
+        """Where rows [R, B] stand in the support; at least N for rows that do not."""
+        S = self.runs.segments
+        return self._slot.gather(1, torch.div(rows, S, rounding_mode="floor")) * S + rows % S
+
+    def embed(self, encoder: Encoder, rows: Tensor | None = None) -> Tensor:
+        """Embeddings [R, n, k] of these rows (all by default), many of them in blocks that are made again backward."""
+
+        def block(part: Tensor) -> Tensor:
+            observed = self.runs.observed_rows(part)[..., self.m]
+            return encoder(self.runs.gather_modality(self.m, part, observed), observed)
+
+        def light(part: Tensor) -> Tensor:
+            return checkpoint(block, part, use_reentrant=False, preserve_rng_state=False)
+
+        rows = self.rows if rows is None else rows
+        many = rows.numel() > ROWS_AT_ONCE
+        return in_blocks(light if many and torch.is_grad_enabled() else block, rows, ROWS_AT_ONCE)
+
+
+class Full:
+    """Every row of the support, embedded anew each step."""
+
+    def __init__(self, runs: Runs, m: int, encoder: Encoder):
+        self.support, self.encoder = SupportRows(runs, m), encoder
+
+    def begin_epoch(self, steps: int) -> None:
+        """Nothing is drawn."""
+
+    def __call__(self, batch: Batch, fresh: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Support [R, N, k] and its mask for a batch whose embeddings of this modality are ``fresh`` [R, B, k]."""
+        return self.support.embed(self.encoder), self.support.mask
+
+
+class InBatch:
+    """The batch's observed rows; one row drawn from all stands in where a batch has none."""
+
+    def __init__(self, runs: Runs, m: int, encoder: Encoder):
+        self.support, self.encoder, self.m = SupportRows(runs, m), encoder, m
+        self.generators = runs.generators(f"support:{runs.modalities[m]}")
+
+    def begin_epoch(self, steps: int) -> None:
+        drawn = [
+            torch.randint(n, (steps,), generator=g) for n, g in zip(self.support.count, self.generators, strict=True)
+        ]
+        self._drawn = iter(torch.stack(drawn, 1)[..., None].to(self.support.rows.device))  # steps of [R, 1]
+
+    def __call__(self, batch: Batch, fresh: Tensor) -> tuple[Tensor, Tensor | None]:
+        spare = self.support.embed(self.encoder, self.support.rows.gather(1, next(self._drawn)))
+        mask = batch.observed[..., self.m] & (batch.weight > 0)
+        return torch.cat([fresh, spare], 1), torch.cat([mask, ~mask.any(1, keepdim=True)], 1)
+
+
+class Bank:
+    """The latest embedding of every support row; unbiased gradients through a few drawn ones."""
+
+    def __init__(self, runs: Runs, m: int, encoder: Encoder):
+        self.support, self.encoder, self.m = SupportRows(runs, m), encoder, m
+        self.generators = runs.generators(f"support:{runs.modalities[m]}")
+        with torch.no_grad():
+            filled = self.support.embed(encoder)
+        # One more clip's worth of entries at the end takes what belongs nowhere, and is never part of the support.
+        self.bank = torch.cat([filled, torch.zeros_like(filled[:, : runs.segments])], 1)
+        self.N = self.support.rows.shape[1]
+        self.rows = torch.cat([self.support.rows, self.support.rows[:, :1]], 1)
+        drawn = torch.tensor([min(DRAWN, n) for n in self.support.count], device=runs.device)
+        self.scale = (torch.tensor(self.support.count, device=runs.device) / drawn)[:, None, None]  # N / J
+
+    def begin_epoch(self, steps: int) -> None:
+        """Draw for all steps: within a step without replacement, as consecutive parts of a shuffle."""
+        drawn = torch.full((len(self.generators), steps, DRAWN), self.N)
+        for r, (n, g) in enumerate(zip(self.support.count, self.generators, strict=True)):
+            j = min(DRAWN, n)
+            done, windows = 0, n // j  # a shuffle serves so many steps
+            while done < steps:
+                part = torch.randperm(n, generator=g)[: min(windows, steps - done) * j].view(-1, j)
+                drawn[r, done : done + len(part), :j] = part
+                done += len(part)
+        self._drawn = iter(drawn.to(self.rows.device).unbind(1))  # steps of [R, J]
+
+    def __call__(self, batch: Batch, fresh: Tensor) -> tuple[Tensor, Tensor | None]:
+        k = fresh.shape[-1]
+        counted = batch.observed[..., self.m] & (batch.weight > 0)
+        written = torch.where(counted, self.support.position(batch.rows), self.N)
+        drawn = next(self._drawn)
+        g = self.support.embed(self.encoder, self.rows.gather(1, drawn))  # [R, J, k]
+        drawn = drawn[..., None].expand(-1, -1, k)
+        self.bank.scatter_(1, written[..., None].expand(-1, -1, k), fresh.detach())
+        self.bank.scatter_(1, drawn, g.detach())
+        scaled = g.detach() + (g - g.detach()) * self.scale  # the value of g, N / J times its gradient
+        support = self.bank.scatter(1, drawn, scaled)[:, : self.N]
+        return support, self.support.mask
+
+
+MARGINALS = {"full": Full, "bank": Bank, "batch": InBatch}

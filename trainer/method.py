@@ -1,0 +1,109 @@
+"""What a method is: the contract `fit.py` trains and evaluates by, and the classifier most methods share.
+
+A method is one file in `methods/` (or a class in another package, entry-point group ``mlemiss.methods``).
+Every parameter has the runs as its first axis. Shapes: R runs, B batch, M modalities, D features, C classes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .data import Batch, Runs
+from .networks import Encoder, LabelEmbedding
+from .settings import FUSIONS, Settings
+
+Rows = Callable[[np.ndarray], np.ndarray]
+
+
+def all_rows(observed: np.ndarray) -> np.ndarray:
+    """Every clip: observed bool [clip, M] to bool [clip]."""
+    return np.ones(len(observed), bool)
+
+
+def complete_rows(observed: np.ndarray) -> np.ndarray:
+    """Clips that lack nothing: observed bool [clip, M] to bool [clip]."""
+    return observed.all(1)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training of E epochs. A method has one or more, the last of which selects.
+
+    name: what is trained, for messages.
+    loss: the name of the method's loss over a batch, ``loss(batch) -> [R]``.
+    rows: the clips it trains on.
+    parts: the attributes whose parameters it trains; empty means all parameters.
+    selects: predictions are validated after each epoch, and the best epoch's weights are kept.
+    """
+
+    name: str = "classifier"
+    loss: str = "loss"
+    rows: Rows = all_rows
+    parts: tuple[str, ...] = ()
+    selects: bool = True
+
+
+class Method(nn.Module):
+    """R runs of one method.
+
+    Class attributes: ``fusions`` it can use, ``stages`` in order, ``marginalises`` whether training averages missing
+    modalities out (and the choice of marginal matters).
+    """
+
+    fusions: ClassVar[tuple[str, ...]] = FUSIONS
+    stages: ClassVar[tuple[Stage, ...]] = (Stage(),)
+    marginalises: ClassVar[bool] = False
+
+    def __init__(self, runs: Runs, settings: Settings, fusion: str):
+        super().__init__()
+        self.runs, self.settings, self.fusion = runs, settings, fusion
+
+    def begin_epoch(self, stage: Stage, steps: int) -> None:
+        """Called before each epoch of a stage with its number of steps."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean loss of each run over its own batch: [R]."""
+        raise NotImplementedError
+
+    def prepare_predictions(self) -> None:
+        """Called when weights have changed, before `predict`: make once what all predictions share."""
+
+    def predict(self, x: Sequence[Tensor], observed: Tensor) -> Tensor:
+        """log-probabilities [R, B, C] from whatever is observed: x M tensors [R, B, D], observed bool [R, B, M]."""
+        raise NotImplementedError
+
+
+class FusionClassifier(Method):
+    """An encoder for each modality and a label embedding, equal for every method that has them."""
+
+    def __init__(self, runs: Runs, settings: Settings, fusion: str):
+        super().__init__(runs, settings, fusion)
+        self.encoders = nn.ModuleList(
+            Encoder(*moments, settings.hidden, settings.dim, runs.generators(f"encoder:{modality}"))
+            for modality, moments in zip(runs.modalities, runs.moments, strict=True)
+        )
+        k, M = settings.dim, len(runs.modalities)
+        width = {"addition": k, "concatenation": M * k, "outer": k**M}[fusion]
+        self.labels = LabelEmbedding(len(runs.dataset.classes), width, runs.generators("labels"))
+        self.register_buffer("log_prior", runs.log_prior)
+        self.to(runs.device)
+
+    def encode(self, x: Sequence[Tensor], observed: Tensor) -> list[Tensor]:
+        """M embeddings [R, B, k]; those of entries not observed mean nothing."""
+        return [encoder(x[m], observed[..., m]) for m, encoder in enumerate(self.encoders)]
+
+
+def negative_log_likelihood(log_probability: Tensor, batch: Batch) -> Tensor:
+    """-log Q(label), the mean over each run's own batch: [R, B, C] to [R]."""
+    of_label = log_probability.gather(-1, batch.label[..., None])[..., 0]
+    return -(of_label * batch.weight).sum(-1) / batch.weight.sum(-1)
+
+
+def in_blocks(function: Callable[[Tensor], Tensor], rows: Tensor, most: int) -> Tensor:
+    """Apply to rows [R, n] in blocks of at most ``most`` rows over all runs, and join along the second axis."""
+    block = max(most // rows.shape[0], 1)
+    return torch.cat([function(part) for part in rows.split(block, dim=1)], dim=1)

@@ -1,0 +1,57 @@
+"""The methods by name: those of this folder, one a file, and those that other packages register.
+
+Another package adds a method by an entry point of the group ``mlemiss.methods`` that names a subclass of
+`mlemiss.trainer.method.Method`. A built-in name cannot be taken over.
+"""
+
+import importlib
+import inspect
+from importlib.metadata import entry_points
+
+from ...pipeline.errors import InputError
+
+BUILT_IN = {
+    "mle": "mle:MaximumLikelihood",
+    "lower-bound": "lower_bound:LowerBound",
+    "zero-padding": "zero_padding:ZeroPadding",
+}
+ALIASES = {"lb": "lower-bound", "zp": "zero-padding"}
+
+
+def _registered() -> dict:
+    return {point.name: point for point in entry_points(group="mlemiss.methods") if point.name not in BUILT_IN}
+
+
+def method_names() -> list[str]:
+    """Names in the order of the tables: built-in first. Nothing is imported."""
+    return [*BUILT_IN, *sorted(_registered())]
+
+
+def resolve(name: str) -> str:
+    """The full name of a method or alias. InputError: there is none of that name."""
+    name = ALIASES.get(name, name)
+    if name not in method_names():
+        short = ", ".join(f"{alias} ({full})" for alias, full in ALIASES.items())
+        raise InputError(f"unknown method {name!r}: expected one of {', '.join(method_names())}, or for short {short}.")
+    return name
+
+
+def load(name: str) -> type:
+    """The class of a method (imports torch). InputError: unknown, or another package's method fails to import."""
+    name = resolve(name)
+    if name in BUILT_IN:
+        module, attribute = BUILT_IN[name].split(":")
+        return getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
+    point = _registered()[name]
+    try:
+        return point.load()
+    except Exception as error:  # whatever that package does
+        raise InputError(
+            f"method {name!r} of the package {point.dist.name if point.dist else '?'} ({point.value}) does not import: "
+            f"{type(error).__name__}: {error}.\nRepair or uninstall that package."
+        ) from error
+
+
+def summary(name: str) -> str:
+    """One line about a method: the first of its class's docstring."""
+    return (inspect.getdoc(load(name)) or "").split("\n")[0]

@@ -1,0 +1,65 @@
+"""Maximum likelihood with missing modalities."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ..data import Batch, Runs
+from ..likelihood import log_posterior
+from ..marginal import MARGINALS, SupportRows
+from ..method import FusionClassifier, Stage, negative_log_likelihood
+from ..settings import Settings
+
+
+class MaximumLikelihood(FusionClassifier):
+    """Maximum likelihood: complete rows by equation 4, rows that lack a modality by equation 5.
+
+    Objective: equation 2, the mean over all training rows of -log Q(z | what is observed), both kinds unweighted.
+    Source: Ma, Xu, Huang, Zhang, "Maximum Likelihood Estimation for Multimodal Learning with Missing Modality", 2021.
+    The paper leaves open how the sum over y' in equation 5 is taken in training (here: ``Settings.marginal``), the
+    encoders, k and the optimiser (here: the same for every method), and prediction from incomplete data (here:
+    equation 5 over all training rows in which the missing modality is observed).
+    """
+
+    marginalises = True
+
+    def __init__(self, runs: Runs, settings: Settings, fusion: str):
+        super().__init__(runs, settings, fusion)
+        self._marginals = {
+            m: MARGINALS[settings.marginal](runs, m, self.encoders[m])
+            for m, lacking in enumerate(runs.lacking)
+            if lacking
+        }
+        self._prepared: dict[int, tuple[Tensor, Tensor | None]] = {}
+
+    def begin_epoch(self, stage: Stage, steps: int) -> None:
+        for marginal in self._marginals.values():
+            marginal.begin_epoch(steps)
+
+    def loss(self, batch: Batch) -> Tensor:
+        embeddings = self.encode(batch.x, batch.observed)
+        supports = [
+            self._marginals[m](batch, embedding) if m in self._marginals else (None, None)
+            for m, embedding in enumerate(embeddings)
+        ]
+        return negative_log_likelihood(self._posterior(embeddings, batch.observed, supports), batch)
+
+    def prepare_predictions(self) -> None:
+        self._prepared = {m: self._support(m) for m, lacking in enumerate(self.runs.lacking_held_out) if lacking}
+
+    def predict(self, x: Sequence[Tensor], observed: Tensor) -> Tensor:
+        lacking = (~observed).flatten(0, 1).any(0).tolist()
+        supports = [
+            (self._prepared.get(m) or self._support(m)) if missing else (None, None)
+            for m, missing in enumerate(lacking)
+        ]
+        return self._posterior(self.encode(x, observed), observed, supports)
+
+    def _support(self, m: int) -> tuple[Tensor, Tensor | None]:
+        """Embeddings of all rows trained on that have modality m."""
+        support = SupportRows(self.runs, m)
+        return support.embed(self.encoders[m]), support.mask
+
+    def _posterior(self, embeddings: Sequence[Tensor], observed: Tensor, supports: Sequence[tuple]) -> Tensor:
+        keys, masks = zip(*supports, strict=True)
+        return log_posterior(embeddings, observed, self.labels(), self.log_prior, keys, self.fusion, masks)

@@ -1,0 +1,31 @@
+"""Zero padding of missing features."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..data import Batch
+from ..likelihood import log_posterior
+from ..method import FusionClassifier, negative_log_likelihood
+
+
+class ZeroPadding(FusionClassifier):
+    """Zero padding: the embedding of a missing modality is zero, then the classifier of complete data.
+
+    Objective: the mean over all training rows of -log Q(z | f, g) by equation 4, with f or g zero where missing.
+    Source: section 3.3 of the paper (Ma and others, 2021). It pads "the feature representations": here the
+    embeddings, not the encoders' inputs, in training and prediction alike. With the outer product a zero embedding
+    would zero the whole fusion, so that fusion is not offered.
+    """
+
+    fusions = ("addition", "concatenation")
+
+    def loss(self, batch: Batch) -> Tensor:
+        return negative_log_likelihood(self.predict(batch.x, batch.observed), batch)
+
+    def predict(self, x: Sequence[Tensor], observed: Tensor) -> Tensor:
+        padded = [e.masked_fill(~observed[..., m, None], 0) for m, e in enumerate(self.encode(x, observed))]
+        everything = torch.ones_like(observed)
+        nothing = [None] * len(padded)
+        return log_posterior(padded, everything, self.labels(), self.log_prior, nothing, self.fusion)

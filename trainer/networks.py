@@ -1,0 +1,58 @@
+"""Networks with a leading run axis: R small networks of one shape, trained side by side as batched products.
+
+Each run's weights come from its own generator, so a run starts the same in any company.
+Shapes: R runs, n rows, D input features, k embedding, C classes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class RunLinear(nn.Module):
+    """R linear layers: [R, n, in] to [R, n, out]. Initialised uniformly within 1/sqrt(in), as torch's own."""
+
+    def __init__(self, inputs: int, outputs: int, generators: Sequence[torch.Generator]):
+        super().__init__()
+        bound = inputs**-0.5
+
+        def draw(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.stack([torch.rand(shape, generator=g) for g in generators]) * 2 * bound - bound)
+
+        self.weight = draw(inputs, outputs)  # [R, in, out]
+        self.bias = draw(1, outputs)  # [R, 1, out]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+class Encoder(nn.Module):
+    """Standardise, one hidden layer, embed: [R, n, D] to [R, n, k].
+
+    mean, std: [R, D], the run's own. Entries that are not observed may hold anything, NaN included; they are replaced
+    by the mean before any arithmetic on weights, and their embeddings mean nothing.
+    """
+
+    def __init__(self, mean: Tensor, std: Tensor, hidden: int, dim: int, generators: Sequence[torch.Generator]):
+        super().__init__()
+        self.register_buffer("scale", std.reciprocal()[:, None])  # [R, 1, D]
+        self.register_buffer("shift", -(mean / std)[:, None])
+        self.hidden = RunLinear(mean.shape[1], hidden, generators)
+        self.embedding = RunLinear(hidden, dim, generators)
+
+    def forward(self, x: Tensor, observed: Tensor) -> Tensor:
+        """x [R, n, D], observed bool [R, n]."""
+        x = torch.addcmul(self.shift, x, self.scale).masked_fill(~observed[..., None], 0)
+        return self.embedding(self.hidden(x).relu())
+
+
+class LabelEmbedding(nn.Module):
+    """h(z): one linear layer with bias on one-hot labels, all classes at once: [R, C, d]."""
+
+    def __init__(self, classes: int, width: int, generators: Sequence[torch.Generator]):
+        super().__init__()
+        self.linear = RunLinear(classes, width, generators)
+
+    def forward(self) -> Tensor:
+        return self.linear.weight + self.linear.bias  # a one-hot label picks a row of the weights

@@ -1,0 +1,33 @@
+"""What a training run can be told, without importing torch: names, defaults, checks."""
+
+from dataclasses import dataclass, fields
+
+from ..pipeline.errors import InputError
+
+FUSIONS = ("addition", "concatenation", "outer")
+MARGINALS = ("full", "bank", "batch")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Hyper-parameters, the same for every method of a grid.
+
+    InputError: a value out of range.
+    """
+
+    epochs: int = 40
+    batch_size: int = 256  # segments
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    hidden: int = 128  # units of an encoder's hidden layer
+    dim: int = 16  # k, the embedding's width
+    marginal: str = "bank"  # how training averages a missing modality out: see marginal.py
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "marginal":
+                if value not in MARGINALS:
+                    raise InputError(f"unknown marginal {value!r}: expected one of {', '.join(MARGINALS)}.")
+            elif not (value > 0 or (field.name == "weight_decay" and value == 0)) or value == float("inf"):
+                raise InputError(f"{field.name.replace('_', ' ')} {value} is out of range: expected more than 0.")
