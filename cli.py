@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +26,9 @@ store_app = typer.Typer(
 app.add_typer(store_app)
 
 DONE, FAILURES, WRONG_INPUT, UNEXPECTED, INTERRUPTED = 0, 1, 2, 3, 130
+
+DEMO_SUBJECTS, DEMO_CLIPS = 24, 12
+DEMO_FEATURES = "timm:mobilenetv3_small_050"
 
 StoresOption = Annotated[
     Path, typer.Option("--stores", envvar="MLEMISS_STORES", help="Folder of stores.", show_default="stores")
@@ -69,7 +73,7 @@ def synth(
     from .pipeline.progress import Progress
     from .pipeline.synth import synthesize
 
-    with Progress("synth", subjects * clips_per_subject) as progress:
+    with Progress("synth", subjects * clips_per_subject) as bar:
         paths = synthesize(
             folder,
             layout=layout,
@@ -77,7 +81,7 @@ def synth(
             clips_per_subject=clips_per_subject,
             seed=seed,
             workers=workers or all_cores(),
-            progress=progress.advance,
+            progress=lambda done, total: bar.advance(done - bar.done),
         )
     say(f"{len(paths)} clips in {folder}")
     return DONE
@@ -135,6 +139,149 @@ def preprocess(
     return FAILURES if summary.failed else DONE
 
 
+@app.command()
+def train(
+    missing: Annotated[
+        list[str], typer.Option(help="What training lacks: audio:0.5, audio:0.3+visual:0.3, none; repeated or a list.")
+    ],
+    features: Annotated[
+        list[str] | None, typer.Option(help="Cached features, repeated or a comma list (default: the paper's three).")
+    ] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="Methods (`list methods`), repeated or a list (default: mle).")
+    ] = None,
+    fusion: Annotated[
+        list[str] | None, typer.Option(help="addition (default), concatenation or outer, repeated or a list.")
+    ] = None,
+    missing_test: Annotated[str, typer.Option(help="What validation and test clips lack.")] = "none",
+    dataset: Annotated[str | None, typer.Option(help="Which dataset's stores (default: the only one).")] = None,
+    seeds: Annotated[int, typer.Option(help="Runs of each cell, with seeds from 0.")] = 5,
+    split: Annotated[str, typer.Option(help="clip, or a column whose equal values stay together.")] = "clip",
+    marginal: Annotated[str, typer.Option(help="Support of the marginal in training: full, bank or batch.")] = "bank",
+    epochs: Annotated[int | None, typer.Option(help="Epochs of every classifier.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Segments a batch.")] = None,
+    hidden: Annotated[int | None, typer.Option(help="Units of an encoder's hidden layer.")] = None,
+    dim: Annotated[int | None, typer.Option(help="k, the embedding's width.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Weight decay.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    stores: StoresOption = Path("stores"),
+    store: Annotated[list[Path] | None, typer.Option(help="This very store, instead of looking for one.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results (default: runs/DATE-NAME).")] = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Train every combination of the repeatable options, each with N seeds; print and keep the results."""
+    from .pipeline.backbones import DEFAULT
+    from .pipeline.masks import parse_missing
+    from .pipeline.store import FeatureStore, find_store
+    from .trainer.settings import Settings
+
+    given = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "hidden": hidden, "dim": dim}
+    given |= {"weight_decay": weight_decay, "marginal": marginal}
+    settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    specs = [parse_missing(text).name for text in comma_list(missing)]
+    if store and features:
+        raise InputError("--store and --features exclude each other: a store has its features.\nGive one of them.")
+    paths = store or [find_store(stores, name, dataset) for name in comma_list(features or list(DEFAULT))]
+    _train(
+        [FeatureStore.open(path) for path in paths],
+        out,
+        as_json,
+        methods=comma_list(method or ["mle"]),
+        fusions=comma_list(fusion or ["addition"]),
+        missing=specs,
+        missing_test=parse_missing(missing_test).name,
+        seeds=seeds,
+        split=split,
+        settings=settings,
+        device=device,
+    )
+    return DONE
+
+
+def _train(opened: list, out: Path | None, as_json: bool, **grid) -> Path:
+    """Run a grid with progress, print its table (or JSON), write its report; the folder it is in."""
+    from .pipeline.progress import Progress
+    from .trainer.experiments import choose_device, run_grid
+    from .trainer.report import write_report
+    from .trainer.tables import print_results
+
+    if media := [store.path.name for store in opened if store.features == "media"]:
+        raise InputError(f"{media[0]} holds frames and log-Mels, not features.\nName a store of a backbone's features.")
+    name = "-".join(dict.fromkeys([store.dataset for store in opened] + grid["methods"]))[:60]
+    out = out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+    for store in opened:
+        say(f"store {store.path}: {len(store.clip_id)} clips, weights {store.weights.get('name')}")
+    say(f"device {choose_device(grid['device'])}; {grid['seeds']} seeds; {grid['settings']}")
+    bar = None
+
+    def report(now) -> None:
+        nonlocal bar
+        bar = bar or Progress("train", now.total, "clip epochs").__enter__()
+        bar.what = now.what
+        bar.advance(now.done - bar.done)
+
+    try:
+        document = run_grid(opened, **grid, out=out, command=" ".join(sys.argv), progress=report, say=say)
+    finally:
+        if bar:
+            bar.__exit__(None, None, None)
+    write_report([document], out / "report.html")
+    if as_json:
+        print_json(document)
+    else:
+        print_results(document)
+    say(f"results: {out / 'results.json'}\nreport:  {out / 'report.html'}")
+    return out
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path] | None, typer.Argument(help="Folders of runs (default: the latest in runs/).")] = None,
+    out: Annotated[Path | None, typer.Option(help="The HTML file (default: report.html in the first run).")] = None,
+) -> int:
+    """Write one self-contained HTML report of one or more runs."""
+    from .trainer.report import load_results, write_report
+
+    if not runs:
+        kept = sorted(Path("runs").glob("*/results.json"), key=lambda path: path.stat().st_mtime)
+        if not kept:
+            raise InputError("no run in runs/.\nName the folder of a run, or make one with `mlemiss train`.")
+        runs = [kept[-1].parent]
+    out = out or (runs[0] if runs[0].is_dir() else runs[0].parent) / "report.html"
+    write_report([load_results(run) for run in runs], out)
+    say(f"report: {out}")
+    return DONE
+
+
+@app.command()
+def demo(out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo")) -> int:
+    """Synthetic clips, features of a small random network, three methods at growing missing rates, a report."""
+    from .pipeline import preprocess as job
+    from .pipeline.store import FeatureStore
+    from .trainer.settings import Settings
+
+    clips, stores = out / "clips", out / "stores"
+    synth(clips, subjects=DEMO_SUBJECTS, clips_per_subject=DEMO_CLIPS)
+    summary = job.preprocess("ravdess", clips, stores, [DEMO_FEATURES], ["random"], workers=all_cores())
+    job.print_summary(summary)
+    run = _train(
+        [FeatureStore.open(summary.stores[0])],
+        out / "run",
+        as_json=False,
+        methods=["lower-bound", "zero-padding", "mle"],
+        fusions=["addition"],
+        missing=[f"{modality}:{rate}" for modality in ("visual", "audio") for rate in (0.5, 0.8, 0.95)],
+        seeds=3,
+        settings=Settings(epochs=15, hidden=64),  # enough to tell the methods apart within the demo's minutes
+        device="auto",
+    )
+    say("These features come from a network with RANDOM weights, of drawn faces and synthetic voices: they show")
+    say("that everything works, not how well pretrained features do.")
+    say(f"Open {run / 'report.html'}")
+    return FAILURES if summary.failed else DONE
+
+
 @app.command(name="list")
 def list_(
     what: Annotated[str, typer.Argument(metavar="methods|features|datasets", help="What to list.")],
@@ -142,7 +289,10 @@ def list_(
 ) -> int:
     """List the methods, features or datasets there are, with a line each."""
     if what == "methods":
-        from .trainer.methods import method_names as names
+        from .trainer import methods
+
+        def names() -> dict[str, str]:
+            return {name: methods.summary(name) for name in methods.method_names()}
     elif what == "features":
         from .pipeline.backbones import backbone_names as names
     elif what == "datasets":
@@ -214,7 +364,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run(arguments: list[str], debug: bool) -> int:
     try:
-        return app(arguments, standalone_mode=False) or DONE
+        try:
+            return app(arguments, standalone_mode=False) or DONE
+        except Exception:
+            if debug:
+                traceback.print_exc()
+            raise
     except InputError as error:
         status, text = WRONG_INPUT, f"error: {error}"
     except typer.TyperException as error:
@@ -228,8 +383,6 @@ def _run(arguments: list[str], debug: bool) -> int:
     except Exception as error:
         kind = type(error).__name__
         status, text = UNEXPECTED, f"unexpected error: {kind}: {error}\nRun again with --debug for the traceback."
-    if debug:
-        traceback.print_exc()
     say(text)
     return status
 

@@ -311,10 +311,12 @@ def load_backbone(features: str, weights: Weights, precision: str = "fp32", devi
 
 
 def use_one_thread() -> None:
-    """One CNN thread a process: more would change the last bits of some features, and with them a store's bytes."""
+    """One thread a process, BLAS included: more would change the last bits of some features, and a store's bytes."""
     import torch
+    from threadpoolctl import threadpool_limits
 
     torch.set_num_threads(1)
+    threadpool_limits(1)
 
 
 def device_of(name: str) -> str:

@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ import zarr
 
 from . import backbones, ffmpeg, logmel, media, store
 from .errors import InputError
+from .memory import keep_freed_memory
 from .plan import WORK, Output, Plan, Task
 
 Progress = Callable[["Outcome"], None]
@@ -72,6 +74,7 @@ def process(task: Task) -> Outcome:
     Whatever is wrong with the clip becomes its recorded cause; what is wrong with the machine (a full disk, no
     ffmpeg) is raised.
     """
+    keep_freed_memory()
     backbones.use_one_thread()
     seconds: dict[str, float] = defaultdict(float)
 
@@ -218,7 +221,7 @@ def _on_dask(tasks: Sequence[Task], workers: int, say: Callable[[str], None]) ->
             submitted[future] = task
             return future
 
-        running = as_completed([submit(task) for task, _ in zip(waiting, range(2 * workers), strict=False)])
+        running = as_completed([submit(task) for task in islice(waiting, 2 * workers)])
         suspects = []
         for future in running:
             task = submitted.pop(future)

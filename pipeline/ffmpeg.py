@@ -32,6 +32,7 @@ MAX_CHANNELS = 8  # of a clip that lasts as long as allowed
 DECLARED_TOLERANCE = 0.25  # seconds by which a header may overstate a clip: no segment's centre lies that late
 PACKET_DISCARD = 4  # flag of a packet that is decoded but not presented
 ERROR = re.compile(r"\[(?:error|fatal)\] (?!.*pipe:\d)")
+STREAMED = b"\xff" * 4  # a size that was not known when the header was written
 NO_STREAM = "does not contain any stream"
 INPUT_STREAM = r"(?m)^\[info\] +Stream #0:\d+.*: (?:Video|Audio|Subtitle|Data): (?!.* q=)"
 SCALER = "bilinear+accurate_rnd+full_chroma_int+bitexact"  # antialiased: the kernel widens with the reduction
@@ -226,7 +227,7 @@ def list_packets(path: Path, limits: Limits, deadline: float) -> Listing:
         ClipError: the file cannot be opened, or holds neither stream.
     """
     streams, log = _list(path, ("V:0?", "a:0?"), limits, deadline)
-    end = _declared_end(log)
+    end = _riff_end(path) or _declared_end(log)
     last = max((packets.ends.max() for _, packets in streams if len(packets.times)), default=0.0)
     if end is not None and end - last > DECLARED_TOLERANCE and len(re.findall(INPUT_STREAM, log)) > len(streams):
         # Another stream, such as subtitles, may be what lasts as long as the header says.
@@ -255,6 +256,22 @@ def _list(path: Path, which: tuple[str, ...], limits: Limits, deadline: float) -
     if not streams:
         raise ClipError("no video and no audio stream" if NO_STREAM in log else first_error(log, path))
     return [(kind, Packets(codec, *rows[:2])) for kind, codec, rows in streams], log
+
+
+def _riff_end(path: Path) -> float | None:
+    """Where the header of an avi or wav that was cut short says that it ends, in seconds: ffmpeg adjusts it unasked."""
+    with path.open("rb") as file:
+        head = file.read(4096)
+    if head[:4] != b"RIFF" or len(head) < 64 or int.from_bytes(head[4:8], "little") + 8 <= path.stat().st_size:
+        return None
+    if head[8:12] == b"AVI " and head[24:28] == b"avih":
+        microseconds, frames = (int.from_bytes(head[at : at + 4], "little") for at in (32, 48))
+        return microseconds * frames / 1e6 or None
+    data = head.find(b"data", 12)
+    if head[8:16] == b"WAVEfmt " and data > 0 and head[4:8] != STREAMED:
+        size, rate = (int.from_bytes(head[at : at + 4], "little") for at in (data + 4, 28))
+        return size / rate if rate else None
+    return None
 
 
 def _declared_end(log: str) -> float | None:

@@ -194,7 +194,7 @@ def _choose_frames(times: np.ndarray, durations: np.ndarray, zero: float) -> tup
     ordered, last = times[order], durations[order[-1]]
     if last <= 0 and len(times) > 1:
         last = np.median(np.diff(ordered))
-    duration = float(ordered[-1] + max(last, 0.0) - zero)
+    duration = round(float(ordered[-1] + max(last, 0.0) - zero), 9)
     position = np.searchsorted(ordered - zero, segment_centres(duration) + ROUNDING, side="right") - 1
     return order[np.maximum(position, 0)], duration
 
@@ -214,7 +214,7 @@ def _assemble(path: Path, listing: Listing, decoded: Decoded) -> _Clip:
     else:
         clip.causes["visual"] = fault
         if len(decoded.audio_times):
-            clip.duration = float(decoded.audio_ends.max() - zero)
+            clip.duration = round(float(decoded.audio_ends.max() - zero), 9)
     fault = _audio_fault(path, listing, decoded, zero, np.inf if clip.frames is None else clip.duration)
     if fault is None:
         waveform = _on_the_clock(decoded, zero, clip.duration)

@@ -1,7 +1,8 @@
 """A synthetic dataset of real video files: drawn faces and synthetic voices that each carry the emotion in part.
 
-Some clips are nearly neutral in the face and others in the voice, and the face confuses other pairs of emotions than the
-voice does. Each modality alone is therefore insufficient, and both together are clearly better. Speakers, light, background and noise vary as they do in recordings.
+Some clips are nearly neutral in the face and others in the voice, and the face confuses other pairs of emotions than
+the voice does. Each modality alone is therefore insufficient, and both together are clearly better. Speakers, light,
+background and noise vary as they do in recordings.
 """
 
 import json
@@ -9,7 +10,9 @@ import multiprocessing
 import os
 import subprocess
 import tempfile
+import threading
 import wave
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +22,12 @@ import numpy as np
 
 from . import synth_face, synth_voice
 from .errors import InputError
-import imageio_ffmpeg
-
-ffmpeg_binary = imageio_ffmpeg.get_ffmpeg_exe  # TRIAL
+from .ffmpeg import ffmpeg_binary
 
 DURATION = (1.7, 2.1)  # seconds, shortest and longest clip
-UNCLEAR_SHARE = {"visual": 0.30, "audio": 0.36}  # of the clips; no clip is unclear in both
-CLEAR, UNCLEAR = (0.85, 1.05), (0.0, 0.25)  # ranges of the clarity of those clips, and of the others
-STRONG = 1.15  # clarity of strong intensity over that of normal intensity
+UNCLEAR_SHARE = {"visual": 0.32, "audio": 0.36}  # of the clips; no clip is unclear in both
+CLEAR, UNCLEAR = (1.0, 1.15), (0.05, 0.35)  # ranges of the clarity of those clips, and of the others
+STRONG = 1.1  # clarity of strong intensity over that of normal intensity
 MARKER = "SYNTHETIC.json"  # lies in the root; says that its clips are drawn, not recorded, and with what parameters
 VERSION = 1  # goes up when the same parameters give other clips
 
@@ -49,7 +50,7 @@ class Layout:
 
     subjects: int  # at most
     clips_per_subject: int  # at most
-    plan: callable
+    plan: Callable[[int, int], list[SynthClip]]
 
 
 # RAVDESS's order of the emotion codes 03 to 08.
@@ -103,7 +104,8 @@ def synthesize(root, *, layout="ravdess", subjects=24, clips_per_subject=48, see
             if progress:
                 progress(done, len(jobs))
     else:
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_end_with_parent) as pool:
             futures = [pool.submit(make_clip, *job) for job in jobs]
             try:
                 for done, future in enumerate(as_completed(futures), 1):
@@ -114,6 +116,16 @@ def synthesize(root, *, layout="ravdess", subjects=24, clips_per_subject=48, see
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
     return [root / clip.path for clip in clips]
+
+
+def _end_with_parent():
+    """Let a worker not outlive a killed parent, which could no longer tell it to stop."""
+
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _check(layout, subjects, clips_per_subject, seed, workers):
@@ -205,13 +217,16 @@ def _encode(path, frames, waveform, comment):
         height, width = frames.shape[1:3]
         pictures = Path(folder) / "pictures.yuv"
         pictures.write_bytes(b"".join(cv2.cvtColor(frame, cv2.COLOR_RGB2YUV_I420).tobytes() for frame in frames))
-        # One thread and the bitexact flags make the bytes the same each time.
-        command = [ffmpeg_binary(), *"-nostdin -loglevel error -y -threads 1 -f rawvideo -pix_fmt yuv420p".split()]
-        command += ["-s", f"{width}x{height}", "-r", str(synth_face.FPS), "-i", str(pictures), "-i", str(sound)]
-        command += "-c:v libx264 -preset ultrafast -crf 22 -g 50 -threads 1".split()
-        command += "-c:a aac -b:a 128k -aac_pns 0 -aac_is 0 -flags +bitexact -fflags +bitexact -map_metadata -1".split()
-        command += ["-metadata", f"comment={comment}", "-f", "mp4", str(partial)]
-        result = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        # One thread and bitexact make the bytes the same each time; noise substitution would make the channels differ.
+        command = f"""
+            -nostdin -loglevel error -y -threads 1
+            -f rawvideo -pix_fmt yuv420p -s {width}x{height} -r {synth_face.FPS} -i PICTURES -i SOUND
+            -c:v libx264 -preset ultrafast -crf 26 -g 50 -threads 1 -c:a aac -aac_coder fast -aac_pns 0 -b:a 128k
+            -flags +bitexact -fflags +bitexact -map_metadata -1 -metadata COMMENT -f mp4 CLIP
+        """.split()
+        given = {"PICTURES": str(pictures), "SOUND": str(sound), "COMMENT": f"comment={comment}", "CLIP": str(partial)}
+        command = [ffmpeg_binary(), *(given.get(word, word) for word in command)]
+        result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
     if result.returncode:
         partial.unlink(missing_ok=True)
         reason = result.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]

@@ -31,14 +31,14 @@ class Expression(NamedTuple):
 # Fearful and surprised look nearly alike on purpose, and angry is not far from disgust: there the voice has to tell.
 EXPRESSIONS = {
     #                     smile  jaw stretch brows slant eyes wrinkle nod  lean agitation
-    "happy": Expression(1.10, 0.45, 0.70, 0.10, 0.00, -0.25, 0.00, 0.20, 0.20, 0.50),
+    "happy": Expression(1.20, 0.60, 0.90, 0.15, 0.00, -0.40, 0.00, 0.60, 0.40, 0.50),
     "sad": Expression(-0.90, -0.05, -0.20, 0.10, 1.00, -0.50, 0.00, -1.20, -0.30, -0.40),
     "angry": Expression(-0.50, 0.35, 0.30, -0.85, -1.00, 0.10, 0.10, -0.40, 1.00, 0.70),
     "fearful": Expression(-0.50, 0.60, 0.30, 0.85, 0.65, 0.90, 0.00, 0.10, -0.80, 0.50),
     "disgust": Expression(-0.70, 0.05, -0.15, -0.50, -0.50, -0.80, 1.00, 0.70, -0.60, 0.00),
     "surprised": Expression(0.00, 1.10, -0.30, 1.00, 0.10, 0.90, 0.00, 0.40, -0.50, 0.30),
 }
-JITTER = 0.07  # deviation of every part of an expression between takes of one emotion
+JITTER = 0.06  # deviation of every part of an expression between takes of one emotion
 
 
 class Person(NamedTuple):
@@ -59,7 +59,7 @@ class Person(NamedTuple):
 
 def draw_person(rng):
     """A random `Person`."""
-    tone = rng.uniform(0, 0.45)  # light to dark
+    tone = rng.uniform(0, 0.35)  # light to dark
     skin = (1 - tone) * np.array([240, 200, 175]) + tone * np.array([130, 85, 60])
     hair = np.array([[35, 25, 20], [90, 60, 35], [170, 130, 75], [120, 120, 120]])[rng.integers(4)]
     return Person(

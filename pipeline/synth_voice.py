@@ -29,7 +29,7 @@ class Prosody(NamedTuple):
     formants: float  # octaves by which the second formant moves: lips spread (up) or rounded (down)
 
 
-# Angry and happy sound nearly alike on purpose, and neither is far from surprised: there the face has to tell.
+# Angry and happy sound nearly alike on purpose, and disgust is not far from sad: there the face has to tell.
 PROSODIES = {
     #                    pitch  rise melody tremor loud effort breath rate formants
     "happy": Prosody(5.5, 2.0, 4.0, 0.0, 5.0, 0.60, 0.00, 0.12, 0.12),

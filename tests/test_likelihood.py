@@ -313,10 +313,7 @@ def test_training_finds_the_exact_maximum_of_a_discrete_world(fusion):
         )
 
     exact = min(
-        (
-            scipy.optimize.minimize(numpy_loss, start, (samples, known, fusion), method="L-BFGS-B")
-            for start in starts
-        ),
+        (scipy.optimize.minimize(numpy_loss, start, (samples, known, fusion), method="L-BFGS-B") for start in starts),
         key=lambda result: result.fun,
     )
     best = torch.inf

@@ -1,6 +1,7 @@
 """Decoding: frames and sound against an independent decoder, and what becomes of broken, odd and hostile files."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,6 @@ import cv2
 import librosa
 import numpy as np
 import pytest
-
 from mlemiss.pipeline import ffmpeg, media
 from mlemiss.pipeline.errors import InputError
 
@@ -47,10 +47,11 @@ def clips(tmp_path_factory):
     make(folder / "start.mp4", "-i", folder / "both.mp4", "-c", "copy", "-movflags", "+faststart")
     make(folder / "both.mkv", "-i", folder / "both.mp4", "-c", "copy")
     make(folder / "both.avi", *PICTURE, *SOUND, "-c:v", "mjpeg", "-c:a", "pcm_s16le")
+    make(folder / "sound.wav", *SOUND)
     return folder
 
 
-# --- which frame, against an independent decoder ---------------------------------------------------------------------
+# --- which frame, against an independent decoder --------------------------------------------------------------------
 
 
 def reference(path):
@@ -82,7 +83,8 @@ def picture(frame):
     image = np.rot90(image, frame.rotation // 90)
     side = min(image.shape[:2])
     top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
-    return cv2.resize(image[top : top + side, left : left + side], (256, 256), interpolation=cv2.INTER_AREA)
+    how = cv2.INTER_AREA if side > 256 else cv2.INTER_LINEAR
+    return cv2.resize(image[top : top + side, left : left + side], (256, 256), interpolation=how)
 
 
 REAL = [
@@ -117,7 +119,7 @@ def test_the_frames_on_screen_at_the_centres_of_made_clips(clips, name):
     check_against_reference(clips / name)
 
 
-# --- sound -----------------------------------------------------------------------------------------------------------
+# --- sound ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("codec, container", [("pcm_s16le", "mov"), ("flac", "mkv")])
@@ -144,7 +146,7 @@ def test_the_sound_of_a_real_clip_is_its_wav_a_little_later(tmp_path):
             for w in waveforms]  # fmt: skip
     ours, wav = (librosa.power_to_db(mel, ref=1.0, amin=1e-10, top_db=None) for mel in mels)
     loud = wav > -50
-    assert loud.mean() > 0.1
+    assert loud.mean() > 0.05
     assert np.abs(ours - wav)[loud].mean() < 0.2
 
 
@@ -195,8 +197,8 @@ def test_a_gap_in_the_sound_is_silence(tmp_path):
     clip, waveform = media.read_clip(path), media.read_waveform(path)
     assert clip.causes == {}
     quiet = np.flatnonzero(np.convolve(np.abs(waveform), np.ones(160), "same") == 0)
-    assert 5000 < len(quiet) < 7000
-    assert 0.4 * 16000 < quiet[0] and quiet[-1] < 1.0 * 16000
+    assert 5000 < len(quiet) < 7500
+    assert quiet[0] > 0.4 * 16000 and quiet[-1] < 1.0 * 16000
     assert np.abs(waveform[-1000:]).max() > 0.05  # what follows the gap is where its timestamps say
 
 
@@ -208,7 +210,7 @@ def test_sound_that_simply_ends_early_is_padded(tmp_path):
     assert np.abs(waveform[:10000]).max() > 0.05 and np.abs(waveform[13000:]).max() == 0
 
 
-# --- geometry --------------------------------------------------------------------------------------------------------
+# --- geometry -------------------------------------------------------------------------------------------------------
 
 
 def test_pixel_aspect_is_honoured(tmp_path):
@@ -218,23 +220,23 @@ def test_pixel_aspect_is_honoured(tmp_path):
     for name, spec in {"square": disc, "anamorphic": squeezed}.items():
         make(tmp_path / f"{name}.mp4", *source("lavfi", spec), *H264, "-crf", 1)
     square, anamorphic = (media.read_clip(tmp_path / f"{name}.mp4").frames[0] for name in ("square", "anamorphic"))
-    bright = [(np.ptp(np.flatnonzero((image > 128).any(axis=(k, 2))))) for image in (square, anamorphic) for k in (0, 1)]
+    bright = [
+        (np.ptp(np.flatnonzero((image > 128).any(axis=(k, 2))))) for image in (square, anamorphic) for k in (0, 1)
+    ]
     assert bright == pytest.approx([171, 171, 171, 171], abs=4)
 
 
 def test_interlaced_frames_are_deinterlaced(tmp_path):
     # Fields of a bar that moves: woven together they comb, line against line.
     bar = "color=black:size=320x240:rate=50:duration=1.2,geq=lum='255*between(mod(X-N*8,320),0,60)':cb=128:cr=128"
-    woven = [*source("lavfi", bar), "-vf", "interlace=lowpass=off", "-c:v", "libx264", "-preset", "ultrafast"]
-    flagged = make(tmp_path / "flagged.mkv", *woven, "-pix_fmt", "yuv420p", "-flags", "+ilme+ildct", "-crf", 5)
-    unflagged = make(tmp_path / "plain.mkv", *woven[:3], "-i", bar, *[], *[]) if False else None
-    assert unflagged is None
+    woven = ["-vf", "interlace=lowpass=off", *H264, "-crf", 5]
+    flagged = make(tmp_path / "flagged.mkv", *source("lavfi", bar), *woven, "-flags", "+ilme+ildct")
     frames = media.read_clip(flagged).frames[..., 0].astype(np.float32)
     comb = np.abs(frames[:, 1:-1] - (frames[:, :-2] + frames[:, 2:]) / 2).mean()
     assert comb < 2.0
 
 
-# --- names, containers, hostile and broken files ----------------------------------------------------------------------
+# --- names, containers, hostile and broken files ---------------------------------------------------------------------
 
 NAMES = ["-y.mp4", "with space.mp4", "new\nline.mp4", "käse 感情.mp4", "50%d%%.mp4", "a:b.mp4", "it's 'q' [1],x.mp4"]
 
@@ -302,24 +304,27 @@ def test_a_playlist_opens_no_other_file(clips, tmp_path):
         failed(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["both.mp4", "start.mp4", "both.mkv", "both.avi"])
+@pytest.mark.parametrize("name", ["both.mp4", "start.mp4", "both.mkv", "both.avi", "sound.wav"])
 def test_a_file_cut_in_half_is_not_a_shorter_clip(clips, tmp_path, name):
     whole = (clips / name).read_bytes()
     cut = tmp_path / name
     cut.write_bytes(whole[: len(whole) // 2])
     causes = failed(cut)
     if name != "both.mp4":  # whose index was at the end
-        assert "stops at" in causes["visual"] and "of 1.6" in causes["visual"]
-        assert "stops at" in causes["audio"]
+        assert "the audio stops at" in causes["audio"]
+    if name not in ("both.mp4", "sound.wav"):
+        assert "the video stops at" in causes["visual"] and "of 1.6" in causes["visual"]
 
 
-def test_a_damaged_frame_costs_the_picture_and_not_the_sound(clips, tmp_path):
-    video = make(tmp_path / "video.mkv", *PICTURE, *SOUND, "-c:v", "ffv1", "-slicecrc", 1, "-c:a", "pcm_s16le")
-    data = bytearray(video.read_bytes())
-    data[len(data) // 2 : len(data) // 2 + 4000] = bytes(4000)
-    (tmp_path / "damaged.mkv").write_bytes(data)
-    clip = media.read_clip(tmp_path / "damaged.mkv")
-    assert clip.frames is None and "video" in clip.causes["visual"]
+def test_a_lost_frame_costs_the_picture_and_not_the_sound(clips, tmp_path):
+    data = bytearray((clips / "both.avi").read_bytes())
+    starts = [at.start() for at in re.finditer(rb"00dc....\xff\xd8", data, re.DOTALL)]
+    assert len(starts) >= 40
+    data[starts[20] + 8 : starts[20] + 1008] = bytes(1000)  # the frame at 0.8 s
+    (tmp_path / "damaged.avi").write_bytes(data)
+    clip = media.read_clip(tmp_path / "damaged.avi")
+    assert clip.frames is None and "the video fails at 0.80 s of 1.60 s" in clip.causes["visual"]
+    assert clip.logmel is not None and clip.duration == pytest.approx(1.6, abs=0.01)
 
 
 def test_an_unknown_video_codec_leaves_the_sound(clips, tmp_path):
@@ -330,7 +335,7 @@ def test_an_unknown_video_codec_leaves_the_sound(clips, tmp_path):
     assert clip.logmel is not None and clip.duration == pytest.approx(1.6, abs=0.01)
 
 
-# --- limits and processes ----------------------------------------------------------------------------------------------
+# --- limits and processes ---------------------------------------------------------------------------------------------
 
 
 def test_limits(clips):
@@ -344,7 +349,9 @@ def test_limits(clips):
 def stuck_ffmpeg(tmp_path, monkeypatch):
     """An ffmpeg that never ends and writes its process id."""
     program = tmp_path / "stuck"
-    program.write_text(f"#!/bin/sh\necho $$ > '{tmp_path}/pid.new'\nmv '{tmp_path}/pid.new' '{tmp_path}/pid'\nexec sleep 300\n")
+    program.write_text(
+        f"#!/bin/sh\necho $$ > '{tmp_path}/pid.new'\nmv '{tmp_path}/pid.new' '{tmp_path}/pid'\nexec sleep 300\n"
+    )
     program.chmod(0o755)
     monkeypatch.setenv("MLEMISS_FFMPEG", str(program))
     ffmpeg.ffmpeg_binary.cache_clear()
@@ -393,7 +400,7 @@ def test_no_ffmpeg_is_the_users_to_know(clips, monkeypatch):
     assert media.ffmpeg_version()
 
 
-# --- real files that decoders trip over --------------------------------------------------------------------------------
+# --- real files that decoders trip over -------------------------------------------------------------------------------
 
 NO_SOUND, NO_PICTURE = {"audio": "no audio stream"}, {"visual": "no video stream"}
 SILENT = {"visual": "no video stream", "audio": "the audio is digital silence"}
@@ -402,13 +409,19 @@ OUTCOMES = {  # T (None: nothing is left of it), what is missing and why
     "av1_video.mkv": (5.0, NO_SOUND),
     "big_buck_bunny_small.mp4": (5.28, {}),
     "bt709_full_range.mp4": (1.0, NO_SOUND),
-    "corrupted.mp4": (0.0, {"visual": "the video fails at 3.00 s of 5.00 s: Invalid NAL unit size (-1 > 551)"} | NO_SOUND),
+    "corrupted.mp4": (
+        0.0,
+        {"visual": "the video fails at 3.00 s of 5.00 s: Invalid NAL unit size (-1 > 551)"} | NO_SOUND,
+    ),
     "h264_10bits.mp4": (1.0, NO_SOUND),
     "h265_10bits.mp4": (1.0, NO_SOUND),
     "issue55.flv": (0.0, SILENT),
     "mp4-with-audio.mp4": (0.0, SILENT),
     "mpeg4.mp4": (0.0, {"visual": NOTHING, "audio": NOTHING}),
-    "nasa_13013.mp4": (13.0, {}),  # the 390 frames it declares are its second video stream's; the first holds all its 325
+    "nasa_13013.mp4": (
+        13.0,
+        {},
+    ),  # the 390 frames it declares are its second video stream's; the first holds all its 325
     "sample.mkv": (0.0, {"visual": "Duplicate element", "audio": "Duplicate element"}),
     "sample.mp4": (1.0427, {}),
     "unordered.mov": (0.125, NO_SOUND),

@@ -15,6 +15,7 @@ from ..pipeline.errors import InputError
 from ..pipeline.masks import TEST, TRAIN, VALIDATION, Missing
 from ..pipeline.store import FeatureStore
 
+COMPLETE = Missing()
 PARTS = {TRAIN: "training", VALIDATION: "validation", TEST: "test"}
 
 
@@ -23,8 +24,8 @@ class RunSpec:
     """What sets one run of a cell apart: everything a run's data depends on."""
 
     seed: int
-    missing: Missing = Missing()
-    missing_test: Missing = Missing()
+    missing: Missing = COMPLETE
+    missing_test: Missing = COMPLETE
     split: str = "clip"
 
     @property
@@ -41,49 +42,30 @@ class Run:
     observed: np.ndarray
 
     def training_clips(self, rows: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """Training clips with something observed that ``rows`` (observed [clip, M] to bool [clip]) keeps: bool [clip]."""
+        """Training clips with something observed that ``rows`` (of observed [clip, M]) keeps: bool [clip]."""
         return (self.part == TRAIN) & self.observed.any(1) & rows(self.observed)
 
 
-class Dataset:
-    """The clips of a store that did not fail, as float32 rows on the device.
+class Clips:
+    """The clips of a store that did not fail, without their features; on the host.
 
-    features: M tensors [clip * S, D_m]; entries of clips that lack the modality may hold anything.
-    label: int64 [clip]; clip_id: str [clip]; present: bool [clip, M].
-    InputError: nothing usable, fewer than two classes, or a value that is not finite where a signal is present.
+    kept: int [clip], positions in the store; clip_id: str [clip]; label: int64 [clip]; present: bool [clip, M].
+    InputError: fewer than two classes.
     """
 
-    def __init__(self, store: FeatureStore, device: torch.device | str = "cpu"):
-        self.store, self.device = store, torch.device(device)
-        self.kept = np.flatnonzero(np.asarray(store.status) == "done")  # positions in the store
+    def __init__(self, store: FeatureStore):
+        self.store = store
         self.modalities, self.classes = tuple(store.modalities), tuple(store.classes)
+        self.kept = np.flatnonzero(np.asarray(store.status) == "done")
         self.clip_id = np.asarray(store.clip_id)[self.kept]
         self.present = np.asarray(store.present, bool)[self.kept]
-        label = np.asarray(store.label)[self.kept]
-        if len(np.unique(label)) < 2:
+        self.label = np.asarray(store.label, np.int64)[self.kept]
+        found = len(np.unique(self.label))
+        if found < 2:
             raise InputError(
-                f"{store.path}: expected clips of at least two classes, found {len(label)} usable clips of "
-                f"{len(np.unique(label))}.\nPreprocess more clips, or retry the failed ones with --retry-failed."
+                f"{store.path}: expected clips of at least two classes, found {len(self.label)} clips of {found}."
+                f"\nPreprocess more clips, or retry the failed ones with --retry-failed."
             )
-        self.label = torch.as_tensor(label, dtype=torch.int64, device=self.device)
-        self.features, self._sums = [], []
-        for m, modality in enumerate(self.modalities):
-            values = store.read(modality)[self.kept]  # float16 [clip, S, D]
-            self.segments = values.shape[1]
-            bad = [i for i in np.flatnonzero(self.present[:, m]) if not np.isfinite(values[i]).all()]
-            if bad:
-                raise InputError(
-                    f"{store.path}: {modality} features of {len(bad)} clips are not finite, first {self.clip_id[bad[0]]}."
-                    f"\nCheck the store with `mlemiss store verify` and preprocess again."
-                )
-            rows = torch.as_tensor(values, device=self.device).float()
-            self._sums.append([(rows**p).sum(1, dtype=torch.float64) for p in (1, 2)])  # [clip, D] each
-            self.features.append(rows.flatten(0, 1))
-
-    @property
-    def widths(self) -> list[int]:
-        """D of each modality."""
-        return [f.shape[1] for f in self.features]
 
     def run(self, spec: RunSpec) -> Run:
         """Draw the run's split and masks. InputError: an empty part, or a class in none of the training clips."""
@@ -92,21 +74,51 @@ class Dataset:
         for held_out in (VALIDATION, TEST):
             hidden = hidden | self.store.missing(spec.missing_test, spec.seed, part == held_out)
         part, observed = part[self.kept], self.present & ~hidden[self.kept]
-        label = self.label.cpu().numpy()
+        drawn = f"{self.store.path}: the split by {spec.split} with seed {spec.seed}"
         for value, name in PARTS.items():
             if not (part == value).any():
-                raise InputError(
-                    f"{self.store.path}: the split by {spec.split} with seed {spec.seed} leaves no {name} clips "
-                    f"of {len(part)} usable ones.\nPreprocess more clips."
-                )
-        absent = np.setdiff1d(label[part != TRAIN], label[part == TRAIN])
+                raise InputError(f"{drawn} leaves no {name} clips of {len(part)} usable ones.\nPreprocess more clips.")
+        absent = np.setdiff1d(self.label[part != TRAIN], self.label[part == TRAIN])
         if len(absent):
             names = ", ".join(self.classes[c] for c in absent)
             raise InputError(
-                f"{self.store.path}: no training clip of {names} in the split by {spec.split} with seed {spec.seed}, "
-                f"though held-out clips have it.\nPreprocess more clips, or choose another --split."
+                f"{drawn} has held-out clips but no training clip of {names}.\n"
+                f"Preprocess more clips, or choose another --split."
             )
         return Run(spec, part, observed)
+
+
+class Dataset:
+    """The features of a store's usable clips as float32 rows on a device, shared by all runs.
+
+    features: M tensors [clip * S, D_m]; entries of clips that lack the modality may hold anything. label: [clip].
+    finite: bool [clip, M], whether all of a clip's values are.
+    """
+
+    def __init__(self, clips: Clips, device: torch.device | str = "cpu"):
+        self.clips, self.device = clips, torch.device(device)
+        self.label = torch.as_tensor(clips.label, device=self.device)
+        self.features, self._sums, finite = [], [], []
+        for modality in clips.modalities:
+            values = clips.store.read(modality)[clips.kept]  # float16 [clip, S, D]
+            self.segments = values.shape[1]
+            rows = torch.as_tensor(values, device=self.device).float()
+            # In float64: the variance below is a difference of large numbers.
+            self._sums.append([torch.stack([(c.double() ** p).sum(0) for c in rows]) for p in (1, 2)])  # [clip, D] each
+            self.features.append(rows.flatten(0, 1))
+            finite.append(np.isfinite(values).all((1, 2)))
+        self.finite = np.stack(finite, 1)
+
+    def check_finite(self, run: Run) -> None:
+        """InputError: a clip that a run observes holds a value that is not finite."""
+        bad = run.observed & ~self.finite
+        if bad.any():
+            clip, m = np.argwhere(bad)[0]
+            raise InputError(
+                f"{self.clips.store.path}: features of {int(bad.any(1).sum())} clips are not finite, first "
+                f"{self.clips.modalities[m]} of {self.clips.clip_id[clip]}.\n"
+                f"Check the store with `mlemiss store verify` and preprocess again."
+            )
 
     def moments(self, m: int, clips: np.ndarray) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of modality m over the rows of these clips (bool [clip]): float32 [D] each.
@@ -133,11 +145,16 @@ class Batch:
 
 
 class Runs:
-    """R runs over one data set, trained as one batch. ``kept`` [R, clip] are the clips the classifier trains on."""
+    """R runs over one data set, trained as one batch. ``kept`` [R, clip] are the clips the classifier trains on.
+
+    InputError: features that a run observes are not finite.
+    """
 
     def __init__(self, dataset: Dataset, runs: Sequence[Run], rows: Callable[[np.ndarray], np.ndarray]):
+        for run in runs:
+            dataset.check_finite(run)
         self.dataset, self.runs = dataset, list(runs)
-        self.device, self.segments, self.modalities = dataset.device, dataset.segments, dataset.modalities
+        self.device, self.segments, self.modalities = dataset.device, dataset.segments, dataset.clips.modalities
         self.observed = torch.as_tensor(np.stack([r.observed for r in runs]), device=self.device)  # [R, clip, M]
         self._anything_missing = [not all(r.observed[:, m].all() for r in runs) for m in range(len(self.modalities))]
         kept = np.stack([r.training_clips(rows) for r in runs])  # [R, clip]
@@ -157,7 +174,7 @@ class Runs:
             for m in range(len(self.modalities))
         ]  # per modality mean and std, [R, D] each: of the run's observed training entries, whatever the method
         counts = np.stack(
-            [np.bincount(dataset.label.cpu().numpy()[k], minlength=len(dataset.classes)) for k in kept]
+            [np.bincount(dataset.clips.label[k], minlength=len(dataset.clips.classes)) for k in kept]
         )  # every clip has S rows, so clips' frequencies are rows' frequencies
         prior = torch.as_tensor(counts / counts.sum(1, keepdims=True), device=self.device)
         self.log_prior = prior.log().float()  # [R, C]
@@ -187,7 +204,9 @@ class Runs:
     def batch(self, rows: Tensor, weight: Tensor) -> Batch:
         """Rows and weights [R, B] with all that training needs of them."""
         x, observed = self.gather(rows)
-        return Batch(rows, x, observed, self.dataset.label[torch.div(rows, self.segments, rounding_mode="floor")], weight)
+        return Batch(
+            rows, x, observed, self.dataset.label[torch.div(rows, self.segments, rounding_mode="floor")], weight
+        )
 
     def rows_of(self, clips: Tensor) -> Tensor:
         """All rows of clips [R, c]: [R, c * S]."""
@@ -206,8 +225,3 @@ def generator(seed: int, purpose: str) -> torch.Generator:
     """A generator on the CPU, whatever the device, so that every device draws the same."""
     digest = hashlib.sha256(f"{purpose}:{seed}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-
-
-def steps_per_epoch(clips: int, segments: int, batch_size: int) -> int:
-    """ceil(rows / batch size)."""
-    return -(-clips * segments // batch_size)

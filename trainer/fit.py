@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..pipeline.errors import InputError
 from ..pipeline.masks import TEST, TRAIN, VALIDATION
-from .data import Dataset, Run, Runs, steps_per_epoch
+from .data import Clips, Dataset, Run, Runs
 from .evaluate import clip_probabilities
 from .method import Method, Stage
 from .settings import Settings
@@ -53,29 +53,26 @@ class HeldOut:
 
 
 def plan_steps(kind: type[Method], run: Run, segments: int, settings: Settings) -> tuple[int, ...]:
-    """Steps an epoch of each stage. InputError: the run has too little data for the method."""
-    steps = []
-    for stage in kind.stages:
-        steps.append(steps_per_epoch(int(run.training_clips(stage.rows).sum()), segments, settings.batch_size))
-    return tuple(steps)
+    """Steps an epoch of each stage: rows over batch size, rounded up."""
+    rows = (int(run.training_clips(stage.rows).sum()) * segments for stage in kind.stages)
+    return tuple(-(-n // settings.batch_size) for n in rows)
 
 
-def check_run(kind: type[Method], dataset: Dataset, run: Run, name: str) -> None:
+def check_run(kind: type[Method], clips: Clips, run: Run, name: str) -> None:
     """InputError: too few clips for the method called ``name``, or a modality that none of them has."""
-    label = dataset.label.cpu().numpy()
     for stage in kind.stages:
-        clips = run.training_clips(stage.rows)
-        classes = len(np.unique(label[clips]))
+        chosen = run.training_clips(stage.rows)
+        classes = len(np.unique(clips.label[chosen]))
         if classes < 2:
             raise InputError(
                 f"{name} cannot train its {stage.name} with {run.spec.name}: expected training clips of at least two "
-                f"classes, found {int(clips.sum())} fitting clips of {classes} "
+                f"classes, found {int(chosen.sum())} fitting clips of {classes} "
                 f"({int((run.part == TRAIN).sum())} training clips, "
                 f"{int(((run.part == TRAIN) & run.observed.all(1)).sum())} complete).\n"
                 f"Lower the missing rate, preprocess more clips, or use a method that trains on incomplete clips."
             )
-        for m, modality in enumerate(dataset.modalities):
-            if not (clips & run.observed[:, m]).any():
+        for m, modality in enumerate(clips.modalities):
+            if not (chosen & run.observed[:, m]).any():
                 raise InputError(
                     f"{name} cannot train its {stage.name} with {run.spec.name}: expected training clips with "
                     f"{modality}, found none.\nLower that modality's missing rate below 1."
@@ -90,12 +87,13 @@ def fit(
     fusion: str,
     *,
     name: str = "method",
-    on_epoch: Callable[[int], None] = lambda steps: None,
+    on_epoch: Callable[[int], None] = lambda clips: None,
 ) -> list[RunResult]:
     """Train runs of equal `plan_steps` side by side; test each with the weights of its best validation epoch.
 
     The best epoch has the highest validation accuracy, among equals the highest validation likelihood, then the first.
-    on_epoch is called after each epoch with its number of steps. InputError: a loss that is not finite.
+    on_epoch is called after each epoch with the number of clips it trained on, over all runs.
+    InputError: a loss that is not finite.
     """
     steps = {plan_steps(kind, run, dataset.segments, settings) for run in runs}
     if len(steps) != 1:
@@ -105,15 +103,14 @@ def fit(
     for parameter_name, parameter in method.named_parameters():
         if parameter.shape[0] != len(runs):
             raise ValueError(
-                f"{name}: parameter {parameter_name} has shape {list(parameter.shape)}, expected {len(runs)} runs first."
+                f"{name}: parameter {parameter_name}: expected {len(runs)} runs first, found {list(parameter.shape)}."
             )
-    results = [
-        RunResult(run, np.flatnonzero(run.part == TEST), np.empty(0), 0) for run in runs
-    ]
+    results = [RunResult(run, np.flatnonzero(run.part == TEST), np.empty(0), 0) for run in runs]
     for stage, count in zip(kind.stages, steps.pop(), strict=True):
         _train_stage(method, batch, stage, count, results, name, on_epoch)
     test = HeldOut(batch, TEST)
-    method.prepare_predictions()
+    with torch.no_grad():
+        method.prepare_predictions()
     probability = test.score(method)[2].cpu().numpy()
     for r, result in enumerate(results):
         result.probability = probability[r, : len(result.test_clips)]
@@ -150,7 +147,7 @@ def _train_stage(
         if selection:
             method.eval()
             selection.update(epoch, results)
-        on_epoch(steps)
+        on_epoch(sum(map(len, order.rows)) // runs.segments)
     if selection:
         selection.restore()
 
@@ -167,7 +164,8 @@ class Selection:
 
     def update(self, epoch: int, results: list[RunResult]) -> None:
         """Score an epoch and keep what is better."""
-        self.method.prepare_predictions_without_gradient()
+        with torch.no_grad():
+            self.method.prepare_predictions()
         accuracy, likelihood, _ = self.validation.score(self.method)
         better = (accuracy > self.accuracy) | ((accuracy == self.accuracy) & (likelihood > self.likelihood))
         self.accuracy = torch.where(better, accuracy, self.accuracy)
@@ -210,9 +208,7 @@ class EpochOrder:
             order[r, : len(rows)] = rows[torch.randperm(len(rows), generator=g)]
             weight[r, : len(rows)] = 1
         device = self.runs.device
-        return zip(
-            order.to(device).split(self.batch_size, 1), weight.to(device).split(self.batch_size, 1), strict=True
-        )
+        return zip(order.to(device).split(self.batch_size, 1), weight.to(device).split(self.batch_size, 1), strict=True)
 
 
 def _parameters(method: Method, stage: Stage) -> list[torch.nn.Parameter]:

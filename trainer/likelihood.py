@@ -185,9 +185,7 @@ def _additive_logits(
     return logits
 
 
-def _outer_logits(
-    embeddings: list[Tensor], observed: Tensor, heads: Tensor, supports: list[_Support | None]
-) -> Tensor:
+def _outer_logits(embeddings: list[Tensor], observed: Tensor, heads: Tensor, supports: list[_Support | None]) -> Tensor:
     """Logits of the outer product [R, B, C]: the rows of each pattern of observed modalities together."""
     R, B, M = observed.shape
     C, k = heads.shape[1], embeddings[0].shape[-1]

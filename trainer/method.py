@@ -88,7 +88,7 @@ class FusionClassifier(Method):
         )
         k, M = settings.dim, len(runs.modalities)
         width = {"addition": k, "concatenation": M * k, "outer": k**M}[fusion]
-        self.labels = LabelEmbedding(len(runs.dataset.classes), width, runs.generators("labels"))
+        self.labels = LabelEmbedding(len(runs.dataset.clips.classes), width, runs.generators("labels"))
         self.register_buffer("log_prior", runs.log_prior)
         self.to(runs.device)
 

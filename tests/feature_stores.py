@@ -1,0 +1,65 @@
+"""Small real stores for the trainer's tests: features drawn at random, written by the product's own code."""
+
+from pathlib import Path
+
+import numpy as np
+from mlemiss.pipeline.store import FeatureStore, attributes, create_array, open_group, publish, write_table
+from mlemiss.trainer.experiments import run_grid
+from mlemiss.trainer.settings import Settings
+
+SEGMENTS, WIDTHS = 4, {"visual": 12, "audio": 10}
+QUICK = Settings(epochs=3, batch_size=32, lr=1e-2, hidden=16, dim=6)
+
+
+def write_store(
+    folder: Path,
+    *,
+    clips: int = 72,
+    classes: int = 3,
+    features: str = "toy",
+    weights: str = "random",
+    failed: tuple[int, ...] = (5,),
+    without_audio: tuple[int, ...] = (7, 8),
+    label: np.ndarray | None = None,
+    separation: float = 0.8,
+    filler: float = np.nan,
+) -> FeatureStore:
+    """Clips of ``classes`` classes in 8 subjects of unequal size; ``filler`` stands where a modality is missing."""
+    rng = np.random.default_rng(0)
+    label = np.arange(clips) % classes if label is None else label
+    path = folder / f"toy-{features}-0123abcd.zarr"
+    group = open_group(folder / f".building-{features}")
+    present = np.ones((clips, 2), bool)
+    present[list(failed)] = False
+    present[list(without_audio), 1] = False
+    for m, (modality, width) in enumerate(WIDTHS.items()):
+        centres = rng.normal(0, separation, (classes, 1, width))
+        values = centres[label] + rng.normal(0, 0.7, (clips, 1, width)) + rng.normal(0, 1, (clips, SEGMENTS, width))
+        values[~present[:, m]] = filler
+        values[:, :, 0] = np.where(present[:, m, None], 1.5, filler)  # a feature that never varies
+        shape, dimensions = (clips, SEGMENTS, width), ["clip", "segment", "feature"]
+        create_array(group, modality, shape, shape, "float16", dimensions)[:] = values.astype(np.float16)
+    table = {
+        "clip_id": np.array([f"clip{i:03d}" for i in range(clips)]),
+        "subject": np.array([f"s{int(8 * (i / clips) ** 0.6)}" for i in range(clips)]),
+        "status": np.where(present.any(1), "done", "failed"),
+        "error": np.where(present.all(1), "", "no signal"),
+        "sha256": np.array(["0" * 64] * clips),
+        "label": label,
+    }
+    write_table(group, table, present)
+    names = ["angry", "happy", "sad", "calm", "fearful", "disgust"][:classes]
+    group.attrs.update(attributes("toy", features, "0123abcd", names, {}, {"name": weights, "hash": "0"}, {}))
+    publish(folder / f".building-{features}", path)
+    return FeatureStore.open(path)
+
+
+def predictions(document, out, **cell):
+    """probabilities [seed, clip, class] of the one cell that fits."""
+    (result,) = [r for r in document["results"] if all(r[k] == v for k, v in cell.items())]
+    with np.load(out / result["predictions"]) as file:
+        return file["probabilities"]
+
+
+def grid(stores, out, **options):
+    return run_grid(stores, out=out, **({"settings": QUICK, "device": "cpu"} | options))

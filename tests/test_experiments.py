@@ -1,0 +1,127 @@
+"""Grids: their results are as documented, and what cannot be is said before training."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mlemiss.pipeline.errors import InputError
+from mlemiss.pipeline.masks import TEST
+from mlemiss.trainer.experiments import run_grid
+from mlemiss.trainer.settings import Settings
+
+from .feature_stores import grid, predictions, write_store
+
+torch.set_num_threads(1)  # small networks
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return write_store(tmp_path_factory.mktemp("stores"))
+
+
+def test_results_are_as_documented(store, tmp_path):
+    seen = []
+    document = grid(
+        [store], tmp_path, methods=["mle", "zp"], fusions=["addition", "outer"], seeds=2, progress=seen.append
+    )
+    assert json.loads((tmp_path / "results.json").read_text()) == document
+    assert document["schema"] == 1 and document["comparisons"] == []
+    assert [(r["method"], r["fusion"]) for r in document["results"]] == [
+        ("mle", "addition"),
+        ("mle", "outer"),
+        ("zero-padding", "addition"),
+    ]
+    assert ["zero-padding outer" in s["cell"] for s in document["skipped"]] == [True]
+    for r in document["results"]:
+        assert (r["dataset"], r["features"], r["store"], r["weights"]) == ("toy", "toy", "0123abcd", "random")
+        assert (r["missing"], r["missing_test"], r["split"], r["seeds"]) == ("audio:0.5", "none", "clip", [0, 1])
+        assert r["marginal"] == ("bank" if r["method"] == "mle" else None)
+        assert (r["mean"], r["std"]) == (np.mean(r["test_accuracy"]), np.std(r["test_accuracy"], ddof=1))
+        assert np.sum(r["confusion"]) == sum(r["n_test"])
+        assert np.trace(r["confusion"]) == round(np.dot(r["test_accuracy"], r["n_test"]) / 100)
+        assert r["curve"]["epoch"] == [1, 2, 3] and np.shape(r["curve"]["val_accuracy"]) == (2, 3)
+        assert r["n_complete"][0] < r["n_train"][0] and r["epochs"] == 3 and r["seconds"] > 0
+        with np.load(tmp_path / r["predictions"]) as file:
+            probability, clip_id, label = file["probabilities"], file["clip_id"], file["label"]
+            assert list(file["seeds"]) == [0, 1] and list(file["classes"]) == list(store.classes)
+        for s in range(2):
+            tested = ~np.isnan(probability[s, :, 0])
+            assert set(clip_id[tested]) == set(store.clip_id[(store.split(s) == TEST) & (store.status == "done")])
+            np.testing.assert_allclose(probability[s, tested].sum(-1), 1, atol=1e-5)
+            right = (probability[s, tested].argmax(-1) == label[tested]).mean()
+            assert 100 * right == pytest.approx(r["test_accuracy"][s])
+    assert seen[-1].done == seen[-1].total and seen[0].done < seen[0].total
+    assert seen[-1].seconds_left == 0
+
+
+def test_one_seed_has_no_deviation(store, tmp_path):
+    assert grid([store], tmp_path, seeds=1)["results"][0]["std"] is None
+
+
+def test_learns_from_incomplete_clips(tmp_path):
+    """Audio is missing in 90 % of training clips; the lower bound has 2 or 3 clips a class, mle has all."""
+    easy = write_store(tmp_path, clips=120, separation=1.2)
+    settings = Settings(epochs=25, batch_size=32, lr=3e-3, hidden=32, dim=8)
+    document = run_grid(
+        [easy], methods=["mle", "lb", "zp"], missing=["audio:0.9"], seeds=3, settings=settings, device="cpu"
+    )
+    mle, bound, padding = (r["mean"] for r in document["results"])
+    assert mle > 80 and padding > 80
+    assert mle > bound
+
+
+@pytest.mark.parametrize("fusion", ["addition", "concatenation", "outer"])
+def test_incomplete_test_clips_are_predicted(store, tmp_path, fusion):
+    document = grid(
+        [store], tmp_path, methods=["mle", "lb"], fusions=[fusion], missing_test="audio:0.4+visual:0.3", seeds=2
+    )
+    for r in document["results"]:
+        values = predictions(document, tmp_path, method=r["method"])
+        assert np.isfinite(values[~np.isnan(values[..., 0])]).all()
+        assert r["missing_test"] == "audio:0.4+visual:0.3"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"methods": ["zero-padding"], "fusions": ["outer"]}, "zero-padding cannot use the fusion outer"),
+        ({"methods": ["nothing"]}, "unknown method 'nothing'"),
+        ({"fusions": ["sum"]}, "unknown fusion 'sum'"),
+        ({"missing": ["smell:0.5"]}, "smell"),
+        ({"methods": ["lower-bound"], "missing": ["visual:1.0"]}, "lower-bound cannot train.*at least two"),
+        ({"methods": ["mle"], "missing": ["audio:1.0"]}, "mle cannot train.*with audio, found none"),
+        ({"seeds": 0}, "at least one seed"),
+        ({"split": "weather"}, "no such column"),
+        ({"device": "tpu"}, "unknown device"),
+        ({"methods": []}, "empty grid"),
+    ],
+)
+def test_what_cannot_be_is_an_input_error_before_training(store, tmp_path, options, message):
+    with pytest.raises(InputError, match=f"(?s){message}"):
+        grid([store], tmp_path / "out", progress=lambda p: pytest.fail("training began"), **options)
+
+
+def test_in_a_grid_what_cannot_be_is_skipped_with_a_line(store, tmp_path):
+    lines = []
+    options = {"methods": ["lb", "mle"], "missing": ["visual:1", "audio:0.5"], "seeds": 1, "say": lines.append}
+    document = grid([store], tmp_path, **options)
+    assert [(r["method"], r["missing"]) for r in document["results"]] == [
+        ("lower-bound", "audio:0.5"),
+        ("mle", "audio:0.5"),
+    ]
+    assert len(lines) == len(document["skipped"]) == 2
+
+
+def test_loss_that_is_not_finite_names_method_run_and_epoch(store, tmp_path):
+    with pytest.raises(
+        InputError, match=r"(?s)mle.*epoch \d+ of the run with seed 0, missing audio:0.5.*learning rate"
+    ):
+        grid([store], tmp_path, seeds=1, settings=Settings(epochs=5, lr=1e30, batch_size=32))
+
+
+def test_store_folder_is_left_as_it_was(store, tmp_path):
+    before = {p: p.stat().st_mtime_ns for p in Path(store.path).rglob("*")}
+    grid([store], tmp_path, seeds=1)
+    assert before == {p: p.stat().st_mtime_ns for p in Path(store.path).rglob("*")}

@@ -1,0 +1,276 @@
+"""Preprocessing as a user meets it: real clips, real processes, killed ones too; the same bytes every way."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlemiss.pipeline import media
+from mlemiss.pipeline.ffmpeg import ffmpeg_binary
+from mlemiss.pipeline.store import COMPLETE, RUN, FeatureStore, damaged_files
+
+from .conftest import SMALL
+
+
+def content(stores: Path) -> dict[str, bytes]:
+    """Every file of every finished store, RUN.json apart."""
+    finished = [path for path in sorted(stores.glob("*.zarr")) if (path / COMPLETE).is_file()]
+    return {
+        f"{path.name}/{file.relative_to(path)}": file.read_bytes()
+        for path in finished
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and file.name != RUN
+    }
+
+
+def options(root: Path, stores: Path, *more: object) -> list:
+    where = ["--dataset", "ravdess", "--root", root, "--stores", stores]
+    return ["preprocess", *where, "--features", SMALL, "--weights", "random", *more]
+
+
+@pytest.fixture(scope="module")
+def serial(synthetic_ravdess, tmp_path_factory) -> tuple[Path, dict]:
+    """The undisturbed serial run every other run is compared with: its stores and its JSON."""
+    stores = tmp_path_factory.mktemp("serial") / "stores"
+    command = [sys.executable, "-m", "mlemiss.cli"]
+    arguments = options(synthetic_ravdess, stores, "--media", "keep", "--workers", 0, "--json")
+    result = subprocess.run(command + list(map(str, arguments)), capture_output=True, text=True, check=True)
+    return stores, json.loads(result.stdout)
+
+
+def test_summary_and_store(serial):
+    _, summary = serial
+    assert set(summary) == {"stores", "clips", "done", "failed", "absent", "seconds", "limit"}
+    assert (summary["clips"], summary["done"], summary["failed"], summary["absent"]) == (36, 36, [], 1116)
+    assert set(summary["seconds"]) == {"decode", "cnn", "write", "total"} and summary["limit"] in summary["seconds"]
+    media_store, features = (FeatureStore.open(path) for path in summary["stores"])
+    assert (media_store.features, features.features) == ("media", SMALL)
+    assert features.weights["name"] == "random" and len(features.weights["hash"]) == 16
+    assert features.read("visual").shape == (36, 30, 1024) and not np.isnan(features.read("audio")).any()
+    assert features.group["visual"].chunks == (32, 30, 1024)
+    assert media_store.group["frames"].chunks == (1, 30, 256, 256, 3)
+    assert list(features.clip_id) == sorted(features.clip_id) and features.present.all()
+    assert all(damaged_files(Path(path)) == [] for path in summary["stores"])
+
+
+def test_media_are_what_decoding_gives(serial, synthetic_ravdess):
+    stored = FeatureStore.open(serial[1]["stores"][0])
+    clip = media.read_clip(next(synthetic_ravdess.rglob(f"{stored.clip_id[20]}.mp4")))
+    np.testing.assert_array_equal(stored.group["frames"][20], clip.frames)
+    np.testing.assert_array_equal(stored.group["logmel"][20], clip.logmel)
+    assert stored.duration[20] == clip.duration
+
+
+def test_parallel_run_gives_the_same_bytes(serial, synthetic_ravdess, tmp_path, mlemiss):
+    result = mlemiss(*options(synthetic_ravdess, tmp_path / "s", "--media", "keep", "--workers", 2))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "" and "36 done, 0 failed, 1116 absent" in result.stderr
+    assert content(tmp_path / "s") == content(serial[0])
+
+
+def test_rerun_has_nothing_to_do(serial, synthetic_ravdess, mlemiss):
+    before = {path: path.stat().st_mtime_ns for path in serial[0].rglob("*") if path.is_file()}
+    result = mlemiss(*options(synthetic_ravdess, serial[0], "--media", "keep"))
+    assert result.returncode == 0 and "nothing left to do" in result.stderr
+    assert {path: path.stat().st_mtime_ns for path in serial[0].rglob("*") if path.is_file()} == before
+
+
+def test_moved_folder_is_still_known(serial, synthetic_ravdess, tmp_path, mlemiss):
+    """Fingerprints are of contents, never of paths."""
+    shutil.copytree(synthetic_ravdess, tmp_path / "moved" / "deeper")
+    result = mlemiss(*options(tmp_path / "moved", serial[0]))
+    assert result.returncode == 0 and "nothing left to do" in result.stderr
+
+
+def test_another_backbone_from_cached_media(serial, synthetic_ravdess, tmp_path, mlemiss):
+    """The media store saves the decoding and gives the same bytes as decoding does."""
+    other = ["--dataset", "ravdess", "--features", "timm:resnet10t", "--weights", "random", "--limit", 5]
+    whole = mlemiss("preprocess", "--root", synthetic_ravdess, "--stores", tmp_path / "decoded", *other)
+    assert whole.returncode == 0, whole.stderr
+    only = mlemiss("preprocess", "--root", synthetic_ravdess, "--stores", tmp_path / "c", *other, "--media", "only")
+    assert only.returncode == 0 and len(list((tmp_path / "c").glob("*.zarr"))) == 1
+    cached = mlemiss("preprocess", "--root", synthetic_ravdess, "--stores", tmp_path / "c", *other, "--workers", 0)
+    assert cached.returncode == 0 and "no decoding" in cached.stderr, cached.stderr
+    found = {name: data for name, data in content(tmp_path / "c").items() if "-media-" not in name}
+    assert found == content(tmp_path / "decoded")
+
+
+def _processes_mentioning(text: str) -> list[str]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (folder / "environ").read_bytes()
+        except OSError:
+            continue
+        if text.encode() in environment:
+            found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:200])
+    return found
+
+
+def _staged(stores: Path) -> int:
+    return len(list(stores.glob(".partial/*/clips/*.npz")))
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for left processes in /proc")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_and_rerun_gives_the_same_bytes(workers, serial, synthetic_ravdess, tmp_path):
+    """SIGKILL as the first results appear, half-way and near the end; then a run that ends."""
+    stores, tag = tmp_path / "stores", f"MLEMISS_TEST_TAG={tmp_path.name}"
+    command = [sys.executable, "-m", "mlemiss.cli"]
+    command += map(str, options(synthetic_ravdess, stores, "--media", "keep", "--workers", workers))
+    environment = os.environ | dict([tag.split("=")])
+    for enough in (1, 30, 60):  # of 72 results: 36 clips in two stores
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+        while _staged(stores) < enough and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+        deadline = time.monotonic() + 30
+        while (left := _processes_mentioning(tag)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert left == []
+        assert content(stores) == {}, "an unfinished store looks finished"
+        assert _staged(stores) >= enough
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert content(stores) == content(serial[0])
+    assert not list(stores.glob(".partial/*.zarr")) and not list(stores.rglob("*.npz"))
+
+
+@pytest.mark.parametrize("moment", ["parts", "chunks", "table", "checksums"])
+def test_killed_while_publishing(moment, serial, synthetic_ravdess, tmp_path):
+    """Killed inside the last stage: the store is absent until it is whole, and the rerun makes the same bytes."""
+    where = {
+        "parts": "mlemiss.pipeline.extract._load_part",
+        "chunks": "mlemiss.pipeline.store.write_table",
+        "table": "mlemiss.pipeline.store.publish",
+        "checksums": "mlemiss.pipeline.store.write_json",
+    }[moment]
+    module, name = where.rsplit(".", 1)
+    killer = f"import os, sys, {module} as m, mlemiss.cli\n"
+    killer += f"real = m.{name}\n"
+    killer += "def die(*args):\n    if 'sha256.json' in str(args[0]): return real(*args)\n    os.kill(os.getpid(), 9)\n"
+    killer += f"m.{name} = die\nmlemiss.cli.main(sys.argv[1:])"
+    stores = tmp_path / "stores"
+    arguments = list(map(str, options(synthetic_ravdess, stores, "--media", "keep", "--workers", 0)))
+    assert subprocess.run([sys.executable, "-c", killer, *arguments]).returncode == -signal.SIGKILL
+    assert content(stores) == {}
+    rerun = subprocess.run([sys.executable, "-m", "mlemiss.cli", *arguments], capture_output=True, text=True)
+    assert rerun.returncode == 0, rerun.stderr
+    assert content(stores) == content(serial[0])
+
+
+def test_two_at_once_do_not_harm_each_other(serial, synthetic_ravdess, tmp_path, mlemiss):
+    stores = tmp_path / "stores"
+    arguments = list(map(str, options(synthetic_ravdess, stores, "--workers", 0)))
+    first = subprocess.Popen([sys.executable, "-m", "mlemiss.cli", *arguments], stderr=subprocess.DEVNULL)
+    while not _staged(stores) and first.poll() is None:
+        time.sleep(0.01)
+    second = mlemiss(*arguments)
+    assert second.returncode == 2 and f"process {first.pid}" in second.stderr
+    assert first.wait() == 0
+    assert content(stores).items() <= content(serial[0]).items()
+
+
+@pytest.fixture
+def broken(tmp_path, synthetic_ravdess) -> Path:
+    """A CSV dataset: good clips, one without sound, one without picture, and broken ones."""
+    root = tmp_path / "root"
+    root.mkdir()
+    good = sorted(synthetic_ravdess.rglob("*.mp4"))[:2]
+    shutil.copy(good[0], root / "good.mp4")
+    for name, drop in (("mute.mp4", "-an"), ("blind.mp4", "-vn")):
+        command = [ffmpeg_binary(), "-v", "error", "-i", good[1], "-c", "copy", drop, root / name]
+        subprocess.run(command, check=True)
+    (root / "empty.mp4").touch()
+    (root / "text.mp4").write_text("this is no film\n" * 100)
+    data = good[0].read_bytes()
+    (root / "cut.mp4").write_bytes(data[: len(data) // 2])
+    (root / "locked.mp4").symlink_to(root / "nowhere")
+    names = ["good", "mute", "blind", "empty", "text", "cut"]
+    rows = [f"{name},{name}.mp4,{'glad' if i % 2 else 'sad'},s{i}" for i, name in enumerate([*names, "gone"])]
+    (root / "mine.csv").write_text("\n".join(["clip_id,path,label,subject", *rows]) + "\n")
+    return root
+
+
+def test_a_bad_clip_costs_that_clip(broken, tmp_path, mlemiss):
+    arguments = ["preprocess", "--dataset", broken / "mine.csv", "--stores", tmp_path / "stores", "--json"]
+    arguments += ["--features", SMALL, "--weights", "random"]
+    for _ in range(2):  # a rerun tells the same from the store
+        result = mlemiss(*arguments)
+        assert result.returncode == 1, result.stderr
+        summary = json.loads(result.stdout)
+        assert (summary["clips"], summary["done"], summary["absent"]) == (6, 3, 1)
+        causes = {failure["clip_id"]: failure["cause"] for failure in summary["failed"]}
+        assert set(causes) == {"empty", "text", "cut"}
+        for cause in causes.values():
+            assert cause and str(tmp_path) not in cause and "0x" not in cause
+        assert "gone" in result.stderr
+    stored = FeatureStore.open(summary["stores"][0])
+    rows = dict(zip(stored.clip_id, stored.present.tolist(), strict=True))
+    assert rows["good"] == [True, True] and rows["mute"] == [True, False] and rows["blind"] == [False, True]
+    assert rows["cut"] == [False, False] and dict(zip(stored.clip_id, stored.status, strict=True))["cut"] == "failed"
+    mute, blind = (list(stored.clip_id).index(name) for name in ("mute", "blind"))
+    assert "audio" in stored.error[mute] and "visual" in stored.error[blind]
+    assert np.isnan(stored.read("audio")[mute]).all() and np.isfinite(stored.read("visual")[mute]).all()
+
+
+def test_real_clips(shared_data, tmp_path, mlemiss):
+    root = shared_data / "ravdess_sample"
+    result = mlemiss(*options(root, tmp_path / "stores", "--media", "keep", "--json"))
+    assert result.returncode == 0, result.stderr
+    summary = json.loads(result.stdout)
+    assert (summary["clips"], summary["done"], summary["absent"]) == (4, 4, 1148)
+    stored = FeatureStore.open(summary["stores"][0])
+    assert stored.present.all() and ((stored.duration > 2.9) & (stored.duration < 5.3)).all()
+
+
+def test_files_decoders_trip_over(shared_data, tmp_path, mlemiss):
+    """Each is done or failed with its cause; none costs the run."""
+    folder = shared_data / "decoder_oddities"
+    names = sorted(path.name for path in folder.iterdir())
+    rows = [f"{name},{name},{'ab'[i % 2]},s" for i, name in enumerate(names)]
+    (tmp_path / "odd.csv").write_text("\n".join(["clip_id,path,label,subject", *rows]))
+    arguments = ["--root", folder, "--stores", tmp_path / "stores", "--features", SMALL, "--weights", "random"]
+    result = mlemiss("preprocess", "--dataset", tmp_path / "odd.csv", *arguments, "--json")
+    summary = json.loads(result.stdout)
+    assert result.returncode == 1 and summary["clips"] == len(names) and summary["absent"] == 0
+    stored = FeatureStore.open(summary["stores"][0])
+    present = dict(zip(stored.clip_id, stored.present.tolist(), strict=True))
+    assert {"mpeg4.mp4", "sample.mkv"} <= {failure["clip_id"] for failure in summary["failed"]}
+    assert present["mp4-with-audio.mp4"] == present["issue55.flv"] == [False, True]
+    assert present["big_buck_bunny_small.mp4"] == [True, True]
+
+
+def test_dry_run_computes_nothing(synthetic_ravdess, tmp_path, mlemiss):
+    result = mlemiss(*options(synthetic_ravdess, tmp_path / "stores", "--dry-run"))
+    assert result.returncode == 0 and "36 clips to compute" in result.stderr and "GB on disk" in result.stderr
+    assert not list((tmp_path / "stores").glob("*.zarr")) and not (tmp_path / "stores" / ".partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--dataset", "nope"], "unknown dataset 'nope'"),
+        (["--dataset", "nope.csv"], "nope.csv"),
+        (["--dataset", "ravdess", "--root", "nowhere"], "no folder nowhere"),
+        (["--dataset", "ravdess", "--features", "resnet51"], "unknown features 'resnet51'"),
+        (["--dataset", "ravdess", "--precision", "fp8"], "expected fp32 or bf16"),
+        (["--dataset", "ravdess", "--media", "perhaps"], "expected keep or only"),
+        (["--dataset", "ravdess", "--workers", "-1"], "--workers -1"),
+        (["--dataset", "ravdess", "--limit", "0"], "--limit 0"),
+        (["--dataset", "ravdess", "--weights", "nothing.pth"], "neither imagenet nor random"),
+        (["--dataset", "ravdess", "--device", "cuda9"], "unknown device"),
+        ([], "--dataset"),
+    ],
+)
+def test_wrong_usage(arguments, why, synthetic_ravdess, mlemiss):
+    root = [] if "--root" in arguments or "--dataset" not in arguments else ["--root", synthetic_ravdess]
+    result = mlemiss("preprocess", *arguments, *root)
+    assert result.returncode == 2 and why in result.stderr and "Traceback" not in result.stderr, result.stderr
