@@ -252,8 +252,14 @@ class FeatureStore:
         return {name: self._strings(name) for name in sorted(names)}
 
     def read(self, modality: str) -> np.ndarray:
-        """One modality's features: float16 [clip, segment, feature], NaN where missing."""
-        return self.group[modality][:]
+        """One modality's features: float16 [clip, segment, feature], NaN where missing. InputError: damaged chunks."""
+        try:
+            return self.group[modality][:]
+        except (OSError, RuntimeError, ValueError) as error:
+            raise InputError(
+                f"{self.path}: the {modality} features cannot be read ({error}).\n"
+                f"`mlemiss store verify {self.path}` names the damaged files; preprocess or copy the store again."
+            ) from None
 
     def split(self, seed: int, by: str = "clip") -> np.ndarray:
         """int8 [clip]: 0 train, 1 validation, 2 test; ``by`` a column keeps clips that share its value together."""

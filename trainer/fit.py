@@ -49,7 +49,7 @@ class HeldOut:
         right = (probability.argmax(-1) == self.label) & self.counted
         likelihood = probability.gather(-1, self.label[..., None])[..., 0].clamp_min(1e-12).log() * self.counted
         count = self.counted.sum(1)
-        return 100.0 * right.sum(1) / count, likelihood.sum(1) / count, probability
+        return 100.0 * right.sum(1).double() / count, likelihood.sum(1) / count, probability
 
 
 def plan_steps(kind: type[Method], run: Run, segments: int, settings: Settings) -> tuple[int, ...]:
@@ -158,8 +158,8 @@ class Selection:
     def __init__(self, method: Method, runs: Runs):
         self.method = method
         self.validation, self.test = HeldOut(runs, VALIDATION), HeldOut(runs, TEST)
-        self.accuracy = torch.full([len(runs)], -torch.inf, device=runs.device)
-        self.likelihood = self.accuracy.clone()
+        self.accuracy = torch.full([len(runs)], -torch.inf, dtype=torch.float64, device=runs.device)
+        self.likelihood = self.accuracy.float()
         self.best = {n: p.detach().clone() for n, p in method.named_parameters()}
 
     def update(self, epoch: int, results: list[RunResult]) -> None:

@@ -18,7 +18,7 @@ h1 { font-size: 1.6em; line-height: 1.25; margin-bottom: .3em; } h2 { margin-top
        padding-top: .8em; } h3 { margin-top: 1.6em; }
 table { border-collapse: collapse; margin: .8em 0; font-variant-numeric: tabular-nums; }
 th, td { padding: .3em .8em; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top; }
-th { background: #f3f3f3; } th:first-child, td:first-child, .text { text-align: left; }
+td { white-space: nowrap; } th { background: #f3f3f3; } th:first-child, td:first-child, .text { text-align: left; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15em 1.2em; } dt { font-weight: 600; } dd { margin: 0;
        overflow-wrap: anywhere; }
 code { background: #f3f3f3; padding: .1em .3em; }

@@ -1,0 +1,140 @@
+"""The command line as a user meets it: help, wrong usage, statuses, JSON, and what importing must not load."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from .feature_stores import write_store
+
+VERBS = ("synth", "preprocess", "train", "report", "demo", "list", "store")
+
+
+def imported_by(statement: str) -> set[str]:
+    code = f"import sys\n{statement}\nprint(' '.join(sys.modules))"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_help_lists_the_verbs_and_loads_nothing_heavy(mlemiss):
+    result = mlemiss("--help")
+    assert result.returncode == 0 and all(verb in result.stdout for verb in VERBS)
+    heavy = {"torch", "timm", "dask", "distributed", "zarr", "numpy", "librosa", "cv2", "matplotlib"}
+    assert not heavy & imported_by("import mlemiss.cli")
+
+
+def test_the_trainer_loads_neither_dask_nor_decoders():
+    modules = "experiments, report, tables, methods, methods.mle, methods.zero_padding, methods.lower_bound"
+    for module in modules.split(", "):
+        heavy = {"dask", "distributed", "timm", "librosa", "cv2", "ffmpeg", "imageio_ffmpeg"}
+        assert not heavy & imported_by(f"import mlemiss.trainer.{module}")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(verb, mlemiss):
+    result = mlemiss(verb, "--help")
+    assert result.returncode == 0 and "Usage" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["nope"], "No such command"),
+        (["train"], "--missing"),
+        (["list", "songs"], "expected methods, features or datasets"),
+        (["store", "verify", "nowhere"], "no store at nowhere"),
+        (["report"], "no run in runs/"),
+        (["report", "nowhere"], "no results at nowhere"),
+        (["synth", "x", "--subjects", "99"], "24"),
+        (["synth", "x", "--layout", "nope"], "nope"),
+        (["train", "--missing", "audio:1.5"], "not between 0 and 1"),
+        (["train", "--missing", "none", "--epochs", "0"], "epochs 0"),
+        (["train", "--missing", "none", "--marginal", "most"], "unknown marginal"),
+        (["train", "--missing", "none", "--stores", "nowhere"], "no finished store"),
+        (["train", "--missing", "none", "--store", "nowhere"], "no store at nowhere"),
+    ],
+)
+def test_wrong_usage_is_status_2_with_a_message(arguments, why, mlemiss):
+    result = mlemiss(*arguments)
+    assert result.returncode == 2 and result.stdout == ""
+    assert why in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.fixture
+def toy(tmp_path):
+    return write_store(tmp_path / "stores").path
+
+
+def test_train_prints_a_table_and_keeps_results(toy, tmp_path, mlemiss):
+    quick = ["--seeds", 2, "--epochs", 2, "--store", toy]
+    result = mlemiss(
+        "train", "--missing", "audio:0.5,visual:0.5", "--method", "mle,lb", *quick, "--out", tmp_path / "r"
+    )
+    assert result.returncode == 0, result.stderr
+    assert "lower-bound" in result.stdout and "audio:0.5" in result.stdout and "±" in result.stdout
+    kept = json.loads((tmp_path / "r" / "results.json").read_text())
+    assert len(kept["results"]) == 4 and (tmp_path / "r" / "report.html").stat().st_size > 10_000
+    assert len(list((tmp_path / "r" / "predictions").glob("*.npz"))) == 4
+
+
+def test_train_json_is_one_document_and_nothing_else(toy, mlemiss):
+    result = mlemiss("train", "--missing", "none", "--seeds", 1, "--epochs", 1, "--store", toy, "--json")
+    document = json.loads(result.stdout)
+    assert document["schema"] == 1 and document["results"][0]["std"] is None
+    assert "runs/" in result.stderr  # the default folder of results
+
+
+def test_impossible_combination_alone_is_an_error_in_a_grid_a_line(toy, mlemiss):
+    quick = ["--missing", "audio:0.5", "--seeds", 1, "--epochs", 1, "--store", toy, "--method"]
+    alone = mlemiss("train", *quick, "zp", "--fusion", "outer")
+    assert alone.returncode == 2 and "outer" in alone.stderr
+    grid = mlemiss("train", *quick, "zp,mle", "--fusion", "outer", "--json")
+    assert grid.returncode == 0 and "skipped" in grid.stderr
+    assert [result["method"] for result in json.loads(grid.stdout)["results"]] == ["mle"]
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--method", "magic"], "unknown method 'magic'"),
+        (["--fusion", "glue"], "unknown fusion 'glue'"),
+        (["--split", "moon"], "no such column"),
+        (["--seeds", "0"], "at least one seed"),
+        (["--device", "tpu"], "unknown device"),
+        (["--missing", "audio:1"], "audio"),
+        (["--method", "lb", "--missing", "audio:1"], "complete"),
+    ],
+)
+def test_bad_training_requests(options, why, toy, mlemiss):
+    missing = [] if "--missing" in options else ["--missing", "audio:0.5"]
+    result = mlemiss("train", "--store", toy, "--epochs", 1, *missing, *options)
+    assert result.returncode == 2 and why in result.stderr and "Traceback" not in result.stderr
+
+
+def test_stores_are_listed_and_verified(toy, mlemiss):
+    listed = mlemiss("store", "ls", "--stores", toy.parent, "--json")
+    assert json.loads(listed.stdout)[0]["store"] == toy.name
+    assert mlemiss("store", "verify", toy).returncode == 0
+    (toy / "label" / "c" / "0").write_bytes(b"?")
+    damaged = mlemiss("store", "verify", toy)
+    assert damaged.returncode == 1 and "label/c/0" in damaged.stdout
+
+
+def test_damaged_features_are_told(toy, mlemiss):
+    (toy / "visual" / "c" / "0" / "0" / "0").write_bytes(b"no chunk")
+    result = mlemiss("train", "--store", toy, "--missing", "none", "--epochs", 1)
+    assert result.returncode == 2 and "store verify" in result.stderr
+
+
+def test_unexpected_errors_are_status_3_and_debug_shows_the_traceback(toy, tmp_path, mlemiss):
+    (tmp_path / "file").touch()
+    arguments = ["train", "--store", toy, "--missing", "none", "--epochs", 1, "--out", tmp_path / "file" / "below"]
+    plain, debug = mlemiss(*arguments), mlemiss(*arguments, "--debug")
+    assert plain.returncode == debug.returncode == 3
+    assert "Traceback" not in plain.stderr and "--debug" in plain.stderr and "Traceback" in debug.stderr
+
+
+@pytest.mark.parametrize("what", ["methods", "features", "datasets"])
+def test_list(what, mlemiss):
+    result = mlemiss("list", what, "--json")
+    assert result.returncode == 0 and all(json.loads(result.stdout).values())
