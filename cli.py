@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 import time
 import traceback
@@ -201,6 +202,7 @@ def train(
 
 def _train(opened: list, out: Path | None, as_json: bool, **grid) -> Path:
     """Run a grid with progress, print its table (or JSON), write its report; the folder it is in."""
+    from .pipeline.memory import keep_freed_memory
     from .pipeline.progress import Progress
     from .trainer.experiments import choose_device, run_grid
     from .trainer.report import write_report
@@ -208,6 +210,7 @@ def _train(opened: list, out: Path | None, as_json: bool, **grid) -> Path:
 
     if media := [store.path.name for store in opened if store.features == "media"]:
         raise InputError(f"{media[0]} holds frames and log-Mels, not features.\nName a store of a backbone's features.")
+    keep_freed_memory()
     name = "-".join(dict.fromkeys([store.dataset for store in opened] + grid["methods"]))[:60]
     out = out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
     for store in opened:
@@ -222,7 +225,9 @@ def _train(opened: list, out: Path | None, as_json: bool, **grid) -> Path:
         bar.advance(now.done - bar.done)
 
     try:
-        document = run_grid(opened, **grid, out=out, command=" ".join(sys.argv), progress=report, say=say)
+        document = run_grid(
+            opened, **grid, out=out, command=shlex.join(["mlemiss", *sys.argv[1:]]), progress=report, say=say
+        )
     finally:
         if bar:
             bar.__exit__(None, None, None)

@@ -1,67 +1,99 @@
-"""Images per second of the CNN stage beside the same model run eagerly, interleaved in one run, one thread each.
+"""Images per second of the CNN stage beside the same model run eagerly, on all cores, in turns within one run.
 
-    python benchmarks/cnn.py [--features resnet50,resnet34,timm:mobilenetv3_small_050] [--repeats 5]
+    python benchmarks/cnn.py [--features resnet50,resnet34,vgg16] [--rounds 5]
 
-The stage is timed whole (resizing and normalising included); the eager model gets ready-made inputs.
+The stage runs as `preprocess` runs it: one process a core, one thread each, resizing and normalising included. The
+eager model is what a script would do: one process, PyTorch's default threads, float32, the same batch of 30 images,
+ready-made inputs. Each is warmed up; a round times both, one after the other.
 """
 
 import argparse
 import json
+import multiprocessing
+import os
 import platform
 import statistics
 import time
 
 import numpy as np
-import timm
-import torch
-from mlemiss.pipeline.backbones import Backbone, Weights, resolve_tag, use_one_thread
-from mlemiss.pipeline.memory import keep_freed_memory
 
-IMAGES = 30
+IMAGES = 30  # a batch: one modality of one clip
 
 
-def seconds(function) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
+def measure(features: str, stage: bool, connection) -> None:
+    """In a process of its own: build and warm up, then time one batch whenever asked."""
+    import timm
+    import torch
+    from mlemiss.pipeline.backbones import Backbone, Weights, resolve_tag, use_one_thread
+    from mlemiss.pipeline.memory import keep_freed_memory
+
+    if stage:
+        keep_freed_memory()
+        use_one_thread()
+        frames = np.random.default_rng(0).integers(0, 255, (IMAGES, 256, 256, 3), dtype=np.uint8)
+        backbone = Backbone(features, Weights("random"))
+
+        def batch() -> None:
+            backbone.visual(frames)
+    else:
+        model = timm.create_model(resolve_tag(features), pretrained=False, num_classes=0).eval()
+        inputs = torch.randn(IMAGES, 3, *timm.data.resolve_model_data_config(model)["input_size"][1:])
+
+        def batch() -> None:
+            with torch.inference_mode():
+                model(inputs)
+
+    for _ in range(3):
+        batch()
+    connection.send("ready")
+    while (count := connection.recv()) is not None:
+        start = time.perf_counter()
+        for _ in range(count):
+            batch()
+        connection.send(count * IMAGES / (time.perf_counter() - start))
 
 
-def compare(features: str, repeats: int) -> dict:
-    frames = np.random.default_rng(0).integers(0, 255, (IMAGES, 256, 256, 3), dtype=np.uint8)
-    backbone = Backbone(features, Weights("random"))
-    eager = timm.create_model(resolve_tag(features), pretrained=False, num_classes=0).eval()
-    inputs = torch.randn(IMAGES, 3, *backbone.spec.input_size)
-
-    def run_eager() -> None:
-        with torch.inference_mode():
-            eager(inputs)
-
-    for _ in range(2):  # warm up
-        backbone.visual(frames)
-        run_eager()
-    pairs = [(seconds(lambda: backbone.visual(frames)), seconds(run_eager)) for _ in range(repeats)]
-    ours, theirs = (statistics.median(times) for times in zip(*pairs, strict=True))
-    ratios = sorted(slow / fast for fast, slow in pairs)
+def compare(features: str, rounds: int, cores: int) -> dict:
+    spawn = multiprocessing.get_context("spawn")
+    connections = []
+    for stage in [True] * cores + [False]:
+        ours, theirs = spawn.Pipe()
+        spawn.Process(target=measure, args=(features, stage, theirs), daemon=True).start()
+        connections.append(ours)
+    for connection in connections:
+        connection.recv()
+    stages, eager = connections[:-1], connections[-1]
+    rates = []
+    for _ in range(rounds):
+        for connection in stages:
+            connection.send(2)
+        together = sum(connection.recv() for connection in stages)
+        eager.send(2)
+        rates.append((together, eager.recv()))
+    for connection in connections:
+        connection.send(None)
+    ratios = sorted(ours / theirs for ours, theirs in rates)
+    ours, theirs = (statistics.median(column) for column in zip(*rates, strict=True))
+    ratio = statistics.median(ratios)
     print(
-        f"{features}: {IMAGES / ours:.1f} images/s, eager {IMAGES / theirs:.1f}; ratio median "
-        f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}, n = {repeats})"
+        f"{features}: {ours:.1f} images/s, eager {theirs:.1f}; ratio median {ratio:.2f} "
+        f"({ratios[0]:.2f} to {ratios[-1]:.2f}, n = {rounds})",
+        flush=True,
     )
-    return {
-        "images_per_s": round(IMAGES / ours, 2),
-        "eager_images_per_s": round(IMAGES / theirs, 2),
-        "ratio": round(statistics.median(ratios), 3),
-    }
+    return {"images_per_s": round(ours, 2), "eager_images_per_s": round(theirs, 2), "ratio": round(ratio, 3)}
 
 
 def main() -> None:
+    import torch
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--features", default="resnet50,resnet34,vgg16,timm:mobilenetv3_small_050")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--features", default="resnet50,resnet34,vgg16")
+    parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    keep_freed_memory()
-    use_one_thread()
-    print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, timm {timm.__version__}, 1 thread")
-    print(json.dumps({name: compare(name, arguments.repeats) for name in arguments.features.split(",")}))
+    cores = len(os.sched_getaffinity(0))
+    print(f"{platform.processor() or platform.machine()}, {cores} cores, torch {torch.__version__}, float32")
+    names = arguments.features.split(",")
+    print(json.dumps({name: compare(name, arguments.rounds, cores) for name in names}))
 
 
 if __name__ == "__main__":

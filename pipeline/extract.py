@@ -319,11 +319,8 @@ def _finish(plan: Plan, output: Output) -> None:
         table[name] = [dict(clip.columns)[name] for clip in collection.clips]
     store.write_table(group, table, present)
     weights = {"name": output.weights.name, "hash": output.weights_hash} if output.weights else None
-    group.attrs.put(
-        store.attributes(
-            collection.dataset, output.features, output.fingerprint, classes, output.spec, weights, versions()
-        )
-    )
+    described = (collection.dataset, output.features, output.fingerprint, classes, output.spec)
+    group.attrs.put(store.attributes(*described, weights, versions(), collection.synthetic))
     store.publish(built, output.final)
     store.remove_tree(output.work)
 

@@ -202,7 +202,11 @@ def _drain(sources: dict[str, int], sizes: dict[str, int], deadline: float) -> d
     return received
 
 
-def _input(path: Path, limits: Limits, **options):
+def _input(path: Path, limits: Limits):
+    with path.open("rb") as file:
+        indexed = file.read(8)[4:] == b"ftyp"
+    # An mp4's index tells what its streams are: do not decode a few pictures beforehand to find out.
+    probing = {"analyzeduration": 0, "probesize": 32} if indexed else {}
     return ffmpeg.input(
         f"file:{path.absolute()}",  # whatever the name holds: a colon, a leading dash
         threads=1,  # many short clips: parallel across clips
@@ -210,7 +214,7 @@ def _input(path: Path, limits: Limits, **options):
         format_whitelist=CONTAINERS,
         max_pixels=limits.max_pixels,
         copyts=None,
-        **options,
+        **probing,
     )
 
 
@@ -238,13 +242,8 @@ def list_packets(path: Path, limits: Limits, deadline: float) -> Listing:
 
 
 def _list(path: Path, which: tuple[str, ...], limits: Limits, deadline: float) -> tuple[list, str]:
-    with path.open("rb") as file:
-        indexed = file.read(8)[4:] == b"ftyp"
-    # An mp4's index tells all that is asked here: do not look into its pictures as well.
-    probing = {"analyzeduration": 0, "probesize": 32} if indexed else {}
-
     def outputs(urls):
-        source = _input(path, limits, **probing)
+        source = _input(path, limits)
         streams = [source[name] for name in which]
         listed = ffmpeg.output(*streams, urls["packets"], codec="copy", format="framecrc", flush_packets=0)
         return _command(listed, loglevel="info")

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from .errors import InputError
@@ -15,6 +15,7 @@ from .masks import stratified_order
 from .store import RESERVED, write_json
 
 REQUIRED = ("clip_id", "path", "label", "subject")
+SYNTHETIC = "SYNTHETIC.json"  # lies in a root whose clips are drawn, not recorded; says with what parameters
 COLUMN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 
 
@@ -38,7 +39,12 @@ class Collection:
     classes: tuple[str, ...]
     clips: tuple[Clip, ...]  # found, sorted by clip_id
     absent: tuple[str, ...] = ()  # clip ids of the dataset's manifest that are not in the root
-    notes: tuple[str, ...] = field(default=())  # what a user should know, duplicates for example
+    notes: tuple[str, ...] = ()  # what a user should know, duplicates for example
+
+    @property
+    def synthetic(self) -> bool:
+        """The clips were made by `mlemiss synth`; stores and reports say so."""
+        return (self.root / SYNTHETIC).is_file()
 
 
 def read_manifest(path: Path) -> list[Clip]:

@@ -2,6 +2,7 @@
 
 import datetime
 import platform
+import shlex
 import shutil
 import sys
 import time
@@ -115,7 +116,7 @@ def _run(plan: Plan, workers: int) -> Summary:
     summary = _summarise(plan, {"decode": 0.0, "cnn": 0.0, "write": 0.0} | seconds, computed)
     for output in fresh:
         record = {
-            "command": " ".join(sys.argv),
+            "command": shlex.join(["mlemiss", *sys.argv[1:]]),
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "host": platform.node(),
             "workers": workers,

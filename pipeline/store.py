@@ -104,6 +104,7 @@ def attributes(
     spec: Mapping,
     weights: Mapping | None,
     versions: Mapping,
+    synthetic: bool = False,
 ) -> dict:
     """The group attributes of a new store (revision 1)."""
     return {
@@ -117,6 +118,7 @@ def attributes(
         "settings": list(STORED_SETTINGS),
         "spec": dict(spec),
         "weights": dict(weights) if weights else None,
+        "synthetic": synthetic,
         "versions": dict(versions),
     }
 
@@ -178,6 +180,7 @@ class FeatureStore:
         self.features: str = self.attrs["features"]
         self.fingerprint: str = self.attrs["fingerprint"]
         self.weights: dict[str, str] = self.attrs["weights"] or {}
+        self.synthetic: bool = self.attrs["synthetic"]  # drawn clips, not recorded ones
         self.modalities: tuple[str, ...] = tuple(self.attrs["modalities"])
         self.classes: tuple[str, ...] = tuple(self.attrs["classes"])
 

@@ -23,12 +23,12 @@ import numpy as np
 from . import synth_face, synth_voice
 from .errors import InputError
 from .ffmpeg import ffmpeg_binary
+from .manifest import SYNTHETIC
 
 DURATION = (1.7, 2.1)  # seconds, shortest and longest clip
 UNCLEAR_SHARE = {"visual": 0.32, "audio": 0.36}  # of the clips; no clip is unclear in both
 CLEAR, UNCLEAR = (1.0, 1.15), (0.05, 0.35)  # ranges of the clarity of those clips, and of the others
 STRONG = 1.1  # clarity of strong intensity over that of normal intensity
-MARKER = "SYNTHETIC.json"  # lies in the root; says that its clips are drawn, not recorded, and with what parameters
 VERSION = 1  # goes up when the same parameters give other clips
 
 
@@ -152,7 +152,7 @@ def _claim(root, parameters, clips):
     elsewhere = "give another folder, or empty this one first"
     if root.exists() and not root.is_dir():
         raise InputError(f"synth: {root}: expected a folder or nothing, found a file; give another path")
-    marker = root / MARKER
+    marker = root / SYNTHETIC
     text = json.dumps(parameters) + "\n"
     try:
         if marker.exists():
@@ -164,12 +164,12 @@ def _claim(root, parameters, clips):
         taken = [] if marker.exists() else [clip.path for clip in clips if (root / clip.path).exists()]
         if taken:
             raise InputError(
-                f"synth: {root}: expected no clips but synthetic ones ({MARKER}), found {len(taken)} others, "
+                f"synth: {root}: expected no clips but synthetic ones ({SYNTHETIC}), found {len(taken)} others, "
                 f"the first {taken[0]}; {elsewhere}"
             )
         for folder in sorted({(root / clip.path).parent for clip in clips}):
             folder.mkdir(parents=True, exist_ok=True)
-        partial = root / f"{MARKER}.partial"
+        partial = root / f"{SYNTHETIC}.partial"
         partial.write_text(text, encoding="utf-8")
         partial.replace(marker)
     except OSError as error:

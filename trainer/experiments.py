@@ -257,6 +257,7 @@ def _result(cell: Cell, missing_test: str, split: str, settings: Settings, devic
         "features": store.features,
         "store": store.fingerprint,
         "weights": store.weights.get("name"),
+        "synthetic": store.synthetic,
         "method": cell.method,
         "fusion": cell.fusion,
         "missing": cell.missing.name,

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from .tables import Section
 
@@ -89,6 +90,7 @@ def accuracy_by_epoch(section: Section) -> str:
                     axis.plot(epochs, scores.mean(0), markevery=every, lw=1.3, **_look(section, method, fusion))
             axis.set_title("complete" if missing == "none" else f"missing {missing}", fontsize=9)
             axis.set_xlabel("epoch")
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.tick_params(labelbottom=True)
         for axis in axes[len(section.columns) :]:
             axis.set_visible(False)

@@ -58,7 +58,7 @@ def write_report(documents: Sequence[dict], out: Path) -> None:
 def render(documents: Sequence[dict]) -> str:
     """The whole page."""
     parts = sections(documents)
-    headline = "; ".join(dict.fromkeys(f"{p.dataset}, {p.features}" for p in parts))
+    headline = "; ".join(dict.fromkeys(f"{p.data}, {p.features}" for p in parts))
     body = [f"<h1>Learning with missing modalities: {escape(headline)}</h1>"]
     if any(part.weights == "random" for part in parts):
         body.append(
@@ -87,7 +87,7 @@ def _facts(documents: Sequence[dict], parts: Sequence[Section]) -> str:
     versions = dict.fromkeys(", ".join(f"{n} {v}" for n, v in r["versions"].items()) for r in results)
     settings = dict.fromkeys(", ".join(f"{n.replace('_', ' ')} {v}" for n, v in r["settings"].items()) for r in results)
     facts = {
-        "Data": dict.fromkeys(part.dataset for part in parts),
+        "Data": dict.fromkeys(part.data for part in parts),
         "Features": dict.fromkeys(
             f"{part.features}, {weights_text(part.weights)}, store {part.store}" for part in parts
         ),

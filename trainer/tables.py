@@ -38,7 +38,12 @@ class Section:
 
     @property
     def title(self) -> str:
-        return f"{self.dataset}, {self.features} features ({weights_text(self.weights)})"
+        return f"{self.data}, {self.features} features ({weights_text(self.weights)})"
+
+    @property
+    def data(self) -> str:
+        """The dataset's name, loud where its clips are drawn ones."""
+        return f"{self.dataset} (SYNTHETIC clips)" if self.results[0].get("synthetic") else self.dataset
 
     def notes(self) -> list[str]:
         """What must be said beside these numbers."""

@@ -1,0 +1,62 @@
+"""The README's commands run, in the order in which they stand, and its table of methods is complete."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from .conftest import SMALL
+
+README = Path(__file__).parent.parent / "README.md"
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.S)
+COMMANDS = [line for language, block in BLOCKS if language == "bash" for line in block.splitlines() if line]
+
+
+def small(command: str) -> list[str]:
+    """The command with a small network of random weights and few epochs in place of what takes minutes or the hub."""
+    command = re.sub(r"resnet50(,timm:\w+)?", SMALL, command)
+    arguments = shlex.split(command)
+    if arguments[1] == "preprocess":
+        arguments += ["--weights", "random", "--workers", "0"] + (
+            [] if "--features" in command else ["--features", SMALL]
+        )
+    if arguments[1] == "train":
+        arguments += ["--seeds", "1", "--epochs", "1", "--dataset", "ravdess"]
+    return arguments
+
+
+def test_commands_run(synthetic_ravdess, tmp_path, mlemiss):
+    clips = tmp_path / "data" / "ravdess"
+    shutil.copytree(synthetic_ravdess, clips)
+    rows = [
+        f"{path.stem},{path.relative_to(tmp_path)},{path.stem[6:8]},{path.stem[-2:]}" for path in clips.rglob("*.mp4")
+    ]
+    (tmp_path / "mine.csv").write_text("\n".join(["clip_id,path,label,subject", *rows[:8]]))
+    assert [command.split()[:2] for command in COMMANDS[1:3]] == [["mlemiss", "preprocess"], ["mlemiss", "train"]]
+    for command in COMMANDS:
+        assert command.startswith("mlemiss ")
+        if " demo" in command:
+            continue  # `make demo` runs it; it takes minutes
+        result = mlemiss(*small(command)[1:])
+        assert result.returncode == 0, f"{command}\n{result.stderr}"
+    (store,) = (tmp_path / "stores").glob("ravdess-timm*.zarr")
+    code = next(block for language, block in BLOCKS if language == "python")
+    found: dict = {}
+    exec(code.replace("PATH", repr(str(store))), found)
+    assert found["visual"].shape == (36, 30, 1024) and found["train"].sum() == 36 - 2 * round(0.15 * 36)
+
+
+def test_methods_are_all_listed():
+    from mlemiss.trainer.methods import method_names
+
+    text = README.read_text(encoding="utf-8")
+    for name in method_names():
+        assert f"| `{name}`" in text
+    assert len(text.splitlines()) < 200
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\(([\w./]+)\)", README.read_text(encoding="utf-8")))
+def test_links_lead_somewhere(target):
+    assert (README.parent / target).exists()
