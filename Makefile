@@ -1,6 +1,8 @@
 # make demo and make test do all their own set-up; both are quick when it is done already.
 PYTHON ?= python3
 VENV ?= .venv
+# Real clips for the tests that need them, where they lie beside the checkout.
+export MLEMISS_SHARED_DATA ?= $(wildcard $(CURDIR)/../shared/data)
 BIN = $(VENV)/bin
 
 .PHONY: demo test lint clean

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from .pipeline.errors import InputError
+from .pipeline.errors import InputError, MachineError
 
 app = typer.Typer(
     name="mlemiss",
@@ -46,7 +46,10 @@ def _options(
 
 def comma_list(values: list[str]) -> list[str]:
     """A repeatable option also takes a comma list; doubles are dropped."""
-    return list(dict.fromkeys(item.strip() for value in values for item in value.split(",") if item.strip()))
+    items = list(dict.fromkeys(item.strip() for value in values for item in value.split(",") if item.strip()))
+    if not items:
+        raise InputError(f"an empty list {','.join(values)!r}: expected at least one name in it.")
+    return items
 
 
 def print_json(document: dict | list) -> None:
@@ -119,6 +122,8 @@ def preprocess(
 
     workers = all_cores() if workers is None else workers
     job.check_options(media, precision, limit, workers)
+    if dry_run and as_json:
+        raise InputError("--dry-run has no JSON: its estimate goes to standard error.\nLeave out one of the two.")
     summary = job.preprocess(
         dataset,
         root,
@@ -200,7 +205,7 @@ def train(
     return DONE
 
 
-def _train(opened: list, out: Path | None, as_json: bool, **grid) -> Path:
+def _train(opened: list, out: Path | None, as_json: bool, replace: bool = False, **grid) -> Path:
     """Run a grid with progress, print its table (or JSON), write its report; the folder it is in."""
     from .pipeline.memory import keep_freed_memory
     from .pipeline.progress import Progress
@@ -210,6 +215,8 @@ def _train(opened: list, out: Path | None, as_json: bool, **grid) -> Path:
 
     if media := [store.path.name for store in opened if store.features == "media"]:
         raise InputError(f"{media[0]} holds frames and log-Mels, not features.\nName a store of a backbone's features.")
+    if out and (out / "results.json").exists() and not replace:
+        raise InputError(f"{out} holds the results of another run.\nName another folder with --out, or remove it.")
     keep_freed_memory()
     name = "-".join(dict.fromkeys([store.dataset for store in opened] + grid["methods"]))[:60]
     out = out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
@@ -274,6 +281,7 @@ def demo(out: Annotated[Path, typer.Option(help="Folder for everything the demo 
         [FeatureStore.open(summary.stores[0])],
         out / "run",
         as_json=False,
+        replace=True,
         methods=["lower-bound", "zero-padding", "mle"],
         fusions=["addition"],
         missing=[f"{modality}:{rate}" for modality in ("visual", "audio") for rate in (0.5, 0.8, 0.95)],
@@ -316,7 +324,7 @@ def list_(
 @store_app.command(name="ls")
 def store_ls(stores: StoresOption = Path("stores"), as_json: JsonOption = False) -> int:
     """List a folder's finished stores."""
-    from .pipeline.store import FeatureStore, stores_in
+    from .pipeline.store import FeatureStore, stores_in, unusable_in
 
     rows = []
     for path, attrs in stores_in(stores):
@@ -341,6 +349,8 @@ def store_ls(stores: StoresOption = Path("stores"), as_json: JsonOption = False)
                 f"{row['store']}: {row['clips']} clips, {row['failed']} failed, weights {row['weights'] or '-'}, "
                 f"{row['bytes'] / 1e6:.1f} MB"
             )
+        for path, why in unusable_in(stores):
+            say(f"not usable: {path.name}, {why}")
         if not rows:
             say(f"no finished stores in {stores}")
     return DONE
@@ -385,6 +395,8 @@ def _run(arguments: list[str], debug: bool) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+    except MachineError as error:
+        status, text = UNEXPECTED, f"error: {error}"
     except Exception as error:
         kind = type(error).__name__
         status, text = UNEXPECTED, f"unexpected error: {kind}: {error}\nRun again with --debug for the traceback."

@@ -55,6 +55,9 @@ class BackboneSpec:
     std: tuple[float, ...]
     weights_hash: str
     precision: str  # fp32 or bf16
+    device: str  # cpu or cuda: the last bits differ
+    logmel_floor: float = LOGMEL_FLOOR
+    delta_ranges: tuple[float, ...] = DELTA_RANGES
     execution: str = "trace-freeze-channels-last"  # batch norm folded, one modality of one clip at a time
 
 
@@ -104,7 +107,7 @@ def parse_weights(texts: Sequence[str], features: Sequence[str]) -> dict[str, We
             name, value = "", text
         if value in ("imagenet", "random"):
             weights = Weights(value)
-        elif Path(value).is_file():
+        elif Path(value).is_file() and Path(value).name not in ("imagenet", "random"):
             weights = Weights(Path(value).name, str(Path(value).resolve()))
         else:
             raise InputError(
@@ -154,7 +157,8 @@ def _imagenet_file(tag: str) -> Path:
             break
     raise InputError(
         f"no ImageNet weights for {tag}: {why}; cache folder: {constants.HF_HUB_CACHE}.\n"
-        f"Either give a file, --weights FILE (safetensors or torch), or --weights random for an untrained network."
+        f"Either give a file, --weights FILE (or {tag.split('.')[0]}=FILE; safetensors or torch), or --weights random "
+        "for an untrained network."
     )
 
 
@@ -170,10 +174,9 @@ def _read_weights(path: Path) -> dict:
         else:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"weights file {path}: not readable as safetensors or as a torch file of tensors ({first[:160]}).\n"
-            "Expected a state dict: tensor names and tensors, nothing else."
+            f"weights file {path}: not readable as safetensors or a torch file of tensors ({type(error).__name__}).\n"
+            "Expected a state dict, tensor names and tensors alone: a pickled model is not loaded, it could run code."
         ) from None
     for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
@@ -247,6 +250,7 @@ class Backbone:
             std=tuple(config["std"]),
             weights_hash=_weights_hash(self._model),
             precision=precision,
+            device=device,
         )
         self._compiled = None
 
@@ -316,6 +320,7 @@ def use_one_thread() -> None:
     from threadpoolctl import threadpool_limits
 
     torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False  # what is called fp32 is float32 on a GPU too
     threadpool_limits(1)
 
 

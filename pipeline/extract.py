@@ -23,9 +23,9 @@ import numpy as np
 import zarr
 
 from . import backbones, ffmpeg, logmel, media, store
-from .errors import InputError
+from .errors import InputError, MachineError
 from .memory import keep_freed_memory
-from .plan import WORK, Output, Plan, Task
+from .plan import Output, Plan, Task
 
 Progress = Callable[["Outcome"], None]
 
@@ -55,6 +55,8 @@ class Part:
         with temporary.open("wb") as file:
             facts = {"present": self.present, "failed": self.failed, "duration": self.duration}
             np.savez(file, cause=np.array(self.cause), **facts, **self.arrays)
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
 
     @classmethod
@@ -85,10 +87,7 @@ def process(task: Task) -> Outcome:
         seconds[stage] += time.perf_counter() - start
 
     with timed("decode"):
-        if task.media_store:
-            clip = _cached_media(task.media_store, task.index)
-        else:
-            clip = media.read_clip(task.path, timeout=task.timeout)
+        clip = read_media(task)
     failed = ""
     for output in task.outputs:
         with timed("cnn"):
@@ -101,9 +100,16 @@ def process(task: Task) -> Outcome:
     return Outcome(task.index, failed, dict(seconds))
 
 
+def read_media(task: Task) -> media.ClipMedia:
+    """The clip's frames and log-Mels, from the media store where there is one, else decoded."""
+    if task.media_store:
+        return _cached_media(task.media_store, task.index)
+    return media.read_clip(task.path, timeout=task.timeout)
+
+
 def compute(output: Output, clip: media.ClipMedia) -> Part:
     """What one store keeps of one clip."""
-    cause = "; ".join(f"{modality}: {why}" for modality, why in sorted(clip.causes.items(), reverse=True))
+    cause = _cause(clip)
     present = (clip.frames is not None, clip.logmel is not None)
     if not any(present):
         return Part((False, False), cause, True, clip.duration)
@@ -126,6 +132,12 @@ def compute(output: Output, clip: media.ClipMedia) -> Part:
     return Part(present, cause, False, clip.duration, arrays)
 
 
+def _cause(clip: media.ClipMedia) -> str:
+    """Why modalities are missing, in one line; as recorded where the media come from a store."""
+    causes = sorted(clip.causes.items(), reverse=True)
+    return "; ".join(f"{modality}: {why}" if modality else why for modality, why in causes)
+
+
 @lru_cache(maxsize=1)
 def _open_media(path: Path) -> store.FeatureStore:
     return store.FeatureStore.open(path)
@@ -135,11 +147,10 @@ def _cached_media(path: Path, index: int) -> media.ClipMedia:
     """The clip from a media store: the same bytes that decoding gave."""
     opened = _open_media(path)
     visual, audio = opened.present[index]
-    causes = dict(cause.split(": ", 1) for cause in str(opened.error[index]).split("; ") if ": " in cause)
     return media.ClipMedia(
         frames=opened.group["frames"][index] if visual else None,
         logmel=opened.group["logmel"][index] if audio else None,
-        causes={modality: why for modality, why in causes.items() if modality in store.MODALITIES},
+        causes={"": str(opened.error[index])},  # as recorded, of one or both modalities
         duration=float(opened.duration[index]),
     )
 
@@ -167,12 +178,18 @@ def run(
     with the number of clips to do and returns the callback for each outcome.
     """
     begin = time.perf_counter()
+    for output in plan.outputs:
+        if output.finished:
+            store.remove_tree(output.work)  # a kill just after publishing left it
     seconds: dict[str, float] = defaultdict(float)
     with ExitStack() as locks:
         for output in plan.unfinished():
             locks.enter_context(_only_one(output))
+            _set_aside(output, say)
             _prepare(output, len(plan.collection.clips))
         tasks = plan.tasks()
+        if tasks and len(tasks) < len(plan.collection.clips):
+            say(f"{len(plan.collection.clips) - len(tasks)} of {len(plan.collection.clips)} clips are done already")
         if tasks:
             progress = started(len(tasks))
             execute = _serial(tasks) if workers == 0 else _on_dask(tasks, workers, say)
@@ -207,6 +224,8 @@ def _on_dask(tasks: Sequence[Task], workers: int, say: Callable[[str], None]) ->
         "distributed.logging.distributed": "error",
     }
     cluster_options = {"threads_per_worker": 1, "processes": True, "host": "127.0.0.1", "silence_logs": 50}
+    # Dask would pause a worker for good near its share of the memory, as freed memory is kept for the next clip.
+    cluster_options["memory_limit"] = 0
     with (
         dask.config.set(settings),
         LocalCluster(n_workers=workers, dashboard_address="127.0.0.1:0", **cluster_options) as cluster,
@@ -222,11 +241,12 @@ def _on_dask(tasks: Sequence[Task], workers: int, say: Callable[[str], None]) ->
             return future
 
         running = as_completed([submit(task) for task in islice(waiting, 2 * workers)])
-        suspects = []
+        suspects, survived = [], 0
         for future in running:
             task = submitted.pop(future)
             try:
                 yield future.result()
+                survived += 1
             except KilledWorker:
                 suspects.append(task)
             finally:
@@ -236,7 +256,13 @@ def _on_dask(tasks: Sequence[Task], workers: int, say: Callable[[str], None]) ->
         for task in suspects:
             try:
                 yield submit(task).result()
+                survived += 1
             except KilledWorker:
+                if not survived:
+                    raise MachineError(
+                        "worker processes die on whatever clip they are given, for lack of memory perhaps.\n"
+                        "Take fewer with --workers; finished clips are kept."
+                    ) from None
                 cause = "the worker process died on this clip twice (out of memory?)"
                 for output in task.outputs:
                     Part((False, False), cause, failed=True).save(output.part(task.index))
@@ -260,6 +286,15 @@ def _only_one(output: Output) -> Iterator[None]:
         file.write(f"process {os.getpid()} on {platform.node()}")
         file.flush()
         yield
+
+
+def _set_aside(output: Output, say: Callable[[str], None]) -> None:
+    """Whatever unfinished thing stands in the store's place makes way; it may be the copy of somebody's work."""
+    if output.final.exists():
+        aside = output.work.with_suffix(".set-aside")
+        store.remove_tree(aside)
+        output.final.rename(aside)
+        say(f"note: {output.final} was incomplete; it is made anew and the old one kept as {aside}")
 
 
 def _prepare(output: Output, clips: int) -> None:
@@ -293,7 +328,7 @@ def _finish(plan: Plan, output: Output) -> None:
     duration = np.zeros(count)
     arrays = _feature_arrays(group, output, count) if output.weights else {}
     for first in range(0, count, store.FEATURE_CHUNK):
-        parts = [_load_part(output, i) for i in range(first, min(first + store.FEATURE_CHUNK, count))]
+        parts = _load_parts(output, range(first, min(first + store.FEATURE_CHUNK, count)))
         rows = slice(first, first + len(parts))
         present[rows] = [part.present for part in parts]
         status[rows] = [store.FAILED if part.failed else store.DONE for part in parts]
@@ -332,24 +367,21 @@ def _feature_arrays(group: zarr.Group, output: Output, clips: int) -> dict[str, 
     return {m: store.create_array(group, m, shape, chunks, "float16", dimensions) for m in store.MODALITIES}
 
 
-def _load_part(output: Output, index: int) -> Part:
-    path = output.part(index)
-    try:
-        return Part.load(path)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        path.unlink(missing_ok=True)
-        raise InputError(
-            f"the result of clip {index} in {path.parent} was unreadable and is gone.\nRun again."
-        ) from None
+def _load_parts(output: Output, indexes: Sequence[int]) -> list[Part]:
+    """The clips' results. InputError: some are unreadable; they are dropped, so that the next run makes them again."""
+    parts, bad = [], []
+    for index in indexes:
+        try:
+            parts.append(Part.load(output.part(index)))
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            output.part(index).unlink(missing_ok=True)
+            bad.append(index)
+    if bad:
+        raise InputError(f"{len(bad)} unfinished results in {output.work} were unreadable and are gone.\nRun again.")
+    return parts
 
 
 def versions() -> dict[str, str]:
     """What made the bytes: this package, the libraries that compute, ffmpeg."""
     libraries = ("mlemiss", "numpy", "librosa", "torch", "timm", "zarr")
     return {name: version(name) for name in libraries} | {"ffmpeg": ffmpeg.ffmpeg_version()}
-
-
-def leftovers(stores: Path, plan: Plan) -> list[Path]:
-    """Unfinished work of other plans in the stores folder: of clips or settings that have changed since."""
-    ours = {output.work for output in plan.outputs}
-    return sorted(p for p in (stores.absolute() / WORK).glob("*.zarr") if p not in ours)

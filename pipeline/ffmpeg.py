@@ -11,6 +11,7 @@ import os
 import re
 import selectors
 import shutil
+import signal
 import subprocess
 import time
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from pathlib import Path
 import ffmpeg
 import numpy as np
 
-from .errors import InputError
+from .errors import InputError, MachineError
 
 FRAME_SIZE = 256  # pixels, both sides
 FRAME_BYTES = FRAME_SIZE * FRAME_SIZE * 3  # RGB
@@ -72,6 +73,7 @@ class Listing:
     """What a clip's container says, before anything is decoded."""
 
     streams: dict[str, Packets]  # by "video", "audio"
+    empty: tuple[str, ...]  # kinds that are declared and have no packets
     promised: float | None  # seconds, where the header says that the clip ends, if the packets stop well before that
 
 
@@ -147,15 +149,16 @@ def _run(outputs, names: tuple[str, ...], sizes: dict[str, int], deadline: float
 
     Raises:
         ClipError: out of time, or more output than allowed. The process is gone in any case.
+        MachineError: ffmpeg was killed by another hand.
     """
     ends = {name: os.pipe() for name in names}
-    process = None
+    process, command_prefix = None, _die_with_parent()
     try:
         urls = {name: f"pipe:{write}" for name, (_, write) in ends.items()}
         command = ffmpeg.compile(outputs(urls), cmd=ffmpeg_binary())
         environment = {k: v for k, v in os.environ.items() if k not in ("FFREPORT", "AV_LOG_FORCE_COLOR")}
         process = subprocess.Popen(
-            [*_die_with_parent(), *command],
+            [*command_prefix, *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -167,7 +170,10 @@ def _run(outputs, names: tuple[str, ...], sizes: dict[str, int], deadline: float
             ends[name] = (read, -1)
         sources = {name: read for name, (read, _) in ends.items()} | {"log": process.stderr.fileno()}
         received = _drain(sources, sizes, deadline)
-        return process.wait(timeout=max(deadline - time.monotonic(), 0.1)), received
+        status = process.wait(timeout=max(deadline - time.monotonic(), 0.1))
+        if -status in (signal.SIGKILL, signal.SIGTERM) or (status in (126, 127) and command_prefix):
+            raise MachineError(f"ffmpeg was ended from outside or could not start (status {status}): out of memory?")
+        return status, received
     except subprocess.TimeoutExpired as error:
         raise ClipError("decoding was stopped: it took longer than the time allowed") from error
     finally:
@@ -238,7 +244,8 @@ def list_packets(path: Path, limits: Limits, deadline: float) -> Listing:
         everything, _ = _list(path, ("v?", "a?", "s?", "d?"), limits, deadline)
         last = max((packets.ends.max() for _, packets in everything if len(packets.times)), default=0.0)
     promised = end if end is not None and end - last > DECLARED_TOLERANCE else None
-    return Listing({kind: packets for kind, packets in streams if len(packets.times)}, promised)
+    empty = tuple(kind for kind, packets in streams if not len(packets.times))
+    return Listing({kind: packets for kind, packets in streams if len(packets.times)}, empty, promised)
 
 
 def _list(path: Path, which: tuple[str, ...], limits: Limits, deadline: float) -> tuple[list, str]:
@@ -253,7 +260,11 @@ def _list(path: Path, which: tuple[str, ...], limits: Limits, deadline: float) -
     log = received["log"].decode("utf-8", "replace")
     streams = _parse_framecrc(received["packets"].decode("ascii", "replace"))
     if not streams:
-        raise ClipError("no video and no audio stream" if NO_STREAM in log else first_error(log, path))
+        raise ClipError(
+            "no video and no audio stream"
+            if NO_STREAM in log
+            else f"not readable: {first_error(log, path) or 'no reason given'}"
+        )
     return [(kind, Packets(codec, *rows[:2])) for kind, codec, rows in streams], log
 
 
@@ -367,7 +378,7 @@ def _read_sound(decoded: Decoded, samples: bytearray, listing: str) -> None:
     for _, _, (starts, ends, sizes) in _parse_framecrc(listing):
         if not len(starts) or ends[0] <= starts[0]:
             continue
-        channels = round(sizes[0] / ((ends[0] - starts[0]) * SAMPLE_RATE * 4))
+        channels = max(round(sizes[0] / ((ends[0] - starts[0]) * SAMPLE_RATE * 4)), 1)
         decoded.audio_times, decoded.audio_counts = starts, (sizes / (4 * channels)).astype(np.int64)
         whole = len(samples) // (4 * channels) * channels
         # ffmpeg's own downmix to one channel is louder by the square root of two.

@@ -1,5 +1,6 @@
 """Clip records: read a CSV manifest, check it, hash the clips' contents."""
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -54,7 +55,7 @@ def read_manifest(path: Path) -> list[Clip]:
     except UnicodeDecodeError as error:
         raise InputError(f"manifest {path}: not UTF-8 text (byte {error.start}).\nSave it as UTF-8 CSV.") from None
     except OSError as error:
-        raise InputError(f"manifest {path}: {error.strerror}.") from None
+        raise InputError(f"manifest {path}: {error.strerror}.\nName a CSV with --dataset FILE.csv.") from None
     rows = csv.reader(io.StringIO(text, newline=""), strict=True)
 
     def wrong(line: int, why: str) -> InputError:
@@ -134,6 +135,8 @@ def collect_manifest(path: Path, root: Path | None) -> Collection:
 
 def check_root(root: Path, what: str) -> Path:
     """The root folder if it is there and holds anything, else an InputError."""
+    if root.exists() and not root.is_dir():
+        raise InputError(f"{root} is a file: expected a folder with {what}.\nName the folder with --root DIR.")
     if not root.is_dir():
         raise InputError(
             f"no folder {root}: expected {what}.\nName it with --root DIR, or set MLEMISS_DATA to its parent folder."
@@ -172,6 +175,7 @@ def content_hashes(paths: Sequence[Path], cache_file: Path) -> list[str]:
         entries = list(pool.map(stamp_and_hash, paths))
     fresh = dict(entries)
     if any(known.get(key) != value for key, value in fresh.items()):
-        cache_file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(cache_file, known | fresh)
+        with contextlib.suppress(OSError):  # a folder that others may only read: hash again next time
+            cache_file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(cache_file, known | fresh)
     return [value[2] for _, value in entries]

@@ -109,6 +109,7 @@ def read_clip(
 
     Raises:
         InputError: there is no ffmpeg to decode with.
+        MachineError: ffmpeg was killed, by a lack of memory for example.
     """
     clip = _read(Path(path), Limits(timeout, max_seconds, max_pixels))
     logmel = None
@@ -133,27 +134,31 @@ def _read(path: Path, limits: Limits) -> _Clip:
     try:
         _check_file(path)
         listing = list_packets(path, limits, deadline)
-        decoded = _decode(path, listing, limits, deadline)
-    except (ClipError, OSError) as error:
-        cause = error.strerror or type(error).__name__ if isinstance(error, OSError) else str(error)
-        return _Clip(causes={"visual": cause, "audio": cause})
-    return _assemble(path, listing, decoded)
+        return _assemble(path, listing, _decode(path, listing, limits, deadline), limits)
+    except ClipError as error:
+        cause = str(error)
+    except (ArithmeticError, ValueError, IndexError) as error:  # timestamps or headers beyond all sense
+        cause = f"its streams make no sense ({type(error).__name__})"
+    return _Clip(causes={"visual": cause, "audio": cause})
 
 
 def _check_file(path: Path) -> None:
-    state = path.stat()
-    if not stat.S_ISREG(state.st_mode):
-        raise ClipError("not a regular file")  # a pipe or device might never end
-    if state.st_size == 0:
-        raise ClipError("the file is empty")
+    try:
+        state = path.stat()
+        if not stat.S_ISREG(state.st_mode):
+            raise ClipError("not a regular file")  # a pipe or device might never end
+        if state.st_size == 0:
+            raise ClipError("the file is empty")
+        path.open("rb").close()
+    except OSError as error:
+        raise ClipError(error.strerror or type(error).__name__) from None
 
 
 def _decode(path: Path, listing: Listing, limits: Limits, deadline: float) -> Decoded:
     """Decode once, keeping the frames that the packets' timestamps ask for; again if the frames say otherwise."""
     kinds = tuple(listing.streams)
-    ends = [packets.ends.max() - packets.times.min() for packets in listing.streams.values()]
-    if max(ends) > limits.max_seconds:
-        raise ClipError(f"the clip lasts {max(ends):.0f} s, longer than the {limits.max_seconds:.0f} s allowed")
+    streams = listing.streams.values()
+    _check_length(max(s.ends.max() for s in streams) - min(s.times.min() for s in streams), limits)
     wanted = np.zeros(0, np.int64)
     if "video" in kinds:
         packets = listing.streams["video"]
@@ -173,6 +178,11 @@ def _decode(path: Path, listing: Listing, limits: Limits, deadline: float) -> De
         if not np.array_equal(np.unique(truth), wanted):
             decoded.images = decode(path, ("video",), np.unique(truth), limits, deadline).images
     return decoded
+
+
+def _check_length(seconds: float, limits: Limits) -> None:
+    if seconds > limits.max_seconds:
+        raise ClipError(f"the clip lasts {seconds:.0f} s, longer than the {limits.max_seconds:.0f} s allowed")
 
 
 def _time_zero(decoded: Decoded) -> float:
@@ -199,13 +209,15 @@ def _choose_frames(times: np.ndarray, durations: np.ndarray, zero: float) -> tup
     return order[np.maximum(position, 0)], duration
 
 
-def _assemble(path: Path, listing: Listing, decoded: Decoded) -> _Clip:
+def _assemble(path: Path, listing: Listing, decoded: Decoded, limits: Limits) -> _Clip:
     clip = _Clip()
     if not len(decoded.frame_times) and not len(decoded.audio_times):
         for kind, modality in MODALITIES.items():
             clip.causes[modality] = _undecodable(kind, listing, decoded, path)
         return clip
     zero = _time_zero(decoded)
+    ends = [*(decoded.frame_times + decoded.frame_durations)[-1:], *decoded.audio_ends[-1:]]
+    _check_length(max(ends) - zero, limits)
     fault = _video_fault(path, listing, decoded, zero)
     if fault is None:
         chosen, clip.duration = _choose_frames(decoded.frame_times, decoded.frame_durations, zero)
@@ -230,6 +242,8 @@ def _assemble(path: Path, listing: Listing, decoded: Decoded) -> _Clip:
 
 
 def _undecodable(kind: str, listing: Listing, decoded: Decoded, path: Path) -> str:
+    if kind in listing.empty:
+        return f"the {kind} stream holds nothing" + (": the file is truncated" if listing.promised else "")
     if kind not in listing.streams:
         return f"no {kind} stream"
     return f"the {kind} does not decode: {first_error(decoded.log, path, listing.streams[kind].codec) or 'no output'}"

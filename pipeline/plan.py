@@ -21,6 +21,8 @@ MEDIA_SPEC = {
     "hop_length": logmel.HOP_LENGTH,
     "n_mels": logmel.N_MELS,
     "delta_width": logmel.DELTA_WIDTH,
+    "amin": logmel.AMIN,
+    "silence": media.SILENCE,
 }
 
 
@@ -105,7 +107,7 @@ def make_plan(
     stores = stores.absolute()
     hashes = content_hashes([collection.root / clip.path for clip in collection.clips], stores / HASH_CACHE)
     rows = [[c.clip_id, c.label, c.subject, c.columns, h] for c, h in zip(collection.clips, hashes, strict=True)]
-    content = _fingerprint(store.SCHEMA, rows, collection.classes, MEDIA_SPEC)
+    content = _fingerprint(store.SCHEMA, rows, collection.classes, collection.synthetic, MEDIA_SPEC)
 
     def output(name: str, fingerprint: str, spec: Mapping) -> Output:
         folder = store.store_name(collection.dataset, name, fingerprint)
@@ -118,7 +120,9 @@ def make_plan(
         described = backbone.describe()
         outputs.append(
             replace(
-                output(name, _fingerprint(content, described), MEDIA_SPEC | {"backbone": described}),
+                output(
+                    name, _fingerprint(content, described, weights[name].name), MEDIA_SPEC | {"backbone": described}
+                ),
                 weights=weights[name],
                 weights_hash=backbone.spec.weights_hash,
                 dimension=backbone.dimension,
@@ -126,6 +130,9 @@ def make_plan(
                 device=device,
             )
         )
+    for made in (media_output, *outputs):
+        if made.finished:
+            store.FeatureStore.open(made.final)  # an InputError now, before anything is computed
     cached = media_output.final if media_output.finished else None
     return Plan(collection, tuple(hashes), tuple(outputs), cached, timeout)
 

@@ -67,11 +67,14 @@ def preprocess(
     dry_run: bool = False,
 ) -> Summary | None:
     """Cache a dataset's features; says on standard error what it resolves and does. None after a dry run."""
+    if stores.exists() and not stores.is_dir():
+        raise InputError(f"--stores {stores} is a file: expected a folder for the stores, made if absent.")
     for name in features:
         backbones.resolve_tag(name)
     collection = collect(dataset, root)
     if limit is not None:
         kept = limit_clips(collection.clips, limit)
+        _say(f"limited to {len(kept)} of the {len(collection.clips)} clips found")
         collection = Collection(
             collection.dataset, collection.root, collection.classes, kept, collection.absent, collection.notes
         )
@@ -107,14 +110,15 @@ def _run(plan: Plan, workers: int) -> Summary:
         progress = Progress("preprocess", total).__enter__()
         return lambda outcome: progress.advance(failed=bool(outcome.failed))
 
-    fresh = plan.unfinished()
     try:
         seconds = extract.run(plan, workers, started, _say)
     finally:
         if progress:
             progress.__exit__(None, None, None)
     summary = _summarise(plan, {"decode": 0.0, "cnn": 0.0, "write": 0.0} | seconds, computed)
-    for output in fresh:
+    for output in plan.outputs:
+        if (output.final / store.RUN).is_file():
+            continue  # of the run that made it
         record = {
             "command": shlex.join(["mlemiss", *sys.argv[1:]]),
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -138,7 +142,8 @@ def _summarise(plan: Plan, seconds: dict[str, float], computed: int) -> Summary:
         for index in np.flatnonzero(opened.status == store.FAILED):
             causes.setdefault(int(index), str(opened.error[index]))
         present = opened.present[opened.status == store.DONE]
-        missing = {m: int(n) for m, n in zip(opened.modalities, (~present).sum(0), strict=True)}
+        for modality, count in zip(opened.modalities, (~present).sum(0), strict=True):
+            missing[modality] = max(missing.get(modality, 0), int(count))
     clips = plan.collection.clips
     failed = [{"clip_id": clips[i].clip_id, "path": clips[i].path, "cause": causes[i]} for i in sorted(causes)]
     return Summary(
@@ -203,8 +208,9 @@ def _estimate(plan: Plan, workers: int) -> None:
 
 
 def _time_clip(task: Task) -> dict[str, float]:
+    backbones.use_one_thread()
     start = time.perf_counter()
-    clip = media.read_clip(task.path, timeout=task.timeout)
+    clip = extract.read_media(task)
     decoded = time.perf_counter()
     for output in task.outputs:
         extract.compute(output, clip)

@@ -52,7 +52,7 @@ def store_name(dataset: str, features: str, fingerprint: str) -> str:
 
 
 def open_group(path: Path) -> zarr.Group:
-    """A group open for writing. Chunks of only fill values are written too: an absent file then means a fault."""
+    """A group open for writing. Chunks of only fill values are written too, so that an absent file is no value."""
     zarr.config.set({"array.write_empty_chunks": True})
     return zarr.open_group(path, mode="a", zarr_format=3)
 
@@ -145,7 +145,7 @@ def publish(built: Path, final: Path) -> None:
 
 def write_json(path: Path, document: Mapping) -> None:
     """Temp, flush, move: the file is whole or absent."""
-    temporary = path.with_name(path.name + ".partial")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")  # several processes may write the same file
     with temporary.open("w", encoding="utf-8") as file:
         json.dump(document, file, indent=1, ensure_ascii=False)
         file.write("\n")
@@ -201,12 +201,12 @@ class FeatureStore:
         if schema != SCHEMA:
             raise InputError(
                 f"{path} has schema version {schema}, this version of mlemiss reads {SCHEMA}.\n"
-                f"Preprocess again, or install the mlemiss version that wrote it: {attrs.get('versions')}."
+                f"Move it away and preprocess again, or install mlemiss {attrs.get('versions', {}).get('mlemiss')}."
             )
         if not (path / COMPLETE).is_file():
             raise InputError(
                 f"{path} is incomplete: it has no {COMPLETE}, so its writing or copying was cut short.\n"
-                f"Run the preprocess or copy that makes it again."
+                f"Run the preprocess or the copy that makes it again."
             )
         return cls(path, zarr.open_group(path, mode="r"))
 
@@ -303,6 +303,15 @@ def stores_in(folder: Path) -> Iterator[tuple[Path, dict]]:
             yield path, attrs
 
 
+def unusable_in(folder: Path) -> Iterator[tuple[Path, str]]:
+    """What looks like a store and cannot be opened, and why, in one line."""
+    for path in sorted(folder.glob("*.zarr")):
+        try:
+            FeatureStore.open(path)
+        except InputError as error:
+            yield path, str(error).split("\n")[0].removeprefix(str(path)).strip().rstrip(".")
+
+
 def find_store(folder: Path, features: str, dataset: str | None = None) -> Path:
     """The one store of these features in a folder of stores. InputError: none or several fit (they are listed)."""
     everything = list(stores_in(folder)) if folder.is_dir() else []
@@ -312,20 +321,24 @@ def find_store(folder: Path, features: str, dataset: str | None = None) -> Path:
         for path, attrs in everything
         if attrs["features"] == features and dataset in (None, attrs["dataset"])
     ]
+    if dataset is None and len(datasets) > 1:
+        raise InputError(
+            f"stores of several datasets in {folder}: {', '.join(datasets)}.\nChoose one with --dataset NAME."
+        )
     if len(fitting) == 1:
         return fitting[0][0]
     wanted = f"{features} features" + (f" of {dataset}" if dataset else "")
     if not fitting:
         there = ", ".join(path.name for path, _ in everything) or "none"
+        unusable = "".join(f"; not usable: {path.name}, {why}" for path, why in unusable_in(folder))
         raise InputError(
-            f"no finished store of {wanted} in {folder} (stores there: {there}).\n"
+            f"no finished store of {wanted} in {folder} (stores there: {there}{unusable}).\n"
             f"Make one with `mlemiss preprocess --dataset {dataset or 'NAME'} --features {features}`."
         )
-    if dataset is None and len({attrs["dataset"] for _, attrs in fitting}) > 1:
-        raise InputError(
-            f"stores of several datasets in {folder}: {', '.join(datasets)}.\nChoose one with --dataset NAME."
-        )
-    rows = "; ".join(f"{path} (weights {(attrs['weights'] or {}).get('name')})" for path, attrs in fitting)
+    rows = "; ".join(
+        f"{path} ({len(FeatureStore.open(path).clip_id)} clips, weights {(attrs['weights'] or {}).get('name')})"
+        for path, attrs in fitting
+    )
     raise InputError(f"{len(fitting)} stores of {wanted} fit: {rows}.\nChoose one with --store PATH.")
 
 

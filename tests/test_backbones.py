@@ -44,6 +44,13 @@ def test_features_equal_the_plain_model(features, dimension, frames, logmel):
     assert backbone.audio(logmel[:2]).shape == (2, dimension)
 
 
+def test_bfloat16_is_close_and_told_apart(frames):
+    full, short = (Backbone(SMALL, Weights("random"), precision) for precision in ("fp32", "bf16"))
+    expected, found = full.visual(frames).astype(float), short.visual(frames).astype(float)
+    assert 0 < np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+    assert full.spec != short.spec  # so that their stores have different fingerprints
+
+
 def test_tags_are_pinned():
     assert {name: tag for name, (tag, _) in BACKBONES.items()} == {
         "vgg16": "vgg16.tv_in1k",

@@ -48,6 +48,7 @@ def test_every_verb_has_help(verb, mlemiss):
         (["synth", "x", "--subjects", "99"], "24"),
         (["synth", "x", "--layout", "nope"], "nope"),
         (["train", "--missing", "audio:1.5"], "not between 0 and 1"),
+        (["train", "--missing", ","], "an empty list"),
         (["train", "--missing", "none", "--epochs", "0"], "epochs 0"),
         (["train", "--missing", "none", "--marginal", "most"], "unknown marginal"),
         (["train", "--missing", "none", "--stores", "nowhere"], "no finished store"),
@@ -75,6 +76,9 @@ def test_train_prints_a_table_and_keeps_results(toy, tmp_path, mlemiss):
     kept = json.loads((tmp_path / "r" / "results.json").read_text())
     assert len(kept["results"]) == 4 and (tmp_path / "r" / "report.html").stat().st_size > 10_000
     assert len(list((tmp_path / "r" / "predictions").glob("*.npz"))) == 4
+    again = mlemiss("train", "--missing", "none", *quick, "--out", tmp_path / "r")
+    assert again.returncode == 2 and "another run" in again.stderr
+    assert json.loads((tmp_path / "r" / "results.json").read_text()) == kept
 
 
 def test_train_json_is_one_document_and_nothing_else(toy, mlemiss):

@@ -422,7 +422,7 @@ OUTCOMES = {  # T (None: nothing is left of it), what is missing and why
         13.0,
         {},
     ),  # the 390 frames it declares are its second video stream's; the first holds all its 325
-    "sample.mkv": (0.0, {"visual": "Duplicate element", "audio": "Duplicate element"}),
+    "sample.mkv": (0.0, {"visual": "not readable: Duplicate element", "audio": "not readable: Duplicate element"}),
     "sample.mp4": (1.0427, {}),
     "unordered.mov": (0.125, NO_SOUND),
     "var_fps_video.mp4": (14.9667, NO_SOUND),
@@ -444,3 +444,13 @@ def test_oddities(name):
 @needs_real_clips
 def test_every_oddity_has_its_outcome():
     assert sorted(OUTCOMES) == sorted(path.name for path in ODD.iterdir())
+
+
+def test_streams_that_lie_far_apart_are_no_long_clip(tmp_path):
+    """Sound that starts hours after the picture makes a clip longer than allowed: this clip's cause, no gigabytes."""
+    make(tmp_path / "picture.mp4", *source("lavfi", "testsrc2=d=1:s=64x48"), *H264)
+    make(tmp_path / "sound.wav", *source("lavfi", "sine=d=1"))
+    both = ["-i", tmp_path / "picture.mp4", "-itsoffset", "100000", "-i", tmp_path / "sound.wav", "-c:v", "copy"]
+    make(tmp_path / "apart.mkv", *both, "-c:a", "pcm_s16le")
+    clip = media.read_clip(tmp_path / "apart.mkv")
+    assert clip.frames is None and clip.logmel is None and "longer than the 3600 s allowed" in clip.causes["visual"]

@@ -157,7 +157,7 @@ def six(synthetic_ravdess, tmp_path_factory) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    "moment", ["extract._load_part", "store.write_table", "store.publish", "store.write_json", "store.remove_tree"]
+    "moment", ["extract._load_parts", "store.write_table", "store.publish", "store.write_json", "store.remove_tree"]
 )
 def test_killed_while_publishing(moment, six, synthetic_ravdess, tmp_path):
     """SIGKILL inside the last stage: a store is absent until it is whole, and the rerun makes the same bytes."""
@@ -182,6 +182,36 @@ mlemiss.cli.main(sys.argv[1:])
     rerun = subprocess.run([sys.executable, "-m", "mlemiss.cli", *arguments], capture_output=True, text=True)
     assert rerun.returncode == 0, rerun.stderr
     assert content(stores) == six
+    assert not list(stores.glob(".partial/*.zarr")) and len(list(stores.glob("*.zarr/RUN.json"))) == 2
+
+
+def killed_ffmpeg(folder: Path) -> Path:
+    """An ffmpeg that something else kills, as the system does where memory runs out."""
+    program = folder / "ffmpeg"
+    program.write_text(f'#!/bin/sh\ncase "$*" in *framecrc*) kill -9 $$;; esac\nexec {ffmpeg_binary()} "$@"\n')
+    program.chmod(0o755)
+    return program
+
+
+def test_faults_of_the_machine_are_not_recorded_as_the_clips(synthetic_ravdess, tmp_path, mlemiss):
+    """A killed ffmpeg stops the run; nothing is published, and a healthy rerun finds every clip."""
+    arguments = options(synthetic_ravdess, tmp_path / "stores", "--workers", 0, "--limit", 3)
+    result = mlemiss(*arguments, MLEMISS_FFMPEG=str(killed_ffmpeg(tmp_path)))
+    assert result.returncode == 3 and "ffmpeg was ended from outside" in result.stderr
+    assert content(tmp_path / "stores") == {}
+    result = mlemiss(*arguments)
+    assert result.returncode == 0 and "3 done, 0 failed" in result.stderr
+
+
+def test_synthetic_clips_are_told_apart(synthetic_ravdess, tmp_path, mlemiss):
+    """The same files without their marker make another store: what says SYNTHETIC must not be lost."""
+    unmarked = tmp_path / "unmarked"
+    shutil.copytree(synthetic_ravdess, unmarked)
+    (unmarked / "SYNTHETIC.json").unlink()
+    for root in (synthetic_ravdess, unmarked):
+        arguments = options(root, tmp_path / "stores", "--workers", 0, "--limit", 1, "--media", "only")
+        assert mlemiss(*arguments).returncode == 0
+    assert sorted(FeatureStore.open(path).synthetic for path in (tmp_path / "stores").glob("*.zarr")) == [False, True]
 
 
 def test_two_at_once_do_not_harm_each_other(serial, synthetic_ravdess, tmp_path, mlemiss):
@@ -194,6 +224,25 @@ def test_two_at_once_do_not_harm_each_other(serial, synthetic_ravdess, tmp_path,
     assert second.returncode == 2 and f"process {first.pid}" in second.stderr
     assert first.wait() == 0
     assert content(stores).items() <= content(serial[0]).items()
+
+
+def test_incomplete_store_is_made_anew(synthetic_ravdess, tmp_path, mlemiss):
+    """A store that lost its marker (a copy cut short) makes way, and is kept aside."""
+    arguments = options(synthetic_ravdess, tmp_path / "stores", "--workers", 0, "--limit", 2)
+    assert mlemiss(*arguments).returncode == 0
+    whole = content(tmp_path / "stores")
+    (store,) = (tmp_path / "stores").glob("*.zarr")
+    (store / COMPLETE).unlink()
+    train = mlemiss("train", "--stores", tmp_path / "stores", "--features", SMALL, "--missing", "none")
+    assert train.returncode == 2 and "not usable" in train.stderr and "incomplete" in train.stderr
+    result = mlemiss(*arguments)
+    assert result.returncode == 0 and "was incomplete" in result.stderr
+    assert content(tmp_path / "stores") == whole and list((tmp_path / "stores").glob(".partial/*.set-aside"))
+    document = json.loads((store / "zarr.json").read_text())
+    document["attributes"]["schema"] = 99
+    (store / "zarr.json").write_text(json.dumps(document))
+    result = mlemiss(*arguments)
+    assert result.returncode == 2 and "schema version 99" in result.stderr
 
 
 @pytest.fixture
@@ -210,7 +259,6 @@ def broken(tmp_path, synthetic_ravdess) -> Path:
     (root / "text.mp4").write_text("this is no film\n" * 100)
     data = good[0].read_bytes()
     (root / "cut.mp4").write_bytes(data[: len(data) // 2])
-    (root / "locked.mp4").symlink_to(root / "nowhere")
     names = ["good", "mute", "blind", "empty", "text", "cut"]
     rows = [f"{name},{name}.mp4,{'glad' if i % 2 else 'sad'},s{i}" for i, name in enumerate([*names, "gone"])]
     (root / "mine.csv").write_text("\n".join(["clip_id,path,label,subject", *rows]) + "\n")

@@ -140,6 +140,9 @@ def test_finds_the_one_store_that_fits(tmp_path):
     make_store(tmp_path, fingerprint="def")
     with pytest.raises(InputError, match=r"2 stores[\s\S]*--store PATH"):
         find_store(tmp_path, "resnet50", "toy")
+    make_store(tmp_path, dataset="other", features="vgg16")
+    with pytest.raises(InputError, match=r"several datasets.*other, toy"):
+        find_store(tmp_path, "vgg16")  # even where one store alone would fit
     make_store(tmp_path, dataset="other")
     with pytest.raises(InputError, match=r"several datasets.*other, toy"):
         find_store(tmp_path, "resnet50")

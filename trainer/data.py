@@ -64,7 +64,7 @@ class Clips:
         if found < 2:
             raise InputError(
                 f"{store.path}: expected clips of at least two classes, found {len(self.label)} clips of {found}."
-                f"\nPreprocess more clips, or retry the failed ones with --retry-failed."
+                f"\nPreprocess more clips."
             )
 
     def run(self, spec: RunSpec) -> Run:
@@ -215,7 +215,7 @@ class Runs:
     def padded_clips(self, chosen: np.ndarray) -> tuple[Tensor, Tensor]:
         """Clips chosen by each run (bool [R, clip]) as positions [R, c], c the most of any run, and which count."""
         most = max(int(chosen.sum(1).max()), 1)
-        clips = np.zeros((len(chosen), most), np.int64)
+        clips = np.repeat(chosen.argmax(1)[:, None], most, axis=1)  # filled up with the run's own first
         counted = np.arange(most) < chosen.sum(1, keepdims=True)
         clips[counted] = np.nonzero(chosen)[1]
         return torch.as_tensor(clips, device=self.device), torch.as_tensor(counted, device=self.device)

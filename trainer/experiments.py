@@ -109,6 +109,8 @@ def run_grid(
     }
     if out is not None:
         (out / PREDICTIONS).mkdir(parents=True, exist_ok=True)
+        for stale in [out / RESULTS, *(out / PREDICTIONS).glob("*.npz")]:  # of an earlier run into this folder
+            stale.unlink(missing_ok=True)
     clock = _Clock(cells, settings, progress)
     finished: dict[int, dict] = {}  # by place in the plan
     for clips in dict.fromkeys(cell.clips for cell in cells):
@@ -257,6 +259,7 @@ def _result(cell: Cell, missing_test: str, split: str, settings: Settings, devic
         "features": store.features,
         "store": store.fingerprint,
         "weights": store.weights.get("name"),
+        "weights_hash": store.weights.get("hash"),
         "synthetic": store.synthetic,
         "method": cell.method,
         "fusion": cell.fusion,

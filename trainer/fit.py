@@ -75,7 +75,7 @@ def check_run(kind: type[Method], clips: Clips, run: Run, name: str) -> None:
             if not (chosen & run.observed[:, m]).any():
                 raise InputError(
                     f"{name} cannot train its {stage.name} with {run.spec.name}: expected training clips with "
-                    f"{modality}, found none.\nLower that modality's missing rate below 1."
+                    f"{modality}, found none.\nLower that modality's missing rate, or preprocess more clips."
                 )
 
 

@@ -89,7 +89,9 @@ def _facts(documents: Sequence[dict], parts: Sequence[Section]) -> str:
     facts = {
         "Data": dict.fromkeys(part.data for part in parts),
         "Features": dict.fromkeys(
-            f"{part.features}, {weights_text(part.weights)}, store {part.store}" for part in parts
+            f"{part.features}, {weights_text(part.weights)}, hash {part.results[0].get('weights_hash')}, "
+            f"store {part.store}"
+            for part in parts
         ),
         "Split": [f"by {split}" + (caveat if split == "clip" else "") for split in splits],
         "Missing in training": dict.fromkeys(r["missing"] for r in results),

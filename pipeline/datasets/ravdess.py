@@ -21,7 +21,7 @@ CLIP_NAME = re.compile(r"01-01-(0[3-8])-(0[12])-(0[12])-(0[12])-(0[1-9]|1\d|2[0-
 
 
 def find(root: Path) -> tuple[list[Clip], list[str]]:
-    """All six-class audio-visual speech clips below ``root``, and notes about duplicates and misfiled copies."""
+    """All six-class audio-visual speech clips below ``root``, and notes about duplicates."""
     clips: dict[str, Clip] = {}
     notes = []
     for path in sorted(root.rglob("*")):
