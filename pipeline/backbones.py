@@ -73,14 +73,14 @@ def resolve_tag(features: str) -> str:
 
     A plug-in is an entry point `NAME = "package.module:TAG"` naming a str: the tag of a model it registered with timm.
     """
-    import timm
-
     if features in BACKBONES:
         return BACKBONES[features][0]
     for plugin in entry_points(group="mlemiss.features"):
         if plugin.name == features:
             return plugin.load()
     if features.startswith("timm:"):
+        import timm
+
         name = features.removeprefix("timm:")
         architecture, _, tag = name.partition(".")
         if timm.is_model(architecture) and (not tag or name in timm.list_models(architecture, pretrained=True)):

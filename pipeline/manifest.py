@@ -44,8 +44,9 @@ class Collection:
 
     @property
     def synthetic(self) -> bool:
-        """The clips were made by `mlemiss synth`; stores and reports say so."""
-        return (self.root / SYNTHETIC).is_file()
+        """Some clips were made by `mlemiss synth` (its marker lies above them); stores and reports say so."""
+        folders = {folder for clip in self.clips for folder in PurePosixPath(clip.path).parents}
+        return any((self.root / folder / SYNTHETIC).is_file() for folder in folders)
 
 
 def read_manifest(path: Path) -> list[Clip]:

@@ -69,9 +69,10 @@ def preprocess(
     """Cache a dataset's features; says on standard error what it resolves and does. None after a dry run."""
     if stores.exists() and not stores.is_dir():
         raise InputError(f"--stores {stores} is a file: expected a folder for the stores, made if absent.")
+    collection = collect(dataset, root)
+    chosen = backbones.parse_weights(weights, features)
     for name in features:
         backbones.resolve_tag(name)
-    collection = collect(dataset, root)
     if limit is not None:
         kept = limit_clips(collection.clips, limit)
         _say(f"limited to {len(kept)} of the {len(collection.clips)} clips found")
@@ -81,7 +82,6 @@ def preprocess(
     _say(f"{collection.dataset}: {len(collection.clips)} clips in {collection.root}")
     for note in collection.notes:
         _say(f"note: {note}")
-    chosen = backbones.parse_weights(weights, features)
     device = backbones.device_of(device)
     plan = make_plan(collection, stores, features, chosen, media_mode=media_mode, precision=precision, device=device)
     for output in plan.outputs:

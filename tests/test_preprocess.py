@@ -156,9 +156,7 @@ def six(synthetic_ravdess, tmp_path_factory) -> dict[str, bytes]:
     return content(stores)
 
 
-@pytest.mark.parametrize(
-    "moment", ["extract._load_parts", "store.write_table", "store.publish", "store.write_json", "store.remove_tree"]
-)
+@pytest.mark.parametrize("moment", ["extract._load_parts", "store.publish", "store.write_json", "store.remove_tree"])
 def test_killed_while_publishing(moment, six, synthetic_ravdess, tmp_path):
     """SIGKILL inside the last stage: a store is absent until it is whole, and the rerun makes the same bytes."""
     module, name = moment.split(".")
