@@ -2,9 +2,7 @@
 
 import json
 import os
-import shlex
 import sys
-import time
 import traceback
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +10,7 @@ from typing import Annotated
 import typer
 
 from .pipeline.errors import InputError, MachineError
+from .pipeline.progress import Progress, say
 
 app = typer.Typer(
     name="mlemiss",
@@ -56,10 +55,6 @@ def print_json(document: dict | list) -> None:
     print(json.dumps(document, ensure_ascii=False))
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def all_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -74,7 +69,6 @@ def synth(
     workers: Annotated[int | None, typer.Option(help="Processes (default: all cores).")] = None,
 ) -> int:
     """Make real video clips of synthetic faces and voices, each of which tells the class only in part."""
-    from .pipeline.progress import Progress
     from .pipeline.synth import synthesize
 
     with Progress("synth", subjects * clips_per_subject) as bar:
@@ -180,6 +174,7 @@ def train(
     from .pipeline.backbones import DEFAULT
     from .pipeline.masks import parse_missing
     from .pipeline.store import FeatureStore, find_store
+    from .trainer import job
     from .trainer.settings import Settings
 
     given = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "hidden": hidden, "dim": dim}
@@ -189,10 +184,9 @@ def train(
     if store and features:
         raise InputError("--store and --features exclude each other: a store has its features.\nGive one of them.")
     paths = store or [find_store(stores, name, dataset) for name in comma_list(features or list(DEFAULT))]
-    _train(
+    document, out = job.train(
         [FeatureStore.open(path) for path in paths],
         out,
-        as_json,
         methods=comma_list(method or ["mle"]),
         fusions=comma_list(fusion or ["addition"]),
         missing=specs,
@@ -202,49 +196,18 @@ def train(
         settings=settings,
         device=device,
     )
+    _finish_training(document, out, as_json)
     return DONE
 
 
-def _train(opened: list, out: Path | None, as_json: bool, replace: bool = False, **grid) -> Path:
-    """Run a grid with progress, print its table (or JSON), write its report; the folder it is in."""
-    from .pipeline.memory import keep_freed_memory
-    from .pipeline.progress import Progress
-    from .trainer.experiments import choose_device, run_grid
-    from .trainer.report import write_report
+def _finish_training(document: dict, out: Path, as_json: bool) -> None:
     from .trainer.tables import print_results
 
-    if media := [store.path.name for store in opened if store.features == "media"]:
-        raise InputError(f"{media[0]} holds frames and log-Mels, not features.\nName a store of a backbone's features.")
-    if out and (out / "results.json").exists() and not replace:
-        raise InputError(f"{out} holds the results of another run.\nName another folder with --out, or remove it.")
-    keep_freed_memory()
-    name = "-".join(dict.fromkeys([store.dataset for store in opened] + grid["methods"]))[:60]
-    out = out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
-    for store in opened:
-        say(f"store {store.path}: {len(store.clip_id)} clips, weights {store.weights.get('name')}")
-    say(f"device {choose_device(grid['device'])}; {grid['seeds']} seeds; {grid['settings']}")
-    bar = None
-
-    def report(now) -> None:
-        nonlocal bar
-        bar = bar or Progress("train", now.total, "clip epochs").__enter__()
-        bar.what = now.what
-        bar.advance(now.done - bar.done)
-
-    try:
-        document = run_grid(
-            opened, **grid, out=out, command=shlex.join(["mlemiss", *sys.argv[1:]]), progress=report, say=say
-        )
-    finally:
-        if bar:
-            bar.__exit__(None, None, None)
-    write_report([document], out / "report.html")
     if as_json:
         print_json(document)
     else:
         print_results(document)
     say(f"results: {out / 'results.json'}\nreport:  {out / 'report.html'}")
-    return out
 
 
 @app.command()
@@ -271,16 +234,16 @@ def demo(out: Annotated[Path, typer.Option(help="Folder for everything the demo 
     """Synthetic clips, features of a small random network, three methods at growing missing rates, a report."""
     from .pipeline import preprocess as job
     from .pipeline.store import FeatureStore
+    from .trainer import job as train_job
     from .trainer.settings import Settings
 
     clips, stores = out / "clips", out / "stores"
     synth(clips, subjects=DEMO_SUBJECTS, clips_per_subject=DEMO_CLIPS)
     summary = job.preprocess("ravdess", clips, stores, [DEMO_FEATURES], ["random"], workers=all_cores())
     job.print_summary(summary)
-    run = _train(
+    document, run = train_job.train(
         [FeatureStore.open(summary.stores[0])],
         out / "run",
-        as_json=False,
         replace=True,
         methods=["lower-bound", "zero-padding", "mle"],
         fusions=["addition"],
@@ -289,6 +252,7 @@ def demo(out: Annotated[Path, typer.Option(help="Folder for everything the demo 
         settings=Settings(epochs=15, hidden=64),  # enough to tell the methods apart within the demo's minutes
         device="auto",
     )
+    _finish_training(document, run, as_json=False)
     say("These features come from a network with RANDOM weights, of drawn faces and synthetic voices: they show")
     say("that everything works, not how well pretrained features do.")
     say(f"Open {run / 'report.html'}")

@@ -24,6 +24,7 @@ import zarr
 
 from . import backbones, ffmpeg, logmel, media, store
 from .errors import InputError, MachineError
+from .ffmpeg_process import ffmpeg_version
 from .memory import keep_freed_memory
 from .plan import Output, Plan, Task
 
@@ -384,4 +385,4 @@ def _load_parts(output: Output, indexes: Sequence[int]) -> list[Part]:
 def versions() -> dict[str, str]:
     """What made the bytes: this package, the libraries that compute, ffmpeg."""
     libraries = ("mlemiss", "numpy", "librosa", "torch", "timm", "zarr")
-    return {name: version(name) for name in libraries} | {"ffmpeg": ffmpeg.ffmpeg_version()}
+    return {name: version(name) for name in libraries} | {"ffmpeg": ffmpeg_version()}

@@ -13,35 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .ffmpeg import (
-    FRAME_SIZE,
-    SAMPLE_RATE,
-    ClipError,
-    Decoded,
-    Limits,
-    Listing,
-    decode,
-    decoder_failed,
-    ffmpeg_binary,
-    ffmpeg_version,
-    first_error,
-    list_packets,
-)
-from .logmel import cut_segments, segment_logmel
-
-__all__ = [
-    "FRAME_SIZE",
-    "SAMPLE_RATE",
-    "SEGMENTS",
-    "SEGMENT_SECONDS",
-    "ClipMedia",
-    "ffmpeg_binary",
-    "ffmpeg_version",
-    "read_clip",
-    "read_waveform",
-    "segment_centres",
-    "segment_starts",
-]
+from .ffmpeg import Decoded, Limits, Listing, decode, decoder_failed, first_error, list_packets
+from .ffmpeg_process import ClipError, ffmpeg_binary
+from .logmel import SAMPLE_RATE, cut_segments, segment_logmel
 
 SEGMENTS = 30
 SEGMENT_SECONDS = 0.5

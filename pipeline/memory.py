@@ -9,7 +9,7 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 
 def keep_freed_memory() -> None:
     """Tell glibc to reuse large blocks. A CNN's activations are tens of megabytes each: mapped anew for every layer,
-    their page faults cost a tenth to a third of its time (benchmarks/cnn.py). Elsewhere than on glibc: nothing.
+    their page faults cost a tenth to a third of its time (benchmarks/preprocess.py). Elsewhere than on glibc: nothing.
     """
     if not sys.platform.startswith("linux"):
         return

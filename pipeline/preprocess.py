@@ -18,7 +18,7 @@ from .errors import InputError
 from .ffmpeg import FRAME_SIZE
 from .manifest import Collection, limit_clips
 from .plan import Plan, Task, make_plan
-from .progress import Progress
+from .progress import Progress, say
 
 
 @dataclass
@@ -75,29 +75,25 @@ def preprocess(
         backbones.resolve_tag(name)
     if limit is not None:
         kept = limit_clips(collection.clips, limit)
-        _say(f"limited to {len(kept)} of the {len(collection.clips)} clips found")
+        say(f"limited to {len(kept)} of the {len(collection.clips)} clips found")
         collection = Collection(
             collection.dataset, collection.root, collection.classes, kept, collection.absent, collection.notes
         )
-    _say(f"{collection.dataset}: {len(collection.clips)} clips in {collection.root}")
+    say(f"{collection.dataset}: {len(collection.clips)} clips in {collection.root}")
     for note in collection.notes:
-        _say(f"note: {note}")
+        say(f"note: {note}")
     device = backbones.device_of(device)
     plan = make_plan(collection, stores, features, chosen, media_mode=media_mode, precision=precision, device=device)
     for output in plan.outputs:
         state = "finished already" if output.finished else "to make"
         made_by = f"weights {output.weights.name} ({output.weights_hash})" if output.weights else "frames and log-Mels"
-        _say(f"store {output.final}: {made_by}, {state}")
+        say(f"store {output.final}: {made_by}, {state}")
     if plan.media_store and plan.unfinished():
-        _say(f"media from {plan.media_store}: no decoding")
+        say(f"media from {plan.media_store}: no decoding")
     if dry_run:
         _estimate(plan, max(workers, 1))
         return None
     return _run(plan, workers)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _run(plan: Plan, workers: int) -> Summary:
@@ -111,7 +107,7 @@ def _run(plan: Plan, workers: int) -> Summary:
         return lambda outcome: progress.advance(failed=bool(outcome.failed))
 
     try:
-        seconds = extract.run(plan, workers, started, _say)
+        seconds = extract.run(plan, workers, started, say)
     finally:
         if progress:
             progress.__exit__(None, None, None)
@@ -161,27 +157,27 @@ def _summarise(plan: Plan, seconds: dict[str, float], computed: int) -> Summary:
 def print_summary(summary: Summary) -> None:
     """The closing lines a person reads, on standard error."""
     seconds = summary.seconds
-    _say(f"clips: {summary.done} done, {len(summary.failed)} failed, {len(summary.absent)} absent")
+    say(f"clips: {summary.done} done, {len(summary.failed)} failed, {len(summary.absent)} absent")
     for modality, count in summary.missing.items():
         if count:
-            _say(f"  {count} done without {modality} (cause in the store's `error`)")
+            say(f"  {count} done without {modality} (cause in the store's `error`)")
     for failure in summary.failed:
-        _say(f"  failed: {failure['path']}: {failure['cause']}")
+        say(f"  failed: {failure['path']}: {failure['cause']}")
     if summary.absent:
         shown = ", ".join(summary.absent[:5])
         more = (
             f" and {len(summary.absent) - 5} more (all in each store's {store.RUN})" if len(summary.absent) > 5 else ""
         )
-        _say(f"  absent: {shown}{more}")
+        say(f"  absent: {shown}{more}")
     if summary.computed:
         rate = summary.computed / max(seconds["total"], 1e-9)
         stages = ", ".join(f"{stage} {seconds[stage]:.1f}" for stage in ("decode", "cnn", "write"))
-        _say(f"seconds in {stages} (summed over workers), {seconds['total']:.1f} in all: {rate:.2f} clips/s")
-        _say(f"the limit was: {summary.limit}")
+        say(f"seconds in {stages} (summed over workers), {seconds['total']:.1f} in all: {rate:.2f} clips/s")
+        say(f"the limit was: {summary.limit}")
     else:
-        _say(f"nothing left to do ({seconds['total']:.1f} s)")
+        say(f"nothing left to do ({seconds['total']:.1f} s)")
     for path in summary.stores:
-        _say(f"store: {path}")
+        say(f"store: {path}")
 
 
 def _estimate(plan: Plan, workers: int) -> None:
@@ -193,18 +189,18 @@ def _estimate(plan: Plan, workers: int) -> None:
         size += clips * media.SEGMENTS * (2 * 2 * output.dimension if output.weights else segment)
     tasks = plan.tasks()
     if not tasks:
-        _say("dry run: nothing left to do")
+        say("dry run: nothing left to do")
         return
     timed: dict[str, float] = {"decode": 0.0, "cnn": 0.0}
     for attempt in tasks[: 2 if len(tasks) > 1 else 1]:  # the first one warms up
         timed = _time_clip(attempt)
     total = sum(timed.values()) * len(tasks) / workers
     free = shutil.disk_usage(_existing(plan.outputs[0].final.parent)).free
-    _say(
+    say(
         f"dry run: {len(tasks)} clips to compute, about {timed['decode']:.2f} s decoding and {timed['cnn']:.2f} s CNN "
         f"each: about {datetime.timedelta(seconds=round(total))} with {workers} workers"
     )
-    _say(f"dry run: at most {size / 1e9:.2f} GB on disk (about twice that while working), {free / 1e9:.1f} GB free")
+    say(f"dry run: at most {size / 1e9:.2f} GB on disk (about twice that while working), {free / 1e9:.1f} GB free")
 
 
 def _time_clip(task: Task) -> dict[str, float]:

@@ -7,14 +7,20 @@ from types import TracebackType
 PLAIN_EVERY = 10.0  # seconds between plain lines
 
 
+def say(text: str) -> None:
+    """A line on standard error, where logs and progress go."""
+    print(text, file=sys.stderr, flush=True)
+
+
 class Progress:
     """Counts finished items; use as a context manager and call `advance` for each."""
 
     def __init__(self, what: str, total: int, unit: str = "clips"):
         self.what, self.total, self.unit = what, total, unit
         self.done = self.failed = 0
-        self._start = self._said = time.monotonic()
-        self._bar = None
+        self._said = time.monotonic()
+        self._first: tuple[float, int] | None = None  # when the first items were finished, and how many: start-up is
+        self._bar = None  # no part of the rate
 
     def __enter__(self) -> "Progress":
         if sys.stderr.isatty():
@@ -37,20 +43,25 @@ class Progress:
         """``count`` more items are finished."""
         self.done += count
         self.failed += failed
+        self._first = self._first or (time.monotonic(), self.done)
         if self._bar:
-            self._bar.update(self._task, advance=count, rate=f"{self._rate():.2f} {self.unit}/s")
+            rate = f"{self._rate():.2f} {self.unit}/s"
+            self._bar.update(self._task, advance=count, total=self.total, description=self.what, rate=rate)
         elif time.monotonic() - self._said >= PLAIN_EVERY:
             self._said = time.monotonic()
             self._print_line()
 
     def _rate(self) -> float:
-        return self.done / max(time.monotonic() - self._start, 1e-9)
+        since, before = self._first
+        return (self.done - before) / max(time.monotonic() - since, 1e-9)
 
     def _print_line(self) -> None:
-        left = (self.total - self.done) / max(self._rate(), 1e-9)
         failed = f", {self.failed} failed" if self.failed else ""
-        text = f"{self.what}: {self.done}/{self.total} {self.unit}{failed}, {self._rate():.2f} {self.unit}/s, ETA"
-        print(f"{text} {int(left) // 60}:{int(left) % 60:02d}", file=sys.stderr, flush=True)
+        text = f"{self.what}: {self.done}/{self.total} {self.unit}{failed}"
+        if rate := self._rate():
+            left = int((self.total - self.done) / rate)
+            text += f", {rate:.2f} {self.unit}/s, ETA {left // 60}:{left % 60:02d}"
+        say(text)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -22,7 +22,7 @@ import numpy as np
 
 from . import synth_face, synth_voice
 from .errors import InputError
-from .ffmpeg import ffmpeg_binary
+from .ffmpeg_process import ffmpeg_binary
 from .manifest import SYNTHETIC
 
 DURATION = (1.7, 2.1)  # seconds, shortest and longest clip

@@ -14,8 +14,9 @@ import cv2
 import librosa
 import numpy as np
 import pytest
-from mlemiss.pipeline import ffmpeg, media
+from mlemiss.pipeline import media
 from mlemiss.pipeline.errors import InputError
+from mlemiss.pipeline.ffmpeg_process import ffmpeg_binary, ffmpeg_version
 
 SHARED = Path(os.environ.get("MLEMISS_SHARED_DATA", "/nonexistent"))
 ODD = SHARED / "decoder_oddities"
@@ -25,7 +26,7 @@ needs_real_clips = pytest.mark.skipif(not RAVDESS.is_dir(), reason="MLEMISS_SHAR
 
 def make(path, *arguments):
     """Write a clip with ffmpeg's own sources and encoders."""
-    command = [media.ffmpeg_binary(), "-nostdin", "-v", "error", "-y", *map(str, arguments), f"file:{path}"]
+    command = [ffmpeg_binary(), "-nostdin", "-v", "error", "-y", *map(str, arguments), f"file:{path}"]
     subprocess.run(command, check=True)
     return path
 
@@ -354,9 +355,9 @@ def stuck_ffmpeg(tmp_path, monkeypatch):
     )
     program.chmod(0o755)
     monkeypatch.setenv("MLEMISS_FFMPEG", str(program))
-    ffmpeg.ffmpeg_binary.cache_clear()
+    ffmpeg_binary.cache_clear()
     yield tmp_path / "pid"
-    ffmpeg.ffmpeg_binary.cache_clear()
+    ffmpeg_binary.cache_clear()
 
 
 def wait_for(condition, seconds=30.0):
@@ -392,12 +393,12 @@ def test_a_killed_parent_leaves_no_ffmpeg(clips, stuck_ffmpeg):
 
 def test_no_ffmpeg_is_the_users_to_know(clips, monkeypatch):
     monkeypatch.setenv("MLEMISS_FFMPEG", "no-such-program")
-    ffmpeg.ffmpeg_binary.cache_clear()
+    ffmpeg_binary.cache_clear()
     with pytest.raises(InputError, match="no-such-program"):
         media.read_clip(clips / "both.mp4")
     monkeypatch.undo()
-    ffmpeg.ffmpeg_binary.cache_clear()
-    assert media.ffmpeg_version()
+    ffmpeg_binary.cache_clear()
+    assert ffmpeg_version()
 
 
 # --- real files that decoders trip over -------------------------------------------------------------------------------

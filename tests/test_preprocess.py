@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mlemiss.pipeline import media
-from mlemiss.pipeline.ffmpeg import ffmpeg_binary
+from mlemiss.pipeline.ffmpeg_process import ffmpeg_binary
 from mlemiss.pipeline.store import COMPLETE, RUN, FeatureStore, damaged_files
 
 from .conftest import SMALL

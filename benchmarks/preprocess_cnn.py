@@ -1,17 +1,11 @@
-"""Images per second of the CNN stage beside the same model run eagerly, on all cores, in turns within one run.
+"""Images per second of the CNN stage beside the same model run eagerly, on all cores, in turns.
 
-    python benchmarks/cnn.py [--features resnet50,resnet34,vgg16] [--rounds 5]
-
-The stage runs as `preprocess` runs it: one process a core, one thread each, resizing and normalising included. The
-eager model is what a script would do: one process, PyTorch's default threads, float32, the same batch of 30 images,
-ready-made inputs. Each is warmed up; a round times both, one after the other.
+Part of `preprocess.py`. The stage runs as `preprocess` runs it: one process a core, one thread each, resizing and
+normalising included. The eager model is what a script would do: one process, PyTorch's default threads, float32, the
+same batch of 30 images, ready-made inputs. Each is warmed up; a round times both, one after the other.
 """
 
-import argparse
-import json
 import multiprocessing
-import os
-import platform
 import statistics
 import time
 
@@ -20,7 +14,7 @@ import numpy as np
 IMAGES = 30  # a batch: one modality of one clip
 
 
-def measure(features: str, stage: bool, connection) -> None:
+def serve(features: str, stage: bool, connection) -> None:
     """In a process of its own: build and warm up, then time one batch whenever asked."""
     import timm
     import torch
@@ -53,12 +47,13 @@ def measure(features: str, stage: bool, connection) -> None:
         connection.send(count * IMAGES / (time.perf_counter() - start))
 
 
-def compare(features: str, rounds: int, cores: int) -> dict:
+def measure(features: str, rounds: int, cores: int) -> dict:
+    """Rates and their ratio for one backbone."""
     spawn = multiprocessing.get_context("spawn")
     connections = []
     for stage in [True] * cores + [False]:
         ours, theirs = spawn.Pipe()
-        spawn.Process(target=measure, args=(features, stage, theirs), daemon=True).start()
+        spawn.Process(target=serve, args=(features, stage, theirs), daemon=True).start()
         connections.append(ours)
     for connection in connections:
         connection.recv()
@@ -81,20 +76,3 @@ def compare(features: str, rounds: int, cores: int) -> dict:
         flush=True,
     )
     return {"images_per_s": round(ours, 2), "eager_images_per_s": round(theirs, 2), "ratio": round(ratio, 3)}
-
-
-def main() -> None:
-    import torch
-
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--features", default="resnet50,resnet34,vgg16")
-    parser.add_argument("--rounds", type=int, default=5)
-    arguments = parser.parse_args()
-    cores = len(os.sched_getaffinity(0))
-    print(f"{platform.processor() or platform.machine()}, {cores} cores, torch {torch.__version__}, float32")
-    names = arguments.features.split(",")
-    print(json.dumps({name: compare(name, arguments.rounds, cores) for name in names}))
-
-
-if __name__ == "__main__":
-    main()

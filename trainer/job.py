@@ -1,0 +1,44 @@
+"""The whole training job: check, say what was resolved, run the grid with progress, keep results and report."""
+
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..pipeline.errors import InputError
+from ..pipeline.memory import keep_freed_memory
+from ..pipeline.progress import Progress, say
+from ..pipeline.store import MEDIA, FeatureStore
+from . import experiments
+from .report import write_report
+
+
+def train(stores: Sequence[FeatureStore], out: Path | None, *, replace: bool = False, **grid) -> tuple[dict, Path]:
+    """Run a grid (arguments as for `experiments.run_grid`) into a folder; returns the results document and the folder.
+
+    out: the folder, runs/DATE-NAME by default. replace: results that are there already make way.
+    InputError: a media store, or results of another run in the folder.
+    """
+    if media := [store.path.name for store in stores if store.features == MEDIA]:
+        raise InputError(f"{media[0]} holds frames and log-Mels, not features.\nName a store of a backbone's features.")
+    if out and (out / experiments.RESULTS).exists() and not replace:
+        raise InputError(f"{out} holds the results of another run.\nName another folder with --out, or remove it.")
+    keep_freed_memory()
+    name = "-".join(dict.fromkeys([store.dataset for store in stores] + list(grid["methods"])))[:60]
+    out = out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+    for store in stores:
+        say(f"store {store.path}: {len(store.clip_id)} clips, weights {store.weights.get('name')}")
+    settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in vars(grid["settings"]).items())
+    say(f"device {experiments.choose_device(grid['device'])}; {grid['seeds']} seeds; {settings}")
+    bar = Progress("train", 0, "clip epochs")
+
+    def report(now: experiments.Progress) -> None:
+        bar.what, bar.total = now.what, now.total
+        bar.advance(now.done - bar.done)
+
+    with bar:
+        command = shlex.join(["mlemiss", *sys.argv[1:]])
+        document = experiments.run_grid(stores, **grid, out=out, command=command, progress=report, say=say)
+    write_report([document], out / "report.html")
+    return document, out
