@@ -66,7 +66,7 @@ def test_losses_are_one_per_run_and_reach_their_parameters(dataset, name, fusion
 @pytest.mark.parametrize(("name", "fusion"), EVERY)
 def test_predicts_from_any_pattern_and_ignores_what_is_missing(dataset, name, fusion):
     method, _ = build(registry.load(name), dataset, fusion)
-    method.prepare_predictions()
+    method.prepare_predictions([True, True])
     patterns = torch.tensor(list(itertools.product([True, False], repeat=2)))
     observed = patterns.repeat(3, 1).expand(3, -1, -1)
     g = torch.Generator().manual_seed(0)
@@ -81,7 +81,7 @@ def test_predicts_from_any_pattern_and_ignores_what_is_missing(dataset, name, fu
     torch.testing.assert_close(found[0].exp().sum(-1), torch.ones(3, 12))
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
     torch.testing.assert_close(found[0][:, ::4], complete[:, ::4])
-    assert not torch.allclose(found[0][:, 1::4], complete[:, 1::4])  # a missing modality is missed
+    assert not torch.allclose(found[0][:, 3::4], complete[:, 3::4])  # what is missing is missed
 
 
 def test_unobserved_everything_gives_the_prior_under_zero_padding(dataset):
@@ -126,7 +126,7 @@ class TwoStages(FusionClassifier):
         return sum(e.square().mean((1, 2)) for e in self.encode(batch.x, batch.observed))
 
     def loss(self, batch):
-        return negative_log_likelihood(self.predict(batch.x, batch.observed), batch)
+        return negative_log_likelihood(self.predict(batch.x, batch.observed), batch.label, batch.weight)
 
     def predict(self, x, observed):
         embeddings = [e.masked_fill(~observed[..., m, None], 0) for m, e in enumerate(self.encode(x, observed))]
@@ -154,7 +154,7 @@ def test_aliases_and_unknown_names():
         "zero-padding",
         "mle",
     )
-    with pytest.raises(InputError, match=r"unknown method 'mel'.*mle, lower-bound, zero-padding.*zp"):
+    with pytest.raises(InputError, match=r"unknown method 'mel'.*mle, lower-bound, .*zero-padding, .*zp"):
         registry.resolve("mel")
 
 

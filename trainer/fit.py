@@ -60,19 +60,22 @@ def plan_steps(kind: type[Method], run: Run, segments: int, settings: Settings) 
 
 def check_run(kind: type[Method], clips: Clips, run: Run, name: str) -> None:
     """InputError: too few clips for the method called ``name``, or a modality that none of them has."""
+    complete = int(((run.part == TRAIN) & run.observed.all(1)).sum())
     for stage in kind.stages:
         chosen = run.training_clips(stage.rows)
         classes = len(np.unique(clips.label[chosen]))
-        if classes < 2:
+        if (stage.selects and classes < 2) or complete < kind.least_complete:
+            needs = "training clips of at least two classes"
+            if kind.least_complete:
+                needs += f" and at least {kind.least_complete} complete ones"
             raise InputError(
-                f"{name} cannot train its {stage.name} with {run.spec.name}: expected training clips of at least two "
-                f"classes, found {int(chosen.sum())} fitting clips of {classes} "
-                f"({int((run.part == TRAIN).sum())} training clips, "
-                f"{int(((run.part == TRAIN) & run.observed.all(1)).sum())} complete).\n"
+                f"{name} cannot train its {stage.name} with {run.spec.name}: expected {needs}, found "
+                f"{int(chosen.sum())} fitting clips of {classes} classes ({int((run.part == TRAIN).sum())} training "
+                f"clips, {complete} complete).\n"
                 f"Lower the missing rate, preprocess more clips, or use a method that trains on incomplete clips."
             )
         for m, modality in enumerate(clips.modalities):
-            if not (chosen & run.observed[:, m]).any():
+            if modality in (kind.modalities or clips.modalities) and not (chosen & run.observed[:, m]).any():
                 raise InputError(
                     f"{name} cannot train its {stage.name} with {run.spec.name}: expected training clips with "
                     f"{modality}, found none.\nLower that modality's missing rate, or preprocess more clips."
@@ -110,7 +113,7 @@ def fit(
         _train_stage(method, batch, stage, count, results, name, on_epoch)
     test = HeldOut(batch, TEST)
     with torch.no_grad():
-        method.prepare_predictions()
+        method.prepare_predictions(batch.lacking_held_out)
     probability = test.score(method)[2].cpu().numpy()
     for r, result in enumerate(results):
         result.probability = probability[r, : len(result.test_clips)]
@@ -129,6 +132,9 @@ def _train_stage(
     """Train one stage; where it selects, score every epoch and leave the method with each run's best weights."""
     settings = method.settings
     parameters = _parameters(method, stage)
+    if not parameters:  # such as autoencoders where nothing is missing
+        on_epoch(settings.epochs * sum(int(run.training_clips(stage.rows).sum()) for run in runs.runs))
+        return
     optimiser = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
     order = EpochOrder(runs, stage, steps, settings.batch_size)
     loss_of = getattr(method, stage.loss)
@@ -156,7 +162,7 @@ class Selection:
     """Keeps each run's weights of its best validation epoch. Test accuracy is recorded, never looked at."""
 
     def __init__(self, method: Method, runs: Runs):
-        self.method = method
+        self.method, self.runs = method, runs
         self.validation, self.test = HeldOut(runs, VALIDATION), HeldOut(runs, TEST)
         self.accuracy = torch.full([len(runs)], -torch.inf, dtype=torch.float64, device=runs.device)
         self.likelihood = self.accuracy.float()
@@ -165,7 +171,7 @@ class Selection:
     def update(self, epoch: int, results: list[RunResult]) -> None:
         """Score an epoch and keep what is better."""
         with torch.no_grad():
-            self.method.prepare_predictions()
+            self.method.prepare_predictions(self.runs.lacking_held_out)
         accuracy, likelihood, _ = self.validation.score(self.method)
         better = (accuracy > self.accuracy) | ((accuracy == self.accuracy) & (likelihood > self.likelihood))
         self.accuracy = torch.where(better, accuracy, self.accuracy)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .data import Batch, Runs
+from .likelihood import log_posterior
 from .networks import Encoder, LabelEmbedding
 from .settings import FUSIONS, Settings
 
@@ -51,16 +52,22 @@ class Method(nn.Module):
     """R runs of one method.
 
     Class attributes: ``fusions`` it can use, ``stages`` in order, ``marginalises`` whether training averages missing
-    modalities out (and the choice of marginal matters).
+    modalities out (and the choice of marginal matters), ``modalities`` it looks at (None: all), ``least_complete``
+    how many complete training clips it needs.
+
+    Everything `predict` needs beside parameters and buffers stands in ``prepared``: tensors with the runs first.
     """
 
     fusions: ClassVar[tuple[str, ...]] = FUSIONS
     stages: ClassVar[tuple[Stage, ...]] = (Stage(),)
     marginalises: ClassVar[bool] = False
+    modalities: ClassVar[tuple[str, ...] | None] = None
+    least_complete: ClassVar[int] = 0
 
     def __init__(self, runs: Runs, settings: Settings, fusion: str):
         super().__init__()
         self.runs, self.settings, self.fusion = runs, settings, fusion
+        self.prepared: dict[str, Tensor] = {}
 
     def begin_epoch(self, stage: Stage, steps: int) -> None:
         """Called before each epoch of a stage with its number of steps."""
@@ -69,38 +76,52 @@ class Method(nn.Module):
         """Mean loss of each run over its own batch: [R]."""
         raise NotImplementedError
 
-    def prepare_predictions(self) -> None:
-        """Called when weights have changed, before `predict`: make once what all predictions share."""
+    def prepare_predictions(self, lacking: Sequence[bool]) -> None:
+        """Called when weights have changed, before `predict`: fill ``prepared`` with what all predictions share.
+
+        lacking: M entries, whether modality m may be missing in what is to be predicted.
+        """
 
     def predict(self, x: Sequence[Tensor], observed: Tensor) -> Tensor:
-        """log-probabilities [R, B, C] from whatever is observed: x M tensors [R, B, D], observed bool [R, B, M]."""
+        """log-probabilities [R, B, C] from whatever is observed: x M tensors [R, B, D], observed bool [R, B, M].
+
+        Modalities that are not observed must have been among ``lacking`` of `prepare_predictions`.
+        """
         raise NotImplementedError
 
 
 class FusionClassifier(Method):
-    """An encoder for each modality and a label embedding, equal for every method that has them."""
+    """An encoder for each modality it looks at and a label embedding, equal for every method that has them."""
 
     def __init__(self, runs: Runs, settings: Settings, fusion: str):
         super().__init__(runs, settings, fusion)
+        self._places = [m for m, name in enumerate(runs.modalities) if name in (self.modalities or runs.modalities)]
         self.encoders = nn.ModuleList(
-            Encoder(*moments, settings.hidden, settings.dim, runs.generators(f"encoder:{modality}"))
-            for modality, moments in zip(runs.modalities, runs.moments, strict=True)
+            Encoder(*runs.moments[m], settings.hidden, settings.dim, runs.generators(f"encoder:{runs.modalities[m]}"))
+            for m in self._places
         )
-        k, M = settings.dim, len(runs.modalities)
+        k, M = settings.dim, len(self.encoders)
         width = {"addition": k, "concatenation": M * k, "outer": k**M}[fusion]
         self.labels = LabelEmbedding(len(runs.dataset.clips.classes), width, runs.generators("labels"))
         self.register_buffer("log_prior", runs.log_prior)
         self.to(runs.device)
 
     def encode(self, x: Sequence[Tensor], observed: Tensor) -> list[Tensor]:
-        """M embeddings [R, B, k]; those of entries not observed mean nothing."""
-        return [encoder(x[m], observed[..., m]) for m, encoder in enumerate(self.encoders)]
+        """An embedding [R, B, k] for each modality it looks at; those of entries not observed mean nothing."""
+        return [encoder(x[m], observed[..., m]) for m, encoder in zip(self._places, self.encoders, strict=True)]
+
+    def classify(self, embeddings: Sequence[Tensor]) -> Tensor:
+        """log Q(z | all modalities) by equation 4, whatever the embeddings stand for: [R, B, C]."""
+        R, B = embeddings[0].shape[:2]
+        everything = torch.ones(R, B, len(embeddings), dtype=torch.bool, device=embeddings[0].device)
+        nothing = [None] * len(embeddings)
+        return log_posterior(embeddings, everything, self.labels(), self.log_prior, nothing, self.fusion)
 
 
-def negative_log_likelihood(log_probability: Tensor, batch: Batch) -> Tensor:
-    """-log Q(label), the mean over each run's own batch: [R, B, C] to [R]."""
-    of_label = log_probability.gather(-1, batch.label[..., None])[..., 0]
-    return -(of_label * batch.weight).sum(-1) / batch.weight.sum(-1)
+def negative_log_likelihood(log_probability: Tensor, label: Tensor, weight: Tensor) -> Tensor:
+    """-log Q(label), each run's mean over its own rows: [R, B, C], [R, B] and weight [R, B] to [R]; 0 without rows."""
+    of_label = log_probability.gather(-1, label[..., None])[..., 0]
+    return -(of_label * weight).sum(-1) / weight.sum(-1).clamp_min(1e-12)
 
 
 def in_blocks(function: Callable[[Tensor], Tensor], rows: Tensor, most: int) -> Tensor:

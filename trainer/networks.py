@@ -27,24 +27,42 @@ class RunLinear(nn.Module):
         return torch.baddbmm(self.bias, x, self.weight)
 
 
+class Standardise(nn.Module):
+    """Features less their mean, over their deviation; entries that are not observed become 0, which is the mean.
+
+    mean, std: [R, D], the run's own. Entries that are not observed may hold anything, NaN included: they are replaced
+    before any arithmetic on weights.
+    """
+
+    def __init__(self, mean: Tensor, std: Tensor):
+        super().__init__()
+        self.register_buffer("scale", std.reciprocal()[:, None])  # [R, 1, D]
+        self.register_buffer("shift", -(mean / std)[:, None])
+
+    def forward(self, x: Tensor, observed: Tensor) -> Tensor:
+        """x [R, n, D], observed bool [R, n]."""
+        return torch.addcmul(self.shift, x, self.scale).masked_fill(~observed[..., None], 0)
+
+    def undo(self, standardised: Tensor) -> Tensor:
+        """Back to the features' own units: [R, n, D]."""
+        return (standardised - self.shift) / self.scale
+
+
 class Encoder(nn.Module):
     """Standardise, one hidden layer, embed: [R, n, D] to [R, n, k].
 
-    mean, std: [R, D], the run's own. Entries that are not observed may hold anything, NaN included; they are replaced
-    by the mean before any arithmetic on weights, and their embeddings mean nothing.
+    mean, std: [R, D]. Embeddings of entries that are not observed mean nothing.
     """
 
     def __init__(self, mean: Tensor, std: Tensor, hidden: int, dim: int, generators: Sequence[torch.Generator]):
         super().__init__()
-        self.register_buffer("scale", std.reciprocal()[:, None])  # [R, 1, D]
-        self.register_buffer("shift", -(mean / std)[:, None])
+        self.standardise = Standardise(mean, std)
         self.hidden = RunLinear(mean.shape[1], hidden, generators)
         self.embedding = RunLinear(hidden, dim, generators)
 
     def forward(self, x: Tensor, observed: Tensor) -> Tensor:
         """x [R, n, D], observed bool [R, n]."""
-        x = torch.addcmul(self.shift, x, self.scale).masked_fill(~observed[..., None], 0)
-        return self.embedding(self.hidden(x).relu())
+        return self.embedding(self.hidden(self.standardise(x, observed)).relu())
 
 
 class LabelEmbedding(nn.Module):

@@ -13,7 +13,12 @@ from ...pipeline.errors import InputError
 BUILT_IN = {
     "mle": "mle:MaximumLikelihood",
     "lower-bound": "lower_bound:LowerBound",
+    "hgr": "hgr:MaximalCorrelation",
     "zero-padding": "zero_padding:ZeroPadding",
+    "ae1": "autoencoders:Autoencoder1",
+    "ae2": "autoencoders:Autoencoder2",
+    "audio-only": "single_modality:AudioOnly",
+    "visual-only": "single_modality:VisualOnly",
 }
 ALIASES = {"lb": "lower-bound", "zp": "zero-padding"}
 

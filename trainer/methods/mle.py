@@ -1,5 +1,6 @@
 """Maximum likelihood with missing modalities."""
 
+import itertools
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -30,7 +31,6 @@ class MaximumLikelihood(FusionClassifier):
             for m, lacking in enumerate(runs.lacking)
             if lacking
         }
-        self._prepared: dict[int, tuple[Tensor, Tensor | None]] = {}
 
     def begin_epoch(self, stage: Stage, steps: int) -> None:
         for marginal in self._marginals.values():
@@ -42,23 +42,20 @@ class MaximumLikelihood(FusionClassifier):
             self._marginals[m](batch, embedding) if m in self._marginals else (None, None)
             for m, embedding in enumerate(embeddings)
         ]
-        return negative_log_likelihood(self._posterior(embeddings, batch.observed, supports), batch)
+        log_probability = self._posterior(embeddings, batch.observed, supports)
+        return negative_log_likelihood(log_probability, batch.label, batch.weight)
 
-    def prepare_predictions(self) -> None:
-        self._prepared = {m: self._support(m) for m, lacking in enumerate(self.runs.lacking_held_out) if lacking}
+    def prepare_predictions(self, lacking: Sequence[bool]) -> None:
+        self.prepared = {}
+        for m in itertools.compress(range(len(lacking)), lacking):
+            support = SupportRows(self.runs, m)  # all rows trained on that have modality m
+            self.prepared[f"support {m}"] = support.embed(self.encoders[m])
+            if support.mask is not None:
+                self.prepared[f"mask {m}"] = support.mask
 
     def predict(self, x: Sequence[Tensor], observed: Tensor) -> Tensor:
-        lacking = (~observed).flatten(0, 1).any(0).tolist()
-        supports = [
-            (self._prepared.get(m) or self._support(m)) if missing else (None, None)
-            for m, missing in enumerate(lacking)
-        ]
+        supports = [(self.prepared.get(f"support {m}"), self.prepared.get(f"mask {m}")) for m in range(len(x))]
         return self._posterior(self.encode(x, observed), observed, supports)
-
-    def _support(self, m: int) -> tuple[Tensor, Tensor | None]:
-        """Embeddings of all rows trained on that have modality m."""
-        support = SupportRows(self.runs, m)
-        return support.embed(self.encoders[m]), support.mask
 
     def _posterior(self, embeddings: Sequence[Tensor], observed: Tensor, supports: Sequence[tuple]) -> Tensor:
         keys, masks = zip(*supports, strict=True)

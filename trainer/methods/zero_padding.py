@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from ..data import Batch
-from ..likelihood import log_posterior
 from ..method import FusionClassifier, negative_log_likelihood
 
 
@@ -22,10 +20,8 @@ class ZeroPadding(FusionClassifier):
     fusions = ("addition", "concatenation")
 
     def loss(self, batch: Batch) -> Tensor:
-        return negative_log_likelihood(self.predict(batch.x, batch.observed), batch)
+        return negative_log_likelihood(self.predict(batch.x, batch.observed), batch.label, batch.weight)
 
     def predict(self, x: Sequence[Tensor], observed: Tensor) -> Tensor:
         padded = [e.masked_fill(~observed[..., m, None], 0) for m, e in enumerate(self.encode(x, observed))]
-        everything = torch.ones_like(observed)
-        nothing = [None] * len(padded)
-        return log_posterior(padded, everything, self.labels(), self.log_prior, nothing, self.fusion)
+        return self.classify(padded)

@@ -1,0 +1,128 @@
+"""Autoencoders that impute a missing modality from the others, then the classifier of complete data."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..data import Batch, Runs
+from ..method import FusionClassifier, Stage, complete_rows, negative_log_likelihood
+from ..networks import RunLinear, Standardise
+from ..settings import Settings
+
+
+class Imputer(nn.Module):
+    """Predict the standardised features of modality m from those of all others: one hidden layer.
+
+    moments: M pairs of mean and deviation, [R, D] each.
+    """
+
+    def __init__(self, moments: Sequence, m: int, hidden: int, generators: Sequence[torch.Generator]):
+        super().__init__()
+        self.others = [n for n in range(len(moments)) if n != m]
+        self.inputs = nn.ModuleList(Standardise(*moments[n]) for n in self.others)
+        self.hidden = RunLinear(sum(moments[n][0].shape[1] for n in self.others), hidden, generators)
+        self.output = RunLinear(hidden, moments[m][0].shape[1], generators)
+
+    def forward(self, x: Sequence[Tensor], observed: Tensor) -> Tensor:
+        """x M tensors [R, n, D], observed bool [R, n, M], to [R, n, D_m]."""
+        seen = [part(x[n], observed[..., n]) for n, part in zip(self.others, self.inputs, strict=True)]
+        return self.output(self.hidden(torch.cat(seen, -1)).relu())
+
+
+class Autoencoder1(FusionClassifier):
+    """Autoencoder 1: reconstruct the missing modality by a network fitted on complete clips, then classify.
+
+    Objective: first, on complete rows, the mean squared error of modality y reconstructed from the others,
+    standardised; then, with the reconstructions in place of what is missing, the mean over all rows of -log Q(z | f, g)
+    by equation 4. E epochs each.
+    Source: section 3.3 of the paper (Ma and others, 2021), after Tran and others (2017).
+    The paper leaves the autoencoder's shape open (here one hidden layer of the encoders' width), and what an incomplete
+    test clip is given (here the reconstruction too). Every modality that is missing somewhere in training, validation
+    or test has its own autoencoder; for any other, should it be missing later, its mean stands in.
+    """
+
+    stages = (
+        Stage("autoencoder", "reconstruction", rows=complete_rows, parts=("imputers",), selects=False),
+        Stage("classifier", parts=("encoders", "labels")),
+    )
+    least_complete = 1
+
+    def __init__(self, runs: Runs, settings: Settings, fusion: str):
+        super().__init__(runs, settings, fusion)
+        self.imputers = nn.ModuleDict(
+            {
+                str(m): Imputer(runs.moments, m, settings.hidden, runs.generators(f"imputer:{modality}"))
+                for m, modality in enumerate(runs.modalities)
+                if runs.lacking[m] or runs.lacking_held_out[m]
+            }
+        )
+        self.to(runs.device)
+
+    def reconstruction(self, batch: Batch) -> Tensor:
+        """Mean squared error of every modality that has an autoencoder, summed over them: [R]."""
+        total = torch.zeros(len(self.runs), device=self.runs.device)
+        for m, imputer in self.imputers.items():
+            target = self._standardised(int(m), batch)
+            total = total + _squared_error(imputer(batch.x, batch.observed), target, batch.weight)
+        return total
+
+    def _standardised(self, m: int, batch: Batch) -> Tensor:
+        return self.encoders[m].standardise(batch.x[m], batch.observed[..., m])
+
+    def loss(self, batch: Batch) -> Tensor:
+        return negative_log_likelihood(self.predict(batch.x, batch.observed), batch.label, batch.weight)
+
+    def predict(self, x: Sequence[Tensor], observed: Tensor) -> Tensor:
+        filled, known = list(x), observed.clone()
+        for m, imputer in self.imputers.items():
+            place = int(m)
+            with torch.no_grad():
+                guess = self.encoders[place].standardise.undo(imputer(x, observed))
+            filled[place] = torch.where(observed[..., place, None], x[place], guess)
+            known[..., place] = True
+        return self.classify(self.encode(filled, known))
+
+
+class Autoencoder2(Autoencoder1):
+    """Autoencoder 2: like autoencoder 1, which then trains itself on its own predictions too.
+
+    Objective: as for autoencoder 1, except that from its second epoch on the autoencoder is fitted on incomplete rows
+    too, whose missing modality is what it predicted before the epoch: an iteration is to impute again, then one epoch.
+    Source: section 3.3 of the paper (Ma and others, 2021), after self-training.
+    The paper leaves open how rows are weighed (here all alike) and how many iterations there are (here E - 1, so that
+    both autoencoders train the same number of epochs).
+    """
+
+    stages = (
+        Stage("autoencoder", "reconstruction", parts=("imputers",), selects=False),
+        Stage("classifier", parts=("encoders", "labels")),
+    )
+
+    def begin_epoch(self, stage: Stage, steps: int) -> None:
+        if stage.name == "autoencoder":
+            # The predictions before the epoch are made from a copy of the weights, batch by batch: never stored.
+            kept = {m: {n: p.detach().clone() for n, p in i.named_parameters()} for m, i in self.imputers.items()}
+            self._before = kept if hasattr(self, "_before") else None  # the first epoch has complete rows only
+
+    def reconstruction(self, batch: Batch) -> Tensor:
+        total = torch.zeros(len(self.runs), device=self.runs.device)
+        for m, imputer in self.imputers.items():
+            observed = batch.observed[..., int(m)]
+            target = self._standardised(int(m), batch)
+            others = batch.observed[..., imputer.others].any(-1)
+            weight = batch.weight * others
+            if self._before is None:
+                weight = weight * observed
+            else:
+                with torch.no_grad():
+                    pseudo = functional_call(imputer, self._before[m], (batch.x, batch.observed))
+                target = torch.where(observed[..., None], target, pseudo)
+            total = total + _squared_error(imputer(batch.x, batch.observed), target, weight)
+        return total
+
+
+def _squared_error(found: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Mean over the rows that count and over features: [R, n, D] and weight [R, n] to [R]."""
+    return ((found - target).square().mean(-1) * weight).sum(-1) / weight.sum(-1).clamp_min(1)
