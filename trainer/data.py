@@ -49,7 +49,7 @@ class Run:
 class Clips:
     """The clips of a store that did not fail, without their features; on the host.
 
-    kept: int [clip], positions in the store; clip_id: str [clip]; label: int64 [clip]; present: bool [clip, M].
+    kept: int [clip], positions in the store; clip_id, subject: str [clip]; label: int64 [clip]; present: bool [clip, M].
     InputError: fewer than two classes.
     """
 
@@ -58,6 +58,7 @@ class Clips:
         self.modalities, self.classes = tuple(store.modalities), tuple(store.classes)
         self.kept = np.flatnonzero(np.asarray(store.status) == "done")
         self.clip_id = np.asarray(store.clip_id)[self.kept]
+        self.subject = np.asarray(store.subject)[self.kept]
         self.present = np.asarray(store.present, bool)[self.kept]
         self.label = np.asarray(store.label, np.int64)[self.kept]
         found = len(np.unique(self.label))

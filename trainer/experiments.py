@@ -286,6 +286,7 @@ def _result(cell: Cell, missing_test: str, split: str, settings: Settings, devic
         "n_test": [len(r.test_clips) for r in results],
         "best_epoch": [r.best_epoch for r in results],
         "epochs": settings.epochs,
+        "total_epochs": settings.epochs * len(kind.stages),  # autoencoders train as many before the classifier
         "settings": asdict(settings),
         "seconds": round(cell.seconds, 3),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu ({torch.get_num_threads()} threads)",
@@ -296,8 +297,8 @@ def _result(cell: Cell, missing_test: str, split: str, settings: Settings, devic
 def _keep_predictions(cell: Cell, out: Path) -> str:
     """Write a cell's test predictions; the file's name relative to ``out``.
 
-    clip_id [clip] and label [clip] of all usable clips, seeds [seed], classes [class], and probabilities
-    [seed, clip, class], NaN where a clip is not among that seed's test clips.
+    clip_id [clip], subject [clip] and label [clip] of all usable clips, seeds [seed], classes [class], and
+    probabilities [seed, clip, class], NaN where a clip is not among that seed's test clips.
     """
     clips, results = cell.clips, [cell.results[run.spec.seed] for run in cell.runs]
     probabilities = np.full((len(results), len(clips.label), len(clips.classes)), np.nan, np.float32)
@@ -310,6 +311,7 @@ def _keep_predictions(cell: Cell, out: Path) -> str:
     np.savez_compressed(
         temporary,
         clip_id=clips.clip_id,
+        subject=clips.subject,
         label=clips.label,
         probabilities=probabilities,
         seeds=np.array([run.spec.seed for run in cell.runs]),
