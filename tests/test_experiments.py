@@ -91,6 +91,12 @@ def test_incomplete_test_clips_are_predicted(store, tmp_path, fusion):
         ({"fusions": ["sum"]}, "unknown fusion 'sum'"),
         ({"missing": ["smell:0.5"]}, "smell"),
         ({"methods": ["lower-bound"], "missing": ["visual:1.0"]}, "lower-bound cannot train.*at least two"),
+        (
+            {"methods": ["ae1"], "missing": ["audio:0.5+visual:0.5"]},
+            "ae1 cannot train its autoencoder.*1 complete ones",
+        ),
+        ({"methods": ["hgr"], "missing": ["audio:0.5+visual:0.5"]}, "hgr cannot train.*at least 2 complete ones"),
+        ({"methods": ["visual-only"], "missing": ["visual:1.0"]}, "visual-only cannot train"),
         ({"methods": ["mle"], "missing": ["audio:1.0"]}, "mle cannot train.*with audio, found none"),
         ({"seeds": 0}, "at least one seed"),
         ({"split": "weather"}, "no such column"),

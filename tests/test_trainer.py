@@ -14,7 +14,7 @@ from mlemiss.trainer.fit import EpochOrder, fit
 from mlemiss.trainer.likelihood import log_mean_exp_inner
 from mlemiss.trainer.marginal import MARGINALS
 from mlemiss.trainer.method import Stage, all_rows
-from mlemiss.trainer.methods import load
+from mlemiss.trainer.methods import load, method_names
 from mlemiss.trainer.methods.mle import MaximumLikelihood
 from mlemiss.trainer.networks import Encoder
 from mlemiss.trainer.settings import Settings
@@ -37,24 +37,21 @@ def draw(clips, seeds=(0,), missing="audio:0.5", missing_test="none", split="cli
 # A run is what it would be alone.
 
 
+EVERY = [(name, fusion) for name in method_names() for fusion in load(name).fusions]
+
+
 @pytest.mark.parametrize(
-    ("method", "marginal"),
-    [("mle", "bank"), ("mle", "full"), ("mle", "batch"), ("lower-bound", "bank"), ("zero-padding", "bank")],
+    ("method", "fusion", "marginal"),
+    [(*pair, "bank") for pair in EVERY] + [("mle", "addition", "full"), ("mle", "addition", "batch")],
 )
-def test_a_run_does_not_depend_on_its_company(store, tmp_path, method, marginal):
-    settings = Settings(epochs=3, batch_size=32, lr=1e-2, hidden=16, dim=6, marginal=marginal)
-    alone = grid([store], tmp_path / "a", methods=[method], seeds=1, settings=settings)
-    five = grid([store], tmp_path / "b", methods=[method], seeds=5, settings=settings)
-    crowd = grid(
-        [store],
-        tmp_path / "c",
-        methods=["zp", "mle", method],
-        fusions=["addition", "outer"],
-        missing=["audio:0.5", "audio:0.8", "visual:0.5", "none"],
-        seeds=[3, 0],
-        settings=settings,
-    )
-    cell = {"method": method, "fusion": "addition", "missing": "audio:0.5"}
+def test_a_run_does_not_depend_on_its_company(store, tmp_path, method, fusion, marginal):
+    settings = Settings(epochs=2, batch_size=32, lr=1e-2, hidden=16, dim=6, marginal=marginal)
+    options = {"fusions": [fusion], "settings": settings}
+    alone = grid([store], tmp_path / "a", methods=[method], seeds=1, **options)
+    five = grid([store], tmp_path / "b", methods=[method], seeds=5, **options)
+    missing = ["audio:0.5", "audio:0.4+visual:0.1", "visual:0.5", "none"]
+    crowd = grid([store], tmp_path / "c", methods=["lb", method], missing=missing, seeds=[3, 0], **options)
+    cell = {"method": method, "missing": "audio:0.5"}
     expected = predictions(alone, tmp_path / "a", **cell)[0]
     for document, folder, place in [(five, "b", 0), (crowd, "c", 1)]:
         found = predictions(document, tmp_path / folder, **cell)[place]
@@ -135,16 +132,16 @@ class Garbled:
         return values
 
 
-@pytest.mark.parametrize("method", ["mle", "lower-bound", "zero-padding"])
+@pytest.mark.parametrize(("method", "fusion"), EVERY)
 @pytest.mark.parametrize("spec", ["audio:0.5", "visual:0.4+audio:0.3"])
-def test_garbage_where_a_modality_is_missing_changes_nothing(store, method, spec):
+def test_garbage_where_a_modality_is_missing_changes_nothing(store, method, fusion, spec):
     settings = Settings(epochs=2, batch_size=32, lr=1e-2, hidden=16, dim=6)
     found = []
     for value in (np.nan, np.inf, 30000.0, -7.0):
         clips = Clips(Garbled(store, spec, 0, value))
         (run,) = draw(clips, missing=spec)
         assert (~run.observed & (run.part == TRAIN)[:, None]).any()
-        found.append(fit(load(method), Dataset(clips), [run], settings, "addition")[0])
+        found.append(fit(load(method), Dataset(clips), [run], settings, fusion)[0])
     for result in found[1:]:
         np.testing.assert_array_equal(result.probability, found[0].probability)
         assert result.test_accuracy == found[0].test_accuracy
@@ -173,16 +170,17 @@ def test_standardisation_uses_observed_training_entries_only(store):
         assert std[0, 0] == 1  # the feature that never varies
 
 
-def test_test_labels_do_not_touch_training(store):
+@pytest.mark.parametrize("method", method_names())
+def test_test_labels_do_not_touch_training(store, method):
     settings = Settings(epochs=4, batch_size=32, lr=1e-2, hidden=16, dim=6)
     clips = Clips(store)
     (run,) = draw(clips)
-    honest = fit(load("mle"), Dataset(clips), [run], settings, "addition")[0]
+    honest = fit(load(method), Dataset(clips), [run], settings, "addition")[0]
     shuffled = Clips(store)
     shuffled.label = clips.label.copy()
     shuffled.label[run.part == TEST] = np.roll(clips.label[run.part == TEST], 1)
     assert (shuffled.label != clips.label).any()
-    other = fit(load("mle"), Dataset(shuffled), [run], settings, "addition")[0]
+    other = fit(load(method), Dataset(shuffled), [run], settings, "addition")[0]
     np.testing.assert_array_equal(other.probability, honest.probability)
     assert (other.best_epoch, other.val_accuracy) == (honest.best_epoch, honest.val_accuracy)
     assert other.test_accuracy != honest.test_accuracy
