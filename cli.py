@@ -1,6 +1,5 @@
 """The command line: verbs only. Whatever is heavy is imported inside the command that needs it."""
 
-import json
 import os
 import sys
 import traceback
@@ -9,8 +8,21 @@ from typing import Annotated
 
 import typer
 
+from .pipeline import store_commands
+from .pipeline.console import (
+    DONE,
+    FAILURES,
+    INTERRUPTED,
+    UNEXPECTED,
+    WRONG_INPUT,
+    JsonOption,
+    StoresOption,
+    comma_list,
+    print_json,
+)
 from .pipeline.errors import InputError, MachineError
 from .pipeline.progress import Progress, say
+from .trainer import commands
 
 app = typer.Typer(
     name="mlemiss",
@@ -20,20 +32,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-store_app = typer.Typer(
-    name="store", help="List, describe and check the stores of cached features.", no_args_is_help=True
-)
-app.add_typer(store_app)
-
-DONE, FAILURES, WRONG_INPUT, UNEXPECTED, INTERRUPTED = 0, 1, 2, 3, 130
+app.add_typer(store_commands.app)
 
 DEMO_SUBJECTS, DEMO_CLIPS = 24, 12
 DEMO_FEATURES = "timm:mobilenetv3_small_050"
-
-StoresOption = Annotated[
-    Path, typer.Option("--stores", envvar="MLEMISS_STORES", help="Folder of stores.", show_default="stores")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document to standard output.")]
 
 
 @app.callback()
@@ -41,18 +43,6 @@ def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error (at any place).")] = False,
 ) -> None:
     """`--debug` is taken from anywhere on the line by `main`; declared here for the help."""
-
-
-def comma_list(values: list[str]) -> list[str]:
-    """A repeatable option also takes a comma list; doubles are dropped."""
-    items = list(dict.fromkeys(item.strip() for value in values for item in value.split(",") if item.strip()))
-    if not items:
-        raise InputError(f"an empty list {','.join(values)!r}: expected at least one name in it.")
-    return items
-
-
-def print_json(document: dict | list) -> None:
-    print(json.dumps(document, ensure_ascii=False))
 
 
 def all_cores() -> int:
@@ -157,6 +147,12 @@ def train(
     dataset: Annotated[str | None, typer.Option(help="Which dataset's stores (default: the only one).")] = None,
     seeds: Annotated[int, typer.Option(help="Runs of each cell, with seeds from 0.")] = 5,
     split: Annotated[str, typer.Option(help="clip, or a column whose equal values stay together.")] = "clip",
+    splits: Annotated[
+        Path | None, typer.Option(help="Somebody else's splits: a CSV as `store masks` writes it.")
+    ] = None,
+    masks: Annotated[
+        Path | None, typer.Option(help="Somebody else's masks: --missing then names settings of this CSV.")
+    ] = None,
     marginal: Annotated[str, typer.Option(help="Support of the marginal in training: full, bank or batch.")] = "bank",
     epochs: Annotated[int | None, typer.Option(help="Epochs of every classifier.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
@@ -168,11 +164,12 @@ def train(
     stores: StoresOption = Path("stores"),
     store: Annotated[list[Path] | None, typer.Option(help="This very store, instead of looking for one.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the results (default: runs/DATE-NAME).")] = None,
+    save_weights: Annotated[bool, typer.Option("--save-weights", help="Keep what was trained, for predict.")] = False,
     as_json: JsonOption = False,
 ) -> int:
     """Train every combination of the repeatable options, each with N seeds; print and keep the results."""
     from .pipeline.backbones import DEFAULT
-    from .pipeline.masks import parse_missing
+    from .pipeline.mask_files import read_given
     from .pipeline.store import FeatureStore, find_store
     from .trainer import job
     from .trainer.settings import Settings
@@ -180,21 +177,24 @@ def train(
     given = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "hidden": hidden, "dim": dim}
     given |= {"weight_decay": weight_decay, "marginal": marginal}
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
-    specs = [parse_missing(text).name for text in comma_list(missing)]
+    files = read_given(splits, masks)
+    specs = [files.setting(text) for text in comma_list(missing)]
+    held_out, split = files.held_out(missing_test).name, files.split_name(split)
     if store and features:
         raise InputError("--store and --features exclude each other: a store has its features.\nGive one of them.")
     paths = store or [find_store(stores, name, dataset) for name in comma_list(features or list(DEFAULT))]
     document, out = job.train(
-        [FeatureStore.open(path) for path in paths],
+        [files.apply(FeatureStore.open(path), seeds, specs) for path in paths],
         out,
         methods=comma_list(method or ["mle"]),
         fusions=comma_list(fusion or ["addition"]),
         missing=specs,
-        missing_test=parse_missing(missing_test).name,
+        missing_test=held_out,
         seeds=seeds,
         split=split,
         settings=settings,
         device=device,
+        save_weights=save_weights,
     )
     _finish_training(document, out, as_json)
     return DONE
@@ -210,13 +210,20 @@ def _finish_training(document: dict, out: Path, as_json: bool) -> None:
     say(f"results: {out / 'results.json'}\nreport:  {out / 'report.html'}")
 
 
+app.command()(commands.predict)
+app.command()(commands.reproduce)
+
+
 @app.command()
 def report(
     runs: Annotated[list[Path] | None, typer.Argument(help="Folders of runs (default: the latest in runs/).")] = None,
     out: Annotated[Path | None, typer.Option(help="The HTML file (default: report.html in the first run).")] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Also results.csv and comparisons.csv, beside it.")] = False,
+    latex: Annotated[bool, typer.Option("--latex", help="Also results.tex (booktabs), beside it.")] = False,
 ) -> int:
-    """Write one self-contained HTML report of one or more runs."""
-    from .trainer.report import load_results, write_report
+    """Write one self-contained HTML report of one or more runs, with paired comparisons over all of them."""
+    from .trainer.export import write_csv, write_latex
+    from .trainer.report import load_runs, write_report
 
     if not runs:
         kept = sorted(Path("runs").glob("*/results.json"), key=lambda path: path.stat().st_mtime)
@@ -224,8 +231,15 @@ def report(
             raise InputError("no run in runs/.\nName the folder of a run, or make one with `mlemiss train`.")
         runs = [kept[-1].parent]
     out = out or (runs[0] if runs[0].is_dir() else runs[0].parent) / "report.html"
-    write_report([load_results(run) for run in runs], out)
-    say(f"report: {out}")
+    documents, comparisons = load_runs(runs)
+    write_report(documents, out, comparisons)
+    paths = [out]
+    if csv:
+        paths += write_csv(documents, comparisons, out.parent)
+    if latex:
+        paths.append(write_latex(documents, out.parent))
+    for path in paths:
+        say(f"report: {path}")
     return DONE
 
 
@@ -283,54 +297,6 @@ def list_(
         for name, summary in rows.items():
             print(f"{name:14} {summary}")
     return DONE
-
-
-@store_app.command(name="ls")
-def store_ls(stores: StoresOption = Path("stores"), as_json: JsonOption = False) -> int:
-    """List a folder's finished stores."""
-    from .pipeline.store import FeatureStore, stores_in, unusable_in
-
-    rows = []
-    for path, attrs in stores_in(stores):
-        store = FeatureStore.open(path)
-        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        rows.append(
-            {
-                "store": path.name,
-                "dataset": attrs["dataset"],
-                "features": attrs["features"],
-                "weights": store.weights.get("name"),
-                "clips": len(store.clip_id),
-                "failed": int((store.status == "failed").sum()),
-                "bytes": size,
-            }
-        )
-    if as_json:
-        print_json(rows)
-    else:
-        for row in rows:
-            print(
-                f"{row['store']}: {row['clips']} clips, {row['failed']} failed, weights {row['weights'] or '-'}, "
-                f"{row['bytes'] / 1e6:.1f} MB"
-            )
-        for path, why in unusable_in(stores):
-            say(f"not usable: {path.name}, {why}")
-        if not rows:
-            say(f"no finished stores in {stores}")
-    return DONE
-
-
-@store_app.command(name="verify")
-def store_verify(path: Annotated[Path, typer.Argument(help="A store's folder.")]) -> int:
-    """Check every byte of a store against its checksums."""
-    from .pipeline.store import FeatureStore, damaged_files
-
-    FeatureStore.open(path)
-    damaged = damaged_files(path)
-    for name in damaged:
-        print(f"damaged, absent or unexpected: {name}")
-    say(f"{path}: " + (f"{len(damaged)} files differ from its checksums" if damaged else "every byte as written"))
-    return FAILURES if damaged else DONE
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -16,8 +16,10 @@ def write_store(
     *,
     clips: int = 72,
     classes: int = 3,
+    dataset: str = "toy",
     features: str = "toy",
     weights: str = "random",
+    weights_hash: str = "0",
     failed: tuple[int, ...] = (5,),
     without_audio: tuple[int, ...] = (7, 8),
     label: np.ndarray | None = None,
@@ -27,7 +29,7 @@ def write_store(
     """Clips of ``classes`` classes in 8 subjects of unequal size; ``filler`` stands where a modality is missing."""
     rng = np.random.default_rng(0)
     label = np.arange(clips) % classes if label is None else label
-    path = folder / f"toy-{features}-0123abcd.zarr"
+    path = folder / f"{dataset}-{features}-0123abcd.zarr"
     group = open_group(folder / f".building-{features}")
     present = np.ones((clips, 2), bool)
     present[list(failed)] = False
@@ -49,7 +51,9 @@ def write_store(
     }
     write_table(group, table, present)
     names = ["angry", "happy", "sad", "calm", "fearful", "disgust"][:classes]
-    group.attrs.update(attributes("toy", features, "0123abcd", names, {}, {"name": weights, "hash": "0"}, {}))
+    group.attrs.update(
+        attributes(dataset, features, "0123abcd", names, {}, {"name": weights, "hash": weights_hash}, {})
+    )
     publish(folder / f".building-{features}", path)
     return FeatureStore.open(path)
 

@@ -84,6 +84,28 @@ def test_predicts_from_any_pattern_and_ignores_what_is_missing(dataset, name, fu
     assert not torch.allclose(found[0][:, 3::4], complete[:, 3::4])  # what is missing is missed
 
 
+@pytest.mark.parametrize("name", [name for name, fusion in EVERY if fusion == "outer"])
+def test_outer_product_starts_without_interactions(dataset, name):
+    """Logits change by x as much whatever y is, until training finds otherwise."""
+    method, _ = build(registry.load(name), dataset, "outer", missing="none")
+    g = torch.Generator().manual_seed(0)
+    f, other_f, g, other_g = (
+        torch.cat([torch.randn(3, 7, 4, generator=g), torch.full((3, 7, 1), 2.0)], -1) for _ in range(4)
+    )
+
+    def logits():
+        pairs = [(f, g), (other_f, g), (f, other_g), (other_f, other_g)]
+        one, two, three, four = (method.classify(pair) for pair in pairs)
+        change = one - two - (three - four)
+        return change - change.mean(-1, keepdim=True)  # what is common to all classes says nothing
+
+    torch.testing.assert_close(logits(), torch.zeros(3, 7, 3), atol=1e-5, rtol=0)
+    with torch.no_grad():
+        method.labels.linear.weight[:, :, 0] += 1
+        method.labels.linear.weight[:, 0, 0] += 1
+    assert logits().abs().max() > 0.1
+
+
 def test_unobserved_everything_gives_the_prior_under_zero_padding(dataset):
     method, runs = build(registry.load("zp"), dataset, "addition")
     x = [torch.full((3, 1, width), torch.nan) for width in (12, 10)]

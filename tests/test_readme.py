@@ -14,17 +14,24 @@ BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README.read_text(encoding="utf-8"), f
 COMMANDS = [line for language, block in BLOCKS if language == "bash" for line in block.splitlines() if line]
 
 
-def small(command: str) -> list[str]:
+def small(command: str, folder: Path) -> list[str]:
     """The command with a small network of random weights and few epochs in place of what takes minutes or the hub."""
     command = re.sub(r"resnet50(,timm:\w+)?", SMALL, command)
     arguments = shlex.split(command)
+    arguments = [found for word in arguments for found in _matching(folder, word)]  # as a shell
     if arguments[1] == "preprocess":
         arguments += ["--weights", "random", "--workers", "0"] + (
             [] if "--features" in command else ["--features", SMALL]
         )
+    if arguments[1] == "reproduce":
+        arguments += ["--seeds", "1", "--epochs", "1", "--hidden", "8", "--features", SMALL]
     if arguments[1] == "train":
-        arguments += ["--seeds", "1", "--epochs", "1", "--dataset", "ravdess"]
+        arguments += ["--seeds", "1", "--epochs", "1"] + ([] if "--dataset" in command else ["--dataset", "ravdess"])
     return arguments
+
+
+def _matching(folder: Path, word: str) -> list[str]:
+    return sorted(map(str, folder.glob(word.replace("timm:", "timm.")))) or [word]
 
 
 def test_commands_run(synthetic_ravdess, tmp_path, mlemiss):
@@ -34,12 +41,16 @@ def test_commands_run(synthetic_ravdess, tmp_path, mlemiss):
         f"{path.stem},{path.relative_to(tmp_path)},{path.stem[6:8]},{path.stem[-2:]}" for path in clips.rglob("*.mp4")
     ]
     (tmp_path / "mine.csv").write_text("\n".join(["clip_id,path,label,subject", *rows[:8]]))
+    (tmp_path / "own.csv").write_text(
+        "clip,emotion,AU01_r,AU02_r,voice_pitch\n"
+        + "".join(f"c{i},{'sad' if i % 2 else 'happy'},{i % 5},{i % 7},{i % 3}\n" for i in range(40))
+    )
     assert [command.split()[:2] for command in COMMANDS[1:3]] == [["mlemiss", "preprocess"], ["mlemiss", "train"]]
     for command in COMMANDS:
         assert command.startswith("mlemiss ")
         if " demo" in command:
             continue  # `make demo` runs it; it takes minutes
-        result = mlemiss(*small(command)[1:])
+        result = mlemiss(*small(command, tmp_path)[1:])
         assert result.returncode == 0, f"{command}\n{result.stderr}"
     (store,) = (tmp_path / "stores").glob("ravdess-timm*.zarr")
     code = next(block for language, block in BLOCKS if language == "python")

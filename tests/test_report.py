@@ -2,20 +2,30 @@
 
 import base64
 import copy
+import csv
 import io
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
+import matplotlib.image
+import numpy as np
 import pytest
+import torch
 from mlemiss.pipeline.errors import InputError
 from mlemiss.trainer.experiments import run_grid
+from mlemiss.trainer.export import write_csv, write_latex
+from mlemiss.trainer.figures import accuracy_by_rate, groups, rates
 from mlemiss.trainer.report import load_results, render, write_report
 from mlemiss.trainer.settings import Settings
 from mlemiss.trainer.tables import print_results, results_table, sections
 from rich.console import Console
 
 from .feature_stores import write_store
+
+torch.set_num_threads(1)  # small networks
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +83,7 @@ def test_report_is_one_file_that_opens_offline(run, tmp_path):
     assert page.addresses and all(a.startswith("data:image/svg+xml;base64,") for a in page.addresses)
     assert not re.search(r"https?://|@import|<script|<link", html)
     assert len(page.images) == 1 + 1 + 3  # rates, epochs, a confusion figure a column
+    assert html.count("<details") == html.count("</details>") >= 3
     for image in page.images:
         assert image["alt"]
         ElementTree.fromstring(base64.b64decode(image["src"].split(",")[1]))
@@ -92,10 +103,127 @@ def test_report_says_what_was_run(run):
         f"torch {document['results'][0]['versions']['torch']}",
         "zero-padding cannot use the fusion outer",
         document["created"],
+        "Paired comparisons: 0 of 9 differences hold after Holm's correction",
+        "p by sign flips over speakers",
+        "UAR",
+        "Student's t over seeds, whose split, mask and initial weights vary together",
     ):
         assert said in text
     for result in document["results"]:
         assert f"{result['mean']:.1f} ± {result['std']:.1f}" in text
+        assert f"{result['interval'][0]:.1f} to {result['interval'][1]:.1f}" in text
+
+
+def test_comparisons_that_hold_are_bold_and_say_their_units(run):
+    """A handful as a list; many as a square for each missing spec, row minus column."""
+    document = copy.deepcopy(load_results(run))
+    for entry in document["comparisons"]:
+        entry |= {"difference": 3.25, "interval": [-1.0, 7.0], "p_holm": 0.2, "units": "clip", "n_clips": 19}
+    first = document["comparisons"][0]
+    assert (first["a"]["method"], first["b"]["method"], first["missing"]) == ("mle", "mle", "audio:0.5")
+    first |= {"difference": -12.34, "interval": [-20.0, -4.0], "p_holm": 0.01}
+    html = render([document])
+    assert html.count("<b>−12.3</b>") == 1 and "<b>−20.0 to −4.0</b>" in html and "<b>+3.2</b>" not in html
+    assert "−1.0 to +7.0" in html and ">19 clips<" in html and "1 of 9 differences hold" in html
+    many = copy.deepcopy(document)
+    for place in range(12):  # more methods, more pairs
+        many["results"] += [r | {"method": f"m{place}"} for r in document["results"] if r["missing"] == "audio:0.5"][:1]
+        sides = {"a": {"method": "mle", "fusion": "addition"}, "b": {"method": f"m{place}", "fusion": "addition"}}
+        many["comparisons"] += [first | sides, first | sides | {"missing": "audio:0.8"}]
+    html = render([many])
+    assert "<th>1 mle, addition</th>" in html and "row minus column (19 clips)" in html
+    assert "<b>−12.3</b>" in html and "<b>+12.3</b>" in html  # the other way round
+    assert "All 33 comparisons" in html
+
+
+def test_what_no_number_of_flips_can_show_is_said(run):
+    document = copy.deepcopy(load_results(run))
+    for entry in document["comparisons"]:
+        entry |= {"units": "subject", "n_units": 7}
+    assert "None could: with 7 units no p is below 0.016, times 9 comparisons" in Page(render([document])).text
+
+
+def test_epochs_before_the_classifier_are_told(run):
+    document = copy.deepcopy(load_results(run))
+    assert "autoencoder" not in render([document])
+    document["results"][0]["total_epochs"] = 4
+    text = Page(render([document])).text
+    assert "autoencoder trained before" in text and "2 (4)" in text
+
+
+def test_many_methods_and_fusions_are_spread_over_figures(run):
+    document = copy.deepcopy(load_results(run))
+    (cell, *_) = document["results"]
+    document["results"] = [
+        cell | {"method": f"method{m}", "fusion": fusion, "missing": missing}
+        for m in range(11)
+        for fusion in ("addition", "outer")
+        for missing in ("none", "audio:0.5", "visual:0.2+audio:0.2", "given.csv")
+    ]
+    (part,) = sections([document])
+    drawn = groups(part)
+    assert sorted(row for lines in drawn for row in lines.rows) == sorted(part.rows)  # none left out
+    assert max(len(lines.rows) for lines in drawn) <= 9 and {lines.title for lines in drawn} == {"addition", "outer"}
+    assert rates(part) == {
+        "audio": [(0.0, "none"), (0.5, "audio:0.5")],
+        "audio or visual": [(0.0, "none"), (0.4, "visual:0.2+audio:0.2")],
+    }
+    assert all(ElementTree.fromstring(accuracy_by_rate(part, lines)) is not None for lines in drawn)
+
+
+def test_csv_and_latex_lie_beside_the_report(run, tmp_path, mlemiss):
+    done = mlemiss("report", run, "--out", tmp_path / "out" / "r.html", "--csv", "--latex")
+    assert done.returncode == 0, done.stderr
+    names = ("r.html", "results.csv", "comparisons.csv", "results.tex")
+    assert all(str(tmp_path / "out" / name) in done.stderr for name in names)
+    document = load_results(run)
+    with (tmp_path / "out" / "results.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["mean"]) for row in rows] == [r["mean"] for r in document["results"]]
+    assert rows[0]["seeds"] == "0 1" and float(rows[0]["low"]) == document["results"][0]["interval"][0]
+    with (tmp_path / "out" / "comparisons.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["p_holm"]) for row in rows] == [c["p_holm"] for c in document["comparisons"]]
+    assert rows[0]["a_method"] == document["comparisons"][0]["a"]["method"]
+
+
+def test_latex_is_escaped_and_the_best_bold(run, tmp_path):
+    document = copy.deepcopy(load_results(run))
+    for place, result in enumerate(document["results"]):
+        result |= {"dataset": "my_set & 50% {of} $x^2$ \\ #1~", "mean": 50.0 + place, "std": 1.0}
+    document["results"][0] |= {"std": None}
+    text = write_latex([document], tmp_path).read_text(encoding="utf-8")
+    comment, text = text.split("\n", 1)
+    assert "booktabs" in comment and comment.startswith("%")
+    assert r"my\_set \& 50\% \{of\} \$x\textasciicircum{}2\$ \textbackslash{} \#1\textasciitilde{}" in text
+    assert not re.search(r"(?<!\\)[%_#~]", text) and text.isascii()
+    assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
+    (part,) = sections([document])
+    assert text.count(r"\textbf{") == len(part.columns)
+    best = max(r["mean"] for r in document["results"])
+    assert rf"\textbf{{{best:.1f} $\pm$ 1.0}}" in text and "& 50.0 &" in text
+    for word in (r"\toprule", r"\midrule", r"\bottomrule"):
+        assert text.count(word) == 1
+
+
+def test_csv_without_comparisons_has_its_head(run, tmp_path):
+    results, comparisons = write_csv([load_results(run)], [], tmp_path)
+    assert results.read_text().startswith("dataset,features,") and "a_method" in comparisons.read_text()
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium")
+def test_page_in_a_browser_is_not_blank(run, tmp_path):
+    write_report([load_results(run)], tmp_path / "report.html")
+    picture = tmp_path / "report.png"
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1200,3000"]
+    flags += [f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={picture}"]
+    page = (tmp_path / "report.html").as_uri()
+    subprocess.run(["chromium", *flags, page], check=True, capture_output=True, timeout=120)
+    pixels = matplotlib.image.imread(picture)[..., :3]  # [row, column, channel]
+    dark = (pixels.max(2) < 0.5).any(1)
+    assert dark[:300].any() and dark[300:1000].any() and dark.mean() > 0.2
+    blue = (np.abs(pixels - np.array([0, 0.447, 0.698])) < 0.03).all(2)  # the first method's lines and markers
+    assert blue.sum() > 200
 
 
 def test_pretrained_weights_are_named_without_alarm(run):
@@ -116,7 +244,11 @@ def test_other_splits_say_what_stays_together(run):
 
 def test_one_rate_and_one_seed_still_make_a_report(run):
     document = copy.deepcopy(load_results(run))
-    document["results"] = [r | {"std": None} for r in document["results"] if r["missing"] == "audio:0.5"]
+    one = {"std": None, "interval": None}
+    lists = ("macro_f1", "uar", "val_accuracy", "test_accuracy")
+    document["results"] = [
+        r | one | {name: r[name][:1] for name in lists} for r in document["results"] if r["missing"] == "audio:0.5"
+    ]
     page = Page(render([document]))
     assert len(page.images) == 2  # no figure over rates
     assert "±" not in re.sub(r"mean ± standard", "", page.text)
@@ -131,6 +263,18 @@ def test_several_runs_share_a_report(run):
     assert "toy, toy; toy, resnet" in text
     assert len(sections([document, other])) == 2
     assert len(sections([document, document])) == 1
+    assert text.count("Paired comparisons: ") == 1  # those of the second's cells are not in its record
+
+
+def test_wide_tables_are_printed_in_parts(run):
+    document = copy.deepcopy(load_results(run))
+    (cell, *_) = document["results"]
+    document["results"] = [
+        cell | {"method": method, "missing": f"audio:0.{i}"} for method in ("mle", "hgr") for i in range(1, 10)
+    ]
+    text = printed(document, width=100)
+    assert max(map(len, text.splitlines())) <= 100 and "…" not in text
+    assert text.count("│ hgr") == 2 and text.count("audio:0.5") == 1 and text.count("share speakers") == 1
 
 
 def test_terminal_table_has_rows_of_methods_and_columns_of_specs(run):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..pipeline.errors import InputError
+from ..pipeline.mask_files import Setting
 from ..pipeline.masks import TEST, TRAIN, VALIDATION, Missing
 from ..pipeline.store import FeatureStore
 
@@ -24,7 +25,7 @@ class RunSpec:
     """What sets one run of a cell apart: everything a run's data depends on."""
 
     seed: int
-    missing: Missing = COMPLETE
+    missing: Missing | Setting = COMPLETE
     missing_test: Missing = COMPLETE
     split: str = "clip"
 
@@ -49,7 +50,7 @@ class Run:
 class Clips:
     """The clips of a store that did not fail, without their features; on the host.
 
-    kept: int [clip], positions in the store; clip_id, subject: str [clip]; label: int64 [clip]; present: bool [clip, M].
+    kept: int [clip], places in the store; clip_id, subject: str [clip]; label: int64 [clip]; present: bool [clip, M].
     InputError: fewer than two classes.
     """
 
@@ -145,17 +146,44 @@ class Batch:
     weight: Tensor  # [R, B], 0 where a shorter last batch is filled up
 
 
-class Runs:
+@dataclass(eq=False)
+class Blueprint:
+    """What R runs of a method are built from, whether they are to be trained (`Runs`) or are read from a file.
+
+    seeds: one a run. moments: per modality mean and deviation, [R, D] each. log_prior: [R, C]. lacking,
+    lacking_held_out: per modality, is it missing in some row trained on, and in some clip predicted.
+    """
+
+    seeds: list[int]
+    modalities: tuple[str, ...]
+    classes: tuple[str, ...]
+    moments: list[tuple[Tensor, Tensor]]
+    log_prior: Tensor
+    lacking: list[bool]
+    lacking_held_out: list[bool]
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def generators(self, purpose: str) -> list[torch.Generator]:
+        """A random generator for each run that depends on its seed and the purpose alone, so never on its company."""
+        return [generator(seed, purpose) for seed in self.seeds]
+
+
+class Runs(Blueprint):
     """R runs over one data set, trained as one batch. ``kept`` [R, clip] are the clips the classifier trains on.
 
     InputError: features that a run observes are not finite.
     """
 
     def __init__(self, dataset: Dataset, runs: Sequence[Run], rows: Callable[[np.ndarray], np.ndarray]):
+        self.seeds = [run.spec.seed for run in runs]
         for run in runs:
             dataset.check_finite(run)
         self.dataset, self.runs = dataset, list(runs)
         self.device, self.segments, self.modalities = dataset.device, dataset.segments, dataset.clips.modalities
+        self.classes = dataset.clips.classes
         self.observed = torch.as_tensor(np.stack([r.observed for r in runs]), device=self.device)  # [R, clip, M]
         self._anything_missing = [not all(r.observed[:, m].all() for r in runs) for m in range(len(self.modalities))]
         kept = np.stack([r.training_clips(rows) for r in runs])  # [R, clip]
@@ -179,13 +207,6 @@ class Runs:
         )  # every clip has S rows, so clips' frequencies are rows' frequencies
         prior = torch.as_tensor(counts / counts.sum(1, keepdims=True), device=self.device)
         self.log_prior = prior.log().float()  # [R, C]
-
-    def __len__(self) -> int:
-        return len(self.runs)
-
-    def generators(self, purpose: str) -> list[torch.Generator]:
-        """A random generator for each run that depends on its seed and the purpose alone, so never on its company."""
-        return [generator(run.spec.seed, purpose) for run in self.runs]
 
     def gather(self, rows: Tensor) -> tuple[list[Tensor], Tensor]:
         """Rows [R, n] as a method may see them: x, M tensors [R, n, D] with NaN where missing; observed [R, n, M]."""

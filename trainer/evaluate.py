@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 from .data import Runs
@@ -49,3 +50,16 @@ def macro_f1(counts: np.ndarray) -> float:
 def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and standard deviation (ddof 1) over seeds; None for the deviation of one seed."""
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def mean_interval(values: Sequence[float]) -> list[float] | None:
+    """95 % interval [low, high] of the mean of percentages over seeds, Student's t, within 0 and 100; None for one.
+
+    Split, mask and initial weights vary together from seed to seed, so it covers all three. Test sets of different
+    seeds share clips, which it does not know of: it is about more seeds on these clips, not about other clips.
+    """
+    if len(values) < 2:
+        return None
+    mean, std = mean_and_std(values)
+    half = float(stdtrit(len(values) - 1, 0.975)) * std / len(values) ** 0.5
+    return [max(mean - half, 0.0), min(mean + half, 100.0)]

@@ -1,19 +1,30 @@
-"""The report's figures, as SVG. Colours are told apart with any colour vision and, by markers and dashes, in print."""
+"""The report's figures, as SVG. Colours are told apart with any colour vision and, by markers and dashes, in print.
+
+A section's rows (method and fusion) are drawn in groups: all together where they are few, else a figure a fusion, so
+that no panel holds more lines than can be followed. Nothing is left out.
+"""
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from .tables import Section
+from ..pipeline.errors import InputError
+from ..pipeline.masks import parse_missing
+from .tables import Section, missing_text
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")  # Okabe and Ito
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F", "#882255")
+# Okabe and Ito's, less yellow, which does not print; grey and wine added.
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
 DASHES = {"addition": "-", "concatenation": "--", "outer": ":"}
+TOGETHER, MOST_LINES = 6, 9  # rows of all fusions in one panel; rows in any panel
+COLUMNS = 3  # panels beside each other
 STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -24,129 +35,198 @@ STYLE = {
 }
 
 
-def _svg(figure: Figure) -> str:
+def _svg(figure: Figure, crop: str | None = "tight") -> str:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
+    figure.savefig(buffer, format="svg", bbox_inches=crop, metadata={"Date": None, "Creator": None})
     return buffer.getvalue().decode()
 
 
-def _look(section: Section, method: str, fusion: str) -> dict:
-    """Colour by method, marker by row, dashes by fusion."""
+@dataclass(frozen=True)
+class Lines:
+    """Rows that share a figure. title: what they have in common, "" where that is nothing worth a word."""
+
+    title: str
+    rows: tuple[tuple[str, str], ...]
+
+
+def groups(section: Section) -> list[Lines]:
+    """The section's rows in figures: see the module."""
+    rows = section.rows
+    if len(rows) <= TOGETHER or len({fusion for _, fusion in rows}) == 1:
+        found = {"": rows}
+    else:
+        found = {fusion: [row for row in rows if row[1] == fusion] for _, fusion in rows}
+    return [
+        Lines(title, tuple(part[start : start + MOST_LINES]))
+        for title, part in found.items()
+        for start in range(0, len(part), MOST_LINES)
+    ]
+
+
+def _look(section: Section, method: str, fusion: str, lines: Lines) -> dict:
+    """Colour and marker by method, dashes by fusion."""
     place = list(dict.fromkeys(r["method"] for r in section.results)).index(method)
-    marker = MARKERS[section.rows.index((method, fusion)) % len(MARKERS)]
-    look = {"color": COLOURS[place % len(COLOURS)], "marker": marker, "linestyle": DASHES.get(fusion, "-.")}
-    return look | {"label": f"{method}, {fusion}", "markersize": 5}
+    alone = lines.title or len({f for _, f in section.rows}) == 1
+    return {
+        "color": COLOURS[place % len(COLOURS)],
+        "marker": MARKERS[(place + place // len(COLOURS)) % len(MARKERS)],
+        "linestyle": "-" if alone else DASHES.get(fusion, "-."),
+        "label": method if alone else f"{method}, {fusion}",
+        "markersize": 5,
+    }
 
 
 def rates(section: Section) -> dict[str, list[tuple[float, str]]]:
-    """For each modality that goes missing alone at two rates or more: the rates in order, with their specs."""
-    found: dict[str, list[tuple[float, str]]] = {}
+    """What goes missing in equal proportions at two rates or more: total rates in order, with their specs.
+
+    Complete data is rate 0 of each. A key reads ``audio``, or ``audio or visual`` where both go missing equally often.
+    """
+    found: dict[tuple, list[tuple[float, str]]] = {}
+    complete = [(0.0, spec) for spec in section.columns if spec == "none"]
     for spec in section.columns:
-        modality, separator, rate = spec.partition(":")
-        if separator and "+" not in spec:
-            found.setdefault(modality, []).append((float(rate), spec))
-    return {modality: sorted(points) for modality, points in found.items() if len(points) > 1}
+        try:
+            parts = parse_missing(spec).rates
+        except InputError:  # masks of somebody else's, with a name and no rate
+            continue
+        total = sum(rate for _, rate in parts)
+        if total:
+            shares = tuple((modality, round(rate / total, 6)) for modality, rate in parts)
+            found.setdefault(shares, list(complete)).append((total, spec))
+    return {_shares_text(shares): sorted(points) for shares, points in found.items() if len(points) > 1}
 
 
-def accuracy_by_rate(section: Section) -> str | None:
-    """Accuracy against the missing rate, a panel a modality, error bars of one standard deviation over seeds."""
+def _shares_text(shares: Sequence[tuple[str, float]]) -> str:
+    equal = len({share for _, share in shares}) == 1
+    return " or ".join(name if equal else f"{name} ({100 * share:.0f} % of them)" for name, share in shares)
+
+
+def accuracy_by_rate(section: Section, lines: Lines) -> str | None:
+    """Accuracy against the missing rate, a panel a modality, error bars of one standard deviation over seeds.
+
+    Rates are set evenly apart: most of a grid's lie close together near 100 %.
+    """
     panels = rates(section)
     if not panels:
         return None
     with rc_context(STYLE):
-        figure = Figure(figsize=(4.6 * len(panels), 3.4))
-        axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-        for axis, (modality, points) in zip(axes, panels.items(), strict=True):
-            apart = 1.2 * (points[-1][0] - points[0][0])  # percent points
-            for place, (method, fusion) in enumerate(section.rows):
-                cells = [(rate, section.cell(method, fusion, spec)) for rate, spec in points]
-                cells = [(rate, cell) for rate, cell in cells if cell is not None]
+        figure, axes = _panels(len(panels), 4.4 if len(panels) < COLUMNS else 3.5, 3.4)
+        for axis, (modality, points) in zip(axes, panels.items(), strict=False):
+            for place, (method, fusion) in enumerate(lines.rows):
+                cells = [(x, section.cell(method, fusion, spec)) for x, (_, spec) in enumerate(points)]
+                cells = [(x, cell) for x, cell in cells if cell is not None]
                 if cells:
                     # Rows are set a little apart, else their bars hide each other.
-                    x = [100 * rate + apart * (place - (len(section.rows) - 1) / 2) for rate, _ in cells]
+                    apart = 0.6 * ((place + 0.5) / len(lines.rows) - 0.5)
                     deviation = [cell["std"] or 0 for _, cell in cells]
-                    look = _look(section, method, fusion)
-                    axis.errorbar(x, [cell["mean"] for _, cell in cells], deviation, capsize=3, lw=1.4, **look)
-            axis.set_xticks([100 * rate for rate, _ in points])
+                    look = _look(section, method, fusion, lines)
+                    means = [cell["mean"] for _, cell in cells]
+                    x = [x + apart for x, _ in cells]
+                    axis.errorbar(x, means, deviation, capsize=2, elinewidth=0.8, lw=1.3, **look)
+            axis.set_xticks(range(len(points)), [f"{100 * rate:g}" for rate, _ in points])
+            axis.grid(False, axis="x")
             axis.set_xlabel(f"training clips without {modality} (%)")
-        axes[0].set_ylabel("test accuracy (% of clips)")
-        _legend(figure, axes[0])
+        bounds = [r["mean"] + sign * (r["std"] or 0) for r in section.results for sign in (-1, 1)]
+        _finish(figure, axes, lines, bounds)
         return _svg(figure)
 
 
-def accuracy_by_epoch(section: Section) -> str:
-    """Test accuracy after each epoch, mean over seeds, a panel a missing spec."""
+def accuracy_by_epoch(section: Section, lines: Lines) -> str:
+    """Test accuracy after each epoch of the classifier, mean over seeds, a panel a missing spec.
+
+    The label says how many epochs a method trained before its classifier's first.
+    """
     with rc_context(STYLE):
-        columns = min(len(section.columns), 3)
-        lines = -(-len(section.columns) // columns)
-        figure = Figure(figsize=(3.8 * columns + 0.8, 2.9 * lines))
-        axes = figure.subplots(lines, columns, squeeze=False, sharey=True, sharex=True).flatten()
+        figure, axes = _panels(len(section.columns), 3.4, 2.7)
         for axis, missing in zip(axes, section.columns, strict=False):
-            for method, fusion in section.rows:
+            for place, (method, fusion) in enumerate(lines.rows):
                 cell = section.cell(method, fusion, missing)
                 if cell is not None:
                     epochs, scores = cell["curve"]["epoch"], np.array(cell["curve"]["test_accuracy"])  # [seed, epoch]
-                    every = max(len(epochs) // 8, 1)
-                    axis.plot(epochs, scores.mean(0), markevery=every, lw=1.3, **_look(section, method, fusion))
-            axis.set_title("complete" if missing == "none" else f"missing {missing}", fontsize=9)
-            axis.set_xlabel("epoch")
+                    every = max(len(epochs) // 6, 1)
+                    look = _look(section, method, fusion, lines)
+                    if before := epochs_before(cell):
+                        look["label"] += f" (after {before} epochs)"
+                    axis.plot(epochs, scores.mean(0), markevery=(place % every, every), lw=1.2, **look)
+            axis.set_title(missing_text(missing), fontsize=9)
+            axis.set_xlabel("epoch of the classifier")
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axis.tick_params(labelbottom=True)
-        for axis in axes[len(section.columns) :]:
-            axis.set_visible(False)
-        for axis in axes[::columns]:
-            axis.set_ylabel("test accuracy (% of clips)")
-        figure.subplots_adjust(hspace=0.4)
-        _legend(figure, *axes)
+        bounds = [score for r in section.results for score in np.mean(r["curve"]["test_accuracy"], 0)]
+        _finish(figure, axes, lines, bounds)
         return _svg(figure)
 
 
-def _legend(figure: Figure, *axes: Axes) -> None:
+def epochs_before(result: dict) -> int:
+    """Epochs that a method trained before its classifier's first: an autoencoder's."""
+    return result.get("total_epochs", result["epochs"]) - result["epochs"]
+
+
+def _panels(number: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure with so many panels of a size in inches, at most COLUMNS beside each other, one scale for all."""
+    columns = min(number, COLUMNS)
+    lines = -(-number // columns)
+    figure = Figure(figsize=(width * columns, height * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False, sharey=True).flatten().tolist()
+    for axis in axes[number:]:
+        axis.set_visible(False)
+    for axis in axes[::columns]:
+        axis.set_ylabel("test accuracy (% of clips)")
+    return figure, axes[:number]
+
+
+def _finish(figure: Figure, axes: Sequence[Axes], lines: Lines, bounds: Sequence[float]) -> None:
+    """The legend, above, with what the lines share; the scale that every figure of the section has."""
+    axes[0].set_ylim(max(min(bounds) - 3, 0), min(max(bounds) + 3, 102))
     entries = {}
     for axis in axes:
         entries |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    columns = min(len(entries), 4)
+    columns = min(len(entries), 5 if max(map(len, entries)) < 18 and len(axes) > 1 else 3)
+    title = f"fusion by {lines.title}" if lines.title else None
     figure.legend(
-        entries.values(), entries.keys(), loc="lower center", bbox_to_anchor=(0.5, 0.95), ncols=columns, frameon=False
+        entries.values(), entries.keys(), loc="outside upper center", ncols=columns, frameon=False, title=title
     )
 
 
 def confusion_matrices(section: Section, missing: str) -> str:
-    """A matrix for each method and fusion: rows the true class, in percent of its test clips over all seeds."""
+    """A matrix for each method and fusion: rows the true class, in percent of its test clips over all seeds.
+
+    All stand on one pair of axes, a class a unit: dozens of pairs would take matplotlib many seconds.
+    """
     cells = [(row, section.cell(*row, missing)) for row in section.rows]
     cells = [(row, cell) for row, cell in cells if cell is not None]
-    C = len(cells[0][1]["classes"])
-    size = 0.42 * C + 0.9
+    classes = cells[0][1]["classes"]
+    C, columns = len(classes), min(len(cells), 4)
+    across, down = max(C, 4) + 0.6, C + 2  # from one matrix to the next; a title needs the width of four
+    lines = -(-len(cells) // columns)
+    room = 0.25 * max(map(len, classes)) + 0.8  # for the names
+    width, height = across * columns + room, down * lines + room  # in classes
     with rc_context(STYLE | {"axes.grid": False}):
-        columns = min(len(cells), 4)
-        lines = -(-len(cells) // columns)
-        figure = Figure(figsize=(size * columns, (size + 0.35) * lines))
-        axes = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).flatten()
-        for axis, ((method, fusion), cell) in zip(axes, cells, strict=False):
-            _matrix(axis, np.array(cell["confusion"], float), cell["classes"])
-            axis.set_title(f"{method}, {fusion}", fontsize=9)
-        for axis in axes[len(cells) :]:
-            axis.set_visible(False)
-        for place, axis in enumerate(axes[: len(cells)]):
+        figure = Figure(figsize=(0.29 * width, 0.29 * height))  # inches
+        axis = figure.add_axes((0, 0, 1, 1))
+        axis.axis("off")
+        for place, ((method, fusion), cell) in enumerate(cells):
+            x, y = across * (place % columns), down * (place // columns)
+            _matrix(axis, np.array(cell["confusion"], float), x, y)
+            axis.text(x + (C - 1) / 2, y - 0.75, f"{method}\n{fusion}", ha="center", fontsize=8, linespacing=1.1)
             if place % columns == 0:
-                axis.set_ylabel("true class")
-            if place >= len(cells) - columns:
-                axis.set_xlabel("predicted class")
-                axis.tick_params(labelbottom=True)
-        figure.tight_layout()
-        return _svg(figure)
+                for i, name in enumerate(classes):
+                    axis.text(-0.7, y + i, name, ha="right", va="center", fontsize=8)
+            if place + columns >= len(cells):  # the lowest of its column
+                for j, name in enumerate(classes):
+                    options = {"ha": "right", "va": "top", "rotation": 60, "rotation_mode": "anchor", "fontsize": 8}
+                    axis.text(x + j, y + C - 0.3, name, **options)
+        axis.set(xlim=(-0.5 - room, width - 0.5 - room), ylim=(height - 2, -2), aspect="equal")
+        return _svg(figure, crop=None)  # cropping would draw it twice
 
 
-def _matrix(axis: Axes, counts: np.ndarray, classes: Sequence[str]) -> None:
+def _matrix(axis: Axes, counts: np.ndarray, x: float, y: float) -> None:
+    """One matrix with its upper left cell's centre at x, y."""
     total = counts.sum(1, keepdims=True)
     percent = 100 * np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
-    axis.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+    C = len(counts)
+    extent = (x - 0.5, x + C - 0.5, y + C - 0.5, y - 0.5)
+    axis.imshow(percent, cmap="Blues", vmin=0, vmax=100, extent=extent, aspect="equal", interpolation="nearest")
+    axis.add_patch(Rectangle((x - 0.5, y - 0.5), C, C, fill=False, edgecolor="#bbbbbb", linewidth=0.6))
     for i, row in enumerate(percent):
         for j, value in enumerate(row):
-            dark = value > 55
-            axis.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=7, color="white" if dark else "black")
-    axis.set_xticks(range(len(classes)), classes, rotation=60, ha="right", rotation_mode="anchor")
-    axis.set_yticks(range(len(classes)), classes)
-    axis.tick_params(length=0)
-    for spine in axis.spines.values():
-        spine.set_visible(False)
+            colour = "white" if value > 55 else "black"
+            axis.text(x + j, y + i, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)

@@ -91,11 +91,13 @@ def fit(
     *,
     name: str = "method",
     on_epoch: Callable[[int], None] = lambda clips: None,
+    on_trained: Callable[[Method], None] = lambda method: None,
 ) -> list[RunResult]:
     """Train runs of equal `plan_steps` side by side; test each with the weights of its best validation epoch.
 
     The best epoch has the highest validation accuracy, among equals the highest validation likelihood, then the first.
-    on_epoch is called after each epoch with the number of clips it trained on, over all runs.
+    on_epoch is called after each epoch with the number of clips it trained on, over all runs; on_trained at the end
+    with the method, which holds each run's best weights.
     InputError: a loss that is not finite.
     """
     steps = {plan_steps(kind, run, dataset.segments, settings) for run in runs}
@@ -117,6 +119,7 @@ def fit(
     probability = test.score(method)[2].cpu().numpy()
     for r, result in enumerate(results):
         result.probability = probability[r, : len(result.test_clips)]
+    on_trained(method)
     return results
 
 

@@ -3,14 +3,15 @@
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..pipeline.errors import InputError
 from ..pipeline.memory import keep_freed_memory
 from ..pipeline.progress import Progress, say
 from ..pipeline.store import MEDIA, FeatureStore
-from . import experiments
+from . import experiments, kept
 from .report import write_report
 
 
@@ -20,9 +21,8 @@ def train(stores: Sequence[FeatureStore], out: Path | None, *, replace: bool = F
     out: the folder, runs/DATE-NAME by default. replace: results that are there already make way.
     InputError: a media store, or results of another run in the folder.
     """
-    if media := [store.path.name for store in stores if store.features == MEDIA]:
-        raise InputError(f"{media[0]} holds frames and log-Mels, not features.\nName a store of a backbone's features.")
-    if out and (out / experiments.RESULTS).exists() and not replace:
+    check_features(stores)
+    if out and (out / kept.RESULTS).exists() and not replace:
         raise InputError(f"{out} holds the results of another run.\nName another folder with --out, or remove it.")
     keep_freed_memory()
     name = "-".join(dict.fromkeys([store.dataset for store in stores] + list(grid["methods"])))[:60]
@@ -31,14 +31,27 @@ def train(stores: Sequence[FeatureStore], out: Path | None, *, replace: bool = F
         say(f"store {store.path}: {len(store.clip_id)} clips, weights {store.weights.get('name')}")
     settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in vars(grid["settings"]).items())
     say(f"device {experiments.choose_device(grid['device'])}; {grid['seeds']} seeds; {settings}")
-    bar = Progress("train", 0, "clip epochs")
+    with shown_progress("train") as report:
+        command = shlex.join(["mlemiss", *sys.argv[1:]])
+        document = experiments.run_grid(stores, **grid, out=out, command=command, progress=report, say=say)
+    write_report([document], out / "report.html")
+    return document, out
+
+
+def check_features(stores: Sequence[FeatureStore]) -> None:
+    """InputError: a media store."""
+    if media := [store.path.name for store in stores if store.features == MEDIA]:
+        raise InputError(f"{media[0]} holds frames and log-Mels, not features.\nName a store of a backbone's features.")
+
+
+@contextmanager
+def shown_progress(what: str) -> Iterator[Callable[[experiments.Progress], None]]:
+    """A progress bar of a grid; what it gives is told how far the grid is."""
+    bar = Progress(what, 0, "clip epochs")
 
     def report(now: experiments.Progress) -> None:
         bar.what, bar.total = now.what, now.total
         bar.advance(now.done - bar.done)
 
     with bar:
-        command = shlex.join(["mlemiss", *sys.argv[1:]])
-        document = experiments.run_grid(stores, **grid, out=out, command=command, progress=report, say=say)
-    write_report([document], out / "report.html")
-    return document, out
+        yield report

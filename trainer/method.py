@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .data import Batch, Runs
+from .data import Batch, Blueprint
 from .likelihood import log_posterior
 from .networks import Encoder, LabelEmbedding
 from .settings import FUSIONS, Settings
+
+CONSTANT = 2.0  # last coordinate of an embedding that enters an outer product
 
 Rows = Callable[[np.ndarray], np.ndarray]
 
@@ -56,6 +58,8 @@ class Method(nn.Module):
     how many complete training clips it needs.
 
     Everything `predict` needs beside parameters and buffers stands in ``prepared``: tensors with the runs first.
+    Parts are built from a `Blueprint`; only training and `prepare_predictions` may ask for more, and get `Runs`. So a
+    method whose tensors are read from a file predicts without training data.
     """
 
     fusions: ClassVar[tuple[str, ...]] = FUSIONS
@@ -64,7 +68,7 @@ class Method(nn.Module):
     modalities: ClassVar[tuple[str, ...] | None] = None
     least_complete: ClassVar[int] = 0
 
-    def __init__(self, runs: Runs, settings: Settings, fusion: str):
+    def __init__(self, runs: Blueprint, settings: Settings, fusion: str):
         super().__init__()
         self.runs, self.settings, self.fusion = runs, settings, fusion
         self.prepared: dict[str, Tensor] = {}
@@ -90,19 +94,38 @@ class Method(nn.Module):
         raise NotImplementedError
 
 
-class FusionClassifier(Method):
-    """An encoder for each modality it looks at and a label embedding, equal for every method that has them."""
+def main_effects(k: int, M: int) -> Tensor:
+    """Which coordinates of the outer product of M embeddings involve one modality at most: bool [k^M].
 
-    def __init__(self, runs: Runs, settings: Settings, fusion: str):
+    The last coordinate of each embedding is constant, so these are products with constants.
+    """
+    learned = torch.arange(k) < k - 1
+    count = torch.zeros([k] * M, dtype=torch.long)
+    for m in range(M):
+        count += learned.view([-1 if axis == m else 1 for axis in range(M)])
+    return (count <= 1).flatten()
+
+
+class FusionClassifier(Method):
+    """An encoder for each modality it looks at and a label embedding, equal for every method that has them.
+
+    With the outer product each embedding ends in a constant and h starts without interactions, so that training
+    starts from a model like concatenation's: without, it has to find the main effect of each modality through
+    products with the other, and trains worse (docs/marginal.md).
+    """
+
+    def __init__(self, runs: Blueprint, settings: Settings, fusion: str):
         super().__init__(runs, settings, fusion)
         self._places = [m for m, name in enumerate(runs.modalities) if name in (self.modalities or runs.modalities)]
+        k, M = settings.dim, len(self._places)
+        constant = CONSTANT if fusion == "outer" else None
         self.encoders = nn.ModuleList(
-            Encoder(*runs.moments[m], settings.hidden, settings.dim, runs.generators(f"encoder:{runs.modalities[m]}"))
+            Encoder(*runs.moments[m], settings.hidden, k, runs.generators(f"encoder:{runs.modalities[m]}"), constant)
             for m in self._places
         )
-        k, M = settings.dim, len(self.encoders)
         width = {"addition": k, "concatenation": M * k, "outer": k**M}[fusion]
-        self.labels = LabelEmbedding(len(runs.dataset.clips.classes), width, runs.generators("labels"))
+        at_first = main_effects(k, M) if fusion == "outer" else None
+        self.labels = LabelEmbedding(len(runs.classes), width, runs.generators("labels"), at_first)
         self.register_buffer("log_prior", runs.log_prior)
         self.to(runs.device)
 

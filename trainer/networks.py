@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 
 class RunLinear(nn.Module):
@@ -51,26 +52,44 @@ class Standardise(nn.Module):
 class Encoder(nn.Module):
     """Standardise, one hidden layer, embed: [R, n, D] to [R, n, k].
 
-    mean, std: [R, D]. Embeddings of entries that are not observed mean nothing.
+    mean, std: [R, D]. constant: the value of the embedding's last coordinate, or None where it is learned as well.
+    Embeddings of entries that are not observed mean nothing.
     """
 
-    def __init__(self, mean: Tensor, std: Tensor, hidden: int, dim: int, generators: Sequence[torch.Generator]):
+    def __init__(
+        self,
+        mean: Tensor,
+        std: Tensor,
+        hidden: int,
+        dim: int,
+        generators: Sequence[torch.Generator],
+        constant: float | None = None,
+    ):
         super().__init__()
+        self.constant = constant
         self.standardise = Standardise(mean, std)
         self.hidden = RunLinear(mean.shape[1], hidden, generators)
-        self.embedding = RunLinear(hidden, dim, generators)
+        self.embedding = RunLinear(hidden, dim if constant is None else dim - 1, generators)
 
     def forward(self, x: Tensor, observed: Tensor) -> Tensor:
         """x [R, n, D], observed bool [R, n]."""
-        return self.embedding(self.hidden(self.standardise(x, observed)).relu())
+        embedding = self.embedding(self.hidden(self.standardise(x, observed)).relu())
+        return embedding if self.constant is None else pad(embedding, (0, 1), value=self.constant)
 
 
 class LabelEmbedding(nn.Module):
-    """h(z): one linear layer with bias on one-hot labels, all classes at once: [R, C, d]."""
+    """h(z): one linear layer with bias on one-hot labels, all classes at once: [R, C, d].
 
-    def __init__(self, classes: int, width: int, generators: Sequence[torch.Generator]):
+    at_first: bool [d], coordinates that do not start at zero, or None for all.
+    """
+
+    def __init__(self, classes: int, width: int, generators: Sequence[torch.Generator], at_first: Tensor | None = None):
         super().__init__()
         self.linear = RunLinear(classes, width, generators)
+        if at_first is not None:
+            with torch.no_grad():
+                self.linear.weight.mul_(at_first)
+                self.linear.bias.mul_(at_first)
 
     def forward(self) -> Tensor:
         return self.linear.weight + self.linear.bias  # a one-hot label picks a row of the weights

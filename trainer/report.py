@@ -7,9 +7,22 @@ from html import escape
 from pathlib import Path
 
 from ..pipeline.errors import InputError
-from .figures import accuracy_by_epoch, accuracy_by_rate, confusion_matrices
-from .tables import Section, score_text, sections, weights_text
+from .comparisons import compare, significant
+from .figures import accuracy_by_epoch, accuracy_by_rate, confusion_matrices, epochs_before, groups
+from .tables import (
+    Section,
+    comparisons_text,
+    mean_text,
+    missing_text,
+    score_text,
+    sections,
+    signed_text,
+    units_text,
+    weights_text,
+)
 
+OPEN_ROWS = 30  # tables longer than this are folded away
+OPEN_MATRICES = 4
 CSS = """
 :root { color-scheme: light; }
 body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 1080px; margin: 2em auto;
@@ -17,16 +30,23 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; m
 h1 { font-size: 1.6em; line-height: 1.25; margin-bottom: .3em; } h2 { margin-top: 2em; border-top: 1px solid #ccc;
        padding-top: .8em; } h3 { margin-top: 1.6em; }
 table { border-collapse: collapse; margin: .8em 0; font-variant-numeric: tabular-nums; }
-th, td { padding: .3em .8em; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top; }
-td { white-space: nowrap; } th { background: #f3f3f3; } th:first-child, td:first-child, .text { text-align: left; }
+th, td { padding: .3em .8em; border-bottom: 1px solid #ddd; text-align: right; vertical-align: bottom; }
+td { white-space: nowrap; } td.seeds { white-space: normal; }
+th { background: #f3f3f3; } th:first-child, td:first-child, .text { text-align: left; }
+tbody.of tr:last-child td { border-bottom-color: #888; } .many th, .many td { padding: .25em .5em; font-size: .9em; }
+.squares { display: flex; flex-wrap: wrap; gap: 0 1.5em; } .squares figure { margin: .4em 0; max-width: 100%; }
+.pairs th, .pairs td { padding: .2em .3em; font-size: .8em; } .pairs td { min-width: 3.2em; }
+.pairs th:first-child { white-space: nowrap; font-weight: 400; background: none; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15em 1.2em; } dt { font-weight: 600; } dd { margin: 0;
        overflow-wrap: anywhere; }
 code { background: #f3f3f3; padding: .1em .3em; }
 .loud { border: 3px solid #D55E00; background: #fdf0e8; padding: .6em 1em; font-weight: 600; }
-.notes { color: #333; } .wide { overflow-x: auto; } img { max-width: 100%; height: auto; } figure { margin: 1em 0; }
-figcaption { color: #333; font-size: .93em; } details { margin: .8em 0; }
-@media print { body { margin: 0; max-width: none; font-size: 11px; } figure, tr { break-inside: avoid; }
-       .wide { overflow: visible; } }
+.notes { color: #333; margin: .5em 0; } .wide { overflow-x: auto; } img { max-width: 100%; height: auto; }
+figure { margin: 1em 0; } figcaption { color: #333; font-size: .93em; } details { margin: .8em 0; }
+summary { cursor: pointer; }
+@media print { body { margin: 0; max-width: none; font-size: 10.5px; } figure, tr { break-inside: avoid; }
+       h2, h3, summary { break-after: avoid; } .wide { overflow: visible; } td { white-space: normal; }
+       .loud { print-color-adjust: exact; } }
 """
 
 
@@ -47,16 +67,38 @@ def load_results(run: Path) -> dict:
     return document
 
 
-def write_report(documents: Sequence[dict], out: Path) -> None:
-    """Write the report of one or more results documents to the file ``out``."""
+def load_runs(runs: Sequence[Path]) -> tuple[list[dict], list[dict]]:
+    """The documents of runs, and the paired comparisons between all of their results.
+
+    Where no run has its predictions beside it, the comparisons that the runs themselves recorded.
+    InputError: as `load_results`, or a damaged predictions file.
+    """
+    documents = [load_results(run) for run in runs]
+    for run, document in zip(runs, documents, strict=True):
+        folder = (run if run.is_dir() else run.parent).absolute()
+        for result in document["results"]:
+            if result.get("predictions"):
+                result["predictions"] = str(folder / result["predictions"])
+    together = [result for section in sections(documents) for result in section.results]
+    recorded = [entry for document in documents for entry in document.get("comparisons", [])]
+    return documents, compare(together, Path()) or recorded
+
+
+def write_report(documents: Sequence[dict], out: Path, comparisons: Sequence[dict] | None = None) -> None:
+    """Write the report of one or more results documents to the file ``out``.
+
+    comparisons: between all of their results, as `load_runs` gives them; by default those the documents record.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(out.name + ".partial")
-    temporary.write_text(render(documents), encoding="utf-8")
+    temporary.write_text(render(documents, comparisons), encoding="utf-8")
     temporary.replace(out)
 
 
-def render(documents: Sequence[dict]) -> str:
-    """The whole page."""
+def render(documents: Sequence[dict], comparisons: Sequence[dict] | None = None) -> str:
+    """The whole page; arguments as for `write_report`."""
+    if comparisons is None:
+        comparisons = [entry for document in documents for entry in document.get("comparisons", [])]
     parts = sections(documents)
     headline = "; ".join(dict.fromkeys(f"{p.data}, {p.features}" for p in parts))
     body = [f"<h1>Learning with missing modalities: {escape(headline)}</h1>"]
@@ -66,7 +108,7 @@ def render(documents: Sequence[dict]) -> str:
             "Their accuracies say nothing about pretrained features.</p>"
         )
     body.append(_facts(documents, parts))
-    body += [_section(part) for part in parts]
+    body += [_section(part, part.compared(comparisons)) for part in parts]
     skipped = [entry for document in documents for entry in document.get("skipped", [])]
     if skipped:
         items = "".join(f"<li><b>{escape(s['cell'])}</b>: {escape(s['reason'])}</li>" for s in skipped)
@@ -94,8 +136,13 @@ def _facts(documents: Sequence[dict], parts: Sequence[Section]) -> str:
             for part in parts
         ),
         "Split": [f"by {split}" + (caveat if split == "clip" else "") for split in splits],
-        "Missing in training": dict.fromkeys(r["missing"] for r in results),
+        "Missing in training": [", ".join(dict.fromkeys(r["missing"] for r in results))],
         "Missing in test": dict.fromkeys(part.missing_test for part in parts),
+        "Given files": dict.fromkeys(
+            f"{kind} {f['file']}, sha256 {f['sha256'][:12]}"
+            for r in results
+            for kind, f in (r.get("given") or {}).items()
+        ),
         "Seeds": dict.fromkeys(", ".join(map(str, r["seeds"])) for r in results),
         "Clips": dict.fromkeys(f"{_span(r['n_train'])} training, {_span(r['n_test'])} test" for r in results),
         "Settings": settings,
@@ -113,66 +160,175 @@ def _facts(documents: Sequence[dict], parts: Sequence[Section]) -> str:
     return f"<dl>{''.join(rows)}</dl>"
 
 
-def _section(part: Section) -> str:
+def _section(part: Section, compared: Sequence[dict]) -> str:
     loud = ' class="loud"' if part.weights == "random" else ""
     out = [f"<h2>{escape(part.title)}</h2>", _table(part)]
     out += [f"<p{loud if note.startswith('RANDOM') else ' class=notes'}>{escape(note)}</p>" for note in part.notes()]
+    out.append("<p class=notes>The highest mean of each column is bold; whether it differs is said below.</p>")
     out.append(_details(part))
-    by_rate = accuracy_by_rate(part)
-    if by_rate:
-        caption = "Test accuracy against the missing rate; bars are one standard deviation over seeds."
-        out.append(_figure(by_rate, caption))
-    caption = (
-        "Test accuracy after each epoch, mean over seeds. It is shown, not used: validation clips choose the epoch."
-    )
-    out.append(_figure(accuracy_by_epoch(part), caption))
-    for missing in part.columns:
-        caption = (
-            f"Confusion of test clips, missing in training: {missing}. Percent of each true class, over all seeds."
-        )
-        out.append(_figure(confusion_matrices(part, missing), caption))
+    out += [*_rates(part), _comparisons(part, compared), *_epochs(part), *_confusions(part)]
     return "\n".join(out)
 
 
+def _rates(part: Section) -> list[str]:
+    caption = (
+        "Test accuracy against the missing rate; bars are one standard deviation over seeds. Rates are set evenly "
+        "apart, methods a little beside each other."
+    )
+    figures = {lines.title: accuracy_by_rate(part, lines) for lines in groups(part)}
+    shown = _figure([svg for svg in figures.values() if svg], caption)
+    return ["<h3>Accuracy against missing rate</h3>", shown] if any(figures.values()) else []
+
+
+def _epochs(part: Section) -> list[str]:
+    caption = (
+        "Test accuracy after each epoch of the classifier, mean over seeds. It is shown, not used: validation clips "
+        "choose the epoch."
+    )
+    if any(map(epochs_before, part.results)):
+        caption += " “After N epochs”: what a method's autoencoder trained before its classifier began."
+    first, *more = groups(part)
+    out = ["<h3>Accuracy against epoch</h3>", _figure([accuracy_by_epoch(part, first)], caption)]
+    for lines in more:
+        out.append(_folded(f"Against epoch, {lines.title}", _figure([accuracy_by_epoch(part, lines)], caption)))
+    return out
+
+
+def _confusions(part: Section) -> list[str]:
+    figures = ["<h3>Confusion matrices</h3>"]
+    for missing in part.columns:
+        caption = (
+            f"Confusion of test clips, in training {missing_text(missing)}. Rows: the true class, in percent of it "
+            "over all seeds; columns: the predicted class."
+        )
+        is_open = len(part.rows) <= OPEN_MATRICES
+        figures.append(_folded(missing_text(missing), _figure([confusion_matrices(part, missing)], caption), is_open))
+    return figures
+
+
 def _table(part: Section) -> str:
-    head = "".join(f"<th>{'complete' if m == 'none' else 'missing ' + escape(m)}</th>" for m in part.columns)
-    rows = ""
-    for method, fusion in part.rows:
-        scores = "".join(f"<td>{score_text(part.cell(method, fusion, m))}</td>" for m in part.columns)
-        rows += f'<tr><td>{escape(method)}</td><td class="text">{escape(fusion)}</td>{scores}</tr>'
-    return f'<div class="wide"><table><tr><th>method</th><th class="text">fusion</th>{head}</tr>{rows}</table></div>'
+    """Accuracies: rows of methods and fusions, a rule above each method where it has several rows."""
+    head = "".join(f"<th>{escape(missing_text(m))}</th>" for m in part.columns)
+    best = {m: part.best(m) for m in part.columns}
+    rows: dict[str, str] = {}
+    for row in part.rows:
+        scores = "".join(f"<td>{_bold(score_text(part.cell(*row, m)), row in best[m])}</td>" for m in part.columns)
+        line = f'<tr><td>{escape(row[0])}</td><td class="text">{escape(row[1])}</td>{scores}</tr>'
+        rows[row[0]] = rows.get(row[0], "") + line
+    several = len(part.rows) > len(rows)
+    body = "".join(f'<tbody class="{"of" if several else ""}">{lines}</tbody>' for lines in rows.values())
+    look = "wide many" if len(part.columns) > 6 else "wide"
+    return (
+        f'<div class="{look}"><table><thead><tr><th>method</th><th class="text">fusion</th>{head}</tr></thead>'
+        f"{body}</table></div>"
+    )
 
 
 def _details(part: Section) -> str:
-    """Every cell with its seeds, for those who want to look closer."""
-    names = ("method", "fusion", "missing", "accuracy of each seed", "validation", "macro F1", "UAR")
-    names += ("complete clips", "best epoch", "seconds")
-    head = "".join(f"<th>{name}</th>" for name in names)
-    rows = ""
+    """Every cell with all measures, and seed by seed, for those who want to look closer."""
+    names = ["method", "fusion", "missing", "accuracy", "95 % interval", "macro F1", "UAR", "validation"]
+    names += ["complete clips", "epochs (in all)", "seconds"]
+    rows, seeds = [], []
     for r in part.results:
-        values = [r["method"], r["fusion"], r["missing"], _list(r["test_accuracy"]), _mean(r["val_accuracy"])]
-        values += [_mean(r["macro_f1"]), _mean(r["uar"]), _span(r["n_complete"])]
-        values += [", ".join(map(str, r["best_epoch"])), f"{r['seconds']:.1f}"]
-        rows += "<tr>" + "".join(f"<td>{escape(v)}</td>" for v in values) + "</tr>"
-    table = f'<div class="wide"><table><tr>{head}</tr>{rows}</table></div>'
-    return f"<details><summary>Every cell, seed by seed</summary>{table}</details>"
-
-
-def _figure(svg: str, caption: str) -> str:
-    data = base64.b64encode(svg.encode()).decode()
-    return (
-        f'<figure><img src="data:image/svg+xml;base64,{data}" alt="{escape(caption)}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
+        interval = "–" if r.get("interval") is None else f"{r['interval'][0]:.1f} to {r['interval'][1]:.1f}"
+        values = [r["method"], r["fusion"], r["missing"], score_text(r), interval]
+        values += [mean_text(r["macro_f1"]), mean_text(r["uar"]), mean_text(r["val_accuracy"]), _span(r["n_complete"])]
+        rows.append([*values, f"{r['epochs']} ({r['epochs'] + epochs_before(r)})", f"{r['seconds']:.1f}"])
+        scores = ", ".join(f"{n:.1f}" for n in r["test_accuracy"])
+        seeds.append([*values[:3], scores, ", ".join(map(str, r["best_epoch"]))])
+    note = (
+        "Accuracy, macro F1, UAR (unweighted average recall) and validation accuracy in percent, mean ± standard "
+        "deviation over seeds. The 95 % interval of the mean accuracy is Student's t over seeds, whose split, mask and "
+        "initial weights vary together; it is about more seeds on these clips, not about other clips or speakers. "
+        "Epochs are the classifier's, in brackets with those trained before it."
     )
+    table = f'<p class="notes">{note}</p>{_plain_table(names, rows, "wide many")}'
+    names = ["method", "fusion", "missing", "accuracy of each seed", "best epoch of each seed"]
+    return _folded("Every cell: interval, macro F1, UAR, epochs, seconds", table, len(rows) <= OPEN_ROWS) + _folded(
+        "Every cell, seed by seed", _plain_table(names, seeds, "wide many")
+    )
+
+
+def _comparisons(part: Section, compared: Sequence[dict]) -> str:
+    """The paired comparisons: a list where they are few, else a square of differences for each missing spec."""
+    if not compared:
+        return ""
+    how = (
+        "Differences in percentage points of the same test clips, each clip's correctness averaged over its seeds. "
+        "95 % interval by bootstrap and p by sign flips over speakers (clips where speakers are not known or fewer "
+        "than 6), Holm's correction over all comparisons of this section. Bold: significant at 5 % after it. This is "
+        "inference for these seeds, whose training sets overlap."
+    )
+    notes = "".join(f'<p class="notes">{escape(line)}</p>' for line in [*comparisons_text(compared), how])
+    names = ["missing", "A", "B", "A − B", "95 % interval", "p", "p (Holm)", "units"]
+    rows = []
+    for c in compared:
+        low, high = c["interval"]
+        values = [c["missing"], ", ".join(c["a"].values()), ", ".join(c["b"].values()), signed_text(c["difference"])]
+        values += [f"{signed_text(low)} to {signed_text(high)}", f"{c['p']:.2g}", f"{c['p_holm']:.2g}", units_text(c)]
+        rows.append((values, significant(c)))
+    body = [[_bold(escape(v), bold) for v in values] for values, bold in rows]
+    listed = _plain_table(names, body, "wide many", escaped=True)
+    out = ["<h3>Paired comparisons</h3>", notes]
+    if len(rows) <= OPEN_ROWS:
+        return "\n".join([*out, listed])
+    squares = "".join(_square(part, missing, compared) for missing in part.columns)
+    out.append(f'<div class="squares">{squares}</div>')
+    return "\n".join([*out, _folded(f"All {len(rows)} comparisons, with intervals and p-values", listed)])
+
+
+def _square(part: Section, missing: str, compared: Sequence[dict]) -> str:
+    """Row minus column, for one missing spec; columns are numbered as the rows are."""
+    cells: dict[tuple, str] = {}
+    for c in compared:
+        if c["missing"] == missing:
+            a, b = tuple(c["a"].values()), tuple(c["b"].values())
+            for pair, difference in (((a, b), c["difference"]), ((b, a), -c["difference"])):
+                cells[pair] = _bold(signed_text(difference), significant(c))
+            units = units_text(c)
+    rows = [row for row in part.rows if any(row in pair for pair in cells)]
+    if not rows:
+        return ""
+    head = "".join(f"<th>{n}</th>" for n in range(1, len(rows) + 1))
+    body = ""
+    alone = len({fusion for _, fusion in part.rows}) == 1
+    for number, row in enumerate(rows, 1):
+        name = row[0] if alone else ", ".join(row)
+        line = "".join(f"<td>{cells.get((row, column), '')}</td>" for column in rows)
+        body += f"<tr><th>{number} {escape(name)}</th>{line}</tr>"
+    caption = f"<p class=notes><b>{escape(missing_text(missing))}</b>: row minus column ({units})</p>"
+    table = f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<figure>{caption}<div class="wide pairs">{table}</div></figure>'
+
+
+def _plain_table(names: Sequence[str], rows: Sequence[Sequence[str]], look: str, escaped: bool = False) -> str:
+    """Rows of values; the first three columns are text, those of each seed may fold."""
+    kinds = ["text" if i < 3 else "seeds" if "each seed" in name else "" for i, name in enumerate(names)]
+    classes = [f' class="{kind}"' if kind else "" for kind in kinds]
+    head = "".join(f"<th{c}>{name}</th>" for c, name in zip(classes, names, strict=True))
+    body = ""
+    for row in rows:
+        cells = zip(classes, row if escaped else map(escape, row), strict=True)
+        body += f"<tr>{''.join(f'<td{c}>{value}</td>' for c, value in cells)}</tr>"
+    return f'<div class="{look}"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _folded(summary: str, content: str, is_open: bool = False) -> str:
+    return f"<details{' open' if is_open else ''}><summary>{escape(summary)}</summary>{content}</details>"
+
+
+def _bold(text: str, bold: bool) -> str:
+    return f"<b>{text}</b>" if bold else text
+
+
+def _figure(svgs: Sequence[str], caption: str) -> str:
+    """One or more pictures, beside each other where they fit, with one caption."""
+    images = ""
+    for svg in svgs:
+        data = base64.b64encode(svg.encode()).decode()
+        images += f'<img src="data:image/svg+xml;base64,{data}" alt="{escape(caption)}">\n'
+    return f"<figure>{images}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def _span(numbers: Sequence[int]) -> str:
     return str(numbers[0]) if len(set(numbers)) == 1 else f"{min(numbers)} to {max(numbers)}"
-
-
-def _list(numbers: Sequence[float]) -> str:
-    return ", ".join(f"{n:.1f}" for n in numbers)
-
-
-def _mean(numbers: Sequence[float]) -> str:
-    return f"{sum(numbers) / len(numbers):.1f}"

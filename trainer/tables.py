@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
+
+from .comparisons import FAMILY, SIGNIFICANT, least_p, significant
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,16 @@ class Section:
                 return result
         return None
 
+    def best(self, missing: str) -> list[tuple[str, str]]:
+        """The rows of the highest mean of a column as it is printed: several where they print alike."""
+        cells = [r for r in self.results if r["missing"] == missing]
+        highest = max(round(r["mean"], 1) for r in cells)
+        return [(r["method"], r["fusion"]) for r in cells if round(r["mean"], 1) == highest]
+
+    def compared(self, comparisons: Sequence[dict]) -> list[dict]:
+        """Of paired comparisons those that belong to this table."""
+        return [c for c in comparisons if all(c[name] == getattr(self, name) for name in FAMILY)]
+
     @property
     def title(self) -> str:
         return f"{self.data}, {self.features} features ({weights_text(self.weights)})"
@@ -58,8 +71,12 @@ class Section:
             lines.append("RANDOM WEIGHTS: these features come from networks that were never trained.")
         if self.split == "clip":
             lines.append("Split by clip: training and test clips share speakers, so this says nothing of new speakers.")
-        else:
+        elif not self.split.startswith("given:"):
             lines.append(f"Split by {self.split}: no {self.split} is in both training and test clips.")
+        files = {(kind, f["file"]): None for r in self.results for kind, f in (r.get("given") or {}).items()}
+        for kind, name in files:
+            speakers = ": whether training and test clips share speakers is up to that file" if kind == "splits" else ""
+            lines.append(f"{kind.capitalize()} given by {name}{speakers}.")
         if self.missing_test != "none":
             lines.append(f"Validation and test clips lack {self.missing_test} too.")
         return lines
@@ -84,29 +101,93 @@ def sections(documents: Sequence[dict]) -> list[Section]:
 
 def score_text(result: dict | None) -> str:
     """``71.3 ± 2.1``; without a deviation for one seed, a dash for no result."""
-    if result is None:
-        return "–"
-    return f"{result['mean']:.1f}" + ("" if result["std"] is None else f" ± {result['std']:.1f}")
+    return "–" if result is None else spread_text(result["mean"], result["std"])
 
 
-def results_table(section: Section) -> Table:
-    """One section as a table for the terminal."""
-    table = Table(title=section.title, caption="\n".join(section.notes()), caption_justify="left", title_justify="left")
+def spread_text(mean: float, std: float | None) -> str:
+    return f"{mean:.1f}" + ("" if std is None else f" ± {std:.1f}")
+
+
+def mean_text(values: Sequence[float]) -> str:
+    """Values of seeds as ``71.3 ± 2.1``."""
+    return spread_text(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
+
+
+def signed_text(points: float) -> str:
+    """A difference in percentage points with its sign, true minus and no minus zero: ``−3.1``."""
+    return f"{round(points, 1) + 0.0:+.1f}".replace("+0.0", "0.0").replace("-", "−")
+
+
+def missing_text(missing: str) -> str:
+    """A missing spec as a column's head."""
+    return "complete" if missing == "none" else f"missing {missing}"
+
+
+def units_text(entry: dict) -> str:
+    """What a comparison resampled: ``24 speakers, 112 clips``."""
+    clips = f"{entry['n_clips']} clips"
+    return f"{entry['n_units']} speakers, {clips}" if entry["units"] == "subject" else clips
+
+
+def comparisons_text(compared: Sequence[dict]) -> list[str]:
+    """How many paired differences of one table hold, over what, and whether any could."""
+    if not compared:
+        return []
+    held = sum(map(significant, compared))
+    units = "; ".join(dict.fromkeys(map(units_text, compared)))
+    lines = [f"Paired comparisons: {held} of {len(compared)} differences hold after Holm's correction ({units})."]
+    least = min(map(least_p, compared))
+    if least * len(compared) > SIGNIFICANT:
+        lines.append(
+            f"None could: with {max(c['n_units'] for c in compared)} units no p is below {least:.2g}, times "
+            f"{len(compared)} comparisons. Compare fewer methods, or test more speakers."
+        )
+    return lines
+
+
+def results_table(section: Section, columns: Sequence[str] | None = None, notes: Sequence[str] = ()) -> Table:
+    """One section as a table for the terminal, of all or some of its columns, with notes below."""
+    table = Table(title=section.title, caption="\n".join(notes), caption_justify="left", title_justify="left")
     table.add_column("method", overflow="fold")
     table.add_column("fusion", overflow="fold")
-    for missing in section.columns:
-        head = "complete" if missing == "none" else f"missing\n{missing}"
-        table.add_column(head, justify="right", overflow="fold")  # folded, never cut, in a narrow terminal
-    for method, fusion in section.rows:
-        table.add_row(method, fusion, *(score_text(section.cell(method, fusion, m)) for m in section.columns))
+    columns = section.columns if columns is None else columns
+    for missing in columns:
+        head = missing_text(missing).replace(" ", "\n")
+        table.add_column(head, justify="right", overflow="fold", no_wrap=False)  # folded, never cut
+    rows = section.rows
+    several = len({fusion for _, fusion in rows}) > 1
+    for place, (method, fusion) in enumerate(rows):
+        again = place > 0 and rows[place - 1][0] == method
+        last = several and (place + 1 == len(rows) or rows[place + 1][0] != method)  # a line below each method
+        scores = (score_text(section.cell(method, fusion, missing)) for missing in columns)
+        table.add_row("" if again else method, fusion, *scores, end_section=last)
     return table
 
 
+def _fitting(section: Section, width: int) -> list[list[str]]:
+    """The section's columns, in parts that fit beside its methods and fusions into so many characters."""
+    room = width - sum(2 + max(map(len, names)) + 1 for names in zip(*section.rows, strict=True)) - 1
+    parts: list[list[str]] = [[]]
+    left = room
+    for missing in section.columns:
+        texts = [score_text(section.cell(*row, missing)) for row in section.rows]
+        needed = 3 + max(map(len, [*texts, *missing_text(missing).split()]))
+        if parts[-1] and needed > left:
+            parts.append([])
+            left = room
+        parts[-1].append(missing)
+        left -= needed
+    return parts
+
+
 def print_results(document: dict, console: Console | None = None) -> None:
-    """All tables of a results document, to standard output unless a console is given."""
+    """All tables of a results document, to standard output unless a console is given; wide ones in several parts."""
     if console is None:
         console = Console()
         if not console.is_terminal:
             console.width = 160  # a file or a pipe has no width of its own
     for section in sections([document]):
-        console.print(results_table(section))
+        notes = section.notes() + comparisons_text(section.compared(document.get("comparisons", [])))
+        parts = _fitting(section, console.width)
+        for place, columns in enumerate(parts):
+            console.print(results_table(section, columns, notes if place + 1 == len(parts) else ()))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..data import Batch, Runs
+from ..data import Batch, Blueprint
 from ..method import FusionClassifier, Stage, complete_rows, negative_log_likelihood
 from ..networks import RunLinear, Standardise
 from ..settings import Settings
@@ -49,7 +49,7 @@ class Autoencoder1(FusionClassifier):
     )
     least_complete = 1
 
-    def __init__(self, runs: Runs, settings: Settings, fusion: str):
+    def __init__(self, runs: Blueprint, settings: Settings, fusion: str):
         super().__init__(runs, settings, fusion)
         self.imputers = nn.ModuleDict(
             {

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..data import Batch, Runs
+from ..data import Batch, Blueprint
 from ..marginal import SupportRows
 from ..method import FusionClassifier, negative_log_likelihood
 from ..networks import LabelEmbedding
@@ -32,7 +32,7 @@ class MaximalCorrelation(FusionClassifier):
 
     least_complete = 2
 
-    def __init__(self, runs: Runs, settings: Settings, fusion: str):
+    def __init__(self, runs: Blueprint, settings: Settings, fusion: str):
         super().__init__(runs, settings, fusion)
         self.correlated = LabelEmbedding(self.labels().shape[1], settings.dim, runs.generators("correlated labels"))
         self.to(runs.device)

@@ -2,14 +2,14 @@
 
 import itertools
 from collections.abc import Sequence
+from functools import cached_property
 
 from torch import Tensor
 
-from ..data import Batch, Runs
+from ..data import Batch
 from ..likelihood import log_posterior
 from ..marginal import MARGINALS, SupportRows
 from ..method import FusionClassifier, Stage, negative_log_likelihood
-from ..settings import Settings
 
 
 class MaximumLikelihood(FusionClassifier):
@@ -24,11 +24,12 @@ class MaximumLikelihood(FusionClassifier):
 
     marginalises = True
 
-    def __init__(self, runs: Runs, settings: Settings, fusion: str):
-        super().__init__(runs, settings, fusion)
-        self._marginals = {
-            m: MARGINALS[settings.marginal](runs, m, self.encoders[m])
-            for m, lacking in enumerate(runs.lacking)
+    @cached_property
+    def _marginals(self) -> dict:
+        """By modality that training lacks somewhere; made when training begins."""
+        return {
+            m: MARGINALS[self.settings.marginal](self.runs, m, self.encoders[m])
+            for m, lacking in enumerate(self.runs.lacking)
             if lacking
         }
 

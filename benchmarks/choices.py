@@ -1,0 +1,93 @@
+"""Evidence for the defaults: the marginal's estimator and the hyper-parameters, compared on validation clips.
+
+    python benchmarks/choices.py marginal STORE [STORE ...] [--missing visual:0.8,visual:0.95,audio:0.8,audio:0.95]
+    python benchmarks/choices.py settings STORE [STORE ...] [--missing visual:0.9,audio:0.9]
+
+`marginal` trains mle with each estimator; `settings` changes one hyper-parameter at a time, the same for every method.
+Tables are in Markdown: mean validation accuracy in percent of clips, over seeds (and, for `settings`, over methods).
+Test clips are not looked at. The last line is JSON.
+"""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from mlemiss.pipeline.memory import keep_freed_memory
+from mlemiss.pipeline.store import FeatureStore
+from mlemiss.trainer.experiments import run_grid
+from mlemiss.trainer.settings import MARGINALS, Settings
+
+METHODS = ("mle", "zero-padding", "lower-bound", "hgr", "ae1")
+CHANGES = {
+    "epochs": (20, 80),
+    "lr": (3e-4, 3e-3),
+    "batch_size": (128, 512),
+    "hidden": (64, 256),
+    "dim": (8, 32),
+    "weight_decay": (0.0, 1e-2),
+}
+
+
+def marginal(stores: list[FeatureStore], missing: list[str], seeds: int) -> dict:
+    """Accuracy by fusion, store and missing spec, a column an estimator."""
+    print(f"| fusion | data | missing | {' | '.join(MARGINALS)} | seconds |")
+    print("|---|---|---|" + "---|" * (len(MARGINALS) + 1))
+    found = {}
+    for fusion in ("addition", "concatenation", "outer"):
+        for store in stores:
+            options = {"methods": ["mle"], "fusions": [fusion], "missing": missing, "seeds": seeds}
+            runs = [run_grid([store], settings=Settings(marginal=m), **options)["results"] for m in MARGINALS]
+            for place, spec in enumerate(missing):
+                values = [np.array(results[place]["val_accuracy"]) for results in runs]
+                spent = "/".join(f"{results[place]['seconds']:.0f}" for results in runs)
+                cells = " | ".join(f"{v.mean():.1f} ± {v.std(ddof=1):.1f}" for v in values)
+                print(f"| {fusion} | {store.dataset} | {spec} | {cells} | {spent} |", flush=True)
+                found[f"{fusion} {store.dataset} {spec}"] = [round(float(v.mean()), 2) for v in values]
+    return found
+
+
+def settings(stores: list[FeatureStore], missing: list[str], seeds: int) -> dict:
+    """Accuracy by change, a column a store, the mean over methods and missing specs."""
+    print(f"| change | {' | '.join(store.dataset for store in stores)} | mean | worst method against the defaults |")
+    print("|---|" + "---|" * (len(stores) + 2))
+    default, found, first = Settings(), {}, None
+    for name, value in [("defaults", None), *((name, value) for name, values in CHANGES.items() for value in values)]:
+        changed = replace(default, **{name: value}) if value is not None else default
+        columns, methods = [], {}
+        for store in stores:
+            options = {"methods": METHODS, "missing": missing, "seeds": seeds}
+            results = run_grid([store], settings=changed, **options)["results"]
+            columns.append(np.mean([r["val_accuracy"] for r in results]))
+            for r in results:
+                methods.setdefault(r["method"], []).append(np.mean(r["val_accuracy"]))
+        methods = {method: float(np.mean(values)) for method, values in methods.items()}
+        first = first or methods
+        worst = min(methods, key=lambda m: methods[m] - first[m])
+        label = "defaults" if value is None else f"{name} {value:g}"
+        cells = " | ".join(f"{c:.1f}" for c in columns)
+        print(
+            f"| {label} | {cells} | {np.mean(columns):.1f} | {worst} {methods[worst] - first[worst]:+.1f} |", flush=True
+        )
+        found[label] = {"mean": round(float(np.mean(columns)), 2), "methods": methods}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("marginal", "settings"))
+    parser.add_argument("stores", nargs="+", type=Path)
+    parser.add_argument("--missing")
+    parser.add_argument("--seeds", type=int, default=5)
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    stores = [FeatureStore.open(path) for path in arguments.stores]
+    everything = {"marginal": "visual:0.8,visual:0.95,audio:0.8,audio:0.95", "settings": "visual:0.9,audio:0.9"}
+    missing = (arguments.missing or everything[arguments.what]).split(",")
+    compare = {"marginal": marginal, "settings": settings}[arguments.what]
+    print(json.dumps(compare(stores, missing, arguments.seeds)))
+
+
+if __name__ == "__main__":
+    main()

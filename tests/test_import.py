@@ -1,0 +1,377 @@
+"""Features computed elsewhere become stores like ours, and whatever is wrong with them is told before anything is."""
+
+import csv
+import json
+import pickle
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlemiss.pipeline import importing
+from mlemiss.pipeline.errors import InputError
+from mlemiss.pipeline.importing import Request, import_features, parse_maps
+from mlemiss.pipeline.store import FeatureStore, damaged_files
+
+CLIPS, SEGMENTS = 24, 3
+EMOTIONS = np.array(["sad", "happy", "angry"])
+
+
+def arrays(seed=0):
+    """Segment-level faces, voices of which clips 4 and 9 have none and 9 has no face either, words as labels."""
+    rng = np.random.default_rng(seed)
+    face, voice = rng.normal(size=(CLIPS, SEGMENTS, 5)), rng.normal(size=(CLIPS, SEGMENTS, 4)).astype(np.float32)
+    voice[[4, 9]] = np.nan
+    face[9] = np.nan
+    found = {"face": face, "voice": voice, "emotion": EMOTIONS[np.arange(CLIPS) % 3]}
+    return found | {"actor": np.arange(CLIPS) // 6, "take": np.arange(CLIPS) % 2, "id": np.arange(CLIPS)[::-1]}
+
+
+def load(path, stores=None, *, maps=("visual=face", "audio=voice"), label="emotion", **options):
+    request = Request(path, "mine", "own", parse_maps(maps), label, **options)
+    return import_features(request, stores or path.parent / "stores")
+
+
+@pytest.fixture
+def npz(tmp_path):
+    def write(**changed):
+        np.savez(tmp_path / "own.npz", **{name: v for name, v in (arrays() | changed).items() if v is not None})
+        return tmp_path / "own.npz"
+
+    return write
+
+
+def write_csv(path, rows, separator=","):
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=separator)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def rows_of(found, segments=SEGMENTS):
+    """One row a segment, as columns face_0 …, an empty field for NaN."""
+    rows = []
+    for s in range(segments):  # clips' rows need not stand together
+        for c in range(CLIPS):
+            row = {"id": f"c{c:02d}", "emotion": found["emotion"][c], "actor": found["actor"][c]}
+            for name in ("face", "voice"):
+                values = found[name][c, s]
+                row |= {f"{name}_{i}": "" if np.isnan(v) else repr(float(v)) for i, v in enumerate(values)}
+            rows.append(row)
+    return rows
+
+
+def test_arrays_become_a_store_sorted_by_clip(npz):
+    found = arrays()
+    path = load(npz(), clip="id", subject="actor", columns=("take",))
+    opened = FeatureStore.open(path)
+    assert damaged_files(path) == [] and path.name.startswith("mine-own-") and not list(path.parent.glob(".*"))
+    assert opened.classes == ("angry", "happy", "sad") and set(opened.columns) == {"subject", "take"}
+    order = np.argsort(found["id"].astype(str))
+    np.testing.assert_array_equal(opened.clip_id, found["id"].astype(str)[order])
+    np.testing.assert_array_equal(np.array(opened.classes)[opened.label], found["emotion"][order])
+    np.testing.assert_array_equal(opened.subject, found["actor"].astype(str)[order])
+    for m, name in enumerate(("face", "voice")):
+        np.testing.assert_array_equal(opened.read(opened.modalities[m]), found[name].astype(np.float16)[order])
+        np.testing.assert_array_equal(opened.present[:, m], ~np.isnan(found[name][order]).any((1, 2)))
+    at = {int(clip): i for i, clip in enumerate(opened.clip_id)}
+    failed, voiceless = at[int(found["id"][9])], at[int(found["id"][4])]
+    assert opened.status[failed] == "failed" and (opened.status == "failed").sum() == 1
+    assert opened.error[voiceless] == "audio: NaN in the imported file" and opened.status[voiceless] == "done"
+    assert opened.weights["name"] == "imported" and len(opened.weights["hash"]) == 64
+    assert opened.attrs["spec"]["visual"] == ["face"] and opened.attrs["spec"]["file"] == "own.npz"
+
+
+def test_clip_level_arrays_are_one_segment_and_ids_are_row_numbers(npz):
+    found = arrays()
+    path = load(
+        npz(face=found["face"][:, 0], voice=found["voice"][:, 0], emotion=np.arange(CLIPS) % 12), label="emotion"
+    )
+    opened = FeatureStore.open(path)
+    assert opened.read("visual").shape == (CLIPS, 1, 5) and list(opened.clip_id[:2]) == ["00", "01"]
+    assert opened.classes == tuple(map(str, range(12)))  # whole numbers in their own order
+    assert set(opened.subject) == {""}
+
+
+def test_several_arrays_are_joined(npz):
+    found = arrays()
+    path = load(npz(extra=found["face"][..., :2] + 1), maps=("visual=face", "visual=extra", "audio=voice"))
+    visual = FeatureStore.open(path).read("visual")
+    np.testing.assert_array_equal(visual[..., 5:], (found["face"][..., :2] + 1).astype(np.float16))
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_csv_rows_that_share_a_clip_are_its_segments(tmp_path, npz, separator):
+    found = arrays()
+    table = write_csv(tmp_path / "own.csv", rows_of(found), separator)
+    path = load(table, maps=("visual=face_*", "audio=voice_*"), clip="id", subject="actor")
+    opened = FeatureStore.open(path)
+    np.testing.assert_array_equal(opened.read("visual"), found["face"].astype(np.float16))
+    np.testing.assert_array_equal(opened.read("audio"), found["voice"].astype(np.float16))
+    assert opened.attrs["spec"]["visual"] == [f"face_{i}" for i in range(5)]
+    ids = np.array([f"c{i:02d}" for i in range(CLIPS)])
+    assert load(npz(id=ids), path.parent, clip="id", subject="actor") == path  # same content: the same store
+
+
+def test_parquet_columns_and_lists(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    found = arrays()
+    rows = rows_of(found)
+    plain = {name: [row[name] for row in rows] for name in ("id", "emotion", "actor")}
+    for name in rows[0].keys() - plain.keys():
+        plain[name] = [float(row[name]) if row[name] else None for row in rows]
+    parquet.write_table(pyarrow.table(plain), tmp_path / "rows.parquet")
+    lists = {name: found[name].tolist() for name in ("face", "voice")} | {"id": plain["id"][:CLIPS]}
+    lists["voice"][4] = None
+    lists |= {"emotion": found["emotion"].tolist(), "actor": found["actor"].tolist()}
+    parquet.write_table(pyarrow.table(lists), tmp_path / "lists.parquet")
+    names = {"clip": "id", "subject": "actor"}
+    maps = tuple(f"{modality}={name}_{i}" for modality, name in (("visual", "face"),) for i in range(5))
+    path = load(tmp_path / "rows.parquet", maps=(*maps, *(f"audio=voice_{i}" for i in range(4))), **names)
+    np.testing.assert_array_equal(FeatureStore.open(path).read("audio"), found["voice"].astype(np.float16))
+    assert load(tmp_path / "lists.parquet", **names) == path
+    lists["face"][0] = [[1.0]]
+    parquet.write_table(pyarrow.table(lists), tmp_path / "ragged.parquet")
+    with pytest.raises(InputError, match=r"'face' .* holds rows of different lengths"):
+        load(tmp_path / "ragged.parquet", **names)
+    (tmp_path / "no.parquet").write_bytes(b"no")
+    with pytest.raises(InputError, match="no parquet file"):
+        load(tmp_path / "no.parquet")
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "own.parquet").touch()
+    with pytest.raises(InputError, match=r"mlemiss\[parquet\]"):
+        load(tmp_path / "own.parquet")
+
+
+def ragged():
+    rows = np.empty(CLIPS, object)
+    rows[:] = [np.ones(1 + i % 2) for i in range(CLIPS)]
+    return rows
+
+
+def changed(name, place, value):
+    values = arrays()[name]
+    values[place] = value
+    return {name: values}
+
+
+def tight(offset, scale):
+    face = np.random.default_rng(1).normal(offset, scale, (CLIPS, SEGMENTS, 5))
+    face[..., :3] = 1.0  # features that never vary are no loss
+    return {"face": face}
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "why"),
+    [
+        ({}, {"maps": ("visual=faces", "audio=voice")}, r"no 'faces'.\nThere are: face, voice, emotion, actor"),
+        ({}, {"label": "mood"}, "no 'mood'"),
+        ({}, {"clip": "name"}, "no 'name'"),
+        ({}, {"maps": ("visual=face",)}, "no --map for audio"),
+        ({}, {"maps": ("visual=face", "smell=voice")}, "expected MODALITY=ARRAY"),
+        ({}, {"maps": ("visual=face", "audio=face")}, "'face' is mapped twice"),
+        ({}, {"maps": ("visual=face", "audio=voice", "audio=take"), "label": "take"}, "would tell the answer"),
+        ({"voice": ragged()}, {}, "'voice' is pickled .* never loaded"),
+        ({"emotion": np.array(["a", 1] * 12, object)}, {}, "'emotion' is pickled"),
+        ({"actor": np.arange(5)}, {"subject": "actor"}, "different lengths: face 24, voice 24, emotion 24, actor 5"),
+        ({"voice": arrays()["voice"][:-1]}, {}, "different lengths: face 24, voice 23"),
+        ({"voice": arrays()["voice"][:, :2]}, {}, "segments a clip differ: visual 3, audio 2"),
+        ({"voice": np.ones(CLIPS)}, {}, r"'voice' has shape \[24\], expected \[clip, feature\]"),
+        ({"voice": np.ones((CLIPS, 1, 1, 1))}, {}, r"'voice' has shape \[24, 1, 1, 1\]"),
+        ({"voice": np.ones((CLIPS, 0))}, {}, r"'voice' has shape \[24, 0\]"),
+        ({"voice": np.full((CLIPS, 2), "a")}, {}, "expected numbers in 'voice'"),
+        ({"emotion": np.ones((CLIPS, 2))}, {}, r"'emotion' has shape \[24, 2\]"),
+        ({"emotion": np.linspace(0, 1, CLIPS)}, {}, "no words or whole numbers"),
+        ({"emotion": np.full(CLIPS, "sad")}, {}, "all 24 clips have the label 'sad'"),
+        (changed("emotion", 3, ""), {}, "clip '03' has an empty label"),
+        ({"id": np.zeros(CLIPS, int)}, {"clip": "id"}, "clip id '0' stands 24 times"),
+        ({"id": np.full(CLIPS, "")}, {"clip": "id"}, "empty clip id"),
+        (changed("voice", (2, 1, 3), np.nan), {}, r"clip '02', segment 1: audio feature voice\[3\] is nan"),
+        (changed("voice", (2, 1), np.nan), {}, r"clip '02', segment 1: audio feature voice\[0\] is nan"),
+        (changed("face", (6, 0, 4), np.inf), {}, r"clip '06', segment 0: visual feature face\[4\] is inf"),
+        ({"voice": np.full((CLIPS, SEGMENTS, 4), np.nan)}, {}, "no clip has any audio"),
+        (
+            changed("face", (6, 0, 4), 1e6),
+            {},
+            r"1 visual features have values beyond .* first face\[4\] \(up to 1e\+06",
+        ),
+        (tight(1000, 0.1), {}, r"2 visual features vary too little .* first face\[3\] [\s\S]*Centre and scale"),
+        (tight(0, 1e-9), {}, "vary too little"),
+        ({}, {"columns": ("label",)}, "'label' cannot be kept"),
+    ],
+)
+def test_bad_arrays_are_told_and_leave_nothing_behind(npz, change, options, why):
+    path = npz(**change)
+    with pytest.raises(InputError, match=why):
+        load(path, **options)
+    assert [p.name for p in path.parent.iterdir()] == ["own.npz"]
+
+
+def test_a_constant_feature_and_one_just_wide_enough_pass(npz):
+    load(npz(**tight(10, 1)))
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (pickle.dumps({"face": 1}), "no .npz of plain arrays"),
+        (b"PK\x03\x04 cut short", "no .npz of plain arrays"),
+        (b"", "no .npz of plain arrays"),
+    ],
+)
+def test_what_is_no_npz(tmp_path, content, why):
+    (tmp_path / "own.npz").write_bytes(content)
+    with pytest.raises(InputError, match=why):
+        load(tmp_path / "own.npz")
+
+
+def test_files_that_cannot_be(tmp_path):
+    for name, why in (("own.mat", "expected a file that ends in"), ("own.npz", "no file")):
+        with pytest.raises(InputError, match=why):
+            load(tmp_path / name)
+    np.save(tmp_path / "bare.npy", np.ones(3))
+    (tmp_path / "bare.npy").rename(tmp_path / "bare.npz")
+    with pytest.raises(InputError, match="one bare array"):
+        load(tmp_path / "bare.npz")
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda rows: rows[5].update(face_2="high"), "line 7, column 'face_2': expected a number, found 'high'"),
+        (lambda rows: rows[5].update(face_2=""), r"clip 'c05', segment 0: visual feature face_2 is nan"),
+        (lambda rows: rows.pop(), "'c23' has 2 rows and 'c00' has 3: .* every clip needs as many"),
+        (lambda rows: rows[30].update(emotion="calm"), "'emotion' differs between the segments of clip 'c06'"),
+        (lambda rows: rows[30].update(id=" "), "empty clip id"),
+    ],
+)
+def test_bad_rows_of_a_csv(tmp_path, change, why):
+    rows = rows_of(arrays())
+    change(rows)
+    with pytest.raises(InputError, match=why):
+        load(write_csv(tmp_path / "own.csv", rows), maps=("visual=face_*", "audio=voice_*"), clip="id")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "no 'emotion'"),
+        ("emotion,face_0,voice_0\n", "holds no clips"),
+        ("emotion,face_0,face_0,voice_0\n", "column 'face_0' stands twice"),
+        ("emotion,face_0,voice_0\nsad,1\n", "line 2: expected 3 fields, found 2"),
+        ('emotion,face_0,voice_0\n"sad,1,1', "unexpected end of data"),
+    ],
+)
+def test_bad_csv(tmp_path, text, why):
+    (tmp_path / "own.csv").write_text(text)
+    with pytest.raises(InputError, match=why):
+        load(tmp_path / "own.csv", maps=("visual=face_*", "audio=voice_*"))
+
+
+def test_a_finished_store_is_left_alone_and_an_error_while_building_leaves_nothing(npz, monkeypatch, capsys):
+    path = npz()
+    stores = path.parent / "deep" / "stores"
+
+    def full(*_):
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(importing.store, "publish", full)
+        with pytest.raises(OSError, match="no space"):
+            load(path, stores)
+    assert not (path.parent / "deep").exists()
+    made = load(path, stores)
+    before = {p: p.stat().st_mtime_ns for p in made.rglob("*")}
+    assert load(path, stores) == made and "nothing to do" in capsys.readouterr().err
+    assert {p: p.stat().st_mtime_ns for p in made.rglob("*")} == before
+    assert load(npz(**changed("face", (0, 0, 0), 0.5)), stores) != made
+    (made / "COMPLETE.json").unlink()
+    with pytest.raises(InputError, match="incomplete"):
+        load(npz(), stores)
+
+
+def test_an_imported_store_trains_as_any_other(npz, mlemiss):
+    rng, label = np.random.default_rng(0), np.arange(90) % 3
+    path = npz(
+        face=rng.normal(label[:, None], 0.3, (90, 4)),
+        voice=rng.normal(-label[:, None], 0.3, (90, 3)),
+        emotion=label,
+        actor=np.arange(90) // 9,
+        take=None,
+        id=None,
+    )
+    options = ["--map", "visual=face,audio=voice", "--label", "emotion", "--subject", "actor"]
+    made = mlemiss("store", "import", path, "--dataset", "mine", "--features", "votes", *options)
+    assert made.returncode == 0 and "90 clips of 1 segment(s), 3 classes, 4 visual, 3 audio" in made.stderr
+    assert made.stdout.startswith("stores/mine-votes-") and made.stdout.count("\n") == 1
+    trained = mlemiss(
+        "train", "--features", "votes", "--missing", "audio:0.5", "--split", "subject", "--seeds", 1, "--epochs", 12,
+        "--lr", 0.02, "--json",
+    )  # fmt: skip
+    (result,) = json.loads(trained.stdout)["results"]
+    assert result["weights"] == "imported" and result["mean"] > 90
+    bad = mlemiss("store", "import", path, "--dataset", "a/b", "--features", "votes", *options)
+    assert bad.returncode == 2 and "--dataset 'a/b'" in bad.stderr and "Traceback" not in bad.stderr
+
+
+def openface_and_opensmile(folder, actors=5):
+    """Made-up files as the two tools write them: a row a frame with spaces in the header, a row a clip."""
+    rng = np.random.default_rng(0)
+    (folder / "openface").mkdir()
+    voices = ["file,start,end,F0_mean,jitter"]
+    for actor in range(actors):
+        for emotion in ("happy", "sad"):
+            clip = f"{actor}_{emotion}_1"
+            frames = [
+                f"{i}, 0, 0.98, {int(actor != 3)}, {a:.2f}, {b:.2f}, 1" for i, (a, b) in enumerate(rng.random((25, 2)))
+            ]
+            head = "frame, face_id, confidence, success, AU01_r, AU02_r, AU01_c"
+            (folder / "openface" / f"{clip}.csv").write_text("\n".join([head, *frames]))
+            voices.append(f"clips/{clip}.wav,0 days,0 days 00:00:03,{rng.random()},{rng.random()}")
+    (folder / "opensmile.csv").write_text("\n".join(voices))
+
+
+def test_the_documents_examples_run(tmp_path, monkeypatch, mlemiss):
+    text = (Path(__file__).parent.parent / "docs" / "own-features.md").read_text(encoding="utf-8")
+    text = text[text.index("## From other tools") : text.index("## Splits and masks")]
+    openface_and_opensmile(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for language, block in re.findall(r"```(\w+)\n(.*?)```", text, flags=re.S):
+        if language == "python":
+            exec(block, {})
+        else:
+            result = mlemiss(*shlex.split(block)[1:])
+            assert result.returncode == 0, result.stderr
+    own, speech = (FeatureStore.open(p) for p in sorted((tmp_path / "stores").glob("*.zarr")))
+    assert own.read("visual").shape == (10, 10, 2) and own.read("audio").shape == (10, 10, 2)
+    assert list(own.present[:, 0]) == [subject != "3" for subject in own.subject]  # no frame of actor 3 had a face
+    assert speech.read("audio").shape == (20, 1, 768) and list(np.flatnonzero(~speech.present[:, 1])) == [1]
+
+
+def test_the_documents_commands_on_crema_d(shared_data, tmp_path, mlemiss):
+    path = shared_data / "crema_d_votes" / "crema_votes_two_modality.npz"
+    if not path.is_file():
+        pytest.skip("no votes of CREMA-D there")
+    (tmp_path / path.name).symlink_to(path)
+    text = (Path(__file__).parent.parent / "docs" / "own-features.md").read_text(encoding="utf-8")
+    commands = [
+        line for line in text.splitlines() if line.startswith("mlemiss ") and (path.name in line or "crema_d" in line)
+    ]
+    assert len(commands) == 4
+    for command in commands:
+        words = shlex.split(command.replace("mle,zero-padding,lower-bound", "mle"))
+        words = [found for word in words for found in sorted(map(str, tmp_path.glob(word))) or [word]]
+        result = mlemiss(*words[1:], *(["--seeds", 1, "--epochs", 1] if words[1] == "train" else []))
+        assert result.returncode == 0, f"{command}\n{result.stderr}"
+    (made,) = (tmp_path / "stores").glob("*.zarr")
+    opened = FeatureStore.open(made)
+    assert len(opened.clip_id) == 7442 and opened.classes == tuple("012345") and len(set(opened.subject)) == 91
+    assert opened.present.all() and opened.read("visual").max() == 12

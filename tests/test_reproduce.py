@@ -1,0 +1,323 @@
+"""The paper's exhibits as grids: what is finished is kept, an interrupted one goes on, ours stand beside theirs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from mlemiss.pipeline.datasets import expected_clips
+from mlemiss.pipeline.errors import InputError
+from mlemiss.pipeline.store import FeatureStore
+from mlemiss.trainer import kept, paper
+from mlemiss.trainer.cells import plan_grid
+from mlemiss.trainer.experiments import describe
+from mlemiss.trainer.reproduce import EXHIBITS, choose_stores, find_exhibit, ran_on, reproduce, within_budget
+from mlemiss.trainer.settings import Settings
+
+from .feature_stores import QUICK, grid, predictions, write_store
+
+torch.set_num_threads(1)  # small networks
+TINY = ["--seeds", "2", "--hidden", "8", "--dim", "4", "--batch-size", "64", "--device", "cpu"]
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+TABLE2 = EXHIBITS["table2"]
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stores")
+    for features in ("vgg16", "resnet50"):
+        write_store(folder, dataset="ravdess", features=features)
+    return folder
+
+
+# Finished cells are kept.
+
+
+def trained_cells(stores, out, **options):
+    """Names of what a resumed grid trained, and its document."""
+    seen = []
+    document = grid(stores, out, resume=True, progress=lambda now: seen.append(now), **options)
+    assert not seen or seen[-1].done == seen[-1].total  # only what was left is counted
+    return {now.what.split()[0] for now in seen}, document
+
+
+def test_finished_cells_are_taken_over_in_plan_order(tmp_path):
+    store = write_store(tmp_path)
+    out, options = tmp_path / "run", {"missing": ["audio:0.5", "visual:0.5"], "seeds": 2}
+    first, one = trained_cells([store], out, methods=["mle"], **options)
+    assert first == {"mle"}
+    second, both = trained_cells([store], out, methods=["zp", "mle"], **options)
+    assert second == {"zero-padding"}
+    assert [r["method"] for r in both["results"]] == ["zero-padding"] * 2 + ["mle"] * 2
+    assert both["results"][2:] == one["results"]
+    assert json.loads((out / "results.json").read_text()) == both
+    assert both["comparisons"]  # over old and new cells
+    third, again = trained_cells([store], out, methods=["zp", "mle"], **options)
+    assert third == set() and again["results"] == both["results"]
+
+
+def test_cells_of_other_plans_are_neither_shown_nor_lost(tmp_path):
+    store = write_store(tmp_path)
+    out = tmp_path / "run"
+    grid([store], out, resume=True, methods=["mle", "zp"], seeds=2)
+    _, less = trained_cells([store], out, methods=["zp"], seeds=2)
+    assert [r["method"] for r in less["results"]] == ["zero-padding"]
+    trained, all_again = trained_cells([store], out, methods=["mle", "zp"], seeds=2)
+    assert trained == set() and len(all_again["results"]) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seeds": 1},
+        {"settings": Settings(epochs=2, batch_size=32, lr=1e-2, hidden=16, dim=6)},
+        {"missing_test": "audio:0.5"},
+        {"split": "subject"},
+        {"fusions": ["outer"]},
+        {"missing": ["audio:0.8"]},
+    ],
+)
+def test_whatever_differs_is_trained_anew(tmp_path, change):
+    store = write_store(tmp_path)
+    options = {"methods": ["zp" if "fusions" not in change else "mle"], "seeds": 2}
+    trained_cells([store], tmp_path / "run", **options)
+    trained, document = trained_cells([store], tmp_path / "run", **(options | change))
+    assert trained and len(document["results"]) == 1
+
+
+@pytest.mark.parametrize("loss", ["predictions gone", "predictions cut short", "another version"])
+def test_cells_that_cannot_be_vouched_for_are_trained_anew(tmp_path, loss):
+    store, out = write_store(tmp_path), tmp_path / "run"
+    _, document = trained_cells([store], out, seeds=2)
+    path = out / document["results"][0]["predictions"]
+    if loss == "predictions gone":
+        path.unlink()
+    elif loss == "predictions cut short":
+        path.write_bytes(path.read_bytes()[:100])
+    else:
+        document["results"][0]["versions"]["torch"] = "0.1"
+        kept.write_document(out / "results.json", document)
+    trained, again = trained_cells([store], out, seeds=2)
+    assert trained == {"mle"} and np.isfinite(predictions(again, out, method="mle")[0]).any()
+
+
+def test_a_results_file_that_cannot_be_read_is_told_and_left(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "results.json").write_text('{"results": [1')
+    with pytest.raises(InputError, match=r"results\.json cannot be read"):
+        grid([write_store(tmp_path)], tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "results.json").read_text() == '{"results": [1'
+
+
+def test_two_splits_share_one_document(tmp_path):
+    document = grid([write_store(tmp_path)], tmp_path / "run", split=["clip", "subject"], seeds=1)
+    assert [r["split"] for r in document["results"]] == ["clip", "subject"]
+    assert len({r["predictions"] for r in document["results"]}) == 2
+
+
+# Table 2 and Figure 6.
+
+
+def test_table2_is_the_papers():
+    assert len(paper.TABLE2) == 9 and len(paper.TABLE1) == 11
+    assert {len(row) for row in (*paper.TABLE2.values(), *paper.TABLE1.values())} == {6}
+    assert paper.table2_value("resnet50", "mle", "visual:0.5") == 84.05
+    assert paper.table2_value("vgg16", "ae2", "audio:0.9") == 66.59
+    assert paper.table2_value("resnet34", "ae1", "visual:0.9") == 47.17
+    assert paper.table2_value("resnet18", "ae1", "visual:0.9") is None
+    assert paper.TABLE1["mle", "outer"][-1] == 80.31 and paper.TABLE1["hgr", "addition"][1] == 59.69
+
+
+def start(folder, *arguments):
+    """The command in a process of its own that can be killed."""
+    command = [sys.executable, "-m", "mlemiss.cli", *map(str, arguments)]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command, cwd=folder, env=os.environ | ONE_THREAD, **quiet)
+
+
+def test_an_interrupted_run_goes_on_and_ends_the_same(stores, tmp_path, mlemiss):
+    """Killed once the first group has been written; then run again, beside an undisturbed run."""
+    options = ["reproduce", "figure6", "--stores", stores, "--epochs", 40, "--split", "clip", *TINY]
+    results = tmp_path / "cut" / "results.json"
+    process = start(tmp_path, *options, "--out", "cut")
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if results.exists() and json.loads(results.read_text())["results"]:
+            os.kill(process.pid, signal.SIGKILL)
+            break
+        time.sleep(0.005)
+    process.wait(timeout=60)
+    before = json.loads(results.read_text())["results"]
+    assert process.returncode == -signal.SIGKILL and 0 < len(before) < 6
+    again = mlemiss(*options, "--out", "cut", **ONE_THREAD)
+    assert again.returncode == 0 and f"{len(before)} of 6 cells are finished and kept" in again.stderr
+    settings = Settings(epochs=40, hidden=8, dim=4, batch_size=64)
+    both, _ = choose_stores(TABLE2, stores, None, None)
+    options = {"fusions": ["addition"], "splits": ["clip"], "seeds": 2, "settings": settings, "device": "cpu"}
+    reproduce(EXHIBITS["figure6"], both, tmp_path / "whole", **options)
+    cut, whole = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("cut", "whole"))
+    assert [r for r in cut["results"] if r in before] == before
+    for one, other in zip(cut["results"], whole["results"], strict=True):
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+        values = [np.load(tmp_path / name / one["predictions"])["probabilities"] for name in ("cut", "whole")]
+        np.testing.assert_array_equal(*values)
+    tables = [json.loads((tmp_path / name / "figure6.json").read_text())["cells"] for name in ("cut", "whole")]
+    assert [c["mean"] for c in tables[0]] == [c["mean"] for c in tables[1]]
+    assert cut["comparisons"] == whole["comparisons"]
+
+
+def test_ours_stand_beside_the_papers(stores, tmp_path):
+    options = {"fusions": ["addition"], "splits": ["clip", "subject"], "seeds": 2, "device": "cpu"}
+    both, _ = choose_stores(TABLE2, stores, None, ["vgg16"])
+    out, settings = tmp_path / "table2", Settings(epochs=1, hidden=8, dim=4, batch_size=64)
+    document = reproduce(TABLE2, both, out, settings=settings, **options)
+    assert json.loads((out / "table2.json").read_text()) == document
+    cells = document["cells"]
+    assert len(cells) == 2 * 3 * 6 and {c["split"] for c in cells} == {"clip", "subject"}
+    raw = json.loads((out / "results.json").read_text())["results"]
+    for cell, found in zip(cells, raw, strict=True):
+        row = paper.TABLE2["vgg16", cell["method"]]
+        assert cell["paper"] == row[paper.TABLE2_COLUMNS.index(cell["missing"])]
+        assert cell["mean"] == found["mean"]
+        assert cell["difference"] == pytest.approx(cell["mean"] - cell["paper"], abs=0.01)
+        assert cell["total_epochs"] == (1 if cell["method"] == "mle" else 2) and cell["classifier_epochs"] == 1
+        assert cell["seconds_a_run"] > 0
+    text = (out / "table2.md").read_text()
+    assert "CLIPS THAT ARE NOT IN IT" in text and "RANDOM weights" in text and "the paper splits by clip" in text
+    shown = [line for line in text.splitlines() if line.startswith("| vgg16 | mle | ")]
+    first = next(c for c in cells if (c["method"], c["missing"], c["split"]) == ("mle", "visual:0.5", "clip"))
+    assert f"{first['mean']:.1f} ± {first['std']:.1f} (78.84, {first['difference']:+.1f})" in shown[0]
+    assert (out / "report.html").stat().st_size > 10_000
+
+
+def test_figure6_as_a_user(stores, tmp_path, mlemiss):
+    options = ["--stores", stores, "--epochs", 3, "--split", "clip", *TINY]
+    result = mlemiss("reproduce", "figure6", *options, **ONE_THREAD)
+    assert result.returncode == 0, result.stderr
+    assert "runs of 6 cells to train: about" in result.stderr
+    assert "mlemiss preprocess --dataset ravdess --features resnet34" in result.stderr
+    document = json.loads((tmp_path / "runs" / "figure6" / "figure6.json").read_text())
+    assert any("resnet34" in line for line in document["left_out"])
+    for cell in document["cells"]:
+        curve = cell["curve"]
+        assert cell["missing"] == "audio:0.5" and curve["epoch"] == [1, 2, 3] and len(curve["mean"]) == 3
+        assert curve["total_epoch"] == ([1, 2, 3] if cell["method"] == "mle" else [4, 5, 6])
+    assert "after epochs of the classifier" in result.stdout and "Left out: resnet34" in result.stdout
+    again = mlemiss("reproduce", "figure6", *options, "--json", **ONE_THREAD)
+    assert "6 of 6 cells are finished and kept" in again.stderr
+    assert json.loads(again.stdout)["cells"] == document["cells"]
+
+
+def test_other_features_and_a_new_plan_in_the_same_folder(stores, tmp_path):
+    toy = write_store(tmp_path / "stores", features="toy")
+    options = {"fusions": ["addition"], "splits": ["clip"], "seeds": 1, "settings": QUICK, "device": "cpu"}
+    found = reproduce(EXHIBITS["figure6"], [toy], tmp_path / "f", **options)
+    assert {(c["features"], c["paper"], c["difference"]) for c in found["cells"]} == {("toy", None, None)}
+    more = reproduce(EXHIBITS["figure6"], [toy], tmp_path / "f", **(options | {"fusions": ["addition", "outer"]}))
+    assert len(more["cells"]) == 6 and more["cells"][0] == found["cells"][0]
+    with pytest.raises(InputError, match=r"holds the results of another run \(figure6\)"):
+        reproduce(TABLE2, [toy], tmp_path / "f", **options)
+
+
+class Described:
+    """What `ran_on` reads of a store."""
+
+    def __init__(self, dataset, clip_id, weights="imagenet", synthetic=False):
+        self.dataset, self.clip_id, self.synthetic = dataset, np.array(clip_id), synthetic
+        self.status = np.full(len(clip_id), "done")
+        self.features, self.fingerprint, self.weights = "vgg16", "0", {"name": weights}
+
+
+def test_what_it_ran_on_is_said_loudly():
+    every = expected_clips("ravdess")
+    assert len(every) == 1152
+    whole = ran_on(TABLE2, Described("ravdess", every))
+    assert "ravdess, all 1152 clips; imagenet weights" in whole and whole.upper() != whole
+    assert "SUBSET of ravdess: 100 of its 1152 clips;" in ran_on(TABLE2, Described("ravdess", every[:100]))
+    made = ran_on(TABLE2, Described("ravdess", every, "random", synthetic=True))
+    assert "SYNTHETIC CLIPS" in made and "RANDOM weights, never trained" in made
+    assert "ANOTHER DATA SET" in ran_on(TABLE2, Described("crema", ["a", "b"]))
+
+
+def test_which_stores_are_taken(stores, tmp_path):
+    chosen, absent = choose_stores(TABLE2, stores, None, None)
+    assert [s.features for s in chosen] == ["vgg16", "resnet50"] and len(absent) == 1
+    with pytest.raises(InputError, match=r"(?s)no finished store of resnet34.*mlemiss preprocess --dataset ravdess"):
+        choose_stores(TABLE2, stores, None, ["resnet34"])
+    with pytest.raises(InputError, match=r"(?s)needs at least one.*mlemiss preprocess --dataset ravdess"):
+        choose_stores(TABLE2, tmp_path / "nowhere", None, None)
+    for dataset in ("ravdess", "other"):
+        write_store(tmp_path, dataset=dataset, features="vgg16")
+    chosen, _ = choose_stores(TABLE2, tmp_path, None, None)
+    assert [s.dataset for s in chosen] == ["ravdess"]  # the exhibit's own, where it is there
+
+
+# A budget.
+
+
+def budgeted(stores, hours, finished=lambda cell: False, seeds=5):
+    both = [FeatureStore.open(path) for path in sorted(stores.glob("*.zarr"), reverse=True)]  # vgg16 first
+    plan = plan_grid(both, methods=TABLE2.methods, missing=["audio:0.5"], seeds=seeds, split=["clip", "subject"])
+    seconds = dict.fromkeys(plan.cells, 500.0)  # 12 cells, 100 s a run: 6000 s in all
+    chosen, gone, cost = within_budget(plan.cells, seconds, finished, hours * 3600)
+    assert cost <= hours * 3600
+    return [(c.clips.store.features, c.split, c.method, len(c.runs)) for c in chosen], gone
+
+
+def test_a_budget_takes_seeds_then_rows(stores):
+    everything, gone = budgeted(stores, 6001 / 3600)
+    assert len(everything) == 12 and {n for *_, n in everything} == {5} and gone == []
+    fewer, gone = budgeted(stores, 4000 / 3600)
+    assert (
+        len(fewer) == 12
+        and {n for *_, n in fewer} == {3}
+        and gone == ["2 of 5 seeds of every cell not finished before"]
+    )
+    rows, gone = budgeted(stores, 1900 / 3600)  # 200 s a cell with two seeds, 600 s a row of three methods
+    assert {(f, s) for f, s, *_ in rows} == {("vgg16", "clip"), ("resnet50", "clip"), ("vgg16", "subject")}
+    assert {n for *_, n in rows} == {2} and "all of resnet50 by subject" in gone
+    least, _ = budgeted(stores, 400 / 3600)
+    assert least == [("vgg16", "clip", method, 1) for method in TABLE2.methods]
+    with pytest.raises(InputError, match=r"(?s)budget of 60 s is not enough for one row.*about 5 min"):
+        budgeted(stores, 60 / 3600)
+
+
+def test_what_is_finished_costs_a_budget_nothing(stores):
+    rows, _ = budgeted(stores, 400 / 3600, finished=lambda c: c.split == "subject" and len(c.runs) == 5)
+    assert [n for _, split, _, n in rows if split == "subject"] == [5] * 6
+    assert [n for _, split, _, n in rows if split == "clip"] == [1] * 3
+
+
+def test_identity_is_known_before_training(stores, tmp_path):
+    store = FeatureStore.open(next(stores.glob("*.zarr")))
+    plan = plan_grid([store], methods=["zp"], seeds=[2, 0])
+    document = grid([store], tmp_path, methods=["zp"], seeds=[2, 0])
+    assert kept.identity(describe(plan.cells[0], QUICK)) == kept.identity(document["results"][0])
+
+
+# Wrong use.
+
+
+@pytest.mark.parametrize("name", ["table1", "figure4", "figure5"])
+def test_what_takes_end_to_end_training_is_known_but_not_available(name):
+    with pytest.raises(InputError, match=rf"(?s){name} is not available yet.*Available are table2, figure6"):
+        find_exhibit(name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["table3"], "unknown exhibit 'table3'"),
+        (["table2", "--budget", "0", "--epochs", "1"], "budget of 0.0 hours"),
+        (["table2", "--store", "x", "--features", "y"], "exclude each other"),
+    ],
+)
+def test_wrong_use_is_told(arguments, why, stores, mlemiss):
+    result = mlemiss("reproduce", *arguments, "--stores", stores)
+    assert result.returncode == 2 and why in result.stderr and "Traceback" not in result.stderr
+    assert result.stdout == ""

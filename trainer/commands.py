@@ -1,0 +1,114 @@
+"""The verbs `reproduce` and `predict`. Whatever is heavy is imported inside the command."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..pipeline.console import DONE, JsonOption, StoresOption, comma_list, print_json
+from ..pipeline.errors import InputError
+from ..pipeline.progress import say
+
+
+def reproduce(
+    exhibit: Annotated[str, typer.Argument(metavar="table2|figure6", help="What of the paper to reproduce.")],
+    features: Annotated[
+        list[str] | None,
+        typer.Option(help="Only these features, repeated or a list (default: what is there of three)."),
+    ] = None,
+    fusion: Annotated[list[str] | None, typer.Option(help="Fusions, repeated or a list (default: addition).")] = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="clip or a column, repeated or a list (default: clip,subject).")
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="Which dataset's stores (default: ravdess).")] = None,
+    seeds: Annotated[int, typer.Option(help="Runs of each cell, with seeds from 0.")] = 5,
+    budget: Annotated[
+        float | None, typer.Option(help="Hours: fewer seeds, then fewer rows, as an estimate has it.")
+    ] = None,
+    marginal: Annotated[str | None, typer.Option(help="Support of the marginal in training.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of every classifier.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Segments a batch.")] = None,
+    hidden: Annotated[int | None, typer.Option(help="Units of an encoder's hidden layer.")] = None,
+    dim: Annotated[int | None, typer.Option(help="k, the embedding's width.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Weight decay.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    stores: StoresOption = Path("stores"),
+    store: Annotated[list[Path] | None, typer.Option(help="This very store, instead of looking for one.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to work in and go on in (default: runs/EXHIBIT).")] = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Run one of the paper's tables or figures and set our numbers beside the paper's; run again, it goes on."""
+    from ..pipeline.store import FeatureStore
+    from . import reproduce as job
+    from . import side_by_side
+    from .settings import Settings
+
+    given = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "hidden": hidden, "dim": dim}
+    given |= {"weight_decay": weight_decay, "marginal": marginal}
+    settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    wanted = job.find_exhibit(exhibit)
+    if budget is not None and not budget > 0:
+        raise InputError(f"a budget of {budget} hours is out of range: expected more than 0.")
+    if store and features:
+        raise InputError("--store and --features exclude each other: a store has its features.\nGive one of them.")
+    named = comma_list(features) if features else None
+    opened, absent = list(map(FeatureStore.open, store or [])), []
+    if not opened:
+        opened, absent = job.choose_stores(wanted, stores, dataset, named)
+    out = out or Path("runs") / wanted.name
+    compared = job.reproduce(
+        wanted,
+        opened,
+        out,
+        fusions=comma_list(fusion or ["addition"]),
+        splits=comma_list(split or ["clip", "subject"]),
+        seeds=seeds,
+        settings=settings,
+        device=device,
+        absent=absent,
+        budget=budget,
+    )
+    if as_json:
+        print_json(compared)
+    else:
+        side_by_side.print_tables(compared)
+    say(f"table:   {out / wanted.name}.md (and .json)\nreport:  {out / 'report.html'}")
+    return DONE
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a `train --save-weights`.")],
+    store: Annotated[Path, typer.Option(help="Store of features whose clips are predicted.")],
+    method: Annotated[str | None, typer.Option(help="Where the run has several cells: the method.")] = None,
+    fusion: Annotated[str | None, typer.Option(help="The fusion.")] = None,
+    missing: Annotated[str | None, typer.Option(help="What its training lacked.")] = None,
+    cell: Annotated[str | None, typer.Option(help="A part of the weights file's name.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.csv", help="File to write (default: print).")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> int:
+    """Apply trained weights: each clip's label, predicted class and probabilities, the mean over the seeds."""
+    import sys
+
+    from ..pipeline.masks import parse_missing
+    from ..pipeline.store import FeatureStore
+    from . import methods
+    from . import predict as job
+    from .experiments import choose_device
+
+    wanted = {"method": methods.resolve(method) if method else None, "fusion": fusion, "cell": cell}
+    wanted["missing"] = parse_missing(missing).name if missing else None
+    where, opened = choose_device(device), FeatureStore.open(store)
+    path, header = job.choose(run, opened.features, **wanted)
+    if out is not None and out.is_dir():
+        raise InputError(f"{out} is a folder: expected a file to write, such as {out / 'predictions.csv'}.")
+    say(f"{header['method']} {header['fusion']}, missing {header['missing']}, {len(header['seeds'])} seeds")
+    predictions = job.predict(path, header, opened, where)
+    if (opened.dataset, opened.fingerprint) == (header["dataset"], header["store"]):
+        say("note: these weights were trained on clips of this very store; no accuracy on them is a test result")
+    with out.open("w", encoding="utf-8", newline="") if out else nullcontext(sys.stdout) as file:
+        job.write_csv(predictions, file)
+    failed = len(opened.clip_id) - len(predictions.clip_id)
+    say(f"{len(predictions.clip_id)} clips predicted, {failed} failed ones left out" + (f": {out}" if out else ""))
+    return DONE
