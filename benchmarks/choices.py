@@ -1,6 +1,6 @@
 """Evidence for the defaults: the marginal's estimator and the hyper-parameters, compared on validation clips.
 
-    python benchmarks/choices.py marginal STORE [STORE ...] [--missing visual:0.8,visual:0.95,audio:0.8,audio:0.95]
+    python benchmarks/choices.py marginal STORE [STORE ...] [--missing visual:0.8,visual:0.95,…] [--fusions addition,…]
     python benchmarks/choices.py settings STORE [STORE ...] [--missing visual:0.9,audio:0.9]
 
 `marginal` trains mle with each estimator; `settings` changes one hyper-parameter at a time, the same for every method.
@@ -30,12 +30,12 @@ CHANGES = {
 }
 
 
-def marginal(stores: list[FeatureStore], missing: list[str], seeds: int) -> dict:
+def marginal(stores: list[FeatureStore], missing: list[str], fusions: list[str], seeds: int) -> dict:
     """Accuracy by fusion, store and missing spec, a column an estimator."""
     print(f"| fusion | data | missing | {' | '.join(MARGINALS)} | seconds |")
     print("|---|---|---|" + "---|" * (len(MARGINALS) + 1))
     found = {}
-    for fusion in ("addition", "concatenation", "outer"):
+    for fusion in fusions:
         for store in stores:
             options = {"methods": ["mle"], "fusions": [fusion], "missing": missing, "seeds": seeds}
             runs = [run_grid([store], settings=Settings(marginal=m), **options)["results"] for m in MARGINALS]
@@ -48,7 +48,7 @@ def marginal(stores: list[FeatureStore], missing: list[str], seeds: int) -> dict
     return found
 
 
-def settings(stores: list[FeatureStore], missing: list[str], seeds: int) -> dict:
+def settings(stores: list[FeatureStore], missing: list[str], fusions: list[str], seeds: int) -> dict:
     """Accuracy by change, a column a store, the mean over methods and missing specs."""
     print(f"| change | {' | '.join(store.dataset for store in stores)} | mean | worst method against the defaults |")
     print("|---|" + "---|" * (len(stores) + 2))
@@ -57,7 +57,7 @@ def settings(stores: list[FeatureStore], missing: list[str], seeds: int) -> dict
         changed = replace(default, **{name: value}) if value is not None else default
         columns, methods = [], {}
         for store in stores:
-            options = {"methods": METHODS, "missing": missing, "seeds": seeds}
+            options = {"methods": METHODS, "fusions": fusions, "missing": missing, "seeds": seeds}
             results = run_grid([store], settings=changed, **options)["results"]
             columns.append(np.mean([r["val_accuracy"] for r in results]))
             for r in results:
@@ -79,14 +79,17 @@ def main() -> None:
     parser.add_argument("what", choices=("marginal", "settings"))
     parser.add_argument("stores", nargs="+", type=Path)
     parser.add_argument("--missing")
+    parser.add_argument("--fusions")
     parser.add_argument("--seeds", type=int, default=5)
     arguments = parser.parse_args()
     keep_freed_memory()
     stores = [FeatureStore.open(path) for path in arguments.stores]
-    everything = {"marginal": "visual:0.8,visual:0.95,audio:0.8,audio:0.95", "settings": "visual:0.9,audio:0.9"}
-    missing = (arguments.missing or everything[arguments.what]).split(",")
-    compare = {"marginal": marginal, "settings": settings}[arguments.what]
-    print(json.dumps(compare(stores, missing, arguments.seeds)))
+    compare, missing, fusions = {
+        "marginal": (marginal, "visual:0.8,visual:0.95,audio:0.8,audio:0.95", "addition,concatenation,outer"),
+        "settings": (settings, "visual:0.9,audio:0.9", "addition"),
+    }[arguments.what]
+    missing, fusions = (arguments.missing or missing).split(","), (arguments.fusions or fusions).split(",")
+    print(json.dumps(compare(stores, missing, fusions, arguments.seeds)))
 
 
 if __name__ == "__main__":

@@ -309,10 +309,14 @@ def test_what_takes_end_to_end_training_is_known_but_not_available(name):
         find_exhibit(name)
 
 
+def test_an_unknown_exhibit_is_told():
+    with pytest.raises(InputError, match=r"unknown exhibit 'table3': expected table2, figure6"):
+        find_exhibit("table3")
+
+
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (["table3"], "unknown exhibit 'table3'"),
         (["table2", "--budget", "0", "--epochs", "1"], "budget of 0.0 hours"),
         (["table2", "--store", "x", "--features", "y"], "exclude each other"),
     ],
