@@ -1,8 +1,10 @@
 """Clips for the tests: synthetic ones made once a session, real ones where MLEMISS_SHARED_DATA says they are."""
 
+import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -29,14 +31,61 @@ def synthetic_ravdess(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.fixture
-def mlemiss(tmp_path):
-    """Run the installed command as a user does: mlemiss("list", "datasets") -> CompletedProcess of text."""
+# Forks a process for each command from one that has imported what is slow to import, as most commands would: a process
+# of its own with its own streams and status, without seconds of importing each time.
+SERVER = """
+import atexit, importlib, json, os, signal, sys
+for name in "timm distributed librosa mlemiss.pipeline.preprocess mlemiss.trainer.reproduce mlemiss.cli".split():
+    importlib.import_module(name)
+for line in sys.stdin:
+    job = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        os.chdir(job["folder"])
+        for number, path in ((0, os.devnull), (1, job["stdout"]), (2, job["stderr"])):
+            os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), number)
+        signal.alarm(job["timeout"])
+        sys.argv = ["mlemiss", *job["arguments"]]
+        try:
+            sys.modules["mlemiss.cli"].main()
+        except SystemExit as end:
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            os._exit(end.code)  # taking everything imported apart would take a second
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
 
-    def run(*arguments: object, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "mlemiss.cli", *map(str, arguments)]
-        return subprocess.run(
-            command, cwd=tmp_path, env=os.environ | environment, text=True, capture_output=True, timeout=timeout
-        )
+
+@pytest.fixture(scope="session")
+def server():
+    command = [sys.executable, "-c", SERVER]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        process.stdin.close()
+
+
+@pytest.fixture
+def mlemiss(tmp_path, server):
+    """Run the installed command as a user does: mlemiss("list", "datasets") -> CompletedProcess of text.
+
+    With environment variables it is started from nothing, as what is imported may read them.
+    """
+
+    def run(*arguments: object, timeout: int = 300, **environment: str) -> subprocess.CompletedProcess:
+        arguments = list(map(str, arguments))
+        if environment:
+            command = [sys.executable, "-m", "mlemiss.cli", *arguments]
+            environment = os.environ | environment
+            return subprocess.run(
+                command, cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=timeout
+            )
+        with tempfile.TemporaryDirectory() as folder:
+            streams = {name: f"{folder}/{name}" for name in ("stdout", "stderr")}
+            job = {"arguments": arguments, "folder": str(tmp_path), "timeout": timeout} | streams
+            server.stdin.write(json.dumps(job) + "\n")
+            server.stdin.flush()
+            status = int(server.stdout.readline())
+            texts = {name: Path(path).read_text(encoding="utf-8") for name, path in streams.items()}
+        return subprocess.CompletedProcess(arguments, status, **texts)
 
     return run

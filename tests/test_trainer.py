@@ -340,7 +340,7 @@ def test_metrics_on_a_small_example():
 
 def test_trainer_loads_neither_dask_nor_decoders():
     code = (
-        "import sys, mlemiss.trainer.experiments, mlemiss.trainer.report, mlemiss.trainer.methods as m\n"
+        "import sys, mlemiss.trainer.reproduce, mlemiss.trainer.predict, mlemiss.trainer.methods as m\n"
         "[m.load(n) for n in m.method_names()]\n"
         "print([n for n in ('dask', 'distributed', 'ffmpeg', 'imageio_ffmpeg', 'cv2', 'librosa', 'timm') "
         "if n in sys.modules])"
