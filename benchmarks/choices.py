@@ -48,12 +48,12 @@ def marginal(stores: list[FeatureStore], missing: list[str], fusions: list[str],
     return found
 
 
-def settings(stores: list[FeatureStore], missing: list[str], fusions: list[str], seeds: int) -> dict:
+def settings(stores: list[FeatureStore], missing: list[str], fusions: list[str], seeds: int, names: list[str]) -> dict:
     """Accuracy by change, a column a store, the mean over methods and missing specs."""
     print(f"| change | {' | '.join(store.dataset for store in stores)} | mean | worst method against the defaults |")
     print("|---|" + "---|" * (len(stores) + 2))
     default, found, first = Settings(), {}, None
-    for name, value in [("defaults", None), *((name, value) for name, values in CHANGES.items() for value in values)]:
+    for name, value in [("defaults", None), *((n, value) for n in names for value in CHANGES[n])]:
         changed = replace(default, **{name: value}) if value is not None else default
         columns, methods = [], {}
         for store in stores:
@@ -80,6 +80,7 @@ def main() -> None:
     parser.add_argument("stores", nargs="+", type=Path)
     parser.add_argument("--missing")
     parser.add_argument("--fusions")
+    parser.add_argument("--change", default=",".join(CHANGES), help="hyper-parameters to change")
     parser.add_argument("--seeds", type=int, default=5)
     arguments = parser.parse_args()
     keep_freed_memory()
@@ -89,7 +90,8 @@ def main() -> None:
         "settings": (settings, "visual:0.9,audio:0.9", "addition"),
     }[arguments.what]
     missing, fusions = (arguments.missing or missing).split(","), (arguments.fusions or fusions).split(",")
-    print(json.dumps(compare(stores, missing, fusions, arguments.seeds)))
+    more = {"names": arguments.change.split(",")} if arguments.what == "settings" else {}
+    print(json.dumps(compare(stores, missing, fusions, arguments.seeds, **more)))
 
 
 if __name__ == "__main__":

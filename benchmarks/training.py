@@ -79,31 +79,33 @@ class PlainModel(nn.Module):
 def plain_run(dataset: Dataset, run, settings: Settings) -> float:
     """Train one run the plain way; its test accuracy."""
     device, S = dataset.device, dataset.segments
+    on_gpu = device.type == "cuda"
     torch.manual_seed(run.spec.seed)
     parts = {}
     for part in (0, 1, 2):
         rows = (np.flatnonzero(run.part == part)[:, None] * S + np.arange(S)).ravel()
-        audio = torch.as_tensor(np.repeat(run.observed[run.part == part, 1], S), device=device)
-        parts[part] = [f[torch.as_tensor(rows, device=device)] for f in dataset.features] + [audio]
-        parts[part].append(dataset.label[torch.as_tensor(rows // S, device=device)])
+        audio = torch.as_tensor(np.repeat(run.observed[run.part == part, 1], S))
+        parts[part] = [f.cpu()[torch.as_tensor(rows)] for f in dataset.features] + [audio]
+        parts[part].append(dataset.label.cpu()[torch.as_tensor(rows // S)])
     x, y, audio, _ = parts[0]
     for m, seen in ((0, x), (1, y[audio])):
         mean, std = seen.mean(0), seen.std(0)
         for values in parts.values():
             values[m] = (values[m] - mean) / std
-    loader = DataLoader(TensorDataset(*parts[0]), batch_size=settings.batch_size, shuffle=True)
+    held_out = [[values.to(device) for values in parts[part]] for part in (1, 2)]
+    loader = DataLoader(TensorDataset(*parts[0]), batch_size=settings.batch_size, shuffle=True, pin_memory=on_gpu)
     model = PlainModel(x.shape[1], settings).to(device)
     optimiser = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     best, kept = -1.0, 0.0
     for _ in range(settings.epochs):
-        for x, y, audio, label in loader:
+        for batch in loader:
+            x, y, audio, label = (values.to(device, non_blocking=True) for values in batch)
             optimiser.zero_grad()
             nn.functional.nll_loss(model(x, y, audio), label).backward()
             optimiser.step()
         scores = []
         with torch.no_grad():
-            for part in (1, 2):
-                x, y, audio, label = parts[part]
+            for x, y, audio, label in held_out:
                 clips = model(x, y, audio).exp().unflatten(0, (-1, S)).mean(1)
                 scores.append((clips.argmax(1) == label[::S]).float().mean().item())
         if scores[0] > best:

@@ -188,15 +188,24 @@ def _arrow_numbers(path: Path, name: str, column) -> np.ndarray:
 
 
 def as_text(path: Path, name: str, values: np.ndarray) -> np.ndarray:
-    """Words, bytes, booleans or whole numbers [row] as str [row]. InputError: anything else, or another shape."""
+    """Words, bytes, booleans or whole numbers [row] as str [row], without blanks around them, as in a CSV.
+
+    InputError: anything else, floats so large that they are not exact, or another shape.
+    """
     if values.ndim != 1:
         raise InputError(f"{path}: {name!r} has shape {list(values.shape)}, expected one value a clip: [clip].")
     if values.dtype.kind == "S":
-        return np.char.decode(values, "utf-8")
+        return np.char.strip(np.char.decode(values, "utf-8"))
     if values.dtype.kind == "f" and np.all(np.isfinite(values)) and np.all(values == np.rint(values)):
+        bits = min(np.finfo(values.dtype).nmant + 1, 53)
+        if len(inexact := np.flatnonzero(np.abs(values) >= 2.0**bits)):
+            raise InputError(
+                f"{path}: {name!r}, row {inexact[0]}: {values[inexact[0]]} is beyond 2^{bits}, where {values.dtype} "
+                f"rounds whole numbers.\nWrite them as strings or integers."
+            )
         return values.astype(np.int64).astype(str)
     if values.dtype.kind not in "Uiub":
         raise InputError(
             f"{path}: {name!r} ({values.dtype}) holds no words or whole numbers.\nWrite them as strings or integers."
         )
-    return values.astype(str)
+    return np.char.strip(values.astype(str))

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .console import DONE, FAILURES, JsonOption, StoresOption, comma_list, print_json
+from .console import DONE, FAILURES, JsonOption, StoresOption, comma_list, print_json, writable_folder
 from .progress import say
 
 app = typer.Typer(
@@ -87,6 +87,8 @@ def import_(
     """Make a store of features computed elsewhere; prints its path. See docs/own-features.md."""
     from .importing import Request, import_features, parse_maps
 
+    if not stores.is_dir():  # which may be read only where it has this store already
+        writable_folder(stores, "--stores")
     request = Request(
         file=file,
         dataset=dataset,
@@ -115,6 +117,7 @@ def masks(
     from .mask_files import export_masks
     from .store import FeatureStore
 
+    writable_folder(out, "--out")
     store = FeatureStore.open(path)
     settings = comma_list(missing) if missing else store.attrs["settings"]
     for written in export_masks(store, out, seeds, settings, split):

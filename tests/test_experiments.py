@@ -53,7 +53,7 @@ def test_results_are_as_documented(store, tmp_path):
             right = (probability[s, tested].argmax(-1) == label[tested]).mean()
             assert 100 * right == pytest.approx(r["test_accuracy"][s])
     assert seen[-1].done == seen[-1].total and seen[0].done < seen[0].total
-    assert seen[-1].seconds_left == 0
+    assert seen[-1].done == seen[-1].total
 
 
 def test_one_seed_has_no_deviation(store, tmp_path):
@@ -131,3 +131,38 @@ def test_store_folder_is_left_as_it_was(store, tmp_path):
     before = {p: p.stat().st_mtime_ns for p in Path(store.path).rglob("*")}
     grid([store], tmp_path, seeds=1)
     assert before == {p: p.stat().st_mtime_ns for p in Path(store.path).rglob("*")}
+
+
+def test_a_run_that_diverges_in_its_last_step_is_named(store):
+    """The loss is taken before the step; it is the prediction that shows what the step did."""
+    settings = Settings(epochs=1, batch_size=1000, lr=1e19, hidden=16, dim=6)
+    with pytest.raises(InputError, match=r"mle .*probability is not finite in epoch 1 of the run with seed 0"):
+        run_grid([store], seeds=1, settings=settings, device="cpu")
+
+
+def test_references_run_once_whatever_the_fusions(store, tmp_path):
+    options = {"methods": ["mle", "visual-only"], "fusions": ["outer", "concatenation"], "seeds": 1}
+    document = grid([store], tmp_path, **options)
+    assert not document["skipped"]
+    found = [(r["method"], r["fusion"], r["reference"]) for r in document["results"]]
+    assert found == [("mle", "outer", False), ("mle", "concatenation", False), ("visual-only", "addition", True)]
+
+
+def test_total_epochs_count_what_was_trained(tmp_path):
+    whole = write_store(tmp_path, without_audio=())
+    document = grid([whole], tmp_path / "run", methods=["ae1"], missing=["none", "audio:0.5"], seeds=1)
+    assert [(r["epochs"], r["total_epochs"]) for r in document["results"]] == [(3, 3), (3, 6)]
+
+
+def test_a_batch_larger_than_the_data_costs_no_memory(store, tmp_path):
+    huge, enough = (Settings(epochs=2, batch_size=n, hidden=16, dim=6) for n in (10**12, 10**4))
+    found = [
+        predictions(grid([store], tmp_path / name, seeds=1, settings=s), tmp_path / name, method="mle")
+        for name, s in (("huge", huge), ("enough", enough))
+    ]
+    np.testing.assert_array_equal(*found)
+
+
+def test_too_narrow_for_the_outer_product(store):
+    with pytest.raises(InputError, match="width 1 is too narrow"):
+        run_grid([store], fusions=["outer"], seeds=1, settings=Settings(epochs=1, dim=1), device="cpu")

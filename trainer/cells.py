@@ -92,8 +92,11 @@ def plan_grid(
     for store in stores:
         clips = Clips(store)
         drawn: dict[RunSpec, Run] = {}  # shared by all methods
-        for by, *combination in itertools.product(splits, names, dict.fromkeys(fusions), specs):
-            cell = Cell(clips, *combination, held_out, by)
+        for by, method, fusion, spec in itertools.product(splits, names, dict.fromkeys(fusions), specs):
+            kind = registry.load(method)
+            if not kind.fuses and fusion != fusions[0]:
+                continue
+            cell = Cell(clips, method, fusion if kind.fuses else kind.fusions[0], spec, held_out, by)
             try:
                 _draw(cell, [RunSpec(seed, cell.missing, held_out, by) for seed in seeds], drawn)
             except InputError as error:

@@ -6,9 +6,31 @@ from typing import Annotated
 
 import typer
 
-from ..pipeline.console import DONE, JsonOption, StoresOption, comma_list, print_json
+from ..pipeline.console import (
+    DONE,
+    DeviceOption,
+    JsonOption,
+    StoresOption,
+    comma_list,
+    print_json,
+    writable_file,
+    writable_folder,
+)
 from ..pipeline.errors import InputError
 from ..pipeline.progress import say
+from .options import (
+    BatchSizeOption,
+    DimOption,
+    EpochsOption,
+    HiddenOption,
+    LrOption,
+    MarginalOption,
+    SeedsOption,
+    StoreOption,
+    WeightDecayOption,
+    named_stores,
+    settings_of,
+)
 
 
 def reproduce(
@@ -22,20 +44,20 @@ def reproduce(
         list[str] | None, typer.Option(help="clip or a column, repeated or a list (default: clip,subject).")
     ] = None,
     dataset: Annotated[str | None, typer.Option(help="Which dataset's stores (default: ravdess).")] = None,
-    seeds: Annotated[int, typer.Option(help="Runs of each cell, with seeds from 0.")] = 5,
+    seeds: SeedsOption = 5,
     budget: Annotated[
         float | None, typer.Option(help="Hours: fewer seeds, then fewer rows, as an estimate has it.")
     ] = None,
-    marginal: Annotated[str | None, typer.Option(help="Support of the marginal in training.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs of every classifier.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Segments a batch.")] = None,
-    hidden: Annotated[int | None, typer.Option(help="Units of an encoder's hidden layer.")] = None,
-    dim: Annotated[int | None, typer.Option(help="k, the embedding's width.")] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="Weight decay.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    marginal: MarginalOption = None,
+    epochs: EpochsOption = None,
+    lr: LrOption = None,
+    batch_size: BatchSizeOption = None,
+    hidden: HiddenOption = None,
+    dim: DimOption = None,
+    weight_decay: WeightDecayOption = None,
+    device: DeviceOption = "auto",
     stores: StoresOption = Path("stores"),
-    store: Annotated[list[Path] | None, typer.Option(help="This very store, instead of looking for one.")] = None,
+    store: StoreOption = None,
     out: Annotated[Path | None, typer.Option(help="Folder to work in and go on in (default: runs/EXHIBIT).")] = None,
     as_json: JsonOption = False,
 ) -> int:
@@ -43,21 +65,17 @@ def reproduce(
     from ..pipeline.store import FeatureStore
     from . import reproduce as job
     from . import side_by_side
-    from .settings import Settings
 
-    given = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "hidden": hidden, "dim": dim}
-    given |= {"weight_decay": weight_decay, "marginal": marginal}
-    settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    sizes = {"batch_size": batch_size, "hidden": hidden, "dim": dim}
+    settings = settings_of(epochs=epochs, lr=lr, **sizes, weight_decay=weight_decay, marginal=marginal)
     wanted = job.find_exhibit(exhibit)
+    out = writable_folder(out or Path("runs") / wanted.name, "--out")
     if budget is not None and not budget > 0:
         raise InputError(f"a budget of {budget} hours is out of range: expected more than 0.")
-    if store and features:
-        raise InputError("--store and --features exclude each other: a store has its features.\nGive one of them.")
     named = comma_list(features) if features else None
-    opened, absent = list(map(FeatureStore.open, store or [])), []
+    opened, absent = list(map(FeatureStore.open, named_stores(store, features))), []
     if not opened:
         opened, absent = job.choose_stores(wanted, stores, dataset, named)
-    out = out or Path("runs") / wanted.name
     compared = job.reproduce(
         wanted,
         opened,
@@ -86,7 +104,7 @@ def predict(
     missing: Annotated[str | None, typer.Option(help="What its training lacked.")] = None,
     cell: Annotated[str | None, typer.Option(help="A part of the weights file's name.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE.csv", help="File to write (default: print).")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: DeviceOption = "auto",
 ) -> int:
     """Apply trained weights: each clip's label, predicted class and probabilities, the mean over the seeds."""
     import sys
@@ -97,16 +115,18 @@ def predict(
     from . import predict as job
     from .experiments import choose_device
 
+    if out is not None:
+        writable_file(out, "--out")
     wanted = {"method": methods.resolve(method) if method else None, "fusion": fusion, "cell": cell}
     wanted["missing"] = parse_missing(missing).name if missing else None
     where, opened = choose_device(device), FeatureStore.open(store)
     path, header = job.choose(run, opened.features, **wanted)
-    if out is not None and out.is_dir():
-        raise InputError(f"{out} is a folder: expected a file to write, such as {out / 'predictions.csv'}.")
     say(f"{header['method']} {header['fusion']}, missing {header['missing']}, {len(header['seeds'])} seeds")
     predictions = job.predict(path, header, opened, where)
     if (opened.dataset, opened.fingerprint) == (header["dataset"], header["store"]):
         say("note: these weights were trained on clips of this very store; no accuracy on them is a test result")
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("w", encoding="utf-8", newline="") if out else nullcontext(sys.stdout) as file:
         job.write_csv(predictions, file)
     failed = len(opened.clip_id) - len(predictions.clip_id)

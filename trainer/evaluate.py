@@ -8,9 +8,7 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 from .data import Runs
-from .method import Method, in_blocks
-
-ROWS_AT_ONCE = 8192  # segments predicted at a time, over all runs
+from .method import ROWS_AT_ONCE, Method, in_blocks
 
 
 @torch.no_grad()

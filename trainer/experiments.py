@@ -32,11 +32,10 @@ MOST_RUNS = {"cpu": 10, "cuda": 64}  # trained as one batch: on processors more 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a grid is: clips trained on, done and in all; seconds left, None at first; what is running."""
+    """How far a grid is: clips trained on, done and in all; what is running."""
 
     done: int
     total: int
-    seconds_left: float | None
     what: str
 
 
@@ -182,13 +181,12 @@ class _Clock:
 
     def __init__(self, cells: Sequence[Cell], settings: Settings, report: Callable[[Progress], None] | None):
         self.total = sum(cell.clip_epochs(settings) for cell in cells)
-        self.done, self.start, self.report = 0, time.perf_counter(), report
+        self.done, self.report = 0, report
 
     def tick(self, clips: int, what: str) -> None:
         self.done += clips
         if self.report:
-            spent = time.perf_counter() - self.start
-            self.report(Progress(self.done, self.total, spent / self.done * (self.total - self.done), what))
+            self.report(Progress(self.done, self.total, what))
 
 
 def describe(cell: Cell, settings: Settings) -> dict:
@@ -203,6 +201,7 @@ def describe(cell: Cell, settings: Settings) -> dict:
         "weights_hash": store.weights.get("hash"),
         "synthetic": store.synthetic,
         "method": cell.method,
+        "reference": not kind.fuses,
         "fusion": cell.fusion,
         "missing": cell.missing.name,
         "missing_test": cell.held_out_lacks,
@@ -212,7 +211,6 @@ def describe(cell: Cell, settings: Settings) -> dict:
         "seeds": cell.seeds,
         "classes": list(cell.clips.classes),
         "epochs": settings.epochs,
-        "total_epochs": settings.epochs * len(kind.stages),  # autoencoders train as many before the classifier
         "settings": asdict(settings),
         "versions": {"python": platform.python_version()} | {n: version(n) for n in ("mlemiss", "torch", "numpy")},
     }
@@ -226,6 +224,7 @@ def _result(cell: Cell, settings: Settings, device: torch.device) -> dict:
     scores = [accuracy(c) for c in counts]
     mean, std = mean_and_std(scores)
     return {
+        "total_epochs": max(r.total_epochs for r in results),  # with an autoencoder's, before the classifier
         "test_accuracy": scores,
         "mean": mean,
         "std": std,

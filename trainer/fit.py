@@ -30,6 +30,7 @@ class RunResult:
     test_clips: np.ndarray  # int [n], positions among the data set's clips
     probability: np.ndarray  # [n, C] of the test clips, by the best epoch's weights
     best_epoch: int  # from 1
+    total_epochs: int = 0  # over all stages
     val_accuracy: list[float] = field(default_factory=list)
     test_accuracy: list[float] = field(default_factory=list)
 
@@ -112,7 +113,9 @@ def fit(
             )
     results = [RunResult(run, np.flatnonzero(run.part == TEST), np.empty(0), 0) for run in runs]
     for stage, count in zip(kind.stages, steps.pop(), strict=True):
-        _train_stage(method, batch, stage, count, results, name, on_epoch)
+        epochs = _train_stage(method, batch, stage, count, results, name, on_epoch)
+        for result in results:
+            result.total_epochs += epochs
     test = HeldOut(batch, TEST)
     with torch.no_grad():
         method.prepare_predictions(batch.lacking_held_out)
@@ -131,13 +134,16 @@ def _train_stage(
     results: list[RunResult],
     name: str,
     on_epoch: Callable[[int], None],
-) -> None:
-    """Train one stage; where it selects, score every epoch and leave the method with each run's best weights."""
+) -> int:
+    """Train one stage; where it selects, score every epoch and leave the method with each run's best weights.
+
+    Returns the number of epochs: none where the stage has nothing to train.
+    """
     settings = method.settings
     parameters = _parameters(method, stage)
     if not parameters:  # such as autoencoders where nothing is missing
         on_epoch(settings.epochs * sum(int(run.training_clips(stage.rows).sum()) for run in runs.runs))
-        return
+        return 0
     optimiser = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
     order = EpochOrder(runs, stage, steps, settings.batch_size)
     loss_of = getattr(method, stage.loss)
@@ -152,13 +158,15 @@ def _train_stage(
             loss.sum().backward()
             optimiser.step()
             total += loss.detach()
-        _check_finite(total, runs, name, stage, epoch, settings)
+        _check_finite(total, runs, name, f"{stage.name}'s loss", epoch, settings)
         if selection:
             method.eval()
-            selection.update(epoch, results)
+            probability = selection.update(epoch, results)
+            _check_finite(probability, runs, name, f"{stage.name}'s probability", epoch, settings)
         on_epoch(sum(map(len, order.rows)) // runs.segments)
     if selection:
         selection.restore()
+    return settings.epochs
 
 
 class Selection:
@@ -171,11 +179,11 @@ class Selection:
         self.likelihood = self.accuracy.float()
         self.best = {n: p.detach().clone() for n, p in method.named_parameters()}
 
-    def update(self, epoch: int, results: list[RunResult]) -> None:
-        """Score an epoch and keep what is better."""
+    def update(self, epoch: int, results: list[RunResult]) -> Tensor:
+        """Score an epoch and keep what is better; the validation clips' probabilities [R, c, C]."""
         with torch.no_grad():
             self.method.prepare_predictions(self.runs.lacking_held_out)
-        accuracy, likelihood, _ = self.validation.score(self.method)
+        accuracy, likelihood, probability = self.validation.score(self.method)
         better = (accuracy > self.accuracy) | ((accuracy == self.accuracy) & (likelihood > self.likelihood))
         self.accuracy = torch.where(better, accuracy, self.accuracy)
         self.likelihood = torch.where(better, likelihood, self.likelihood)
@@ -189,6 +197,7 @@ class Selection:
             result.test_accuracy.append(tested)
             if improved:
                 result.best_epoch = epoch
+        return probability
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -201,13 +210,14 @@ class EpochOrder:
     """Every run's rows in a new order each epoch, from the run's own generator."""
 
     def __init__(self, runs: Runs, stage: Stage, steps: int, batch_size: int):
-        self.runs, self.steps, self.batch_size = runs, steps, batch_size
+        self.runs, self.steps = runs, steps
         self.generators = runs.generators(f"order:{stage.name}")
         S = runs.segments
         self.rows = []  # of each run, on the host
         for run in runs.runs:
             clips = torch.as_tensor(np.flatnonzero(run.training_clips(stage.rows)))
             self.rows.append((clips[:, None] * S + torch.arange(S)).flatten())
+        self.batch_size = min(batch_size, max(map(len, self.rows)))  # nothing to fill up where one batch holds all
 
     def epoch(self) -> zip:
         """Steps of rows and weights, [R, B] each; the fillers of a shorter last batch have weight 0."""
@@ -225,11 +235,12 @@ def _parameters(method: Method, stage: Stage) -> list[torch.nn.Parameter]:
     return [parameter for part in parts for parameter in part.parameters()]
 
 
-def _check_finite(total: Tensor, runs: Runs, name: str, stage: Stage, epoch: int, settings: Settings) -> None:
-    finite = total.isfinite().tolist()
+def _check_finite(values: Tensor, runs: Runs, name: str, what: str, epoch: int, settings: Settings) -> None:
+    """InputError: some of a run's values [R, ...] are not finite."""
+    finite = values.flatten(1).isfinite().all(1).tolist() if values.ndim > 1 else values.isfinite().tolist()
     for run, fine in zip(runs.runs, finite, strict=True):
         if not fine:
             raise InputError(
-                f"{name}: the {stage.name}'s loss is not finite in epoch {epoch} of the run with {run.spec.name}.\n"
+                f"{name}: the {what} is not finite in epoch {epoch} of the run with {run.spec.name}.\n"
                 f"Lower the learning rate (now {settings.lr:g}), and check the features' range."
             )

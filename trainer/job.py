@@ -1,12 +1,14 @@
 """The whole training job: check, say what was resolved, run the grid with progress, keep results and report."""
 
+import itertools
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
+from ..pipeline.console import writable_folder
 from ..pipeline.errors import InputError
 from ..pipeline.memory import keep_freed_memory
 from ..pipeline.progress import Progress, say
@@ -18,24 +20,42 @@ from .report import write_report
 def train(stores: Sequence[FeatureStore], out: Path | None, *, replace: bool = False, **grid) -> tuple[dict, Path]:
     """Run a grid (arguments as for `experiments.run_grid`) into a folder; returns the results document and the folder.
 
-    out: the folder, runs/DATE-NAME by default. replace: results that are there already make way.
-    InputError: a media store, or results of another run in the folder.
+    out: the folder, a new runs/DATE-NAME by default. replace: results that are there already make way.
+    InputError: a media store, results of another run in the folder, or no folder can be there.
     """
     check_features(stores)
+    writable_folder(out or Path("runs"), "--out")
     if out and (out / kept.RESULTS).exists() and not replace:
         raise InputError(f"{out} holds the results of another run.\nName another folder with --out, or remove it.")
     keep_freed_memory()
     name = "-".join(dict.fromkeys([store.dataset for store in stores] + list(grid["methods"])))[:60]
-    out = out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
     for store in stores:
         say(f"store {store.path}: {len(store.clip_id)} clips, weights {store.weights.get('name')}")
     settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in vars(grid["settings"]).items())
     say(f"device {experiments.choose_device(grid['device'])}; {grid['seeds']} seeds; {settings}")
-    with shown_progress("train") as report:
-        command = shlex.join(["mlemiss", *sys.argv[1:]])
-        document = experiments.run_grid(stores, **grid, out=out, command=command, progress=report, say=say)
-    write_report([document], out / "report.html")
-    return document, out
+    command = shlex.join(["mlemiss", *sys.argv[1:]])
+    with _own_folder(name) if out is None else nullcontext(out) as folder:
+        with shown_progress("train") as report:
+            document = experiments.run_grid(stores, **grid, out=folder, command=command, progress=report, say=say)
+        write_report([document], folder / "report.html")
+    return document, folder
+
+
+@contextmanager
+def _own_folder(name: str) -> Iterator[Path]:
+    """A new folder runs/DATE-NAME, of no other run that began in this second; it goes where it stays empty."""
+    runs, first = Path("runs"), f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+    runs.mkdir(exist_ok=True)
+    for number in itertools.count(1):
+        out = runs / (first if number == 1 else f"{first}-{number}")
+        with suppress(FileExistsError):
+            out.mkdir()
+            break
+    try:
+        yield out
+    finally:
+        with suppress(OSError):  # not empty: there are results
+            out.rmdir()
 
 
 def check_features(stores: Sequence[FeatureStore]) -> None:

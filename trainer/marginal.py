@@ -16,11 +16,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .data import Batch, Runs
-from .method import in_blocks
+from .method import ROWS_AT_ONCE, in_blocks
 from .networks import Encoder
 
 DRAWN = 16  # rows of the bank embedded anew each step
-ROWS_AT_ONCE = 8192  # over all runs, when many rows are embedded
 
 
 class SupportRows:

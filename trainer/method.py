@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..pipeline.errors import InputError
 from .data import Batch, Blueprint
 from .likelihood import log_posterior
 from .networks import Encoder, LabelEmbedding
 from .settings import FUSIONS, Settings
 
+ROWS_AT_ONCE = 8192  # embedded or predicted at a time, over all runs
 CONSTANT = 2.0  # last coordinate of an embedding that enters an outer product
 
 Rows = Callable[[np.ndarray], np.ndarray]
@@ -54,8 +56,9 @@ class Method(nn.Module):
     """R runs of one method.
 
     Class attributes: ``fusions`` it can use, ``stages`` in order, ``marginalises`` whether training averages missing
-    modalities out (and the choice of marginal matters), ``modalities`` it looks at (None: all), ``least_complete``
-    how many complete training clips it needs.
+    modalities out (and the choice of marginal matters), ``modalities`` it looks at (None: all), ``fuses`` whether it
+    fuses several (else it runs once, whatever fusions are asked for), ``least_complete`` how many complete training
+    clips it needs.
 
     Everything `predict` needs beside parameters and buffers stands in ``prepared``: tensors with the runs first.
     Parts are built from a `Blueprint`; only training and `prepare_predictions` may ask for more, and get `Runs`. So a
@@ -66,6 +69,7 @@ class Method(nn.Module):
     stages: ClassVar[tuple[Stage, ...]] = (Stage(),)
     marginalises: ClassVar[bool] = False
     modalities: ClassVar[tuple[str, ...] | None] = None
+    fuses: ClassVar[bool] = True
     least_complete: ClassVar[int] = 0
 
     def __init__(self, runs: Blueprint, settings: Settings, fusion: str):
@@ -111,13 +115,17 @@ class FusionClassifier(Method):
 
     With the outer product each embedding ends in a constant and h starts without interactions, so that training
     starts from a model like concatenation's: without, it has to find the main effect of each modality through
-    products with the other, and trains worse (docs/marginal.md).
+    products with the other, and trains worse (docs/choices.md).
     """
 
     def __init__(self, runs: Blueprint, settings: Settings, fusion: str):
         super().__init__(runs, settings, fusion)
         self._places = [m for m, name in enumerate(runs.modalities) if name in (self.modalities or runs.modalities)]
         k, M = settings.dim, len(self._places)
+        if fusion == "outer" and k < 2:
+            raise InputError(
+                f"an embedding of width {k} is too narrow for the outer product: expected at least 2."
+            )
         constant = CONSTANT if fusion == "outer" else None
         self.encoders = nn.ModuleList(
             Encoder(*runs.moments[m], settings.hidden, k, runs.generators(f"encoder:{runs.modalities[m]}"), constant)

@@ -13,9 +13,7 @@ from torch import Tensor
 from ..pipeline.errors import InputError
 from ..pipeline.store import MEDIA, FeatureStore
 from . import kept, saved
-from .method import Method
-
-ROWS_AT_ONCE = 8192  # segments predicted at a time, over all runs
+from .method import ROWS_AT_ONCE, Method
 
 
 @dataclass(frozen=True)

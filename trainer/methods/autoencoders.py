@@ -100,11 +100,20 @@ class Autoencoder2(Autoencoder1):
         Stage("classifier", parts=("encoders", "labels")),
     )
 
+    def __init__(self, runs: Blueprint, settings: Settings, fusion: str):
+        super().__init__(runs, settings, fusion)
+        self._before: dict[str, dict[str, Tensor]] | None = None  # the imputers' weights before the epoch
+        self._imputed = False  # whether they have been trained for an epoch, on complete rows
+
     def begin_epoch(self, stage: Stage, steps: int) -> None:
         if stage.name == "autoencoder":
-            # The predictions before the epoch are made from a copy of the weights, batch by batch: never stored.
-            kept = {m: {n: p.detach().clone() for n, p in i.named_parameters()} for m, i in self.imputers.items()}
-            self._before = kept if hasattr(self, "_before") else None  # the first epoch has complete rows only
+            if self._imputed:
+                # The predictions before the epoch are made from a copy of the weights, batch by batch: never stored.
+                self._before = {
+                    m: {n: p.detach().clone() for n, p in imputer.named_parameters()}
+                    for m, imputer in self.imputers.items()
+                }
+            self._imputed = True
 
     def reconstruction(self, batch: Batch) -> Tensor:
         total = torch.zeros(len(self.runs), device=self.runs.device)

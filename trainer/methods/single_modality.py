@@ -17,7 +17,7 @@ class AudioOnly(FusionClassifier):
     A clip that lacks the modality is given the classes' frequencies. Fusion does not apply.
     """
 
-    fusions = ("addition",)
+    fusions, fuses = ("addition",), False
     modalities = ("audio",)
     stages = (Stage(rows=lambda observed: observed[:, MODALITIES.index("audio")]),)
 

@@ -1,0 +1,36 @@
+"""Options that `train` and `reproduce` share, and the settings they make. Imports nothing heavy."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..pipeline.errors import InputError
+from .settings import Settings
+
+SeedsOption = Annotated[int, typer.Option(help="Runs of each cell, with seeds from 0.")]
+MarginalOption = Annotated[
+    str | None, typer.Option(help="Support of the marginal in training: full, bank (default) or batch.")
+]
+EpochsOption = Annotated[int | None, typer.Option(help="Epochs of every classifier.")]
+LrOption = Annotated[float | None, typer.Option(help="Learning rate.")]
+BatchSizeOption = Annotated[int | None, typer.Option(help="Segments a batch.")]
+HiddenOption = Annotated[int | None, typer.Option(help="Units of an encoder's hidden layer.")]
+DimOption = Annotated[int | None, typer.Option(help="k, the embedding's width.")]
+WeightDecayOption = Annotated[float | None, typer.Option(help="Weight decay.")]
+StoreOption = Annotated[list[Path] | None, typer.Option(help="This very store, instead of looking for one.")]
+
+
+def settings_of(**given: float | str | None) -> Settings:
+    """Settings of the options that were given; None stands for the default. InputError: a value out of range."""
+    return Settings(**{name: value for name, value in given.items() if value is not None})
+
+
+def named_stores(store: list[Path] | None, features: list[str] | None) -> list[Path]:
+    """What --store names, each store once, whichever ways its path is written. InputError: --features is given too."""
+    if store and features:
+        raise InputError("--store and --features exclude each other: a store has its features.\nGive one of them.")
+    by_place: dict[Path, Path] = {}
+    for path in store or []:
+        by_place.setdefault(path.resolve(), path)
+    return list(by_place.values())
