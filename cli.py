@@ -15,14 +15,32 @@ from .pipeline.console import (
     INTERRUPTED,
     UNEXPECTED,
     WRONG_INPUT,
+    DeviceOption,
     JsonOption,
     StoresOption,
     comma_list,
     print_json,
+    writable_file,
+    writable_folder,
 )
 from .pipeline.errors import InputError, MachineError
 from .pipeline.progress import Progress, say
 from .trainer import commands
+from .trainer.options import (
+    BatchSizeOption,
+    DimOption,
+    EpochsOption,
+    FeaturesOption,
+    FusionOption,
+    HiddenOption,
+    LrOption,
+    MarginalOption,
+    SeedsOption,
+    StoreOption,
+    WeightDecayOption,
+    named_stores,
+    settings_of,
+)
 
 app = typer.Typer(
     name="mlemiss",
@@ -34,6 +52,12 @@ app = typer.Typer(
 )
 app.add_typer(store_commands.app)
 
+GOES_ON = "; what is finished is kept, run the same command again to go on"
+WHEN_INTERRUPTED = {
+    "preprocess": GOES_ON,
+    "reproduce": GOES_ON,
+    "train": "; the cells that were finished are kept in the run's folder, another run begins anew",
+}
 DEMO_SUBJECTS, DEMO_CLIPS = 24, 12
 DEMO_FEATURES = "timm:mobilenetv3_small_050"
 
@@ -61,6 +85,7 @@ def synth(
     """Make real video clips of synthetic faces and voices, each of which tells the class only in part."""
     from .pipeline.synth import synthesize
 
+    writable_folder(folder, "DIR")
     with Progress("synth", subjects * clips_per_subject) as bar:
         paths = synthesize(
             folder,
@@ -96,7 +121,7 @@ def preprocess(
     workers: Annotated[
         int | None, typer.Option(help="Worker processes (default: all cores); 0: serial, in this process.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: DeviceOption = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Estimate time and disk, compute nothing.")] = False,
     as_json: JsonOption = False,
 ) -> int:
@@ -106,6 +131,8 @@ def preprocess(
 
     workers = all_cores() if workers is None else workers
     job.check_options(media, precision, limit, workers)
+    if not stores.is_dir():  # which may be read only where everything is finished
+        writable_folder(stores, "--stores")
     if dry_run and as_json:
         raise InputError("--dry-run has no JSON: its estimate goes to standard error.\nLeave out one of the two.")
     summary = job.preprocess(
@@ -134,35 +161,29 @@ def train(
     missing: Annotated[
         list[str], typer.Option(help="What training lacks: audio:0.5, audio:0.3+visual:0.3, none; repeated or a list.")
     ],
-    features: Annotated[
-        list[str] | None, typer.Option(help="Cached features, repeated or a comma list (default: the paper's three).")
-    ] = None,
+    features: FeaturesOption = None,
     method: Annotated[
         list[str] | None, typer.Option(help="Methods (`list methods`), repeated or a list (default: mle).")
     ] = None,
-    fusion: Annotated[
-        list[str] | None, typer.Option(help="addition (default), concatenation or outer, repeated or a list.")
-    ] = None,
+    fusion: FusionOption = None,
     missing_test: Annotated[str, typer.Option(help="What validation and test clips lack.")] = "none",
     dataset: Annotated[str | None, typer.Option(help="Which dataset's stores (default: the only one).")] = None,
-    seeds: Annotated[int, typer.Option(help="Runs of each cell, with seeds from 0.")] = 5,
+    seeds: SeedsOption = 5,
     split: Annotated[str, typer.Option(help="clip, or a column whose equal values stay together.")] = "clip",
-    splits: Annotated[
-        Path | None, typer.Option(help="Somebody else's splits: a CSV as `store masks` writes it.")
-    ] = None,
+    splits: Annotated[Path | None, typer.Option(help="Somebody else's splits, a CSV of `store masks`.")] = None,
     masks: Annotated[
         Path | None, typer.Option(help="Somebody else's masks: --missing then names settings of this CSV.")
     ] = None,
-    marginal: Annotated[str, typer.Option(help="Support of the marginal in training: full, bank or batch.")] = "bank",
-    epochs: Annotated[int | None, typer.Option(help="Epochs of every classifier.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Segments a batch.")] = None,
-    hidden: Annotated[int | None, typer.Option(help="Units of an encoder's hidden layer.")] = None,
-    dim: Annotated[int | None, typer.Option(help="k, the embedding's width.")] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="Weight decay.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    marginal: MarginalOption = None,
+    epochs: EpochsOption = None,
+    lr: LrOption = None,
+    batch_size: BatchSizeOption = None,
+    hidden: HiddenOption = None,
+    dim: DimOption = None,
+    weight_decay: WeightDecayOption = None,
+    device: DeviceOption = "auto",
     stores: StoresOption = Path("stores"),
-    store: Annotated[list[Path] | None, typer.Option(help="This very store, instead of looking for one.")] = None,
+    store: StoreOption = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the results (default: runs/DATE-NAME).")] = None,
     save_weights: Annotated[bool, typer.Option("--save-weights", help="Keep what was trained, for predict.")] = False,
     as_json: JsonOption = False,
@@ -172,17 +193,14 @@ def train(
     from .pipeline.mask_files import read_given
     from .pipeline.store import FeatureStore, find_store
     from .trainer import job
-    from .trainer.settings import Settings
 
-    given = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "hidden": hidden, "dim": dim}
-    given |= {"weight_decay": weight_decay, "marginal": marginal}
-    settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    sizes = {"batch_size": batch_size, "hidden": hidden, "dim": dim}
+    settings = settings_of(epochs=epochs, lr=lr, **sizes, weight_decay=weight_decay, marginal=marginal)
     files = read_given(splits, masks)
     specs = [files.setting(text) for text in comma_list(missing)]
     held_out, split = files.held_out(missing_test).name, files.split_name(split)
-    if store and features:
-        raise InputError("--store and --features exclude each other: a store has its features.\nGive one of them.")
-    paths = store or [find_store(stores, name, dataset) for name in comma_list(features or list(DEFAULT))]
+    names = comma_list(features or list(DEFAULT))
+    paths = named_stores(store, features) or [find_store(stores, name, dataset) for name in names]
     document, out = job.train(
         [files.apply(FeatureStore.open(path), seeds, specs) for path in paths],
         out,
@@ -231,6 +249,9 @@ def report(
             raise InputError("no run in runs/.\nName the folder of a run, or make one with `mlemiss train`.")
         runs = [kept[-1].parent]
     out = out or (runs[0] if runs[0].is_dir() else runs[0].parent) / "report.html"
+    beside = ["results.csv", "comparisons.csv"] * csv + ["results.tex"] * latex
+    for path in (out, *(out.parent / name for name in beside)):
+        writable_file(path, "--out")
     documents, comparisons = load_runs(runs)
     write_report(documents, out, comparisons)
     paths = [out]
@@ -251,13 +272,13 @@ def demo(out: Annotated[Path, typer.Option(help="Folder for everything the demo 
     from .trainer import job as train_job
     from .trainer.settings import Settings
 
-    clips, stores = out / "clips", out / "stores"
+    clips, stores, run = (writable_folder(out / part, "--out") for part in ("clips", "stores", "run"))
     synth(clips, subjects=DEMO_SUBJECTS, clips_per_subject=DEMO_CLIPS)
     summary = job.preprocess("ravdess", clips, stores, [DEMO_FEATURES], ["random"], workers=all_cores())
     job.print_summary(summary)
     document, run = train_job.train(
         [FeatureStore.open(summary.stores[0])],
-        out / "run",
+        run,
         replace=True,
         methods=["lower-bound", "zero-padding", "mle"],
         fusions=["addition"],
@@ -310,7 +331,10 @@ def main(arguments: list[str] | None = None) -> None:
 def _run(arguments: list[str], debug: bool) -> int:
     try:
         try:
-            return app(arguments, standalone_mode=False) or DONE
+            status = app(arguments, standalone_mode=False) or DONE
+            if status == INTERRUPTED:  # Typer turns an interrupt into this status, without a word
+                raise KeyboardInterrupt
+            return status
         except Exception:
             if debug:
                 traceback.print_exc()
@@ -321,7 +345,9 @@ def _run(arguments: list[str], debug: bool) -> int:
         error.show()
         return WRONG_INPUT
     except (KeyboardInterrupt, typer.Abort):
-        status, text = INTERRUPTED, "interrupted; what is finished is kept, run the same command again to go on"
+        status, text = INTERRUPTED, "interrupted" + WHEN_INTERRUPTED.get(next(iter(arguments), ""), "")
+    except PermissionError as error:
+        status, text = WRONG_INPUT, f"error: {error.filename or error}: permission denied.\nName another place."
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE

@@ -22,7 +22,7 @@ from mlemiss.trainer.settings import MARGINALS, Settings
 METHODS = ("mle", "zero-padding", "lower-bound", "hgr", "ae1")
 CHANGES = {
     "epochs": (20, 80),
-    "lr": (3e-4, 3e-3),
+    "lr": (3e-4, 1e-3, 1e-2),
     "batch_size": (128, 512),
     "hidden": (64, 256),
     "dim": (8, 32),

@@ -274,6 +274,11 @@ class FeatureStore:
                 f"cannot split by {by!r}: the store {self.path.name} has no such column.\n"
                 f"Columns are clip, {', '.join(self.columns)}."
             )
+        if not self.columns[by].astype(bool).any():
+            raise InputError(
+                f"cannot split by {by!r}: no clip of the store {self.path.name} has a {by}.\n"
+                f"Split by another column, or by clip."
+            )
         return split_clips(self.clip_id, self.label, seed, self.columns[by])
 
     @cached_property

@@ -1,10 +1,17 @@
 """The command line as a user meets it: help, wrong usage, statuses, JSON, and what importing must not load."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from mlemiss import cli
+from mlemiss.pipeline.errors import InputError
+from mlemiss.pipeline.store import FeatureStore
+from mlemiss.trainer import job, options
+from mlemiss.trainer.settings import Settings
 
 from .feature_stores import write_store
 
@@ -124,11 +131,98 @@ def test_damaged_features_are_told(toy, mlemiss):
 
 
 def test_unexpected_errors_are_status_3_and_debug_shows_the_traceback(toy, tmp_path, mlemiss):
-    (tmp_path / "file").touch()
-    arguments = ["train", "--store", toy, "--missing", "none", "--epochs", 1, "--out", tmp_path / "file" / "below"]
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "predictions").touch()
+    arguments = ["train", "--store", toy, "--missing", "none", "--epochs", 1, "--out", tmp_path / "r"]
     plain, debug = mlemiss(*arguments), mlemiss(*arguments, "--debug")
     assert plain.returncode == debug.returncode == 3
     assert "Traceback" not in plain.stderr and "--debug" in plain.stderr and "Traceback" in debug.stderr
+
+
+@pytest.fixture
+def wrong_places(tmp_path):
+    """A file where a folder should be, a folder where a file should be, a link to nowhere."""
+    (tmp_path / "file").touch()
+    (tmp_path / "folder" / "results.csv").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("nowhere")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--missing", "none", "--epochs", 1, "--store", "TOY", "--out", "file"],
+        ["train", "--missing", "none", "--epochs", 1, "--store", "TOY", "--out", "file/below"],
+        ["train", "--missing", "none", "--epochs", 1, "--store", "TOY", "--out", "link"],
+        ["train", "--missing", "none", "--epochs", 1, "--store", "TOY", "--out", "a" * 300],
+        ["reproduce", "table2", "--store", "TOY", "--out", "file"],
+        ["report", "RUN", "--out", "folder"],
+        ["report", "RUN", "--out", "file/report.html"],
+        ["report", "RUN", "--out", "folder/report.html", "--csv"],
+        ["predict", "RUN", "--store", "TOY", "--out", "folder"],
+        ["predict", "RUN", "--store", "TOY", "--out", "file/p.csv"],
+        ["predict", "RUN", "--store", "TOY", "--out", "a" * 300],
+        ["store", "masks", "TOY", "--out", "file"],
+        ["preprocess", "--dataset", "ravdess", "--stores", "file"],
+        ["preprocess", "--dataset", "ravdess", "--stores", "file/below"],
+        ["synth", "file"],
+        ["synth", "file/below"],
+        ["demo", "--out", "file"],
+    ],
+    ids=lambda arguments: " ".join(map(str, arguments))[:60],
+)
+def test_places_that_cannot_be_written_are_told_before_any_work(arguments, toy, wrong_places, mlemiss):
+    before = sorted(wrong_places.rglob("*"))
+    places = {"TOY": toy, "RUN": wrong_places / "folder"}
+    result = mlemiss(*(places.get(argument, argument) for argument in arguments))
+    assert result.returncode == 2 and result.stderr.startswith("error: ") and result.stderr.count("\n") <= 2
+    assert "xpected a f" in result.stderr or "ame another" in result.stderr
+    assert sorted(wrong_places.rglob("*")) == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
+def test_a_folder_that_may_only_be_read(toy, tmp_path, mlemiss):
+    (tmp_path / "read").mkdir(mode=0o500)
+    result = mlemiss("store", "masks", toy, "--out", "read/files")
+    assert result.returncode == 2 and "nothing can be written into read" in result.stderr
+
+
+def test_runs_of_one_second_have_folders_of_their_own_and_failed_ones_leave_none(toy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(job.time, "strftime", lambda *_: "now")
+    store, options = FeatureStore.open(toy), {"seeds": 1, "settings": Settings(epochs=1), "device": "cpu"}
+    folders = [job.train([store], None, methods=["mle"], missing=["none"], **options)[1] for _ in range(3)]
+    assert [str(folder) for folder in folders] == ["runs/now-toy-mle", "runs/now-toy-mle-2", "runs/now-toy-mle-3"]
+    assert all((folder / "results.json").is_file() for folder in folders)
+    with pytest.raises(InputError, match="unknown method"):
+        job.train([store], None, methods=["magic"], missing=["none"], **options)
+    assert sorted(Path("runs").iterdir()) == folders
+
+
+@pytest.mark.parametrize(
+    ("arguments", "inside", "said"),
+    [
+        (["train", "--missing", "none"], "cli.settings_of", "another run begins anew"),
+        (["reproduce", "table2"], "trainer.commands.settings_of", "to go on"),
+        (["report", "run"], "cli.writable_file", "interrupted\n"),
+    ],
+)
+def test_what_is_said_on_an_interrupt_is_true_of_the_verb(arguments, inside, said, monkeypatch, capsys):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"mlemiss.{inside}", interrupt)
+    with pytest.raises(SystemExit, match="130"):
+        cli.main(arguments)
+    assert said in capsys.readouterr().err
+
+
+def test_a_store_named_twice_is_trained_once(toy, tmp_path, mlemiss):
+    (tmp_path / "same").symlink_to(toy)
+    stores = ["--store", toy, "--store", "same", "--store", toy.relative_to(tmp_path)]
+    result = mlemiss("train", "--missing", "none", "--seeds", 1, "--epochs", 1, *stores, "--json")
+    assert len(json.loads(result.stdout)["results"]) == 1
+    assert options.named_stores([Path("b"), Path("a"), Path("c/../b")], None) == [Path("b"), Path("a")]
 
 
 @pytest.mark.parametrize("what", ["methods", "features", "datasets"])

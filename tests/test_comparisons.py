@@ -11,6 +11,7 @@ from mlemiss.pipeline.errors import InputError
 from mlemiss.trainer.comparisons import compare, holm, paired, read_outcomes
 from mlemiss.trainer.evaluate import mean_interval
 from mlemiss.trainer.report import load_runs
+from mlemiss.trainer.tables import comparisons_text, sections
 
 from .feature_stores import grid, write_store
 
@@ -228,4 +229,63 @@ def test_a_grid_records_its_comparisons_and_runs_are_compared_together(tmp_path)
     assert len(together) == 2 * 3
     assert load_runs([tmp_path / "one"])[1] == one["comparisons"]
     shutil.rmtree(tmp_path / "one" / "predictions")
-    assert load_runs([tmp_path / "one"])[1] == one["comparisons"]  # what the run recorded
+    recorded = [entry | {"recorded": True} for entry in one["comparisons"]]
+    assert load_runs([tmp_path / "one"])[1] == recorded
+
+
+def test_what_a_run_recorded_stays_where_some_predictions_are_gone(tmp_path):
+    store = write_store(tmp_path)
+    document = grid([store], tmp_path / "run", methods=["mle", "lb", "zp"], missing=["audio:0.5"], seeds=2)
+    (gone,) = (r for r in document["results"] if r["method"] == "zero-padding")
+    (tmp_path / "run" / gone["predictions"]).unlink()
+    path = tmp_path / "run" / "results.json"
+    for entry in document["comparisons"]:  # an older record: without what tells tables apart
+        entry["difference"] = 77.0
+        for name in ("revision", "given", "settings"):
+            del entry[name]
+    path.write_text(json.dumps(document))
+    entries = load_runs([tmp_path / "run"])[1]
+    methods = {frozenset((e["a"]["method"], e["b"]["method"])): e for e in entries}
+    assert len(methods) == len(entries) == 3
+    for pair, entry in methods.items():
+        assert ("zero-padding" in pair) == entry.get("recorded", False) == (entry["difference"] == 77)
+    assert [e["p_holm"] for e in entries] == holm([e["p"] for e in entries])
+    (part,) = sections([document])
+    assert "2 of them could not be recomputed" in " ".join(comparisons_text(part.compared(entries)))
+    # The same cell, run again and kept, stands instead of the one that the record is about.
+    grid([store], tmp_path / "again", methods=["zp"], missing=["audio:0.5"], seeds=2)
+    entries = load_runs([tmp_path / "run", tmp_path / "again"])[1]
+    assert len(entries) == 3 and not any(e.get("recorded") for e in entries)
+
+
+def test_other_hyper_parameters_are_other_tables_but_for_the_marginal(tmp_path):
+    rng = np.random.default_rng(4)
+    subject = [f"p{i % 8}" for i in range(60)]
+
+    def cell(method, **other):
+        settings = {"hidden": 8, "marginal": "bank"} | other.pop("settings", {})
+        return result(tmp_path, method, rng.random((2, 60)) < 0.7, subject, settings=settings, **other)
+
+    a = cell("A", marginal="bank")
+    others = [cell("B", settings={"hidden": 16}), cell("B", revision=2), cell("B", given={"masks": {"file": "m"}})]
+    assert compare([a, *others], tmp_path) == []
+    full = {"settings": {"marginal": "full"}}
+    entries = compare([a, cell("B"), cell("A", marginal="full", **full), cell("C", **full)], tmp_path)
+    assert len(entries) == 6 and entries[0]["settings"] == {"hidden": 8}
+    sides = [entries[1]["a"], entries[1]["b"], entries[0]["b"]]
+    plain = {"fusion": "addition"}
+    assert sides == [
+        {"method": "A", "marginal": "bank"} | plain,
+        {"method": "A", "marginal": "full"} | plain,
+        {"method": "B"} | plain,
+    ]
+
+
+def test_results_without_a_tested_clip_are_left_out(tmp_path):
+    right, subject = np.ones((2, 20)), [""] * 20
+    nothing = [result(tmp_path, m, right, subject, tested=np.zeros((2, 20))) for m in "AB"]  # NaN throughout
+    assert compare(nothing, tmp_path) == []
+    empty = [result(tmp_path, m, np.ones((2, 0)), [], missing="none") for m in "AB"]
+    both = [result(tmp_path, m, right, subject) for m in "CD"]
+    (entry,) = compare([*nothing, *empty, *both], tmp_path)
+    assert (entry["a"]["method"], entry["b"]["method"]) == ("C", "D")

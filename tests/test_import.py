@@ -96,6 +96,19 @@ def test_clip_level_arrays_are_one_segment_and_ids_are_row_numbers(npz):
     assert set(opened.subject) == {""}
 
 
+@pytest.mark.parametrize("kind", [str, bytes])
+def test_blanks_around_words_do_not_count(npz, kind):
+    ids = np.array([f" clip {c:02} " for c in range(CLIPS)])
+    words = {"id": ids.astype(kind), "emotion": np.char.add(arrays()["emotion"], " ").astype(kind)}
+    opened = FeatureStore.open(load(npz(**words), clip="id"))
+    assert opened.clip_id[0] == "clip 00" and opened.classes == ("angry", "happy", "sad")
+
+
+def test_large_whole_numbers_that_are_exact_pass(npz):
+    ids = 2.0**53 - 1 - np.arange(CLIPS)
+    assert str(2**53 - 1) in FeatureStore.open(load(npz(id=ids), clip="id")).clip_id
+
+
 def test_several_arrays_are_joined(npz):
     found = arrays()
     path = load(npz(extra=found["face"][..., :2] + 1), maps=("visual=face", "visual=extra", "audio=voice"))
@@ -192,6 +205,10 @@ def tight(offset, scale):
         ({"emotion": np.linspace(0, 1, CLIPS)}, {}, "no words or whole numbers"),
         ({"emotion": np.full(CLIPS, "sad")}, {}, "all 24 clips have the label 'sad'"),
         (changed("emotion", 3, ""), {}, "clip '03' has an empty label"),
+        (changed("emotion", 3, " "), {}, "clip '03' has an empty label"),
+        ({"emotion": np.array([1.0, 1e300] * 12)}, {}, r"'emotion', row 1: 1e\+300 is beyond 2\^53"),
+        ({"id": 2.0**53 + 2 * np.arange(CLIPS)}, {"clip": "id"}, r"'id', row 0: .* beyond 2\^53"),
+        ({"id": (2.0**24 + 2 * np.arange(CLIPS)).astype("f4")}, {"clip": "id"}, r"'id', row 0: .* beyond 2\^24"),
         ({"id": np.zeros(CLIPS, int)}, {"clip": "id"}, "clip id '0' stands 24 times"),
         ({"id": np.full(CLIPS, "")}, {"clip": "id"}, "empty clip id"),
         (changed("voice", (2, 1, 3), np.nan), {}, r"clip '02', segment 1: audio feature voice\[3\] is nan"),

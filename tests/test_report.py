@@ -17,9 +17,10 @@ import torch
 from mlemiss.pipeline.errors import InputError
 from mlemiss.trainer.experiments import run_grid
 from mlemiss.trainer.export import write_csv, write_latex
-from mlemiss.trainer.figures import accuracy_by_rate, groups, rates
+from mlemiss.trainer.figures import accuracy_by_epoch, accuracy_by_rate, groups, offsets, rates
 from mlemiss.trainer.report import load_results, render, write_report
 from mlemiss.trainer.settings import Settings
+from mlemiss.trainer.side_by_side import left_out, markdown
 from mlemiss.trainer.tables import print_results, results_table, sections
 from rich.console import Console
 
@@ -97,7 +98,7 @@ def test_report_says_what_was_run(run):
         "toy, toy",
         "RANDOM weights, never trained",
         "Random weights:",
-        "share speakers",
+        "clips of one speaker may be in both",
         "0, 1",
         "mlemiss train --features toy --missing <audio:0.5>",
         f"torch {document['results'][0]['versions']['torch']}",
@@ -171,6 +172,60 @@ def test_many_methods_and_fusions_are_spread_over_figures(run):
     assert all(ElementTree.fromstring(accuracy_by_rate(part, lines)) is not None for lines in drawn)
 
 
+def test_methods_of_one_modality_are_drawn_in_every_figure(run):
+    document = copy.deepcopy(load_results(run))
+    cell = document["results"][0] | {"reference": False}
+    fusions = ("addition", "concatenation", "outer")
+    document["results"] = [cell | {"method": f"m{m}", "fusion": f} for m in range(8) for f in fusions]
+    document["results"] += [cell | {"method": m, "fusion": "addition", "reference": True} for m in ("ears", "eyes")]
+    (part,) = sections([document])
+    drawn = groups(part)
+    assert {lines.title for lines in drawn} == set(fusions) and max(len(lines.rows) for lines in drawn) <= 9
+    assert all(lines.rows[-2:] == (("ears", "addition"), ("eyes", "addition")) for lines in drawn)
+    assert sorted({row for lines in drawn for row in lines.rows}) == sorted(part.rows)
+    own = [row for lines in drawn for row in lines.rows[:-2]]
+    assert len(own) == len(set(own)) == 24
+    assert accuracy_by_epoch(part, drawn[-1]).count("<!-- ears -->") == 1
+    document["results"] = [r for r in document["results"] if r["reference"]]
+    assert [lines.rows for lines in groups(*sections([document]))] == [(("ears", "addition"), ("eyes", "addition"))]
+
+
+def test_runs_of_other_hyper_parameters_are_tables_of_their_own(run, tmp_path):
+    document = load_results(run)
+    wide, full = copy.deepcopy(document), copy.deepcopy(document)
+    for result in wide["results"]:
+        result["settings"] |= {"hidden": 64}
+        result["given"] = {"masks": {"file": "own.csv", "sha256": "ab" * 32}}
+    for result in full["results"]:
+        result["settings"] |= {"marginal": "full"}
+        if result["marginal"] is not None:
+            result |= {"marginal": "full", "mean": 1.25}
+    first, second = sections([document, wide])
+    assert first.title.endswith(": hidden 8, no given files")
+    assert second.title.endswith(": hidden 64, masks own.csv (abababab)")
+    assert len(first.compared(document["comparisons"])) == 9 and second.compared(document["comparisons"]) == []
+    assert [part.title.count(":") for part in sections([document])] == [0]
+    (part,) = sections([document, full])
+    assert part.title.count(":") == 0 and {method for method, _ in part.rows} == {
+        "mle (bank)",
+        "mle (full)",
+        "zero-padding",
+    }
+    assert part.cell("mle (full)", "outer", "none")["mean"] == 1.25
+    (asked,) = (r for r in document["results"] if (r["method"], r["fusion"], r["missing"]) == ("mle", "outer", "none"))
+    assert part.cell("mle (bank)", "outer", "none") is asked
+    bank, other = ({"method": "mle", "fusion": "outer", "marginal": m} for m in ("bank", "full"))
+    entries = [document["comparisons"][0] | {"a": bank, "b": other}]
+    text = Page(render([document, full], entries)).text
+    assert "mle (bank), outer" in text and "mle (full), outer" in text
+    write_csv([document, wide], document["comparisons"], tmp_path)
+    with (tmp_path / "results.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["hidden"], row["given"]) for row in rows} == {("8", ""), ("64", "masks:own.csv:abababababab")}
+    latex = write_latex([document, wide], tmp_path).read_text(encoding="utf-8")
+    assert len(set(re.findall(r"\\label\{.*\}", latex))) == 2
+
+
 def test_csv_and_latex_lie_beside_the_report(run, tmp_path, mlemiss):
     done = mlemiss("report", run, "--out", tmp_path / "out" / "r.html", "--csv", "--latex")
     assert done.returncode == 0, done.stderr
@@ -238,7 +293,8 @@ def test_other_splits_say_what_stays_together(run):
     document = copy.deepcopy(load_results(run))
     for result in document["results"]:
         result["split"] = "subject"
-    assert "share speakers" not in render([document]) + printed(document)
+    text = render([document]) + printed(document)
+    assert "share speakers" not in text and "clips of one speaker" not in text
     assert "no subject is in both" in printed(document)
 
 
@@ -252,6 +308,83 @@ def test_one_rate_and_one_seed_still_make_a_report(run):
     page = Page(render([document]))
     assert len(page.images) == 2  # no figure over rates
     assert "±" not in re.sub(r"mean ± standard", "", page.text)
+
+
+def test_notes_of_a_narrow_table_have_the_terminals_width(run):
+    document = copy.deepcopy(load_results(run))
+    document["results"] = [document["results"][0] | {"std": None, "interval": None, "seeds": [0], "n_test": [9]}]
+    lines = printed(document, width=100).splitlines()
+    assert "Test accuracy in percent of clips, one seed, 9 test clips." in lines
+    assert lines[0] == "toy, toy features (RANDOM weights, never trained)"
+    assert max(map(len, lines)) <= 100
+
+
+def test_speakers_are_named_only_where_they_are_known(run):
+    document = copy.deepcopy(load_results(run))
+    document["comparisons"] = [entry | {"units": "subject"} for entry in document["comparisons"]]
+    text = Page(render([document])).text + printed(document)
+    assert text.count("training and test clips share speakers") == 3  # facts, notes, terminal
+    document["comparisons"] = [entry | {"units": "clip"} for entry in document["comparisons"]]
+    for entries in (document["comparisons"], []):
+        text = Page(render([document | {"comparisons": entries}])).text + printed(document | {"comparisons": entries})
+        assert "share speakers" not in text
+        assert text.count("clips of one speaker may be in both training and test") == 3  # facts, notes, terminal
+
+
+def test_tables_of_several_splits_name_theirs(run):
+    document = load_results(run)
+    other = copy.deepcopy(document)
+    for result in other["results"]:
+        result |= {"split": "subject", "dataset": "other"}
+    assert [part.title.split(": ")[1] for part in sections([document, other])] == ["by clip", "by subject"]
+    for result in other["results"]:
+        result["dataset"] = "toy"
+    assert [part.title.split(": ")[1] for part in sections([document, other])] == ["by clip", "by subject"]
+    assert render([document, other]).count(": by subject</h2>") == 1
+
+
+def test_a_reason_for_many_combinations_is_said_once(run):
+    skipped = [{"cell": f"toy m{i}", "reason": "too few <clips>"} for i in range(18)]
+    skipped += [{"cell": "toy alone", "reason": "of its own"}]
+    text = Page(render([load_results(run) | {"skipped": skipped}])).text
+    assert text.count("too few <clips>") == 1 and "18 combinations, such as toy m0; toy m1; toy m2: too few" in text
+    assert "toy alone: of its own" in text
+    compared = {"exhibit": "x", "title": "X", "paper": "", "ran_on": [], "command": "", "missing": [], "cells": []}
+    compared["left_out"] = ["all of vgg16 by clip", *(f"{s['cell']}: {s['reason']}" for s in skipped)]
+    assert [line.split(":")[1].split(",")[0] for line in left_out(compared)] == [
+        " all of vgg16 by clip.",
+        " 18 combinations",
+        " toy alone",
+    ]
+    text = markdown(compared)
+    assert text.index("Left out: 20 entries, listed below") < text.index("## Cost") < text.index("too few <clips>")
+
+
+@pytest.mark.parametrize(("rows", "number"), [(1, 2), (2, 2), (9, 2), (4, 6), (9, 6)])
+def test_rows_stand_close_to_their_rate(rows, number):
+    found = offsets(rows, number)
+    assert len(found) == rows and abs(found.sum()) < 1e-9
+    assert np.ptp(found) <= 0.25 + 1e-9 and (np.diff(found) <= 0.015 * (number - 1) + 1e-9).all()
+    assert (np.diff(found) > 0).all()
+
+
+def test_panels_of_references_alone_are_left_out(run):
+    document = copy.deepcopy(load_results(run))
+    cell, specs = document["results"][0] | {"reference": False}, ("none", "audio:0.5", "visual:0.5")
+    document["results"] = [cell | {"method": f"m{m}", "missing": s} for m in range(6) for s in specs]
+    document["results"] += [cell | {"method": f"m{m}", "fusion": "outer", "missing": specs[1]} for m in range(6)]
+    document["results"] += [cell | {"method": "ears", "reference": True, "missing": s} for s in specs]
+    (part,) = sections([document])
+    addition, outer = groups(part)
+    assert outer.title == "outer" and [
+        accuracy_by_rate(part, lines).count("<!-- training") for lines in groups(part)
+    ] == [2, 1]
+    assert accuracy_by_epoch(part, addition).count("<!-- missing") == 2
+    assert accuracy_by_epoch(part, outer).count("<!-- missing") == 1
+    only = [r for r in document["results"] if r["fusion"] == "addition" or r["missing"] == "none"]
+    only += [cell | {"method": "m0", "fusion": "outer", "missing": "none"}]
+    (part,) = sections([document | {"results": only}])
+    assert [bool(accuracy_by_rate(part, lines)) for lines in groups(part)] == [True, False]
 
 
 def test_several_runs_share_a_report(run):
@@ -274,7 +407,7 @@ def test_wide_tables_are_printed_in_parts(run):
     ]
     text = printed(document, width=100)
     assert max(map(len, text.splitlines())) <= 100 and "…" not in text
-    assert text.count("│ hgr") == 2 and text.count("audio:0.5") == 1 and text.count("share speakers") == 1
+    assert text.count("│ hgr") == 2 and text.count("audio:0.5") == 1 and text.count("clips of one speaker") == 1
 
 
 def test_terminal_table_has_rows_of_methods_and_columns_of_specs(run):
@@ -289,7 +422,7 @@ def test_terminal_table_has_rows_of_methods_and_columns_of_specs(run):
         "complete",
     ]
     text = printed(document)
-    for said in ("RANDOM weights, never trained", "share speakers", "2 seed(s)"):
+    for said in ("RANDOM weights, never trained", "clips of one speaker", "of 2 seeds"):
         assert said in " ".join(text.split())
     for result in document["results"]:
         assert f"{result['mean']:.1f} ± {result['std']:.1f}" in text

@@ -179,12 +179,12 @@ def test_damaged_weights_are_told(run, store, tmp_path, damage):
 
 def test_predict_as_a_user(store, run, tmp_path, mlemiss):
     several = mlemiss("predict", run[0], "--store", store.path, "--method", "mle")
-    assert several.returncode == 2 and "3 trained cells" in several.stderr and several.stdout == ""
+    assert several.returncode == 2 and "3 cells (" in several.stderr and several.stdout == ""
     options = ["--method", "mle", "--fusion", "outer", "--missing", "visual:0.3+audio:0.3"]
     printed = mlemiss("predict", run[0], "--store", store.path, *options)
     assert printed.returncode == 0 and "trained on clips of this very store" in printed.stderr
-    written = mlemiss("predict", run[0], "--store", store.path, *options, "--out", "p.csv")
-    assert written.stdout == "" and (tmp_path / "p.csv").read_text() == printed.stdout
+    written = mlemiss("predict", run[0], "--store", store.path, *options, "--out", "new/p.csv")
+    assert written.stdout == "" and (tmp_path / "new" / "p.csv").read_text() == printed.stdout
     rows = list(csv.DictReader(io.StringIO(printed.stdout)))
     assert list(rows[0]) == ["clip_id", "label", "predicted", *(f"p_{name}" for name in store.classes)]
     assert [row["clip_id"] for row in rows] == list(store.clip_id[store.status == "done"])

@@ -22,6 +22,8 @@ from .options import (
     BatchSizeOption,
     DimOption,
     EpochsOption,
+    FeaturesOption,
+    FusionOption,
     HiddenOption,
     LrOption,
     MarginalOption,
@@ -35,11 +37,8 @@ from .options import (
 
 def reproduce(
     exhibit: Annotated[str, typer.Argument(metavar="table2|figure6", help="What of the paper to reproduce.")],
-    features: Annotated[
-        list[str] | None,
-        typer.Option(help="Only these features, repeated or a list (default: what is there of three)."),
-    ] = None,
-    fusion: Annotated[list[str] | None, typer.Option(help="Fusions, repeated or a list (default: addition).")] = None,
+    features: FeaturesOption = None,
+    fusion: FusionOption = None,
     split: Annotated[
         list[str] | None, typer.Option(help="clip or a column, repeated or a list (default: clip,subject).")
     ] = None,

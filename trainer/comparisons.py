@@ -1,7 +1,8 @@
 """Paired comparisons between any two methods of one setting, from the test predictions that runs keep.
 
-A setting is one dataset, store, features, split, missing spec in training and in test, and one list of seeds; both
-methods were tested on the same clips, seed by seed. The estimator, exactly:
+A setting is one dataset, store and its revision, features, split, given files, missing spec in training and in test,
+hyper-parameters, and one list of seeds; both methods were tested on the same clips, seed by seed. Of hyper-parameters
+only the marginal may differ: it is a choice of the method. The estimator, exactly:
 
 1. Clip i's outcome of a method is the share of the seeds in which i was a test clip that classified it right; d_i is
    the difference of the two methods' outcomes. Clips that no seed tested do not count.
@@ -15,8 +16,8 @@ methods were tested on the same clips, seed by seed. The estimator, exactly:
    flips whose absolute total is at least the observed one. All flips where there are at most 14 units, else random
    ones with the observed signs counted among them, (1 + count) / (1 + flips): 10,000 flips, and where these give less
    than 0.01, 100 for each comparison of the table if that is more, as Holm's factor else outgrows the smallest p.
-6. ``p_holm``: Holm's step-down correction over all comparisons of one table: the same dataset, features, store, split
-   and missing spec in test.
+6. ``p_holm``: Holm's step-down correction over all comparisons of one table: all of a setting but the missing spec in
+   training and the seeds.
 
 Its limits. The seeds are not resampled: test sets of different seeds share clips, and training sets overlap, so this
 is inference over speakers (or clips) for these seeds. With clips as units it says nothing of other speakers. The sign
@@ -28,9 +29,10 @@ Shapes: S seeds, C classes, U units, K methods of one setting, P = K (K - 1) / 2
 
 import hashlib
 import itertools
+import json
 import zipfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +40,8 @@ import numpy as np
 
 from ..pipeline.errors import InputError
 
-FAMILY = ("dataset", "features", "store", "split", "missing_test")  # what one table, and Holm's correction, holds
+# What one table, and Holm's correction, holds; of the settings all but the marginal.
+FAMILY = ("dataset", "features", "store", "revision", "split", "given", "missing_test", "settings")
 LEAST_SUBJECTS = 6
 RESAMPLES, FLIPS, FLIPS_A_COMPARISON, MOST_ENUMERATED = 10_000, 10_000, 100, 14
 CLEAR = 0.01  # a p above it is known well enough from FLIPS flips
@@ -60,39 +63,78 @@ class Outcomes:
     tested: str
 
 
+def family_of(described: Mapping) -> dict:
+    """What of a result, or of a comparison, names its table: the values of FAMILY."""
+    settings = {name: value for name, value in (described.get("settings") or {}).items() if name != "marginal"}
+    return {name: described.get(name) for name in FAMILY} | {"settings": settings}
+
+
+def family_key(described: Mapping) -> str:
+    """`family_of` as a key: equal for results and comparisons of one table."""
+    return json.dumps(family_of(described), sort_keys=True)
+
+
+def several_marginals(results: Sequence[Mapping]) -> set[str]:
+    """The methods that one table holds with more than one marginal, which must be named to tell them apart."""
+    marginals = Counter(method for method, _ in {(r["method"], r.get("marginal")) for r in results})
+    return {method for method, number in marginals.items() if number > 1}
+
+
+def side(result: Mapping, several: set[str]) -> dict:
+    """A result as a comparison names it, ``a`` or ``b``; several: as `several_marginals` has them."""
+    named = {"method": result["method"], "fusion": result["fusion"]}
+    return named | {"marginal": result.get("marginal")} if result["method"] in several else named
+
+
 def compare(results: Sequence[dict], out_dir: Path) -> list[dict]:
     """All paired comparisons of results, as results.json has them; see the module for the estimator.
 
     out_dir: the folder that the results' ``predictions`` are relative to (absolute ones stand for themselves). Results
-    without kept predictions, or whose test clips or seeds no other has, are not compared; of a cell that comes twice,
-    the later stands. InputError: a predictions file is damaged.
+    without kept predictions or tested clips, or whose test clips or seeds no other has, are not compared; of a cell
+    that comes twice, the later stands. ``a`` and ``b`` name a marginal where the table holds several of the method.
+    InputError: a predictions file is damaged.
     """
-    settings: dict[tuple, dict[tuple[str, str], Outcomes]] = {}
-    for r in {tuple(r[n] for n in (*FAMILY, "missing", "method", "fusion")): r for r in results}.values():
-        path = Path(out_dir) / r["predictions"] if r.get("predictions") else None
+    families: dict[str, dict[tuple, dict]] = defaultdict(dict)
+    for r in results:
+        families[family_key(r)][r["missing"], r["method"], r["fusion"], r.get("marginal")] = r
+    return [entry for cells in families.values() for entry in _family(list(cells.values()), Path(out_dir))]
+
+
+def _family(results: Sequence[dict], out_dir: Path) -> list[dict]:
+    """The entries of one table's results, corrected."""
+    several = several_marginals(results)
+    settings: dict[tuple, list[tuple[dict, Outcomes]]] = defaultdict(list)
+    for r in results:
+        path = out_dir / r["predictions"] if r.get("predictions") else None
         if path is not None and path.is_file():
             outcomes = read_outcomes(path)
-            # Masks of somebody else's may share a name: what is recorded of them tells them apart.
-            same = f"{outcomes.tested} {r.get('given')}"
-            key = (*(r[name] for name in FAMILY), r["missing"], tuple(r["seeds"]), same)
-            settings.setdefault(key, {})[r["method"], r["fusion"]] = outcomes
-    comparisons = Counter()
-    for key, rows in settings.items():
-        comparisons[key[: len(FAMILY)]] += len(rows) * (len(rows) - 1) // 2
+            if len(outcomes.outcome):  # else nothing was tested, or every probability is NaN
+                key = (r["missing"], tuple(r["seeds"]), outcomes.tested)
+                settings[key].append((side(r, several), outcomes))
+    comparisons = sum(len(rows) * (len(rows) - 1) // 2 for rows in settings.values())
     entries: list[dict] = []
-    for key, rows in settings.items():
-        entries += _setting(key, rows, comparisons[key[: len(FAMILY)]])
-    families: dict[tuple, list[dict]] = defaultdict(list)
+    for (missing, seeds, _), rows in settings.items():
+        setting = family_of(results[0]) | {"missing": missing, "seeds": list(seeds)}
+        entries += _setting(setting, rows, comparisons)
+    return corrected(entries)
+
+
+def corrected(entries: Sequence[dict]) -> list[dict]:
+    """Comparisons of any tables with ``p_holm`` from their ``p``: step 6."""
+    families: dict[str, list[dict]] = defaultdict(list)
     for entry in entries:
-        families[tuple(entry[name] for name in FAMILY)].append(entry)
+        families[family_key(entry)].append(entry)
+    adjusted = {}
     for family in families.values():
-        for entry, p in zip(family, holm([e["p"] for e in family]), strict=True):
-            entry["p_holm"] = p
-    return entries
+        adjusted |= zip(map(id, family), holm([e["p"] for e in family]), strict=True)
+    return [entry | {"p_holm": adjusted[id(entry)]} for entry in entries]
 
 
 def read_outcomes(path: Path) -> Outcomes:
-    """A predictions file (see `experiments`) as outcomes a clip. InputError: it is damaged or no such file."""
+    """A predictions file (see `kept.keep_predictions`) as outcomes a clip.
+
+    InputError: it is damaged or no such file.
+    """
     try:
         with np.load(path) as file:
             probability = file["probabilities"]  # [S, clip, C], NaN where not tested
@@ -114,23 +156,21 @@ def read_outcomes(path: Path) -> Outcomes:
     return Outcomes(100 * right.sum(0)[kept] / times[kept], unit, kind, digest.hexdigest())
 
 
-def _setting(key: tuple, rows: dict[tuple[str, str], Outcomes], comparisons: int) -> list[dict]:
+def _setting(setting: dict, rows: Sequence[tuple[dict, Outcomes]], comparisons: int) -> list[dict]:
     """The entries of one setting, in the order of its methods; ``p_holm`` is still to come."""
     if len(rows) < 2:
         return []
-    one = next(iter(rows.values()))
-    outcome = np.stack([outcomes.outcome for outcomes in rows.values()])
+    sides, (one, *_) = [named for named, _ in rows], [outcomes for _, outcomes in rows]
+    outcome = np.stack([outcomes.outcome for _, outcomes in rows])
     flips = max(FLIPS, FLIPS_A_COMPARISON * comparisons)
     *numbers, units = paired(outcome, one.unit, flips)
-    *family, missing, seeds, _ = key
     entries = []
-    for (a, b), (difference, low, high, p) in zip(itertools.combinations(rows, 2), np.transpose(numbers), strict=True):
+    for (a, b), (difference, low, high, p) in zip(itertools.combinations(sides, 2), np.transpose(numbers), strict=True):
         entries.append(
-            dict(zip(FAMILY, family, strict=True))
+            setting
             | {
-                "missing": missing,
-                "a": {"method": a[0], "fusion": a[1]},
-                "b": {"method": b[0], "fusion": b[1]},
+                "a": a,
+                "b": b,
                 "difference": float(difference),
                 "interval": [float(low), float(high)],
                 "p": float(p),
@@ -138,7 +178,6 @@ def _setting(key: tuple, rows: dict[tuple[str, str], Outcomes], comparisons: int
                 "units": one.kind,
                 "n_units": units,
                 "n_clips": outcome.shape[1],
-                "seeds": list(seeds),
             }
         )
     return entries

@@ -6,6 +6,7 @@ once; `run_grid` is both.
 
 import platform
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -90,10 +91,11 @@ def run_plan(
 
     out: the folder that keeps it, group by group. resume: finished cells in there are taken over, else they make way.
     exhibit: what the folder is for (such as ``table2``); resuming one that is for something else is an InputError.
-    save_weights: keep the trained methods in ``out`` too. say takes a line for each combination that is skipped.
+    save_weights: keep the trained methods in ``out`` too. say takes a line for each reason to skip combinations.
     """
-    for entry in plan.skipped:
-        say(f"skipped {entry['cell']}: {entry['reason']}")
+    for reason, cells in _by_reason(plan.skipped).items():
+        what = cells[0] if len(cells) == 1 else f"{len(cells)} combinations, such as {cells[0]}"
+        say(f"skipped {what}: {reason}")
     document = {"schema": SCHEMA, "results": [], "comparisons": [], "skipped": plan.skipped, "command": command}
     document |= {"created": time.strftime("%Y-%m-%dT%H:%M:%S%z")} | ({"exhibit": exhibit} if exhibit else {})
     described = [describe(cell, settings) for cell in plan.cells]
@@ -124,6 +126,14 @@ def run_plan(
         document["comparisons"] = compare(document["results"], out)
         kept.write_document(out / kept.RESULTS, document)
     return document
+
+
+def _by_reason(skipped: Sequence[Mapping]) -> dict[str, list[str]]:
+    """Why combinations are skipped, and which."""
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for entry in skipped:
+        reasons[entry["reason"]].append(entry["cell"])
+    return reasons
 
 
 def _take_over(out: Path, described: Sequence[Mapping], document: dict, exhibit: str | None) -> dict[int, dict]:

@@ -6,9 +6,10 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .comparisons import FAMILY
+from .comparisons import family_of
 from .tables import Section, missing_text, score_text, sections
 
+TABLE = ("dataset", "features", "store", "split", "missing_test")
 CELL = ("dataset", "features", "store", "weights", "split", "missing_test", "method", "fusion", "missing", "marginal")
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -45,33 +46,42 @@ def write_csv(documents: Sequence[dict], comparisons: Sequence[dict], folder: Pa
 
 
 def _result_row(r: dict) -> dict:
-    row = {name: r[name] for name in CELL} | {"mean": r["mean"], "std": r["std"]}
+    row = {name: r.get(name) for name in CELL} | {"mean": r["mean"], "std": r["std"]}
     row["low"], row["high"] = r.get("interval") or (None, None)
     for name in ("macro_f1", "uar", "val_accuracy"):
         row[name] = statistics.fmean(r[name])
         row[f"{name}_std"] = statistics.stdev(r[name]) if len(r[name]) > 1 else None
     row |= {"epochs": r["epochs"], "total_epochs": r.get("total_epochs"), "seconds": r["seconds"]}
     lists = ("seeds", "test_accuracy", "n_train", "n_complete", "n_test", "best_epoch")
-    return row | {name: " ".join(map(str, r[name])) for name in lists}
+    return row | {name: " ".join(map(str, r[name])) for name in lists} | _told_apart(r)
 
 
 def _comparison_row(c: dict) -> dict:
-    row = {name: c[name] for name in (*FAMILY, "missing")}
+    row = {name: c[name] for name in TABLE} | {"missing": c["missing"]}
     for side in ("a", "b"):
-        row |= {f"{side}_{name}": value for name, value in c[side].items()}
+        row |= {f"{side}_{name}": c[side].get(name) for name in ("method", "fusion", "marginal")}
     row |= {"difference": c["difference"], "low": c["interval"][0], "high": c["interval"][1]}
     row |= {name: c[name] for name in ("p", "p_holm", "units", "n_units", "n_clips")}
-    return row | {"seeds": " ".join(map(str, c["seeds"]))}
+    return row | {"seeds": " ".join(map(str, c["seeds"]))} | _told_apart(c)
 
 
-COMPARISON_COLUMNS = (*FAMILY, "missing", "a_method", "a_fusion", "b_method", "b_fusion", "difference", "low", "high")
+def _told_apart(described: dict) -> dict:
+    """What else sets the tables of several runs apart: revision of the store, given files, hyper-parameters."""
+    family = family_of(described)
+    given = " ".join(f"{kind}:{f['file']}:{f['sha256'][:12]}" for kind, f in (family["given"] or {}).items())
+    return {"revision": family["revision"], "given": given} | family["settings"]
+
+
+COMPARISON_COLUMNS = (*TABLE, "missing", "a_method", "a_fusion", "a_marginal", "b_method", "b_fusion", "b_marginal")
+COMPARISON_COLUMNS += ("difference", "low", "high", "p", "p_holm", "units", "n_units", "n_clips", "seeds")
 
 
 def _write_rows(path: Path, rows: Iterable[dict]) -> Path:
     rows = list(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0] if rows else COMPARISON_COLUMNS, lineterminator="\n")
+        names = dict.fromkeys(name for row in rows for name in row) or COMPARISON_COLUMNS
+        writer = csv.DictWriter(file, names, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     return path
@@ -99,7 +109,8 @@ def _latex_table(section: Section) -> str:
     above = " & ".join(["", "", *(latex_text(first) for first, _, _ in heads)])
     head = " & ".join(["method", "fusion", *(latex_text(last) for _, _, last in heads)])
     caption = latex_text(" ".join([section.title + ".", *section.notes()]))
-    name = re.sub(r"[^A-Za-z0-9]+", "-", "-".join(str(getattr(section, name)) for name in FAMILY))
+    words = [*(getattr(section, name) for name in TABLE), *filter(None, [section.apart])]
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(words)).strip("-")
     body = "\n".join(lines)
     return (
         f"\\begin{{table}}\n\\centering\n\\caption{{{caption}}}\n\\label{{tab:{name}}}\n"

@@ -1,7 +1,8 @@
 """The report's figures, as SVG. Colours are told apart with any colour vision and, by markers and dashes, in print.
 
 A section's rows (method and fusion) are drawn in groups: all together where they are few, else a figure a fusion, so
-that no panel holds more lines than can be followed. Nothing is left out.
+that no panel holds more lines than can be followed. Nothing is left out. Methods that look at one modality, which fuse
+nothing, stand as reference lines without markers in every figure, but make no panel of their own beside others.
 """
 
 import io
@@ -23,8 +24,10 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 # Okabe and Ito's, less yellow, which does not print; grey and wine added.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
 DASHES = {"addition": "-", "concatenation": "--", "outer": ":"}
+REFERENCE = (0, (6, 2, 1, 2, 1, 2))  # dash, dot, dot
 TOGETHER, MOST_LINES = 6, 9  # rows of all fusions in one panel; rows in any panel
 COLUMNS = 3  # panels beside each other
+APART, SPREAD = 0.015, 0.25  # rows of one rate: of the axis from one to the next; of the way to the next rate, in all
 STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -51,24 +54,37 @@ class Lines:
 
 def groups(section: Section) -> list[Lines]:
     """The section's rows in figures: see the module."""
-    rows = section.rows
-    if len(rows) <= TOGETHER or len({fusion for _, fusion in rows}) == 1:
+    marked = references(section)
+    rows = [row for row in section.rows if row not in marked]
+    if not rows:
+        rows, marked = marked, []
+    fusions = list(dict.fromkeys(fusion for _, fusion in rows))
+    if len(rows) + len(marked) <= TOGETHER or len(fusions) == 1:
         found = {"": rows}
     else:
-        found = {fusion: [row for row in rows if row[1] == fusion] for _, fusion in rows}
+        found = {fusion: [row for row in rows if row[1] == fusion] for fusion in fusions}
+    most = max(MOST_LINES - len(marked), 1)
     return [
-        Lines(title, tuple(part[start : start + MOST_LINES]))
+        Lines(title, (*part[start : start + most], *marked))
         for title, part in found.items()
-        for start in range(0, len(part), MOST_LINES)
+        for start in range(0, len(part), most)
     ]
 
 
+def references(section: Section) -> list[tuple[str, str]]:
+    """Rows of methods that look at one modality only: their fusion says nothing."""
+    return list(dict.fromkeys(section.row(r) for r in section.results if r.get("reference")))
+
+
 def _look(section: Section, method: str, fusion: str, lines: Lines) -> dict:
-    """Colour and marker by method, dashes by fusion."""
-    place = list(dict.fromkeys(r["method"] for r in section.results)).index(method)
-    alone = lines.title or len({f for _, f in section.rows}) == 1
+    """Colour and marker by method, dashes by fusion; references without a marker, in dashes of their own."""
+    place = list(dict.fromkeys(method for method, _ in section.rows)).index(method)
+    colour, marked = COLOURS[place % len(COLOURS)], references(section)
+    if (method, fusion) in marked:
+        return {"color": colour, "marker": "", "linestyle": REFERENCE, "label": method}
+    alone = lines.title or len({row[1] for row in section.rows if row not in marked}) == 1
     return {
-        "color": COLOURS[place % len(COLOURS)],
+        "color": colour,
         "marker": MARKERS[(place + place // len(COLOURS)) % len(MARKERS)],
         "linestyle": "-" if alone else DASHES.get(fusion, "-."),
         "label": method if alone else f"{method}, {fusion}",
@@ -103,9 +119,13 @@ def _shares_text(shares: Sequence[tuple[str, float]]) -> str:
 def accuracy_by_rate(section: Section, lines: Lines) -> str | None:
     """Accuracy against the missing rate, a panel a modality, error bars of one standard deviation over seeds.
 
-    Rates are set evenly apart: most of a grid's lie close together near 100 %.
+    Rates are set evenly apart: most of a grid's lie close together near 100 %. None where there is nothing to draw.
     """
-    panels = rates(section)
+    panels = {
+        modality: points
+        for modality, points in rates(section).items()
+        if _own_rows(section, lines, [spec for rate, spec in points if rate])
+    }
     if not panels:
         return None
     with rc_context(STYLE):
@@ -116,7 +136,7 @@ def accuracy_by_rate(section: Section, lines: Lines) -> str | None:
                 cells = [(x, cell) for x, cell in cells if cell is not None]
                 if cells:
                     # Rows are set a little apart, else their bars hide each other.
-                    apart = 0.6 * ((place + 0.5) / len(lines.rows) - 0.5)
+                    apart = offsets(len(lines.rows), len(points))[place]
                     deviation = [cell["std"] or 0 for _, cell in cells]
                     look = _look(section, method, fusion, lines)
                     means = [cell["mean"] for _, cell in cells]
@@ -130,14 +150,30 @@ def accuracy_by_rate(section: Section, lines: Lines) -> str | None:
         return _svg(figure)
 
 
-def accuracy_by_epoch(section: Section, lines: Lines) -> str:
+def offsets(rows: int, rates: int) -> np.ndarray:
+    """How far each of so many rows stands from its rate's tick, rates a unit apart: [row], around 0."""
+    step = min(APART * (rates - 1), SPREAD / max(rows - 1, 1))
+    return step * (np.arange(rows) - (rows - 1) / 2)
+
+
+def _own_rows(section: Section, lines: Lines, specs: Sequence[str]) -> bool:
+    """Whether any of these specs has a result to draw that is no reference; where all are references, any result."""
+    marked = references(section)
+    own = [row for row in lines.rows if row not in marked] or lines.rows
+    return any(section.cell(*row, spec) for row in own for spec in specs)
+
+
+def accuracy_by_epoch(section: Section, lines: Lines) -> str | None:
     """Test accuracy after each epoch of the classifier, mean over seeds, a panel a missing spec.
 
-    The label says how many epochs a method trained before its classifier's first.
+    The label says how many epochs a method trained before its classifier's first. None where there is nothing to draw.
     """
+    columns = [missing for missing in section.columns if _own_rows(section, lines, [missing])]
+    if not columns:
+        return None
     with rc_context(STYLE):
-        figure, axes = _panels(len(section.columns), 3.4, 2.7)
-        for axis, missing in zip(axes, section.columns, strict=False):
+        figure, axes = _panels(len(columns), 3.4, 2.7)
+        for axis, missing in zip(axes, columns, strict=True):
             for place, (method, fusion) in enumerate(lines.rows):
                 cell = section.cell(method, fusion, missing)
                 if cell is not None:

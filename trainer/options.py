@@ -8,6 +8,15 @@ import typer
 from ..pipeline.errors import InputError
 from .settings import Settings
 
+FeaturesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Cached features, repeated or a comma list (default: the paper's three; reproduce: what is there of them)."
+    ),
+]
+FusionOption = Annotated[
+    list[str] | None, typer.Option(help="addition (default), concatenation or outer, repeated or a list.")
+]
 SeedsOption = Annotated[int, typer.Option(help="Runs of each cell, with seeds from 0.")]
 MarginalOption = Annotated[
     str | None, typer.Option(help="Support of the marginal in training: full, bank (default) or batch.")

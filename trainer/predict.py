@@ -15,6 +15,8 @@ from ..pipeline.store import MEDIA, FeatureStore
 from . import kept, saved
 from .method import ROWS_AT_ONCE, Method
 
+LISTED = 6  # cells that a message names
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -46,7 +48,10 @@ def choose(run: Path, features: str, **wanted: str | None) -> tuple[Path, dict]:
     ]
     asked = ", ".join(f"{n} {v}" for n, v in {**wanted, "cell": part}.items() if v is not None) or "any"
     if not fitting:
-        raise InputError(f"no weights in {run} fit ({asked}); there are {_listed(headers)}.")
+        raise InputError(
+            f"no weights in {run} fit ({asked}); there are {_listed(headers)}.\n"
+            f"Choose among these with --method, --fusion, --missing or --cell."
+        )
     same = [(path, header) for path, header in fitting if header["features"] == features]
     if not same:
         there = ", ".join(dict.fromkeys(header["features"] for _, header in fitting))
@@ -56,17 +61,22 @@ def choose(run: Path, features: str, **wanted: str | None) -> tuple[Path, dict]:
         )
     if len(same) > 1:
         raise InputError(
-            f"{len(same)} trained cells in {run} fit: {_listed(same)}.\n"
-            f"Choose one with --method, --fusion, --missing, or --cell and what stands in brackets."
+            f"several trained cells in {run} fit: {_listed(same)}.\n"
+            f"Choose one with --method, --fusion, --missing or --cell."
         )
     return same[0]
 
 
 def _listed(headers: Sequence[tuple[Path, Mapping]]) -> str:
-    return "; ".join(
-        f"{h['dataset']} {h['features']} {h['method']} {h['fusion']} {h['missing']} ({path.stem.rpartition('-')[2]})"
-        for path, h in headers
-    )
+    """How many, and the values in which they differ."""
+    differing = []
+    for name in ("dataset", "features", "method", "fusion", "missing"):
+        values = list(dict.fromkeys(header[name] for _, header in headers))
+        if len(values) > 1:
+            differing.append(f"{name} {' or '.join(values)}")
+    cells = ", ".join(path.stem.rpartition("-")[2] for path, _ in headers[:LISTED])
+    more = ", …" if len(headers) > LISTED else ""
+    return f"{len(headers)} cells ({'; '.join([*differing, f'cell {cells}{more}'])})"
 
 
 def check_store(header: Mapping, store: FeatureStore) -> None:

@@ -7,15 +7,18 @@ from html import escape
 from pathlib import Path
 
 from ..pipeline.errors import InputError
-from .comparisons import compare, significant
+from .comparisons import compare, corrected, family_key, family_of, several_marginals, side, significant
 from .figures import accuracy_by_epoch, accuracy_by_rate, confusion_matrices, epochs_before, groups
 from .tables import (
     Section,
+    by_clip_text,
     comparisons_text,
+    grouped_text,
     mean_text,
     missing_text,
     score_text,
     sections,
+    side_row,
     signed_text,
     units_text,
     weights_text,
@@ -70,8 +73,8 @@ def load_results(run: Path) -> dict:
 def load_runs(runs: Sequence[Path]) -> tuple[list[dict], list[dict]]:
     """The documents of runs, and the paired comparisons between all of their results.
 
-    Where no run has its predictions beside it, the comparisons that the runs themselves recorded.
-    InputError: as `load_results`, or a damaged predictions file.
+    Comparisons of results whose predictions are gone are those that the runs themselves recorded, with an entry
+    ``recorded`` True; Holm's correction is over all. InputError: as `load_results`, or a damaged predictions file.
     """
     documents = [load_results(run) for run in runs]
     for run, document in zip(runs, documents, strict=True):
@@ -80,8 +83,51 @@ def load_runs(runs: Sequence[Path]) -> tuple[list[dict], list[dict]]:
             if result.get("predictions"):
                 result["predictions"] = str(folder / result["predictions"])
     together = [result for section in sections(documents) for result in section.results]
-    recorded = [entry for document in documents for entry in document.get("comparisons", [])]
-    return documents, compare(together, Path()) or recorded
+    entries = {_pair(entry): entry for entry in compare(together, Path())}
+    for document in documents:
+        for entry in _recorded(document, together):
+            entries.setdefault(_pair(entry), entry)
+    return documents, corrected(list(entries.values()))
+
+
+def _pair(entry: dict) -> tuple:
+    """What a comparison is between, in either order."""
+    return family_key(entry), entry["missing"], frozenset(json.dumps(entry[s], sort_keys=True) for s in ("a", "b"))
+
+
+def _recorded(document: dict, together: Sequence[dict]) -> list[dict]:
+    """A document's own comparisons of results that stand in the report and of which one's predictions are gone."""
+    families: dict[str, list[dict]] = {}
+    for result in together:
+        families.setdefault(family_key(result), []).append(result)
+    several = {key: several_marginals(results) for key, results in families.items()}
+    standing = {id(result) for result in together}
+    own: dict[tuple, list[dict]] = {}
+    for result in document["results"]:
+        own.setdefault((result["missing"], result["method"], result["fusion"]), []).append(result)
+    found = []
+    for entry in document.get("comparisons", []):
+        # What an entry has of its results' family, and of a marginal, must agree: not every version recorded all.
+        pair = [
+            next((r for r in own.get((entry["missing"], s["method"], s["fusion"]), []) if _is_of(entry, s, r)), None)
+            for s in (entry["a"], entry["b"])
+        ]
+        if all(id(r) in standing for r in pair) and not all(_has_predictions(r) for r in pair):
+            a, b = (side(r, several[family_key(r)]) for r in pair)
+            found.append(entry | family_of(pair[0]) | {"a": a, "b": b, "recorded": True})
+    return found
+
+
+def _is_of(entry: dict, named: dict, result: dict) -> bool:
+    """Whether a result is the one that a side of a recorded comparison names."""
+    family = family_of(result)
+    return named.get("marginal", result.get("marginal")) == result.get("marginal") and all(
+        entry[name] == value for name, value in family.items() if name in entry
+    )
+
+
+def _has_predictions(result: dict) -> bool:
+    return bool(result.get("predictions")) and Path(result["predictions"]).is_file()
 
 
 def write_report(documents: Sequence[dict], out: Path, comparisons: Sequence[dict] | None = None) -> None:
@@ -107,11 +153,12 @@ def render(documents: Sequence[dict], comparisons: Sequence[dict] | None = None)
             '<p class="loud">Random weights: features marked RANDOM come from networks that were never trained. '
             "Their accuracies say nothing about pretrained features.</p>"
         )
-    body.append(_facts(documents, parts))
+    body.append(_facts(documents, parts, comparisons))
     body += [_section(part, part.compared(comparisons)) for part in parts]
     skipped = [entry for document in documents for entry in document.get("skipped", [])]
     if skipped:
-        items = "".join(f"<li><b>{escape(s['cell'])}</b>: {escape(s['reason'])}</li>" for s in skipped)
+        grouped = grouped_text([(s["cell"], s["reason"]) for s in skipped])
+        items = "".join(f"<li><b>{escape(cells)}</b>: {escape(reason)}</li>" for cells, reason in grouped)
         body.append(f"<h2>Skipped combinations</h2><ul>{items}</ul>")
     title = escape(f"mlemiss: {headline}")
     return (
@@ -121,11 +168,14 @@ def render(documents: Sequence[dict], comparisons: Sequence[dict] | None = None)
     )
 
 
-def _facts(documents: Sequence[dict], parts: Sequence[Section]) -> str:
+def _facts(documents: Sequence[dict], parts: Sequence[Section], comparisons: Sequence[dict]) -> str:
     """What was run: everything a reader needs to judge or repeat the numbers."""
     results = [r for part in parts for r in part.results]
-    splits = dict.fromkeys(part.split for part in parts)
-    caveat = " (training and test clips share speakers: this says nothing of new speakers)"
+    splits = dict.fromkeys(
+        f"by {part.split}"
+        + (f" ({by_clip_text(part.compared(comparisons))}: this says nothing of new speakers)" * (part.split == "clip"))
+        for part in parts
+    )
     versions = dict.fromkeys(", ".join(f"{n} {v}" for n, v in r["versions"].items()) for r in results)
     settings = dict.fromkeys(", ".join(f"{n.replace('_', ' ')} {v}" for n, v in r["settings"].items()) for r in results)
     facts = {
@@ -135,7 +185,7 @@ def _facts(documents: Sequence[dict], parts: Sequence[Section]) -> str:
             f"store {part.store}"
             for part in parts
         ),
-        "Split": [f"by {split}" + (caveat if split == "clip" else "") for split in splits],
+        "Split": splits,
         "Missing in training": [", ".join(dict.fromkeys(r["missing"] for r in results))],
         "Missing in test": dict.fromkeys(part.missing_test for part in parts),
         "Given files": dict.fromkeys(
@@ -163,7 +213,9 @@ def _facts(documents: Sequence[dict], parts: Sequence[Section]) -> str:
 def _section(part: Section, compared: Sequence[dict]) -> str:
     loud = ' class="loud"' if part.weights == "random" else ""
     out = [f"<h2>{escape(part.title)}</h2>", _table(part)]
-    out += [f"<p{loud if note.startswith('RANDOM') else ' class=notes'}>{escape(note)}</p>" for note in part.notes()]
+    out += [
+        f"<p{loud if note.startswith('RANDOM') else ' class=notes'}>{escape(note)}</p>" for note in part.notes(compared)
+    ]
     out.append("<p class=notes>The highest mean of each column is bold; whether it differs is said below.</p>")
     out.append(_details(part))
     out += [*_rates(part), _comparisons(part, compared), *_epochs(part), *_confusions(part)]
@@ -175,9 +227,8 @@ def _rates(part: Section) -> list[str]:
         "Test accuracy against the missing rate; bars are one standard deviation over seeds. Rates are set evenly "
         "apart, methods a little beside each other."
     )
-    figures = {lines.title: accuracy_by_rate(part, lines) for lines in groups(part)}
-    shown = _figure([svg for svg in figures.values() if svg], caption)
-    return ["<h3>Accuracy against missing rate</h3>", shown] if any(figures.values()) else []
+    figures = [svg for lines in groups(part) if (svg := accuracy_by_rate(part, lines))]
+    return ["<h3>Accuracy against missing rate</h3>", _figure(figures, caption)] if figures else []
 
 
 def _epochs(part: Section) -> list[str]:
@@ -187,11 +238,10 @@ def _epochs(part: Section) -> list[str]:
     )
     if any(map(epochs_before, part.results)):
         caption += " “After N epochs”: what a method's autoencoder trained before its classifier began."
-    first, *more = groups(part)
-    out = ["<h3>Accuracy against epoch</h3>", _figure([accuracy_by_epoch(part, first)], caption)]
-    for lines in more:
-        out.append(_folded(f"Against epoch, {lines.title}", _figure([accuracy_by_epoch(part, lines)], caption)))
-    return out
+    drawn = [(lines.title, svg) for lines in groups(part) if (svg := accuracy_by_epoch(part, lines))]
+    (_, first), *more = drawn
+    out = ["<h3>Accuracy against epoch</h3>", _figure([first], caption)]
+    return out + [_folded(f"Against epoch, {title}", _figure([svg], caption)) for title, svg in more]
 
 
 def _confusions(part: Section) -> list[str]:
@@ -231,7 +281,7 @@ def _details(part: Section) -> str:
     rows, seeds = [], []
     for r in part.results:
         interval = "–" if r.get("interval") is None else f"{r['interval'][0]:.1f} to {r['interval'][1]:.1f}"
-        values = [r["method"], r["fusion"], r["missing"], score_text(r), interval]
+        values = [*part.row(r), r["missing"], score_text(r), interval]
         values += [mean_text(r["macro_f1"]), mean_text(r["uar"]), mean_text(r["val_accuracy"]), _span(r["n_complete"])]
         rows.append([*values, f"{r['epochs']} ({r['epochs'] + epochs_before(r)})", f"{r['seconds']:.1f}"])
         scores = ", ".join(f"{n:.1f}" for n in r["test_accuracy"])
@@ -264,7 +314,7 @@ def _comparisons(part: Section, compared: Sequence[dict]) -> str:
     rows = []
     for c in compared:
         low, high = c["interval"]
-        values = [c["missing"], ", ".join(c["a"].values()), ", ".join(c["b"].values()), signed_text(c["difference"])]
+        values = [c["missing"], *(", ".join(side_row(c[s])) for s in ("a", "b")), signed_text(c["difference"])]
         values += [f"{signed_text(low)} to {signed_text(high)}", f"{c['p']:.2g}", f"{c['p_holm']:.2g}", units_text(c)]
         rows.append((values, significant(c)))
     body = [[_bold(escape(v), bold) for v in values] for values, bold in rows]
@@ -282,7 +332,7 @@ def _square(part: Section, missing: str, compared: Sequence[dict]) -> str:
     cells: dict[tuple, str] = {}
     for c in compared:
         if c["missing"] == missing:
-            a, b = tuple(c["a"].values()), tuple(c["b"].values())
+            a, b = side_row(c["a"]), side_row(c["b"])
             for pair, difference in (((a, b), c["difference"]), ((b, a), -c["difference"])):
                 cells[pair] = _bold(signed_text(difference), significant(c))
             units = units_text(c)

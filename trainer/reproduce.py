@@ -212,8 +212,8 @@ def within_budget(
             gone += [f"{most - n} of {most} seeds of every cell not finished before"] if n < most else []
             return chosen, gone, cost
     raise InputError(
-        f"a budget of {duration_text(budget)} is not enough for one row with one seed, which takes about "
-        f"{duration_text(cost)}.\nGive more hours, fewer --epochs, or fewer --features."
+        f"a budget of {budget:.1f} s is not enough for one row with one seed, which takes about {cost:.1f} s.\n"
+        f"Give more hours, fewer --epochs, or fewer --features."
     )
 
 

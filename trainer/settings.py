@@ -17,7 +17,7 @@ class Settings:
 
     epochs: int = 40
     batch_size: int = 256  # segments
-    lr: float = 1e-3
+    lr: float = 3e-3
     weight_decay: float = 1e-4
     hidden: int = 128  # units of an encoder's hidden layer
     dim: int = 16  # k, the embedding's width
@@ -30,4 +30,5 @@ class Settings:
                 if value not in MARGINALS:
                     raise InputError(f"unknown marginal {value!r}: expected one of {', '.join(MARGINALS)}.")
             elif not (value > 0 or (field.name == "weight_decay" and value == 0)) or value == float("inf"):
-                raise InputError(f"{field.name.replace('_', ' ')} {value} is out of range: expected more than 0.")
+                least = "0 or more" if field.name == "weight_decay" else "more than 0"
+                raise InputError(f"{field.name.replace('_', ' ')} {value} is out of range: expected {least}.")

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from .kept import write_document
 from .paper import table2_value
+from .tables import grouped_text
 
 if TYPE_CHECKING:
     from .reproduce import Exhibit
@@ -126,19 +127,37 @@ def notes(compared: Mapping) -> list[str]:
     """What must be said beside the numbers."""
     return [
         *(f"Ran on {line}." for line in compared["ran_on"]),
-        *(f"Left out: {line}" for line in compared["left_out"]),
         f"Accuracy in percent of test clips, mean ± standard deviation over seeds; the paper's: {compared['paper']}, "
         "means of five runs.",
         "Every classifier trains as many epochs; an autoencoder trains as many before it.",
     ]
 
 
+def left_out(compared: Mapping) -> list[str]:
+    """What was left out, a line a reason; a budget's lines have none and stand for themselves."""
+    split = [line.partition(": ") for line in compared["left_out"]]
+    grouped = grouped_text([(what, reason) for what, _, reason in split if reason])
+    return [
+        *(f"Left out: {what}." for what, _, reason in split if not reason),
+        *(f"Left out: {what}: {reason}" for what, reason in grouped),
+    ]
+
+
+def left_out_number(compared: Mapping) -> list[str]:
+    """One line that says how many were left out, for above the numbers; no line where there were none."""
+    number = len(compared["left_out"])
+    return [f"Left out: {number} {'entry' if number == 1 else 'entries'}, listed below the tables."] if number else []
+
+
 def markdown(compared: Mapping) -> str:
     """The whole document as Markdown."""
-    lines = [f"# {compared['title']}", "", *(f"- {note}".replace("\n", " ") for note in notes(compared))]
+    shown = [*left_out_number(compared), *notes(compared)]
+    lines = [f"# {compared['title']}", "", *(f"- {note}".replace("\n", " ") for note in shown)]
     lines += [f"- Command: `{compared['command']}`, {compared['created']}"] if compared["command"] else []
     for title, heads, rows in tables(compared):
         lines += ["", f"## {title}", "", _line(heads), _line(["---"] * len(heads)), *map(_line, rows)]
+    if compared["left_out"]:
+        lines += ["", "## Left out", "", *(f"- {line}".replace("\n", " ") for line in left_out(compared))]
     return "\n".join(lines) + "\n"
 
 
@@ -156,10 +175,12 @@ def write(compared: Mapping, out: Path) -> None:
 
 
 def print_tables(compared: Mapping) -> None:
-    """All tables to standard output, then what must be said beside them."""
+    """All tables to standard output, how much is left out above them, then what must be said beside them."""
     console = Console()
     if not console.is_terminal:
         console.width = 200
+    for line in left_out_number(compared):
+        console.print(f"\n{line}", markup=False, highlight=False)
     for title, heads, rows in tables(compared):
         console.print(f"\n{title}", style="bold", markup=False, highlight=False)
         table = Table()
@@ -172,5 +193,5 @@ def print_tables(compared: Mapping) -> None:
             table.add_row("" if row[0] == before else row[0], *(text.replace(" (", "\n(") for text in row[1:]))
             before = row[0]
         console.print(table)
-    for note in ["", *notes(compared)]:
+    for note in ["", *notes(compared), *left_out(compared)]:
         console.print(note, markup=False, highlight=False)

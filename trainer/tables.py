@@ -1,18 +1,24 @@
 """Results as tables: rows are methods and fusions, columns what is missing. Terminal and report share them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from .comparisons import FAMILY, SIGNIFICANT, least_p, significant
+from .comparisons import SIGNIFICANT, family_key, family_of, least_p, several_marginals, side, significant
+
+NAMED = 3  # of the combinations that share a reason
 
 
 @dataclass(frozen=True)
 class Section:
-    """Results that stand in one table: same data, features, weights, split and test condition."""
+    """Results that stand in one table: same data, features, weights, split, test condition and hyper-parameters.
+
+    apart: what sets it apart from the other tables of the same data, "" where there are none.
+    """
 
     dataset: str
     features: str
@@ -21,6 +27,7 @@ class Section:
     split: str
     missing_test: str
     results: tuple[dict, ...]
+    apart: str = ""
 
     @property
     def columns(self) -> list[str]:
@@ -30,12 +37,21 @@ class Section:
     @property
     def rows(self) -> list[tuple[str, str]]:
         """Method and fusion, in the order they were asked for."""
-        return list(dict.fromkeys((r["method"], r["fusion"]) for r in self.results))
+        return list(dict.fromkeys(map(self.row, self.results)))
+
+    @cached_property
+    def several(self) -> set[str]:
+        """Methods that stand here with several marginals."""
+        return several_marginals(self.results)
+
+    def row(self, result: Mapping) -> tuple[str, str]:
+        """The row a result stands in, the method named with its marginal where there are several of it."""
+        return side_row(side(result, self.several))
 
     def cell(self, method: str, fusion: str, missing: str) -> dict | None:
         """The result of one cell; None where the combination was skipped or has not run."""
         for result in self.results:
-            if (result["method"], result["fusion"], result["missing"]) == (method, fusion, missing):
+            if result["missing"] == missing and self.row(result) == (method, fusion):
                 return result
         return None
 
@@ -43,34 +59,35 @@ class Section:
         """The rows of the highest mean of a column as it is printed: several where they print alike."""
         cells = [r for r in self.results if r["missing"] == missing]
         highest = max(round(r["mean"], 1) for r in cells)
-        return [(r["method"], r["fusion"]) for r in cells if round(r["mean"], 1) == highest]
+        return [self.row(r) for r in cells if round(r["mean"], 1) == highest]
 
     def compared(self, comparisons: Sequence[dict]) -> list[dict]:
         """Of paired comparisons those that belong to this table."""
-        return [c for c in comparisons if all(c[name] == getattr(self, name) for name in FAMILY)]
+        own = family_key(self.results[0])
+        return [c for c in comparisons if family_key(c) == own]
 
     @property
     def title(self) -> str:
-        return f"{self.data}, {self.features} features ({weights_text(self.weights)})"
+        apart = f": {self.apart}" if self.apart else ""
+        return f"{self.data}, {self.features} features ({weights_text(self.weights)}){apart}"
 
     @property
     def data(self) -> str:
         """The dataset's name, loud where its clips are drawn ones."""
         return f"{self.dataset} (SYNTHETIC clips)" if self.results[0].get("synthetic") else self.dataset
 
-    def notes(self) -> list[str]:
-        """What must be said beside these numbers."""
+    def notes(self, compared: Sequence[dict] = ()) -> list[str]:
+        """What must be said beside these numbers; compared: this table's comparisons, which know of speakers."""
         seeds = sorted({len(r["seeds"]) for r in self.results})
         number = " to ".join(map(str, dict.fromkeys([seeds[0], seeds[-1]])))
         tests = sorted({n for r in self.results for n in r["n_test"]})
         clips = " to ".join(map(str, dict.fromkeys([tests[0], tests[-1]])))
-        lines = [
-            f"Test accuracy in percent of clips, mean ± standard deviation of {number} seed(s), {clips} test clips."
-        ]
+        spread = "one seed" if number == "1" else f"mean ± standard deviation of {number} seeds"
+        lines = [f"Test accuracy in percent of clips, {spread}, {clips} test clips."]
         if self.weights == "random":
             lines.append("RANDOM WEIGHTS: these features come from networks that were never trained.")
         if self.split == "clip":
-            lines.append("Split by clip: training and test clips share speakers, so this says nothing of new speakers.")
+            lines.append(f"Split by clip: {by_clip_text(compared)}, so this says nothing of new speakers.")
         elif not self.split.startswith("given:"):
             lines.append(f"Split by {self.split}: no {self.split} is in both training and test clips.")
         files = {(kind, f["file"]): None for r in self.results for kind, f in (r.get("given") or {}).items()}
@@ -80,6 +97,13 @@ class Section:
         if self.missing_test != "none":
             lines.append(f"Validation and test clips lack {self.missing_test} too.")
         return lines
+
+
+def by_clip_text(compared: Sequence[dict]) -> str:
+    """What a split by clip does to speakers, known where comparisons resampled them; results do not record it."""
+    if any(entry["units"] == "subject" for entry in compared):
+        return "training and test clips share speakers"
+    return "clips of one speaker may be in both training and test"
 
 
 def weights_text(weights: str | None) -> str:
@@ -94,9 +118,44 @@ def sections(documents: Sequence[dict]) -> list[Section]:
     tables: dict[tuple, dict[tuple, dict]] = {}
     for document in documents:
         for r in document["results"]:
-            key = tuple(r[name] for name in ("dataset", "features", "store", "weights", "split", "missing_test"))
-            tables.setdefault(key, {})[r["method"], r["fusion"], r["missing"]] = r
-    return [Section(*key, tuple(cells.values())) for key, cells in tables.items()]
+            cell = (r["method"], r["fusion"], r["missing"], r.get("marginal"))
+            tables.setdefault((r["weights"], family_key(r)), {})[cell] = r
+    firsts = [next(iter(cells.values())) for cells in tables.values()]
+    found = []
+    for first, cells in zip(firsts, tables.values(), strict=True):
+        names = (first[name] for name in ("dataset", "features", "store", "weights", "split", "missing_test"))
+        found.append(Section(*names, tuple(cells.values()), _apart(first, firsts)))
+    return found
+
+
+def _apart(first: Mapping, firsts: Sequence[Mapping]) -> str:
+    """What of a table's first result is not so in all tables of the same data, features and weights.
+
+    The split is named wherever tables of any data differ in it.
+    """
+    same = [r for r in firsts if all(r[name] == first[name] for name in ("dataset", "features", "weights"))]
+    facts, *others = [_facts(r) for r in [first, *same]]
+    differ = [text for name, text in facts.items() if any(other.get(name) != text for other in others)]
+    split = [f"by {first['split']}"] if len({r["split"] for r in firsts}) > 1 else []
+    return ", ".join([*split, *differ])
+
+
+def _facts(result: Mapping) -> dict[str, str]:
+    """What makes a table besides data, features and weights, each in words that tell different values apart."""
+    family = family_of(result)
+    facts = {name.replace("_", " "): value for name, value in family["settings"].items()}
+    given = [f"{kind} {f['file']} ({f['sha256'][:8]})" for kind, f in (family["given"] or {}).items()]
+    return {name: f"{name} {value}" for name, value in facts.items()} | {
+        "missing_test": f"test clips {missing_text(family['missing_test'])}",
+        "store": f"store {family['store']}",
+        "revision": f"revision {family['revision']}",
+        "given": " and ".join(given) if given else "no given files",
+    }
+
+
+def side_row(named: Mapping) -> tuple[str, str]:
+    """The row that a side of a comparison stands in: its method, with the marginal where one is named, and fusion."""
+    return named["method"] + (f" ({named['marginal']})" if "marginal" in named else ""), named["fusion"]
 
 
 def score_text(result: dict | None) -> str:
@@ -136,6 +195,11 @@ def comparisons_text(compared: Sequence[dict]) -> list[str]:
     held = sum(map(significant, compared))
     units = "; ".join(dict.fromkeys(map(units_text, compared)))
     lines = [f"Paired comparisons: {held} of {len(compared)} differences hold after Holm's correction ({units})."]
+    if recorded := sum(c.get("recorded", False) for c in compared):
+        lines.append(
+            f"{recorded} of them could not be recomputed, as predictions are gone: their differences, intervals and p "
+            "are those their run recorded."
+        )
     least = min(map(least_p, compared))
     if least * len(compared) > SIGNIFICANT:
         lines.append(
@@ -145,9 +209,24 @@ def comparisons_text(compared: Sequence[dict]) -> list[str]:
     return lines
 
 
-def results_table(section: Section, columns: Sequence[str] | None = None, notes: Sequence[str] = ()) -> Table:
-    """One section as a table for the terminal, of all or some of its columns, with notes below."""
-    table = Table(title=section.title, caption="\n".join(notes), caption_justify="left", title_justify="left")
+def grouped_text(entries: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Pairs of what and its reason, a reason once: ``18 combinations, such as A; B; C`` or the only one's name."""
+    reasons: dict[str, list[str]] = {}
+    for what, reason in entries:
+        reasons.setdefault(reason, []).append(what)
+    found = []
+    for reason, names in reasons.items():
+        names = list(dict.fromkeys(names))
+        listed = "; ".join(names[:NAMED])
+        if len(names) > NAMED:
+            listed = f"{len(names)} combinations, such as {listed}"
+        found.append((listed, reason))
+    return found
+
+
+def results_table(section: Section, columns: Sequence[str] | None = None) -> Table:
+    """One section as a table for the terminal, of all or some of its columns."""
+    table = Table()
     table.add_column("method", overflow="fold")
     table.add_column("fusion", overflow="fold")
     columns = section.columns if columns is None else columns
@@ -187,7 +266,10 @@ def print_results(document: dict, console: Console | None = None) -> None:
         if not console.is_terminal:
             console.width = 160  # a file or a pipe has no width of its own
     for section in sections([document]):
-        notes = section.notes() + comparisons_text(section.compared(document.get("comparisons", [])))
-        parts = _fitting(section, console.width)
-        for place, columns in enumerate(parts):
-            console.print(results_table(section, columns, notes if place + 1 == len(parts) else ()))
+        compared = section.compared(document.get("comparisons", []))
+        # Plain lines: a table's own title and caption are folded to its width.
+        console.print(section.title, style="italic", markup=False, highlight=False)
+        for columns in _fitting(section, console.width):
+            console.print(results_table(section, columns))
+        for note in section.notes(compared) + comparisons_text(compared):
+            console.print(note, markup=False, highlight=False)
