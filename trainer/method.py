@@ -123,9 +123,7 @@ class FusionClassifier(Method):
         self._places = [m for m, name in enumerate(runs.modalities) if name in (self.modalities or runs.modalities)]
         k, M = settings.dim, len(self._places)
         if fusion == "outer" and k < 2:
-            raise InputError(
-                f"an embedding of width {k} is too narrow for the outer product: expected at least 2."
-            )
+            raise InputError(f"an embedding of width {k} is too narrow for the outer product: expected at least 2.")
         constant = CONSTANT if fusion == "outer" else None
         self.encoders = nn.ModuleList(
             Encoder(*runs.moments[m], settings.hidden, k, runs.generators(f"encoder:{runs.modalities[m]}"), constant)
