@@ -39,8 +39,8 @@ from .trainer.options import (
     StoreOption,
     WeightDecayOption,
     named_stores,
-    settings_of,
 )
+from .trainer.settings import Settings
 
 app = typer.Typer(
     name="mlemiss",
@@ -174,13 +174,13 @@ def train(
     masks: Annotated[
         Path | None, typer.Option(help="Somebody else's masks: --missing then names settings of this CSV.")
     ] = None,
-    marginal: MarginalOption = None,
-    epochs: EpochsOption = None,
-    lr: LrOption = None,
-    batch_size: BatchSizeOption = None,
-    hidden: HiddenOption = None,
-    dim: DimOption = None,
-    weight_decay: WeightDecayOption = None,
+    marginal: MarginalOption = Settings.marginal,
+    epochs: EpochsOption = Settings.epochs,
+    lr: LrOption = Settings.lr,
+    batch_size: BatchSizeOption = Settings.batch_size,
+    hidden: HiddenOption = Settings.hidden,
+    dim: DimOption = Settings.dim,
+    weight_decay: WeightDecayOption = Settings.weight_decay,
     device: DeviceOption = "auto",
     stores: StoresOption = Path("stores"),
     store: StoreOption = None,
@@ -195,7 +195,7 @@ def train(
     from .trainer import job
 
     sizes = {"batch_size": batch_size, "hidden": hidden, "dim": dim}
-    settings = settings_of(epochs=epochs, lr=lr, **sizes, weight_decay=weight_decay, marginal=marginal)
+    settings = Settings(epochs=epochs, lr=lr, **sizes, weight_decay=weight_decay, marginal=marginal)
     files = read_given(splits, masks)
     specs = [files.setting(text) for text in comma_list(missing)]
     held_out, split = files.held_out(missing_test).name, files.split_name(split)
@@ -270,7 +270,6 @@ def demo(out: Annotated[Path, typer.Option(help="Folder for everything the demo 
     from .pipeline import preprocess as job
     from .pipeline.store import FeatureStore
     from .trainer import job as train_job
-    from .trainer.settings import Settings
 
     clips, stores, run = (writable_folder(out / part, "--out") for part in ("clips", "stores", "run"))
     synth(clips, subjects=DEMO_SUBJECTS, clips_per_subject=DEMO_CLIPS)

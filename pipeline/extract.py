@@ -5,9 +5,7 @@ a file of its own, so a killed job goes on from its finished clips; when all are
 once, by one writer, and the store is published. Serial and parallel runs, whole or resumed, give the same bytes.
 """
 
-import fcntl
 import os
-import platform
 import time
 import zipfile
 from collections import defaultdict
@@ -25,6 +23,7 @@ import zarr
 from . import backbones, ffmpeg, logmel, media, store
 from .errors import InputError, MachineError
 from .ffmpeg_process import ffmpeg_version
+from .lock import only_one
 from .memory import keep_freed_memory
 from .plan import Output, Plan, Task
 
@@ -185,7 +184,7 @@ def run(
     seconds: dict[str, float] = defaultdict(float)
     with ExitStack() as locks:
         for output in plan.unfinished():
-            locks.enter_context(_only_one(output))
+            locks.enter_context(only_one(output.work.with_suffix(".lock"), output.final.name))
             _set_aside(output, say)
             _prepare(output, len(plan.collection.clips))
         tasks = plan.tasks()
@@ -268,25 +267,6 @@ def _on_dask(tasks: Sequence[Task], workers: int, say: Callable[[str], None]) ->
                 for output in task.outputs:
                     Part((False, False), cause, failed=True).save(output.part(task.index))
                 yield Outcome(task.index, cause)
-
-
-@contextmanager
-def _only_one(output: Output) -> Iterator[None]:
-    """One preprocess at a time on one store; the lock is gone with its holder."""
-    output.work.parent.mkdir(parents=True, exist_ok=True)
-    with output.work.with_suffix(".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise InputError(
-                f"{output.final.name} is being made by another preprocess ({file.read().strip() or 'unknown'}).\n"
-                "Wait for it, or stop it and run this again: its finished clips are kept."
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}")
-        file.flush()
-        yield
 
 
 def _set_aside(output: Output, say: Callable[[str], None]) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from mlemiss.pipeline.datasets import expected_clips
 from mlemiss.pipeline.errors import InputError
+from mlemiss.pipeline.lock import only_one
 from mlemiss.pipeline.store import FeatureStore
 from mlemiss.trainer import kept, paper
 from mlemiss.trainer.cells import plan_grid
@@ -211,6 +212,13 @@ def test_figure6_as_a_user(stores, tmp_path, mlemiss):
     again = mlemiss("reproduce", "figure6", *options, "--json", **ONE_THREAD)
     assert "6 of 6 cells are finished and kept" in again.stderr
     assert json.loads(again.stdout)["cells"] == document["cells"]
+
+
+def test_a_second_process_in_the_folder_is_told_who_is_at_work(stores, tmp_path, mlemiss):
+    with only_one(tmp_path / "out" / ".lock", "this test"):
+        second = mlemiss("reproduce", "figure6", "--stores", stores, *TINY, "--out", "out")
+    assert second.returncode == 2 and f"another mlemiss (process {os.getpid()} on" in second.stderr
+    assert not (tmp_path / "out" / "results.json").exists()
 
 
 def test_other_features_and_a_new_plan_in_the_same_folder(stores, tmp_path):

@@ -137,7 +137,7 @@ class Garbled:
 def test_garbage_where_a_modality_is_missing_changes_nothing(store, method, fusion, spec):
     settings = Settings(epochs=2, batch_size=32, lr=1e-2, hidden=16, dim=6)
     found = []
-    for value in (np.nan, np.inf, 30000.0, -7.0):
+    for value in (np.nan, np.inf, 30000.0):
         clips = Clips(Garbled(store, spec, 0, value))
         (run,) = draw(clips, missing=spec)
         assert (~run.observed & (run.part == TRAIN)[:, None]).any()

@@ -31,8 +31,8 @@ from .options import (
     StoreOption,
     WeightDecayOption,
     named_stores,
-    settings_of,
 )
+from .settings import Settings
 
 
 def reproduce(
@@ -47,13 +47,13 @@ def reproduce(
     budget: Annotated[
         float | None, typer.Option(help="Hours: fewer seeds, then fewer rows, as an estimate has it.")
     ] = None,
-    marginal: MarginalOption = None,
-    epochs: EpochsOption = None,
-    lr: LrOption = None,
-    batch_size: BatchSizeOption = None,
-    hidden: HiddenOption = None,
-    dim: DimOption = None,
-    weight_decay: WeightDecayOption = None,
+    marginal: MarginalOption = Settings.marginal,
+    epochs: EpochsOption = Settings.epochs,
+    lr: LrOption = Settings.lr,
+    batch_size: BatchSizeOption = Settings.batch_size,
+    hidden: HiddenOption = Settings.hidden,
+    dim: DimOption = Settings.dim,
+    weight_decay: WeightDecayOption = Settings.weight_decay,
     device: DeviceOption = "auto",
     stores: StoresOption = Path("stores"),
     store: StoreOption = None,
@@ -66,7 +66,7 @@ def reproduce(
     from . import side_by_side
 
     sizes = {"batch_size": batch_size, "hidden": hidden, "dim": dim}
-    settings = settings_of(epochs=epochs, lr=lr, **sizes, weight_decay=weight_decay, marginal=marginal)
+    settings = Settings(epochs=epochs, lr=lr, **sizes, weight_decay=weight_decay, marginal=marginal)
     wanted = job.find_exhibit(exhibit)
     out = writable_folder(out or Path("runs") / wanted.name, "--out")
     if budget is not None and not budget > 0:

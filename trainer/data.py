@@ -178,35 +178,34 @@ class Runs(Blueprint):
     """
 
     def __init__(self, dataset: Dataset, runs: Sequence[Run], rows: Callable[[np.ndarray], np.ndarray]):
-        self.seeds = [run.spec.seed for run in runs]
         for run in runs:
             dataset.check_finite(run)
-        self.dataset, self.runs = dataset, list(runs)
-        self.device, self.segments, self.modalities = dataset.device, dataset.segments, dataset.clips.modalities
-        self.classes = dataset.clips.classes
-        self.observed = torch.as_tensor(np.stack([r.observed for r in runs]), device=self.device)  # [R, clip, M]
-        self._anything_missing = [not all(r.observed[:, m].all() for r in runs) for m in range(len(self.modalities))]
-        kept = np.stack([r.training_clips(rows) for r in runs])  # [R, clip]
-        self.kept = kept
-        self.lacking = [
-            any((k & ~r.observed[:, m]).any() for k, r in zip(kept, runs, strict=True))
-            for m in range(len(self.modalities))
-        ]  # per modality: is it missing in some row trained on
-        self.lacking_held_out = [
-            any((~r.observed[r.part != TRAIN, m]).any() for r in runs) for m in range(len(self.modalities))
-        ]  # per modality: is it missing in some clip predicted
-        self.moments = [
-            tuple(
-                torch.stack(part)
-                for part in zip(*(dataset.moments(m, r.observed[:, m] & (r.part == TRAIN)) for r in runs), strict=True)
-            )
-            for m in range(len(self.modalities))
-        ]  # per modality mean and std, [R, D] each: of the run's observed training entries, whatever the method
-        counts = np.stack(
-            [np.bincount(dataset.clips.label[k], minlength=len(dataset.clips.classes)) for k in kept]
-        )  # every clip has S rows, so clips' frequencies are rows' frequencies
-        prior = torch.as_tensor(counts / counts.sum(1, keepdims=True), device=self.device)
-        self.log_prior = prior.log().float()  # [R, C]
+        self.dataset, self.runs, self.segments = dataset, list(runs), dataset.segments
+        clips, device = dataset.clips, dataset.device
+        observed = np.stack([r.observed for r in runs])  # [R, clip, M]
+        held_out = np.stack([r.part != TRAIN for r in runs])  # [R, clip]
+        self.kept = np.stack([r.training_clips(rows) for r in runs])
+        self.observed = torch.as_tensor(observed, device=device)
+        self._anything_missing = (~observed).any((0, 1)).tolist()
+        # Every clip has S rows, so clips' frequencies are rows' frequencies.
+        counts = np.stack([np.bincount(clips.label[k], minlength=len(clips.classes)) for k in self.kept])
+        prior = torch.as_tensor(counts / counts.sum(1, keepdims=True), device=device)
+        super().__init__(
+            seeds=[run.spec.seed for run in runs],
+            modalities=clips.modalities,
+            classes=clips.classes,
+            moments=[self._moments(m) for m in range(len(clips.modalities))],
+            log_prior=prior.log().float(),
+            lacking=(~observed & self.kept[..., None]).any((0, 1)).tolist(),
+            lacking_held_out=(~observed & held_out[..., None]).any((0, 1)).tolist(),
+            device=device,
+        )
+
+    def _moments(self, m: int) -> tuple[Tensor, Tensor]:
+        """Of each run's observed training entries, whatever the method: mean and deviation, [R, D] each."""
+        each = [self.dataset.moments(m, run.observed[:, m] & (run.part == TRAIN)) for run in self.runs]
+        mean, std = zip(*each, strict=True)
+        return torch.stack(mean), torch.stack(std)
 
     def gather(self, rows: Tensor) -> tuple[list[Tensor], Tensor]:
         """Rows [R, n] as a method may see them: x, M tensors [R, n, D] with NaN where missing; observed [R, n, M]."""

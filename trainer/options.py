@@ -1,4 +1,4 @@
-"""Options that `train` and `reproduce` share, and the settings they make. Imports nothing heavy."""
+"""Options that `train` and `reproduce` share. Imports nothing heavy."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from ..pipeline.errors import InputError
-from .settings import Settings
 
 FeaturesOption = Annotated[
     list[str] | None,
@@ -18,21 +17,14 @@ FusionOption = Annotated[
     list[str] | None, typer.Option(help="addition (default), concatenation or outer, repeated or a list.")
 ]
 SeedsOption = Annotated[int, typer.Option(help="Runs of each cell, with seeds from 0.")]
-MarginalOption = Annotated[
-    str | None, typer.Option(help="Support of the marginal in training: full, bank (default) or batch.")
-]
-EpochsOption = Annotated[int | None, typer.Option(help="Epochs of every classifier.")]
-LrOption = Annotated[float | None, typer.Option(help="Learning rate.")]
-BatchSizeOption = Annotated[int | None, typer.Option(help="Segments a batch.")]
-HiddenOption = Annotated[int | None, typer.Option(help="Units of an encoder's hidden layer.")]
-DimOption = Annotated[int | None, typer.Option(help="k, the embedding's width.")]
-WeightDecayOption = Annotated[float | None, typer.Option(help="Weight decay.")]
+MarginalOption = Annotated[str, typer.Option(help="Support of the marginal in training: full, bank or batch.")]
+EpochsOption = Annotated[int, typer.Option(help="Epochs of every classifier.")]
+LrOption = Annotated[float, typer.Option(help="Learning rate.")]
+BatchSizeOption = Annotated[int, typer.Option(help="Segments a batch.")]
+HiddenOption = Annotated[int, typer.Option(help="Units of an encoder's hidden layer.")]
+DimOption = Annotated[int, typer.Option(help="k, the embedding's width.")]
+WeightDecayOption = Annotated[float, typer.Option(help="Weight decay.")]
 StoreOption = Annotated[list[Path] | None, typer.Option(help="This very store, instead of looking for one.")]
-
-
-def settings_of(**given: float | str | None) -> Settings:
-    """Settings of the options that were given; None stands for the default. InputError: a value out of range."""
-    return Settings(**{name: value for name, value in given.items() if value is not None})
 
 
 def named_stores(store: list[Path] | None, features: list[str] | None) -> list[Path]:

@@ -10,6 +10,7 @@ import torch
 
 from ..pipeline.datasets import expected_clips
 from ..pipeline.errors import InputError
+from ..pipeline.lock import only_one
 from ..pipeline.memory import keep_freed_memory
 from ..pipeline.progress import say
 from ..pipeline.store import FeatureStore, find_store, stores_in
@@ -133,7 +134,7 @@ def reproduce(
     """Run what is not finished yet into ``out``; write report.html, NAME.md and NAME.json; return the latter.
 
     absent: what it cannot run on, in words. budget: hours, which choose the cells by an estimate; it stops nothing.
-    InputError: not enough for any row.
+    InputError: not enough for any row, or another process works in the folder.
     """
     check_features(stores)
     keep_freed_memory()
@@ -144,29 +145,30 @@ def reproduce(
     plan = plan_grid(
         stores, methods=exhibit.methods, fusions=fusions, missing=exhibit.missing, seeds=seeds, split=splits
     )
-    found = kept.take_up(out, exhibit.name)
+    with only_one(out / ".lock", str(out)):
+        found = kept.take_up(out, exhibit.name)
 
-    def finished(cell: Cell) -> bool:
-        return kept.identity(experiments.describe(cell, settings)) in found
+        def finished(cell: Cell) -> bool:
+            return kept.identity(experiments.describe(cell, settings)) in found
 
-    left = [cell for cell in plan.cells if not finished(cell)]
-    left_out: list[str] = []
-    if left:
-        say(f"timing a short training of each method on {where}")
-        seconds = estimate(left, settings, where)
-        total = sum(seconds.values())
-        say(f"{sum(len(c.runs) for c in left)} runs of {len(left)} cells to train: about {duration_text(total)}")
-        if budget is not None and total > 3600 * budget:
-            cells, left_out, cost = within_budget(plan.cells, seconds, finished, 3600 * budget)
-            plan = replace(plan, cells=cells)
-            say(f"for a budget of {duration_text(3600 * budget)}, cells of about {duration_text(cost)} are run")
-            for line in left_out:
-                say(f"left out: {line}")
-    document = run_plan(plan, settings, where, out, exhibit)
-    compared = side_by_side.compare(exhibit, document, lines, [*absent, *left_out])
-    side_by_side.write(compared, out)
-    write_report([document], out / "report.html")
-    return compared
+        left = [cell for cell in plan.cells if not finished(cell)]
+        left_out: list[str] = []
+        if left:
+            say(f"timing a short training of each method on {where}")
+            seconds = estimate(left, settings, where)
+            total = sum(seconds.values())
+            say(f"{sum(len(c.runs) for c in left)} runs of {len(left)} cells to train: about {duration_text(total)}")
+            if budget is not None and total > 3600 * budget:
+                cells, left_out, cost = within_budget(plan.cells, seconds, finished, 3600 * budget)
+                plan = replace(plan, cells=cells)
+                say(f"for a budget of {duration_text(3600 * budget)}, cells of about {duration_text(cost)} are run")
+                for line in left_out:
+                    say(f"left out: {line}")
+        document = run_plan(plan, settings, where, out, exhibit)
+        compared = side_by_side.compare(exhibit, document, lines, [*absent, *left_out])
+        side_by_side.write(compared, out)
+        write_report([document], out / "report.html")
+        return compared
 
 
 def run_plan(plan: Plan, settings: Settings, where: torch.device, out: Path, exhibit: Exhibit) -> dict:
