@@ -202,8 +202,8 @@ def test_runs_of_one_second_have_folders_of_their_own_and_failed_ones_leave_none
 @pytest.mark.parametrize(
     ("arguments", "inside", "said"),
     [
-        (["train", "--missing", "none"], "cli.settings_of", "another run begins anew"),
-        (["reproduce", "table2"], "trainer.commands.settings_of", "to go on"),
+        (["train", "--missing", "none"], "cli.named_stores", "another run begins anew"),
+        (["reproduce", "table2"], "trainer.commands.named_stores", "to go on"),
         (["report", "run"], "cli.writable_file", "interrupted\n"),
     ],
 )

@@ -155,7 +155,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(stores, tmp_path, mlemiss)
     process.wait(timeout=60)
     before = json.loads(results.read_text())["results"]
     assert process.returncode == -signal.SIGKILL and 0 < len(before) < 6
-    again = mlemiss(*options, "--out", "cut", **ONE_THREAD)
+    again = mlemiss(*options, "--out", "cut")
     assert again.returncode == 0 and f"{len(before)} of 6 cells are finished and kept" in again.stderr
     settings = Settings(epochs=40, hidden=8, dim=4, batch_size=64)
     both, _ = choose_stores(TABLE2, stores, None, None)
@@ -198,7 +198,7 @@ def test_ours_stand_beside_the_papers(stores, tmp_path):
 
 def test_figure6_as_a_user(stores, tmp_path, mlemiss):
     options = ["--stores", stores, "--epochs", 3, "--split", "clip", *TINY]
-    result = mlemiss("reproduce", "figure6", *options, **ONE_THREAD)
+    result = mlemiss("reproduce", "figure6", *options)
     assert result.returncode == 0, result.stderr
     assert "runs of 6 cells to train: about" in result.stderr
     assert "mlemiss preprocess --dataset ravdess --features resnet34" in result.stderr
@@ -209,7 +209,7 @@ def test_figure6_as_a_user(stores, tmp_path, mlemiss):
         assert cell["missing"] == "audio:0.5" and curve["epoch"] == [1, 2, 3] and len(curve["mean"]) == 3
         assert curve["total_epoch"] == ([1, 2, 3] if cell["method"] == "mle" else [4, 5, 6])
     assert "after epochs of the classifier" in result.stdout and "Left out: resnet34" in result.stdout
-    again = mlemiss("reproduce", "figure6", *options, "--json", **ONE_THREAD)
+    again = mlemiss("reproduce", "figure6", *options, "--json")
     assert "6 of 6 cells are finished and kept" in again.stderr
     assert json.loads(again.stdout)["cells"] == document["cells"]
 
