@@ -101,7 +101,9 @@ def test_masks_only_hide_more_and_rows_of_held_out_clips_count_and_are_told(stor
 def test_a_failed_clip_need_not_be_in_the_file(store, tmp_path):
     splits, _ = export_masks(store, tmp_path, 2, ["none"], "clip")
     kept = [row for row in rows(splits) if row[1] != "clip005"]
-    train(store, None, splits=write(tmp_path / "fewer.csv", kept), missing=("audio:0.5",))
+    fewer = train(store, None, splits=write(tmp_path / "fewer.csv", kept), missing=("audio:0.5",))
+    whole = train(store, None, splits=splits, missing=("audio:0.5",))
+    assert fewer["results"][0]["test_accuracy"] == whole["results"][0]["test_accuracy"]
 
 
 SPLITS_HEAD, MASKS_HEAD = "seed,clip_id,split\n", "setting,seed,clip_id,modality\n"

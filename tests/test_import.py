@@ -233,7 +233,10 @@ def test_bad_arrays_are_told_and_leave_nothing_behind(npz, change, options, why)
 
 
 def test_a_constant_feature_and_one_just_wide_enough_pass(npz):
-    load(npz(**tight(10, 1)))
+    path = npz(**tight(10, 1))
+    load(path)
+    (stored,) = (path.parent / "stores").glob("*.zarr")
+    assert (FeatureStore.open(stored).read("visual")[..., :3] == 1).all()
 
 
 @pytest.mark.parametrize(

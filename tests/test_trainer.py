@@ -170,17 +170,17 @@ def test_standardisation_uses_observed_training_entries_only(store):
         assert std[0, 0] == 1  # the feature that never varies
 
 
-@pytest.mark.parametrize("method", method_names())
-def test_test_labels_do_not_touch_training(store, method):
+@pytest.mark.parametrize(("method", "fusion"), EVERY)
+def test_test_labels_do_not_touch_training(store, method, fusion):
     settings = Settings(epochs=4, batch_size=32, lr=1e-2, hidden=16, dim=6)
     clips = Clips(store)
     (run,) = draw(clips)
-    honest = fit(load(method), Dataset(clips), [run], settings, "addition")[0]
+    honest = fit(load(method), Dataset(clips), [run], settings, fusion)[0]
     shuffled = Clips(store)
     shuffled.label = clips.label.copy()
     shuffled.label[run.part == TEST] = np.roll(clips.label[run.part == TEST], 1)
     assert (shuffled.label != clips.label).any()
-    other = fit(load(method), Dataset(shuffled), [run], settings, "addition")[0]
+    other = fit(load(method), Dataset(shuffled), [run], settings, fusion)[0]
     np.testing.assert_array_equal(other.probability, honest.probability)
     assert (other.best_epoch, other.val_accuracy) == (honest.best_epoch, honest.val_accuracy)
     assert other.test_accuracy != honest.test_accuracy
