@@ -261,6 +261,40 @@ def test_bank_has_the_full_marginals_value_and_an_unbiased_gradient(store):
     assert spread > 1e-3  # a single step's gradient is an estimate
 
 
+@pytest.mark.parametrize("complete", [True, False])
+def test_batch_marginal_equals_the_full_one_in_expectation(store, complete):
+    """The mean over y' of equation 5, gradient included, over batches that go through the support once; its logarithm,
+    which the loss takes, is too small on average (Jensen), and that is `batch`'s bias."""
+    queries = torch.randn(1, 3, 5, generator=torch.Generator().manual_seed(0))
+    weights = torch.tensor([[1.0, -2.0, 0.5]])
+
+    def value_and_gradient(marginal, encoder, batch):
+        encoder.zero_grad()
+        value = log_mean_exp_inner(queries, *marginal(batch, encoder(batch.x[1], batch.observed[..., 1])))
+        (value.exp() * weights).sum().backward()
+        return value.detach(), [p.grad.clone() for p in encoder.parameters()]
+
+    full, encoder, batch, _ = marginal_setting(store, "full")
+    expected, gradient = value_and_gradient(full, encoder, batch)
+    marginal, encoder, batch, runs = marginal_setting(store, "batch")
+    rows = marginal.support.rows  # [1, 64]
+    # Batches of 16 support rows; or batches that hold none, for which a row drawn from all 64 stands in.
+    steps = rows.shape[1] // 16 if complete else rows.shape[1]
+    marginal._drawn = iter(torch.arange(rows.shape[1])[:, None, None])
+    found = []
+    for step in range(steps):
+        if complete:
+            part = rows[:, 16 * step : 16 * step + 16]
+            batch = runs.batch(part, torch.ones(part.shape))
+        found.append(value_and_gradient(marginal, encoder, batch))
+    values = torch.stack([value for value, _ in found])
+    torch.testing.assert_close(values.exp().mean(0), expected.exp(), rtol=1e-4, atol=1e-6)
+    for g, wanted in enumerate(gradient):
+        mean = torch.stack([gradients[g] for _, gradients in found]).mean(0)
+        torch.testing.assert_close(mean, wanted, rtol=1e-3, atol=1e-5)
+    assert (values.mean(0) < expected).all()
+
+
 def test_bank_keeps_the_latest_embeddings(store):
     bank, encoder, _, runs = marginal_setting(store, "bank")
     with torch.no_grad():

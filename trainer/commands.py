@@ -1,4 +1,4 @@
-"""The verbs `reproduce` and `predict`. Whatever is heavy is imported inside the command."""
+"""The verbs `train`, `reproduce`, `predict` and `report`. Whatever is heavy is imported inside the command."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -33,6 +33,78 @@ from .options import (
     named_stores,
 )
 from .settings import Settings
+
+
+def train(
+    missing: Annotated[
+        list[str], typer.Option(help="What training lacks: audio:0.5, audio:0.3+visual:0.3, none; repeated or a list.")
+    ],
+    features: FeaturesOption = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="Methods (`list methods`), repeated or a list (default: mle).")
+    ] = None,
+    fusion: FusionOption = None,
+    missing_test: Annotated[str, typer.Option(help="What validation and test clips lack.")] = "none",
+    dataset: Annotated[str | None, typer.Option(help="Which dataset's stores (default: the only one).")] = None,
+    seeds: SeedsOption = 5,
+    split: Annotated[str, typer.Option(help="clip, or a column whose equal values stay together.")] = "clip",
+    splits: Annotated[Path | None, typer.Option(help="Somebody else's splits, a CSV of `store masks`.")] = None,
+    masks: Annotated[
+        Path | None, typer.Option(help="Somebody else's masks: --missing then names settings of this CSV.")
+    ] = None,
+    marginal: MarginalOption = Settings.marginal,
+    epochs: EpochsOption = Settings.epochs,
+    lr: LrOption = Settings.lr,
+    batch_size: BatchSizeOption = Settings.batch_size,
+    hidden: HiddenOption = Settings.hidden,
+    dim: DimOption = Settings.dim,
+    weight_decay: WeightDecayOption = Settings.weight_decay,
+    device: DeviceOption = "auto",
+    stores: StoresOption = Path("stores"),
+    store: StoreOption = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results (default: runs/DATE-NAME).")] = None,
+    save_weights: Annotated[bool, typer.Option("--save-weights", help="Keep what was trained, for predict.")] = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Train every combination of the repeatable options, each with N seeds; print and keep the results."""
+    from ..pipeline.backbones import DEFAULT
+    from ..pipeline.mask_files import read_given
+    from ..pipeline.store import FeatureStore, find_store
+    from . import job
+
+    sizes = {"batch_size": batch_size, "hidden": hidden, "dim": dim}
+    settings = Settings(epochs=epochs, lr=lr, **sizes, weight_decay=weight_decay, marginal=marginal)
+    files = read_given(splits, masks)
+    specs = [files.setting(text) for text in comma_list(missing)]
+    held_out, split = files.held_out(missing_test).name, files.split_name(split)
+    names = comma_list(features or list(DEFAULT))
+    paths = named_stores(store, features) or [find_store(stores, name, dataset) for name in names]
+    document, out = job.train(
+        [files.apply(FeatureStore.open(path), seeds, specs) for path in paths],
+        out,
+        methods=comma_list(method or ["mle"]),
+        fusions=comma_list(fusion or ["addition"]),
+        missing=specs,
+        missing_test=held_out,
+        seeds=seeds,
+        split=split,
+        settings=settings,
+        device=device,
+        save_weights=save_weights,
+    )
+    finish_training(document, out, as_json)
+    return DONE
+
+
+def finish_training(document: dict, out: Path, as_json: bool) -> None:
+    """Print a run's results and say where they are kept."""
+    from .tables import print_results
+
+    if as_json:
+        print_json(document)
+    else:
+        print_results(document)
+    say(f"results: {out / 'results.json'}\nreport:  {out / 'report.html'}")
 
 
 def reproduce(
@@ -130,4 +202,35 @@ def predict(
         job.write_csv(predictions, file)
     failed = len(opened.clip_id) - len(predictions.clip_id)
     say(f"{len(predictions.clip_id)} clips predicted, {failed} failed ones left out" + (f": {out}" if out else ""))
+    return DONE
+
+
+def report(
+    runs: Annotated[list[Path] | None, typer.Argument(help="Folders of runs (default: the latest in runs/).")] = None,
+    out: Annotated[Path | None, typer.Option(help="The HTML file (default: report.html in the first run).")] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Also results.csv and comparisons.csv, beside it.")] = False,
+    latex: Annotated[bool, typer.Option("--latex", help="Also results.tex (booktabs), beside it.")] = False,
+) -> int:
+    """Write one self-contained HTML report of one or more runs, with paired comparisons over all of them."""
+    from .export import write_csv, write_latex
+    from .report import load_runs, write_report
+
+    if not runs:
+        kept = sorted(Path("runs").glob("*/results.json"), key=lambda path: path.stat().st_mtime)
+        if not kept:
+            raise InputError("no run in runs/.\nName the folder of a run, or make one with `mlemiss train`.")
+        runs = [kept[-1].parent]
+    out = out or (runs[0] if runs[0].is_dir() else runs[0].parent) / "report.html"
+    beside = ["results.csv", "comparisons.csv"] * csv + ["results.tex"] * latex
+    for path in (out, *(out.parent / name for name in beside)):
+        writable_file(path, "--out")
+    documents, comparisons = load_runs(runs)
+    write_report(documents, out, comparisons)
+    paths = [out]
+    if csv:
+        paths += write_csv(documents, comparisons, out.parent)
+    if latex:
+        paths.append(write_latex(documents, out.parent))
+    for path in paths:
+        say(f"report: {path}")
     return DONE

@@ -3,7 +3,7 @@
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,48 +18,12 @@ from . import experiments, kept, side_by_side
 from .cells import Cell, Plan, plan_grid, with_seeds
 from .estimate import duration_text, estimate
 from .job import check_features, shown_progress
-from .paper import TABLE2_COLUMNS
+from .paper import EXHIBITS, NOT_YET, Exhibit
 from .report import write_report
 from .settings import Settings
 from .tables import weights_text
 
 LEAST_SEEDS = 2  # with fewer there is no deviation; a budget takes rows away first
-
-
-@dataclass(frozen=True)
-class Exhibit:
-    """One of the paper's tables or figures as a grid over a dataset's cached features."""
-
-    name: str
-    title: str
-    dataset: str
-    features: tuple[str, ...]
-    methods: tuple[str, ...]
-    missing: tuple[str, ...]
-
-
-EXHIBITS = {
-    exhibit.name: exhibit
-    for exhibit in (
-        Exhibit(
-            "table2",
-            "Table 2: classification with missing modality on RAVDESS, cached features",
-            "ravdess",
-            ("vgg16", "resnet34", "resnet50"),
-            ("ae1", "ae2", "mle"),
-            TABLE2_COLUMNS,
-        ),
-        Exhibit(
-            "figure6",
-            "Figure 6: accuracy against epoch, half of the training clips without audio, RAVDESS",
-            "ravdess",
-            ("vgg16", "resnet34", "resnet50"),
-            ("ae1", "ae2", "mle"),
-            ("audio:0.5",),
-        ),
-    )
-}
-NOT_YET = ("table1", "figure4", "figure5")  # networks trained end to end on eNTERFACE'05
 
 
 def find_exhibit(name: str) -> Exhibit:

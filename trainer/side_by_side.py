@@ -2,24 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from .kept import write_document
-from .paper import table2_value
+from .paper import Exhibit, table2_value
 from .tables import grouped_text
-
-if TYPE_CHECKING:
-    from .reproduce import Exhibit
 
 PAPER = "Ma, Xu, Huang, Zhang (2021), arXiv:2108.10513, Table 2"
 SHOWN_EPOCHS = 8  # of a curve, in tables
 
 
-def compare(exhibit: "Exhibit", document: Mapping, ran_on: Sequence[str], left_out: Sequence[str]) -> dict:
+def compare(exhibit: Exhibit, document: Mapping, ran_on: Sequence[str], left_out: Sequence[str]) -> dict:
     """Cell by cell ours, the paper's and the difference; ``None`` where the paper has no number or a cell no result."""
     return {
         "schema": 1,
