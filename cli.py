@@ -65,8 +65,8 @@ def demo(out: Annotated[Path, typer.Option(help="Folder for everything the demo 
 
     clips, stores, run = (writable_folder(out / part, "--out") for part in ("clips", "stores", "run"))
     pipeline_commands.synth(clips, subjects=DEMO_SUBJECTS, clips_per_subject=DEMO_CLIPS)
-    cores = pipeline_commands.all_cores()
-    summary = job.preprocess("ravdess", clips, stores, [DEMO_FEATURES], ["random"], workers=cores)
+    how = job.How(workers=pipeline_commands.all_cores())
+    summary = job.preprocess("ravdess", clips, stores, [DEMO_FEATURES], ["random"], how=how)
     job.print_summary(summary)
     document, run = train_job.train(
         [FeatureStore.open(summary.stores[0])],

@@ -35,6 +35,16 @@ HUB_TIMEOUT = 5.0  # seconds for the hub's first answer; the hub client alone wo
 LOGMEL_FLOOR = -80.0
 DELTA_RANGES = (10.0, 5.0)
 
+# Images a pass: a clip's segments on a CPU; on a GPU always as many as this, the last pass filled up, so that a clip's
+# bytes do not depend on what it is computed with.
+CPU_IMAGES = 30
+BATCH_CLIPS = 8
+GPU_IMAGES = BATCH_CLIPS * CPU_IMAGES
+EXECUTION = {
+    "cpu": "trace-freeze-channels-last",  # batch norm folded, one modality of one clip at a time
+    "cuda": f"trace-freeze-channels-last-batch-{GPU_IMAGES}",
+}
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -58,7 +68,7 @@ class BackboneSpec:
     device: str  # cpu or cuda: the last bits differ
     logmel_floor: float = LOGMEL_FLOOR
     delta_ranges: tuple[float, ...] = DELTA_RANGES
-    execution: str = "trace-freeze-channels-last"  # batch norm folded, one modality of one clip at a time
+    execution: str = EXECUTION["cpu"]
 
 
 def backbone_names() -> dict[str, str]:
@@ -227,6 +237,23 @@ def _weights_hash(model) -> str:
     return digest.hexdigest()[:16]
 
 
+def _pictures(frames: np.ndarray):
+    """uint8 [n, row, column, 3] -> float [n, 3, row, column] in [0, 1]."""
+    import torch
+
+    return torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
+
+
+def _logmel_pictures(logmel: np.ndarray):
+    """float16 [n, 3, mel, time] in dB -> float [n, 3, mel, time] in [0, 1]."""
+    import torch
+
+    image = torch.from_numpy(logmel).float()
+    level = (image[:, :1] - LOGMEL_FLOOR) / -LOGMEL_FLOOR
+    deltas = [0.5 + image[:, i : i + 1] / (2 * full) for i, full in enumerate(DELTA_RANGES, start=1)]
+    return torch.cat([level, *deltas], 1).clamp(0, 1)
+
+
 class Backbone:
     """A loaded network: media of one clip in, features out."""
 
@@ -251,6 +278,7 @@ class Backbone:
             weights_hash=_weights_hash(self._model),
             precision=precision,
             device=device,
+            execution=EXECUTION[device],
         )
         self._compiled = None
 
@@ -258,20 +286,16 @@ class Backbone:
         """The spec as plain values, for fingerprints and attributes."""
         return asdict(self.spec)
 
-    def visual(self, frames: np.ndarray) -> np.ndarray:
-        """Features of central frames: uint8 [segment, row, column, 3] -> float16 [segment, feature]."""
-        import torch
+    def visual(self, clips: Sequence[np.ndarray | None]) -> list[np.ndarray | None]:
+        """Features of each clip's frames: uint8 [segment, row, column, 3] -> float16 [segment, feature].
 
-        return self._features(torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255)
+        None where there are none; what float16 cannot hold is infinite.
+        """
+        return self._features(clips, _pictures)
 
-    def audio(self, logmel: np.ndarray) -> np.ndarray:
-        """Features of log-Mel images: float16 [segment, 3, mel, time] in dB -> float16 [segment, feature]."""
-        import torch
-
-        image = torch.from_numpy(logmel).float()
-        level = (image[:, :1] - LOGMEL_FLOOR) / -LOGMEL_FLOOR
-        deltas = [0.5 + image[:, i : i + 1] / (2 * full) for i, full in enumerate(DELTA_RANGES, start=1)]
-        return self._features(torch.cat([level, *deltas], 1).clamp(0, 1))
+    def audio(self, clips: Sequence[np.ndarray | None]) -> list[np.ndarray | None]:
+        """Features of each clip's log-Mel images, float16 [segment, 3, mel, time] in dB or None, as for `visual`."""
+        return self._features(clips, _logmel_pictures)
 
     def images(self, values):
         """Float images in [0, 1] [segment, 3, row, column] -> the network's normalised, resized input."""
@@ -283,17 +307,22 @@ class Backbone:
         mean, std = (torch.tensor(v, device=self.device)[:, None, None] for v in (self.spec.mean, self.spec.std))
         return ((resized - mean) / std).to(dtype).contiguous(memory_format=torch.channels_last)
 
-    def _features(self, values) -> np.ndarray:
+    def _features(self, clips: Sequence[np.ndarray | None], pictures) -> list[np.ndarray | None]:
         import torch
 
+        there = [clip for clip in clips if clip is not None]
+        images = [image for clip in there for image in clip]
+        size = GPU_IMAGES if self.device == "cuda" else CPU_IMAGES
+        found = []
         with torch.inference_mode():
-            inputs = self.images(values)
-            features = self._network(inputs)(inputs).float().cpu().numpy()
+            for first in range(0, len(images), size):
+                part = images[first : first + size]
+                fill = size - len(part) if self.device == "cuda" else 0
+                inputs = self.images(pictures(np.stack(part + part[-1:] * fill)))
+                found.append(self._network(inputs)(inputs)[: len(part)].float().cpu().numpy())
         with np.errstate(over="ignore"):
-            rounded = features.astype(np.float16)
-        if not np.isfinite(rounded).all():
-            raise FloatingPointError(f"{self.features} gave features beyond float16 or not finite")
-        return rounded
+            rows = iter(np.concatenate(found).astype(np.float16) if found else ())
+        return [None if clip is None else np.stack([next(rows) for _ in clip]) for clip in clips]
 
     def _network(self, example):
         """The network compiled at first use: traced and frozen, which folds the batch norms (about 1.8x)."""

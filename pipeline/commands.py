@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from .console import DONE, FAILURES, DeviceOption, JsonOption, StoresOption, comma_list, print_json, writable_folder
+from .console import (
+    DONE,
+    FAILURES,
+    DeviceOption,
+    JsonOption,
+    StoresOption,
+    comma_list,
+    print_json,
+    writable_file,
+    writable_folder,
+)
 from .errors import InputError
 from .progress import Progress, say
 
@@ -62,6 +72,29 @@ def preprocess(
     workers: Annotated[
         int | None, typer.Option(help="Worker processes (default: all cores); 0: serial, in this process.")
     ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="An existing Dask cluster instead (docs/cluster.md).")
+    ] = None,
+    tls_ca: Annotated[Path | None, typer.Option(help="TLS to the scheduler: PEM file of the authority.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM file of this client's certificate.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of this client's key.")] = None,
+    performance_report: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Write Dask's performance report.")
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try failed clips again; a finished store gets its next revision.")
+    ] = False,
+    max_failures: Annotated[
+        int | None, typer.Option(help="More failed clips than this are an error, and nothing is published.")
+    ] = None,
+    clip_timeout: Annotated[float, typer.Option(help="Seconds a clip may take to decode.")] = 600,
+    clip_seconds: Annotated[float, typer.Option(help="Longest clip, in seconds.")] = 1800,
+    clip_pixels: Annotated[int, typer.Option(help="Largest picture, width times height.")] = 8192 * 8192,
+    clip_bytes: Annotated[int, typer.Option(help="Largest file, in bytes.")] = 8 << 30,
+    clip_memory: Annotated[int, typer.Option(help="Memory of the process that decodes a clip, in bytes.")] = 4 << 30,
+    follow_links: Annotated[
+        bool, typer.Option("--follow-links", help="Read clips that are links to outside the root.")
+    ] = False,
     device: DeviceOption = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Estimate time and disk, compute nothing.")] = False,
     as_json: JsonOption = False,
@@ -69,9 +102,25 @@ def preprocess(
     """Decode clips, compute CNN features of every segment, cache them in Zarr stores."""
     from . import preprocess as job
     from .backbones import DEFAULT
+    from .cluster import Scheduler
+    from .ffmpeg import Limits
 
-    workers = all_cores() if workers is None else workers
-    job.check_options(media, precision, limit, workers)
+    existing = Scheduler(scheduler, tls_ca, tls_cert, tls_key) if scheduler else None
+    if not scheduler and (tls_ca or tls_cert or tls_key):
+        raise InputError("--tls-ca, --tls-cert and --tls-key are for a --scheduler ADDRESS, which is not given.")
+    if scheduler and workers is not None:
+        raise InputError("--scheduler and --workers exclude each other: a cluster has its workers.\nGive one of them.")
+    if performance_report:
+        writable_file(performance_report, "--performance-report")
+    limits = Limits(clip_timeout, clip_seconds, clip_pixels, clip_bytes, clip_memory)
+    how = job.How(
+        workers=0 if scheduler else all_cores() if workers is None else workers,
+        scheduler=existing,
+        report=performance_report,
+        retry_failed=retry_failed,
+        max_failures=max_failures,
+    )
+    job.check_options(media, precision, limit, limits, how)
     if not stores.is_dir():  # which may be read only where everything is finished
         writable_folder(stores, "--stores")
     if dry_run and as_json:
@@ -85,8 +134,10 @@ def preprocess(
         media_mode=media,
         precision=precision,
         device=device,
-        workers=workers,
         limit=limit,
+        limits=limits,
+        follow_links=follow_links,
+        how=how,
         dry_run=dry_run,
     )
     if summary is None:

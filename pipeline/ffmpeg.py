@@ -41,11 +41,15 @@ class Limits:
         timeout: seconds of wall time for all of the clip's processes together.
         max_seconds: longest clip.
         max_pixels: largest picture, width times height.
+        max_bytes: largest file.
+        max_memory: bytes of address space of the process that decodes, and of what it may send.
     """
 
     timeout: float = 600.0
-    max_seconds: float = 3600.0
+    max_seconds: float = 1800.0
     max_pixels: int = 8192 * 8192
+    max_bytes: int = 8 << 30
+    max_memory: int = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,7 @@ def _list(path: Path, which: tuple[str, ...], limits: Limits, deadline: float) -
         return _command(listed, loglevel="info")
 
     sizes = {"packets": LIST_BYTES, "log": LIST_BYTES}
-    _, received = run(outputs, ("packets",), sizes, deadline)
+    _, received = run(outputs, ("packets",), sizes, deadline, limits.max_memory)
     log = received["log"].decode("utf-8", "replace")
     streams = _parse_framecrc(received["packets"].decode("ascii", "replace"))
     if not streams:
@@ -230,8 +234,8 @@ def decode(path: Path, kinds: tuple[str, ...], wanted: np.ndarray, limits: Limit
 
     names = ("frames", "picture") * ("video" in kinds) + ("samples", "sound") * ("audio" in kinds)
     sizes = {"frames": (len(wanted) + 1) * FRAME_BYTES, "picture": LIST_BYTES, "sound": LIST_BYTES, "log": LIST_BYTES}
-    sizes["samples"] = int(limits.max_seconds * SAMPLE_RATE) * 4 * MAX_CHANNELS
-    _, received = run(outputs, names, sizes, deadline)
+    sizes["samples"] = min(int(limits.max_seconds * SAMPLE_RATE) * 4 * MAX_CHANNELS, limits.max_memory)
+    _, received = run(outputs, names, sizes, deadline, limits.max_memory)
     decoded = Decoded(log=received["log"].decode("utf-8", "replace"))
     if "video" in kinds:
         _read_frames(decoded, received["frames"], received["picture"].decode("ascii", "replace"))

@@ -4,6 +4,8 @@ import contextlib
 import fcntl
 import functools
 import os
+import re
+import resource
 import selectors
 import shutil
 import signal
@@ -16,10 +18,17 @@ from .errors import InputError, MachineError
 
 PIPE_BYTES = 1 << 20  # the most an unprivileged process may ask for
 READ_BYTES = 1 << 18
+OUT_OF_MEMORY = re.compile(
+    rb"Cannot allocate memory|get_buffer\(\) failed|pthread_create\(\) failed|thread_encoder_init failed"
+)
 
 
 class ClipError(Exception):
     """Why a clip cannot be read; one line without paths or addresses."""
+
+
+class DecoderError(ClipError):
+    """ffmpeg crashed or ran out of the memory allowed; another stream of the clip may still decode."""
 
 
 @functools.cache
@@ -58,7 +67,9 @@ def _die_with_parent() -> tuple[str, ...]:
     return (setpriv, "--pdeathsig", "KILL", "--") if setpriv else ()
 
 
-def run(outputs, names: tuple[str, ...], sizes: dict[str, int], deadline: float) -> tuple[int, dict[str, bytearray]]:
+def run(
+    outputs, names: tuple[str, ...], sizes: dict[str, int], deadline: float, max_memory: int
+) -> tuple[int, dict[str, bytearray]]:
     """Run one ffmpeg and read all its pipes at once, so that none of them can block it.
 
     Args:
@@ -66,12 +77,14 @@ def run(outputs, names: tuple[str, ...], sizes: dict[str, int], deadline: float)
         names: the pipes that the command writes, beside the log.
         sizes: most bytes by name; `log` is standard error.
         deadline: `time.monotonic()` at which it is killed.
+        max_memory: bytes of address space, beyond which it is refused more and fails by itself (Linux).
 
     Returns:
         Exit status; what came through each pipe and, as `log`, through standard error.
 
     Raises:
         ClipError: out of time, or more output than allowed. The process is gone in any case.
+        DecoderError: it crashed, or needs more memory.
         MachineError: ffmpeg was killed by another hand.
     """
     ends = {name: os.pipe() for name in names}
@@ -88,6 +101,9 @@ def run(outputs, names: tuple[str, ...], sizes: dict[str, int], deadline: float)
             pass_fds=[write for _, write in ends.values()],
             env=environment | {"AV_LOG_FORCE_NOCOLOR": "1"},
         )
+        if hasattr(resource, "prlimit"):
+            with contextlib.suppress(ProcessLookupError):  # it is done already
+                resource.prlimit(process.pid, resource.RLIMIT_AS, (max_memory, max_memory))
         for name, (read, write) in ends.items():
             os.close(write)
             ends[name] = (read, -1)
@@ -96,6 +112,10 @@ def run(outputs, names: tuple[str, ...], sizes: dict[str, int], deadline: float)
         status = process.wait(timeout=max(deadline - time.monotonic(), 0.1))
         if -status in (signal.SIGKILL, signal.SIGTERM) or (status in (126, 127) and command_prefix):
             raise MachineError(f"ffmpeg was ended from outside or could not start (status {status}): out of memory?")
+        if status < 0 or OUT_OF_MEMORY.search(received["log"]):  # a library that is refused memory may crash
+            raise DecoderError(
+                f"the decoder crashed, or needs more than the {max_memory / 2**30:.3g} GiB of memory allowed"
+            )
         return status, received
     except subprocess.TimeoutExpired as error:
         raise ClipError("decoding was stopped: it took longer than the time allowed") from error
@@ -127,5 +147,5 @@ def _drain(sources: dict[str, int], sizes: dict[str, int], deadline: float) -> d
                     selector.unregister(key.fd)
                 received[key.data] += data
                 if len(received[key.data]) > sizes[key.data]:
-                    raise ClipError("decoding was stopped: the clip is longer than allowed")
+                    raise ClipError("decoding was stopped: it gave more than the memory or length allowed")
     return received

@@ -1,19 +1,15 @@
 """Clip records: read a CSV manifest, check it, hash the clips' contents."""
 
-import contextlib
 import csv
-import hashlib
 import io
-import json
 import re
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from .errors import InputError
 from .masks import stratified_order
-from .store import RESERVED, write_json
+from .store import RESERVED
 
 REQUIRED = ("clip_id", "path", "label", "subject")
 SYNTHETIC = "SYNTHETIC.json"  # lies in a root whose clips are drawn, not recorded; says with what parameters
@@ -151,32 +147,3 @@ def limit_clips(clips: Sequence[Clip], limit: int) -> tuple[Clip, ...]:
     """The first ``limit`` clips of a fixed shuffle that is balanced over classes, sorted by clip_id again."""
     order = stratified_order([c.clip_id for c in clips], [c.label for c in clips], "limit")
     return tuple(sorted((clips[i] for i in order[:limit]), key=lambda c: c.clip_id))
-
-
-def content_hashes(paths: Sequence[Path], cache_file: Path) -> list[str]:
-    """sha256 of each file, remembered in ``cache_file`` by path, size and modification time."""
-    try:
-        known = json.loads(cache_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = {}
-
-    def stamp_and_hash(path: Path) -> tuple[str, list]:
-        key = str(path.resolve())
-        try:
-            stat = path.stat()
-            stamp = [stat.st_size, stat.st_mtime_ns]
-            if key in known and known[key][:2] == stamp:
-                return key, known[key]
-            with path.open("rb") as file:
-                return key, [*stamp, hashlib.file_digest(file, "sha256").hexdigest()]
-        except OSError as error:  # costs this clip, not the run: decoding will record why
-            return key, [0, 0, f"unreadable: {error.strerror}"]
-
-    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
-        entries = list(pool.map(stamp_and_hash, paths))
-    fresh = dict(entries)
-    if any(known.get(key) != value for key, value in fresh.items()):
-        with contextlib.suppress(OSError):  # a folder that others may only read: hash again next time
-            cache_file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(cache_file, known | fresh)
-    return [value[2] for _, value in entries]

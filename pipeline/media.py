@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from .ffmpeg import Decoded, Limits, Listing, decode, decoder_failed, first_error, list_packets
-from .ffmpeg_process import ClipError, ffmpeg_binary
+from .ffmpeg_process import ClipError, DecoderError, ffmpeg_binary
 from .logmel import SAMPLE_RATE, cut_segments, segment_logmel
 
 SEGMENTS = 30
@@ -25,6 +25,7 @@ CLOCK = 1e5  # per second: timestamps that round to the same tick are the same
 JITTER = 0.005  # seconds by which a piece of sound may start early or late and still join the one before it
 ROUNDING = 1e-9  # seconds
 MODALITIES = {"video": "visual", "audio": "audio"}  # by kind of stream
+DEFAULT_LIMITS = Limits()
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,7 @@ def segment_centres(duration: float) -> np.ndarray:
     return segment_starts(duration) + min(duration, SEGMENT_SECONDS) / 2
 
 
-def read_clip(
-    path: str | os.PathLike, *, timeout: float = 600.0, max_seconds: float = 3600.0, max_pixels: int = 8192 * 8192
-) -> ClipMedia:
+def read_clip(path: str | os.PathLike, limits: Limits = DEFAULT_LIMITS) -> ClipMedia:
     """Decode one clip: its 30 central frames and log-Mel images.
 
     A modality is missing, with a cause, if it has no stream, if its stream fails before its last needed frame or
@@ -77,36 +76,32 @@ def read_clip(
 
     Args:
         path: video or audio file; only real containers are opened, never a playlist.
-        timeout: seconds after which decoding is stopped.
-        max_seconds: longest clip that is read.
-        max_pixels: largest picture (width times height) that is decoded.
+        limits: what it may cost; a clip beyond them is not read.
 
     Raises:
         InputError: there is no ffmpeg to decode with.
         MachineError: ffmpeg was killed, by a lack of memory for example.
     """
-    clip = _read(Path(path), Limits(timeout, max_seconds, max_pixels))
+    clip = _read(Path(path), limits)
     logmel = None
     if clip.waveform is not None:
         logmel = segment_logmel(clip.waveform, segment_starts(clip.duration))
     return ClipMedia(clip.frames, logmel, clip.causes, clip.duration, clip.frame_times)
 
 
-def read_waveform(
-    path: str | os.PathLike, *, timeout: float = 600.0, max_seconds: float = 3600.0, max_pixels: int = 8192 * 8192
-) -> np.ndarray | None:
+def read_waveform(path: str | os.PathLike, limits: Limits = DEFAULT_LIMITS) -> np.ndarray | None:
     """The sound that `read_clip` makes its log-Mels from: float32 [round(16000 T)], mono, 16 kHz, from time 0 to T.
 
     Returns None where the sound is missing; arguments and errors as for `read_clip`.
     """
-    return _read(Path(path), Limits(timeout, max_seconds, max_pixels)).waveform
+    return _read(Path(path), limits).waveform
 
 
 def _read(path: Path, limits: Limits) -> _Clip:
     ffmpeg_binary()  # its absence is no fault of the clip
     deadline = time.monotonic() + limits.timeout
     try:
-        _check_file(path)
+        check_file(path, limits.max_bytes)
         listing = list_packets(path, limits, deadline)
         return _assemble(path, listing, _decode(path, listing, limits, deadline), limits)
     except ClipError as error:
@@ -116,13 +111,16 @@ def _read(path: Path, limits: Limits) -> _Clip:
     return _Clip(causes={"visual": cause, "audio": cause})
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path, max_bytes: int) -> None:
+    """ClipError: not a regular file, empty, larger than allowed, or not to be opened."""
     try:
         state = path.stat()
         if not stat.S_ISREG(state.st_mode):
             raise ClipError("not a regular file")  # a pipe or device might never end
         if state.st_size == 0:
             raise ClipError("the file is empty")
+        if state.st_size > max_bytes:
+            raise ClipError(f"the file holds {state.st_size} bytes, more than the {max_bytes} allowed")
         path.open("rb").close()
     except OSError as error:
         raise ClipError(error.strerror or type(error).__name__) from None
@@ -138,11 +136,11 @@ def _decode(path: Path, listing: Listing, limits: Limits, deadline: float) -> De
         packets = listing.streams["video"]
         start = min(stream.times.min() for stream in listing.streams.values())
         wanted, _ = _choose_frames(packets.times, packets.ends - packets.times, start)
-    decoded = decode(path, kinds, wanted, limits, deadline)
+    decoded = _decode_kinds(path, kinds, wanted, limits, deadline)
     if len(kinds) == 2 and (not len(decoded.frame_times) or not len(decoded.audio_times)):
         # One stream that cannot even be opened ends the whole process: give each its own.
-        video = decode(path, ("video",), wanted, limits, deadline)
-        audio = decode(path, ("audio",), wanted, limits, deadline)
+        video = _decode_kinds(path, ("video",), wanted, limits, deadline)
+        audio = _decode_kinds(path, ("audio",), wanted, limits, deadline)
         decoded = Decoded(
             video.frame_times, video.frame_durations, video.images, audio.audio_times, audio.audio_counts,
             audio.samples, video.log + audio.log,
@@ -152,6 +150,13 @@ def _decode(path: Path, listing: Listing, limits: Limits, deadline: float) -> De
         if not np.array_equal(np.unique(truth), wanted):
             decoded.images = decode(path, ("video",), np.unique(truth), limits, deadline).images
     return decoded
+
+
+def _decode_kinds(path: Path, kinds: tuple[str, ...], wanted: np.ndarray, limits: Limits, deadline: float) -> Decoded:
+    try:
+        return decode(path, kinds, wanted, limits, deadline)
+    except DecoderError as error:
+        return Decoded(log=f"[error] {error}")
 
 
 def _check_length(seconds: float, limits: Limits) -> None:

@@ -4,14 +4,19 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from . import backbones, ffmpeg, logmel, media, store
 from .backbones import Weights
-from .manifest import Collection, content_hashes
+from .ffmpeg import Limits
+from .lock import only_one
+from .manifest import Collection
+from .sources import Source, read_sources
 
 WORK = ".partial"  # folder of unfinished work inside the stores folder
 HASH_CACHE = Path(".cache") / "sha256.json"
+WORK_PLAN = "plan.json"  # in a work folder: which content its clips have, for a run over other clips to reuse them
 MEDIA_SPEC = {
     "segments": media.SEGMENTS,
     "segment_seconds": media.SEGMENT_SECONDS,
@@ -34,21 +39,40 @@ class Output:
     fingerprint: str
     final: Path
     work: Path  # unfinished: store.zarr/, and clips/ with one file a finished clip
-    spec: Mapping
+    spec: Mapping  # as JSON gives it back, so that it equals a finished store's
     weights: Weights | None = None
     weights_hash: str = ""
     dimension: int = 0
     precision: str = "fp32"
     device: str = "cpu"
+    revision: int = 1  # above 1: the store that stands there is to be replaced, its failed clips tried again
 
     @property
     def finished(self) -> bool:
-        """The store is published."""
-        return (self.final / store.COMPLETE).is_file()
+        """The store is published, in this revision or a later one."""
+        return store.revision_at(self.final) >= self.revision
+
+    @property
+    def lock(self) -> Path:
+        """The lock file of whoever makes this store, in whatever revision."""
+        return self.work.parent / f"{self.final.stem}.lock"
+
+    @property
+    def replaced(self) -> Path:
+        """Where the older revision stands for the moment in which the newer one takes its place."""
+        return self.work.parent / f"{self.final.name}.replaced"
 
     def part(self, index: int) -> Path:
         """The file that holds, and whose presence tells, the finished result of one clip."""
         return self.work / "clips" / f"{index:06d}.npz"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One clip in a finished store."""
+
+    store: Path
+    index: int
 
 
 @dataclass(frozen=True)
@@ -58,8 +82,9 @@ class Task:
     index: int
     path: Path
     outputs: tuple[Output, ...]  # the stores that lack this clip
-    media_store: Path | None  # read the media from here instead of decoding
-    timeout: float  # seconds to decode
+    media: Row | None  # read the media from here instead of decoding
+    limits: Limits
+    fault: str = ""  # why the file is not to be opened
 
 
 @dataclass(frozen=True)
@@ -67,23 +92,43 @@ class Plan:
     """A run: its clips, and every store asked for, finished ones included."""
 
     collection: Collection
-    hashes: tuple[str, ...]  # sha256 of each clip's content
+    sources: tuple[Source, ...]  # each clip's file: its sha256, or why it is not to be opened
     outputs: tuple[Output, ...]
-    media_store: Path | None
-    timeout: float
+    stores: Path
+    limits: Limits
+
+    @property
+    def hashes(self) -> tuple[str, ...]:
+        """sha256 of each clip's content."""
+        return tuple(source.sha256 for source in self.sources)
 
     def unfinished(self) -> tuple[Output, ...]:
         """The stores that are not published yet."""
         return tuple(output for output in self.outputs if not output.finished)
 
+    @cached_property
+    def media_rows(self) -> dict[str, Row]:
+        """By content: clips whose frames and log-Mels are in a finished media store of these stores."""
+        rows: dict[str, Row] = {}
+        for path, attrs in store.stores_in(self.stores):
+            if attrs["features"] == store.MEDIA and attrs["spec"] == MEDIA_SPEC:
+                opened = store.FeatureStore.open(path)
+                for index, (content, status) in enumerate(zip(opened.sha256, opened.status, strict=True)):
+                    if status == store.DONE:
+                        rows.setdefault(str(content), Row(path, index))
+        return rows
+
     def tasks(self) -> list[Task]:
-        """One task for each clip that lacks its result in any store."""
-        tasks, unfinished = [], self.unfinished()
-        for index, clip in enumerate(self.collection.clips):
+        """One task for each content that lacks its result in any store; clips of equal content share its result."""
+        tasks, unfinished, seen = [], self.unfinished(), set()
+        for index, (clip, source) in enumerate(zip(self.collection.clips, self.sources, strict=True)):
             lacking = tuple(output for output in unfinished if not output.part(index).is_file())
-            if lacking:
-                path = (self.collection.root / clip.path).absolute()
-                tasks.append(Task(index, path, lacking, self.media_store, self.timeout))
+            if not lacking or source.sha256 in seen:
+                continue
+            if not source.fault:
+                seen.add(source.sha256)
+            path = (self.collection.root / clip.path).absolute()
+            tasks.append(Task(index, path, lacking, self.media_rows.get(source.sha256), self.limits, source.fault))
         return tasks
 
 
@@ -96,25 +141,27 @@ def make_plan(
     media_mode: str | None = None,
     precision: str = "fp32",
     device: str = "cpu",
-    timeout: float = ffmpeg.Limits.timeout,
+    limits: Limits = media.DEFAULT_LIMITS,
+    follow_links: bool = False,
+    retry_failed: bool = False,
 ) -> Plan:
     """Decide which stores to make and where. ``media_mode``: None, `keep` (the media store too) or `only`.
 
     The fingerprints hash the clips (content, id, label, columns), the spec of segments and log-Mels and, for features,
-    the backbone, its weights and the precision: what determines the bytes, never paths. A finished media store of
-    the same clips is read instead of decoding again.
+    the backbone, its weights and the precision: what determines the bytes, never paths. ``retry_failed``: a finished
+    store with failed clips is to get its next revision.
     """
     stores = stores.absolute()
-    hashes = content_hashes([collection.root / clip.path for clip in collection.clips], stores / HASH_CACHE)
-    rows = [[c.clip_id, c.label, c.subject, c.columns, h] for c, h in zip(collection.clips, hashes, strict=True)]
+    sources = read_sources(collection, limits.max_bytes, follow_links, stores / HASH_CACHE)
+    clips = zip(collection.clips, sources, strict=True)
+    rows = [[c.clip_id, c.label, c.subject, c.columns, source.sha256] for c, source in clips]
     content = _fingerprint(store.SCHEMA, rows, collection.classes, collection.synthetic, MEDIA_SPEC)
 
     def output(name: str, fingerprint: str, spec: Mapping) -> Output:
         folder = store.store_name(collection.dataset, name, fingerprint)
-        return Output(name, fingerprint, stores / folder, stores / WORK / folder, spec)
+        return Output(name, fingerprint, stores / folder, stores / WORK / folder, json.loads(json.dumps(spec)))
 
-    media_output = output(store.MEDIA, content, MEDIA_SPEC)
-    outputs = [media_output] if media_mode else []
+    outputs = [output(store.MEDIA, content, MEDIA_SPEC)] if media_mode else []
     for name in () if media_mode == "only" else features:
         backbone = backbones.load_backbone(name, weights[name], precision, device)
         described = backbone.describe()
@@ -130,11 +177,36 @@ def make_plan(
                 device=device,
             )
         )
-    for made in (media_output, *outputs):
+    for made in outputs:
+        if made.replaced.exists():
+            with only_one(made.lock, made.final.name):
+                recover(made)
         if made.finished:
             store.FeatureStore.open(made.final)  # an InputError now, before anything is computed
-    cached = media_output.final if media_output.finished else None
-    return Plan(collection, tuple(hashes), tuple(outputs), cached, timeout)
+    if retry_failed:
+        outputs = [_next_revision(made) for made in outputs]
+    return Plan(collection, tuple(sources), tuple(outputs), stores, limits)
+
+
+def recover(output: Output) -> None:
+    """Whatever a kill left: an older revision that had just made way comes back, work on a finished store goes."""
+    if output.replaced.exists():
+        if output.final.exists():
+            store.remove_tree(output.replaced)
+        else:
+            output.replaced.rename(output.final)
+    if output.finished:
+        store.remove_tree(output.work)
+
+
+def _next_revision(output: Output) -> Output:
+    if not output.finished:
+        return output
+    opened = store.FeatureStore.open(output.final)
+    if not (opened.status == store.FAILED).any():
+        return output
+    revision = opened.attrs["revision"] + 1
+    return replace(output, revision=revision, work=output.work.with_name(f"{output.final.name}.{revision}"))
 
 
 def _fingerprint(*parts: object) -> str:

@@ -7,18 +7,40 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from . import backbones, extract, logmel, media, store
+from . import backbones, cluster, execute, extract, logmel, media, store
 from .datasets import collect
 from .errors import InputError
-from .ffmpeg import FRAME_SIZE
+from .ffmpeg import FRAME_SIZE, Limits
 from .manifest import Collection, limit_clips
 from .plan import Plan, Task, make_plan
 from .progress import Progress, say
+
+
+@dataclass(frozen=True)
+class How:
+    """Where the work runs, and what failed clips mean to it."""
+
+    workers: int = 0  # processes of this machine; 0: serial, in this one
+    scheduler: cluster.Scheduler | None = None  # an existing Dask cluster instead
+    report: Path | None = None  # of Dask's performance report
+    retry_failed: bool = False
+    max_failures: int | None = None
+
+
+SERIAL = How()
+CLIP_OPTIONS = {
+    "--clip-timeout": "timeout",
+    "--clip-seconds": "max_seconds",
+    "--clip-pixels": "max_pixels",
+    "--clip-bytes": "max_bytes",
+    "--clip-memory": "max_memory",
+}
 
 
 @dataclass
@@ -62,8 +84,10 @@ def preprocess(
     media_mode: str | None = None,
     precision: str = "fp32",
     device: str = "auto",
-    workers: int = 1,
     limit: int | None = None,
+    limits: Limits = media.DEFAULT_LIMITS,
+    follow_links: bool = False,
+    how: How = SERIAL,
     dry_run: bool = False,
 ) -> Summary | None:
     """Cache a dataset's features; says on standard error what it resolves and does. None after a dry run."""
@@ -82,21 +106,42 @@ def preprocess(
     say(f"{collection.dataset}: {len(collection.clips)} clips in {collection.root}")
     for note in collection.notes:
         say(f"note: {note}")
-    device = backbones.device_of(device)
-    plan = make_plan(collection, stores, features, chosen, media_mode=media_mode, precision=precision, device=device)
+    with cluster.connected(how.scheduler, say) if how.scheduler else nullcontext() as client:
+        options = {"media_mode": media_mode, "precision": precision, "limits": limits, "follow_links": follow_links}
+        options |= {"device": _device(device, client), "retry_failed": how.retry_failed}
+        plan = make_plan(collection, stores, features, chosen, **options)
+        _announce(plan)
+        if dry_run:
+            _estimate(plan, len(cluster.workers_of(client)) if client else max(how.workers, 1))
+            return None
+        if client:
+            cluster.check_workers(client, plan)
+        return _run(plan, how, client)
+
+
+def _device(name: str, client) -> str:
+    """Where the CNNs run: of a cluster, on its workers with a GPU, where there are any."""
+    if client is None or name == "cpu":
+        return backbones.device_of(name)
+    if name == "cuda" and not cluster.has_gpu(client):
+        raise InputError(
+            "--device cuda: no worker of the cluster has the resource GPU.\nStart some with --resources GPU=1."
+        )
+    return "cuda" if cluster.has_gpu(client) else "cpu"
+
+
+def _announce(plan: Plan) -> None:
     for output in plan.outputs:
         state = "finished already" if output.finished else "to make"
+        state += f", revision {output.revision}: its failed clips again" if output.revision > 1 else ""
         made_by = f"weights {output.weights.name} ({output.weights_hash})" if output.weights else "frames and log-Mels"
         say(f"store {output.final}: {made_by}, {state}")
-    if plan.media_store and plan.unfinished():
-        say(f"media from {plan.media_store}: no decoding")
-    if dry_run:
-        _estimate(plan, max(workers, 1))
-        return None
-    return _run(plan, workers)
+    cached = sum(source.sha256 in plan.media_rows for source in plan.sources)
+    if cached and plan.unfinished():
+        say(f"frames and log-Mels of {cached} clips from media stores: no decoding of these")
 
 
-def _run(plan: Plan, workers: int) -> Summary:
+def _run(plan: Plan, how: How, client) -> Summary:
     progress = None
     computed = 0
 
@@ -107,7 +152,12 @@ def _run(plan: Plan, workers: int) -> Summary:
         return lambda outcome: progress.advance(failed=bool(outcome.failed))
 
     try:
-        seconds = extract.run(plan, workers, started, say)
+        if client:
+            executor = cluster.on_cluster(client, how.report, say)
+        else:
+            executor = cluster.on_this_machine(how.workers, how.report, say) if how.workers else execute.serial
+        chosen = {"retry_failed": how.retry_failed, "max_failures": how.max_failures}
+        seconds = execute.run(plan, executor, started, say, **chosen)
     finally:
         if progress:
             progress.__exit__(None, None, None)
@@ -119,7 +169,7 @@ def _run(plan: Plan, workers: int) -> Summary:
             "command": shlex.join(["mlemiss", *sys.argv[1:]]),
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "host": platform.node(),
-            "workers": workers,
+            "workers": how.scheduler.address if how.scheduler else how.workers,
             "device": output.device,
             **summary.as_json(),
             "absent": list(summary.absent),
@@ -206,10 +256,10 @@ def _estimate(plan: Plan, workers: int) -> None:
 def _time_clip(task: Task) -> dict[str, float]:
     backbones.use_one_thread()
     start = time.perf_counter()
-    clip = extract.read_media(task)
+    clip = extract.decode(task).clip
     decoded = time.perf_counter()
     for output in task.outputs:
-        extract.compute(output, clip)
+        extract.compute(output, [clip])
     return {"decode": decoded - start, "cnn": time.perf_counter() - decoded}
 
 
@@ -219,7 +269,7 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def check_options(media_mode: str | None, precision: str, limit: int | None, workers: int) -> None:
+def check_options(media_mode: str | None, precision: str, limit: int | None, limits: Limits, how: How) -> None:
     """InputError for option values that cannot be."""
     if media_mode not in (None, "keep", "only"):
         raise InputError(f"--media {media_mode!r}: expected keep or only.")
@@ -227,5 +277,14 @@ def check_options(media_mode: str | None, precision: str, limit: int | None, wor
         raise InputError(f"--precision {precision!r}: expected fp32 or bf16.")
     if limit is not None and limit < 1:
         raise InputError(f"--limit {limit}: expected at least 1 clip.")
-    if workers < 0:
-        raise InputError(f"--workers {workers}: expected 0 (serial, in this process) or more.")
+    if how.workers < 0:
+        raise InputError(f"--workers {how.workers}: expected 0 (serial, in this process) or more.")
+    if how.max_failures is not None and how.max_failures < 0:
+        raise InputError(f"--max-failures {how.max_failures}: expected 0 or more.")
+    if how.report and not (how.workers or how.scheduler):
+        raise InputError(
+            "--performance-report is Dask's, and --workers 0 runs without Dask.\nLeave out one of the two."
+        )
+    for option, value in CLIP_OPTIONS.items():
+        if not getattr(limits, value) > 0:
+            raise InputError(f"{option} {getattr(limits, value)}: expected more than 0.")

@@ -51,10 +51,10 @@ def store_name(dataset: str, features: str, fingerprint: str) -> str:
     return f"{dataset}-{features.replace(':', '.').replace('/', '.')}-{fingerprint}.zarr"
 
 
-def open_group(path: Path) -> zarr.Group:
+def open_group(path: Path, mode: str = "a") -> zarr.Group:
     """A group open for writing. Chunks of only fill values are written too, so that an absent file is no value."""
     zarr.config.set({"array.write_empty_chunks": True})
-    return zarr.open_group(path, mode="a", zarr_format=3)
+    return zarr.open_group(path, mode=mode, zarr_format=3)
 
 
 def create_array(
@@ -105,14 +105,15 @@ def attributes(
     weights: Mapping | None,
     versions: Mapping,
     synthetic: bool = False,
+    revision: int = 1,
 ) -> dict:
-    """The group attributes of a new store (revision 1)."""
+    """The group attributes of a new store."""
     return {
         "schema": SCHEMA,
         "dataset": dataset,
         "features": features,
         "fingerprint": fingerprint,
-        "revision": 1,
+        "revision": revision,
         "modalities": list(MODALITIES),
         "classes": list(classes),
         "settings": list(STORED_SETTINGS),
@@ -123,8 +124,11 @@ def attributes(
     }
 
 
-def publish(built: Path, final: Path) -> None:
-    """Consolidate the metadata, write the checksums last, move the store to its final place (which must be free)."""
+def publish(built: Path, final: Path, replaced: Path | None = None) -> None:
+    """Consolidate the metadata, write the checksums last, move the store to its final place.
+
+    The place must be free, or ``replaced`` say where the older revision there is moved to.
+    """
     with warnings.catch_warnings():  # zarr calls consolidation experimental in v3; readers need it (see docs)
         warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
         warnings.simplefilter("ignore", UserWarning)
@@ -140,7 +144,18 @@ def publish(built: Path, final: Path) -> None:
         files[name] = _checksum(path)
     write_json(built / COMPLETE, {"schema": SCHEMA, "files": files})
     final.parent.mkdir(parents=True, exist_ok=True)
+    if replaced is not None:
+        final.rename(replaced)
     built.rename(final)
+
+
+def revision_at(path: Path) -> int:
+    """The revision of the finished store at this place; 0 where there is none."""
+    try:
+        (path / COMPLETE).stat()
+        return int(json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"]["revision"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
 
 
 def write_json(path: Path, document: Mapping) -> None:
@@ -218,6 +233,11 @@ class FeatureStore:
     def clip_id(self) -> np.ndarray:
         """str [clip], sorted."""
         return self._strings("clip_id")
+
+    @cached_property
+    def sha256(self) -> np.ndarray:
+        """str [clip]: of the clip's content."""
+        return self._strings("sha256")
 
     @cached_property
     def status(self) -> np.ndarray:

@@ -38,15 +38,16 @@ def test_features_equal_the_plain_model(features, dimension, frames, logmel):
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     with torch.inference_mode():
         expected = plain((image - mean[:, None, None]) / std[:, None, None]).numpy()
-    found = backbone.visual(frames[:2])
+    (found,) = backbone.visual([frames[:2]])
     assert found.dtype == np.float16 and found.shape == (2, dimension) == (2, backbone.dimension)
     np.testing.assert_allclose(found, expected, rtol=5e-3, atol=5e-3 * np.abs(expected).max())
-    assert backbone.audio(logmel[:2]).shape == (2, dimension)
+    nothing, heard = backbone.audio([None, logmel[:2]])
+    assert nothing is None and heard.shape == (2, dimension)
 
 
 def test_bfloat16_is_close_and_told_apart(frames):
     full, short = (Backbone(SMALL, Weights("random"), precision) for precision in ("fp32", "bf16"))
-    expected, found = full.visual(frames).astype(float), short.visual(frames).astype(float)
+    expected, found = (backbone.visual([frames])[0].astype(float) for backbone in (full, short))
     assert 0 < np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
     assert full.spec != short.spec  # so that their stores have different fingerprints
 
@@ -72,7 +73,7 @@ def test_logmel_image_is_level_and_slopes(logmel):
     backbone._network = lambda inputs: lambda _: torch.zeros(1, 1024)
     image = np.zeros((1, 3, 64, 51), np.float16)
     image[0, 0, 0], image[0, 0, 1], image[0, 0, 2], image[0, 1, 0] = -100, -40, 10, 10
-    backbone.audio(image)
+    backbone.audio([image])
     assert seen["values"][0, 0, :4, 0].tolist() == [0.0, 0.5, 1.0, 1.0]
     assert seen["values"][0, 1, :2, 0].tolist() == [1.0, 0.5] and (seen["values"][0, 2] == 0.5).all()
 

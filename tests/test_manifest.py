@@ -1,11 +1,14 @@
 """Manifests and datasets: what is found, what is absent, and a message for whatever is wrong."""
 
+import hashlib
+import os
 from pathlib import Path
 
 import pytest
 from mlemiss.pipeline.datasets import collect, dataset_names, expected_clips, load_dataset
 from mlemiss.pipeline.errors import InputError
-from mlemiss.pipeline.manifest import Clip, content_hashes, limit_clips, read_manifest, write_manifest
+from mlemiss.pipeline.manifest import Clip, Collection, limit_clips, read_manifest, write_manifest
+from mlemiss.pipeline.sources import read_sources
 
 HEADER = "clip_id,path,label,subject"
 
@@ -111,13 +114,44 @@ def test_limit_is_balanced():
     assert [c.clip_id for c in kept] == sorted(c.clip_id for c in kept)
 
 
+def sources_of(root: Path, *paths: str, cache: Path, max_bytes: int = 1 << 20, follow_links: bool = False):
+    clips = tuple(Clip(path, path, "glad", "s") for path in paths)
+    return read_sources(Collection("mine", root, ("glad",), clips), max_bytes, follow_links, cache)
+
+
 def test_hashes_are_remembered_until_a_file_changes(tmp_path):
-    clip, cache = tmp_path / "a", tmp_path / "cache" / "sha256.json"
-    clip.write_bytes(b"one")
-    first = content_hashes([clip], cache)
+    root, cache = tmp_path / "root", tmp_path / "cache" / "sha256.json"
+    root.mkdir()
+    (root / "a").write_bytes(b"one")
+    (first,) = sources_of(root, "a", cache=cache)
+    assert first.sha256 == hashlib.sha256(b"one").hexdigest() and not first.fault
     remembered = cache.read_text()
-    cache.write_text(remembered.replace(first[0], "0" * 64))  # proof that the file is not read again
-    assert content_hashes([clip], cache) == ["0" * 64]
-    clip.write_bytes(b"three")
-    assert content_hashes([clip], cache) not in (["0" * 64], first)
-    assert content_hashes([tmp_path / "gone"], cache)[0].startswith("unreadable")
+    cache.write_text(remembered.replace(first.sha256, "0" * 64))  # proof that the file is not read again
+    assert sources_of(root, "a", cache=cache)[0].sha256 == "0" * 64
+    (root / "a").write_bytes(b"three")
+    assert sources_of(root, "a", cache=cache)[0].sha256 not in ("0" * 64, first.sha256)
+
+
+def test_what_may_not_be_read_is_not_opened(tmp_path):
+    """Links out of the root, pipes (which would never end), what is too large: each costs its clip, with a cause."""
+    root, cache = tmp_path / "root", tmp_path / "cache.json"
+    root.mkdir()
+    (tmp_path / "secret").write_bytes(b"secret")
+    (root / "inside").write_bytes(b"inside")
+    (root / "empty").touch()
+    (root / "out").symlink_to(tmp_path / "secret")
+    (root / "up").symlink_to(tmp_path)
+    (root / "link").symlink_to(root / "inside")
+    (root / "loop").symlink_to(root / "loop")
+    (root / "large").write_bytes(bytes(200))
+    os.mkfifo(root / "pipe")
+    names = ("inside", "link", "out", "up/secret", "gone", "loop", "pipe", "large", "empty")
+    found = dict(zip(names, sources_of(root, *names, cache=cache, max_bytes=100), strict=True))
+    assert found["link"] == found["inside"] and not found["inside"].fault
+    assert "leaves the root" in found["out"].fault and "leaves the root" in found["up/secret"].fault
+    assert found["gone"].fault == "No such file or directory" and "links" in found["loop"].fault
+    assert found["pipe"].fault == "not a regular file" and found["empty"].fault == "the file is empty"
+    assert "200 bytes, more than the 100 allowed" in found["large"].fault
+    assert {source.sha256 for source in found.values() if source.fault} == {"unread"}
+    allowed = sources_of(root, "out", cache=cache, follow_links=True)[0]
+    assert allowed.sha256 == hashlib.sha256(b"secret").hexdigest() and not allowed.fault

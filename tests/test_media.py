@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from mlemiss.pipeline import media
 from mlemiss.pipeline.errors import InputError
+from mlemiss.pipeline.ffmpeg import Limits
 from mlemiss.pipeline.ffmpeg_process import ffmpeg_binary, ffmpeg_version
 
 SHARED = Path(os.environ.get("MLEMISS_SHARED_DATA", "/nonexistent"))
@@ -275,7 +276,7 @@ def test_a_cover_picture_is_no_video(tmp_path):
 
 
 def failed(path, **limits):
-    clip = media.read_clip(path, **limits)
+    clip = media.read_clip(path, Limits(**limits))
     assert clip.frames is None and clip.logmel is None and clip.duration == 0.0
     assert set(clip.causes) == {"visual", "audio"}
     for cause in clip.causes.values():
@@ -341,7 +342,9 @@ def test_an_unknown_video_codec_leaves_the_sound(clips, tmp_path):
 
 def test_limits(clips):
     assert "longer than" in failed(clips / "both.mp4", max_seconds=1.0)["visual"]
-    clip = media.read_clip(clips / "both.mp4", max_pixels=10_000)
+    assert "more than the 1000 allowed" in failed(clips / "both.mp4", max_bytes=1000)["visual"]
+    assert "memory allowed" in failed(clips / "both.mp4", max_memory=50 << 20)["visual"]
+    clip = media.read_clip(clips / "both.mp4", Limits(max_pixels=10_000))
     assert clip.frames is None and clip.logmel is not None
     assert "does not decode" in clip.causes["visual"]
 
@@ -454,4 +457,4 @@ def test_streams_that_lie_far_apart_are_no_long_clip(tmp_path):
     both = ["-i", tmp_path / "picture.mp4", "-itsoffset", "100000", "-i", tmp_path / "sound.wav", "-c:v", "copy"]
     make(tmp_path / "apart.mkv", *both, "-c:a", "pcm_s16le")
     clip = media.read_clip(tmp_path / "apart.mkv")
-    assert clip.frames is None and clip.logmel is None and "longer than the 3600 s allowed" in clip.causes["visual"]
+    assert clip.frames is None and clip.logmel is None and "longer than the 1800 s allowed" in clip.causes["visual"]

@@ -1,0 +1,303 @@
+"""Run tasks on Dask: worker processes of this machine, or an existing cluster of any machines.
+
+Where workers have the resource GPU, the others decode and these compute the CNNs of several clips at once. A bounded
+number of clips is in flight, so memory stays bounded however many clips there are. A clip that took its worker down
+is tried once more, alone, and then recorded as failed.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import uuid4
+
+from . import parts
+from .backbones import BATCH_CLIPS
+from .errors import InputError, MachineError
+from .extract import Outcome, decode, encode, process
+from .parts import Part
+from .plan import WORK, Plan, Task
+
+GPU = "GPU"  # the Dask resource of workers that compute on one
+CONNECT_SECONDS, WORKER_SECONDS = 10, 60  # for the scheduler to answer, for a first worker to be there
+RECOUNT_SECONDS = 5.0  # workers come and go
+LEAST_IN_FLIGHT = 8  # clips: enough waiting for an adaptive cluster to grow
+SETTINGS = {
+    "distributed.scheduler.allowed-failures": 0,  # which of a dead worker's clips was to blame is found out below
+    "distributed.scheduler.worker-saturation": 1.0,
+    "distributed.logging.distributed": "error",
+}
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    """An existing Dask cluster: its scheduler's address, and the files of TLS where it asks for it."""
+
+    address: str
+    tls_ca: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+
+
+@contextmanager
+def connected(scheduler: Scheduler, say: Say) -> Iterator:
+    """A client of an existing cluster that has workers. InputError: it cannot be had."""
+    from distributed import Client
+    from distributed.security import Security
+
+    files = {
+        "tls_ca_file": scheduler.tls_ca,
+        "tls_client_cert": scheduler.tls_cert,
+        "tls_client_key": scheduler.tls_key,
+    }
+    given = {name: str(path) for name, path in files.items() if path}
+    for path in given.values():
+        if not Path(path).is_file():
+            raise InputError(
+                f"no file {path}: expected a PEM file for TLS.\nName it with --tls-ca, --tls-cert, --tls-key."
+            )
+    security = Security(require_encryption=True, **given) if given else None
+    try:
+        client = Client(scheduler.address, security=security, timeout=CONNECT_SECONDS)
+    except (OSError, TimeoutError, ValueError, TypeError, RuntimeError) as error:
+        raise InputError(
+            f"--scheduler {scheduler.address}: no Dask scheduler answers there ({str(error).splitlines()[0]}).\n"
+            f"Expected an address such as tcp://HOST:8786, or tls://HOST:8786 with --tls-ca, --tls-cert and --tls-key."
+        ) from None
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=WORKER_SECONDS)
+        except TimeoutError:
+            raise InputError(
+                f"--scheduler {scheduler.address}: no worker in {WORKER_SECONDS} s.\nStart some: `dask worker "
+                f"{scheduler.address} --nthreads 1` on each machine."
+            ) from None
+        say(f"cluster {scheduler.address}: {len(workers_of(client))} workers; dashboard at {client.dashboard_link}")
+        yield client
+
+
+def has_gpu(client) -> bool:
+    """Some workers of the cluster have the resource GPU."""
+    return any(worker["resources"].get(GPU) for worker in workers_of(client).values())
+
+
+def check_workers(client, plan: Plan) -> None:
+    """InputError: a worker has other versions, or does not see the same clips and stores under the same paths."""
+    token = plan.stores / WORK / f"{uuid4().hex}.token"
+    token.parent.mkdir(parents=True, exist_ok=True)
+    token.touch()
+    clip = (plan.collection.root / plan.collection.clips[0].path).absolute()
+    try:
+        facts = client.run(_worker_facts, token, clip)
+    except ImportError as error:
+        raise InputError(
+            f"a worker cannot import mlemiss ({error}).\nInstall the same version on every worker."
+        ) from None
+    finally:
+        token.unlink()
+    ours = dict(parts.versions())
+    for address, (versions, seen) in facts.items():
+        for name, version in ours.items():
+            if versions.get(name) != version:
+                raise InputError(
+                    f"worker {address} has {name} {versions.get(name)}, here it is {version}: features would differ in "
+                    f"their last bits.\nInstall the same versions everywhere (constraints.txt)."
+                )
+        for path, what in ((token.parent, "stores"), (clip, "clips")):
+            if not seen[what]:
+                raise InputError(
+                    f"worker {address} does not see the {what} at {path}.\nMount them under the same path on every "
+                    f"machine; stores must be writable there."
+                )
+
+
+def _worker_facts(token: Path, clip: Path) -> tuple[dict[str, str], dict[str, bool]]:
+    import os
+
+    seen = {"stores": token.is_file() and os.access(token.parent, os.W_OK), "clips": clip.is_file()}
+    return dict(parts.versions()), seen
+
+
+def on_cluster(client, report: Path | None, say: Say) -> Callable[[Sequence[Task]], Iterator[Outcome]]:
+    """An executor on a connected cluster; ``report`` is the file of Dask's performance report, if wanted."""
+
+    def execute(tasks: Sequence[Task]) -> Iterator[Outcome]:
+        from distributed import performance_report
+
+        with performance_report(filename=str(report)) if report else nullcontext():
+            yield from _Schedule(client, say).run(tasks)
+
+    return execute
+
+
+def on_this_machine(workers: int, report: Path | None, say: Say) -> Callable[[Sequence[Task]], Iterator[Outcome]]:
+    """An executor on worker processes of one thread each, and one more for each GPU where tasks want it."""
+
+    def execute(tasks: Sequence[Task]) -> Iterator[Outcome]:
+        import dask
+        from distributed import Client, LocalCluster
+
+        gpus = _gpus(tasks)
+        # Dask would pause a worker for good near its share of the memory, as freed memory is kept for the next clip.
+        options = {"threads_per_worker": 1, "processes": True, "memory_limit": 0, "silence_logs": 50}
+        loopback = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0"}
+        with (
+            dask.config.set(SETTINGS),
+            LocalCluster(n_workers=workers, **loopback, **options) as cluster,
+            Client(cluster) as client,
+        ):
+            _add_gpu_workers(cluster, gpus)
+            say(f"{workers} workers{f' and {gpus} on GPUs' if gpus else ''}; dashboard at {cluster.dashboard_link}")
+            client.wait_for_workers(workers + gpus, timeout=WORKER_SECONDS)
+            yield from on_cluster(client, report, say)(tasks)
+
+    return execute
+
+
+def _gpus(tasks: Sequence[Task]) -> int:
+    if not any(output.device == "cuda" for task in tasks for output in task.outputs):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _add_gpu_workers(cluster, gpus: int) -> None:
+    ((_, described),) = cluster.new_worker_spec().items()
+    for gpu in range(gpus):
+        options = described["options"] | {"resources": {GPU: 1}, "env": {"CUDA_VISIBLE_DEVICES": str(gpu)}}
+        cluster.worker_spec[f"gpu-{gpu}"] = described | {"options": options}
+    cluster.scale(len(cluster.worker_spec))
+
+
+def workers_of(client) -> dict:
+    """The cluster's workers by address, as its scheduler knows them."""
+    return client.scheduler_info(n_workers=-1)["workers"]
+
+
+@dataclass
+class _Schedule:
+    """Tasks on a cluster's workers, a bounded number of clips at a time."""
+
+    client: object
+    say: Say
+    suspects: list[Task] = field(default_factory=list)  # of workers that died with a clip
+    survived: int = 0
+    _counted: float = 0.0
+    _decoders: list[str] = field(default_factory=list)  # addresses of the workers that decode
+    _encoders: list[str] = field(default_factory=list)  # and of those with the resource GPU
+    _in_flight: int = 0  # clips at most, decoded ones that wait for a GPU included
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
+        """Every task's outcome; clips that take their workers down come last."""
+        self._count()
+        for outcomes in self._two_stages(tasks) if self._encoders else self._one_stage(tasks):
+            self.survived += len(outcomes)
+            yield from outcomes
+        for task in self.suspects:
+            yield self._alone(task)
+
+    def _count(self) -> None:
+        """Who is there, now and then."""
+        if time.monotonic() - self._counted < RECOUNT_SECONDS:
+            return
+        self._counted = time.monotonic()
+        workers = workers_of(self.client)
+        self._encoders = [address for address, worker in workers.items() if worker["resources"].get(GPU)]
+        others = [address for address in workers if address not in self._encoders]
+        self._decoders = others or list(workers)
+        threads = sum(workers[address]["nthreads"] for address in self._decoders)
+        self._in_flight = max(2 * threads, LEAST_IN_FLIGHT) + 3 * BATCH_CLIPS * len(self._encoders)
+
+    def _submit(self, function, *arguments, **where):
+        return self.client.submit(function, *arguments, pure=False, retries=0, **where)
+
+    def _one_stage(self, tasks: Sequence[Task]) -> Iterator[list[Outcome]]:
+        from distributed import as_completed
+        from distributed.scheduler import KilledWorker
+
+        waiting, submitted, running = iter(tasks), {}, as_completed()
+
+        def top_up() -> None:
+            self._count()
+            while len(submitted) < self._in_flight and (task := next(waiting, None)):
+                future = self._submit(process, task)
+                submitted[future] = task
+                running.add(future)
+
+        top_up()
+        for future in running:
+            task = submitted.pop(future)
+            try:
+                yield [future.result()]
+            except KilledWorker:
+                self.suspects.append(task)
+            finally:
+                future.release()
+            top_up()
+
+    def _two_stages(self, tasks: Sequence[Task]) -> Iterator[list[Outcome]]:
+        from distributed import as_completed
+        from distributed.scheduler import KilledWorker
+
+        waiting, running = iter(tasks), as_completed()
+        decoding: dict = {}  # future -> task
+        ready: list = []  # (task, future) that wait for a GPU; what they hold stays on the worker that decoded it
+        encoding: dict = {}  # future -> [(task, future), ...]
+
+        def top_up() -> None:
+            self._count()
+            held = len(decoding) + len(ready) + sum(map(len, encoding.values()))
+            for _ in range(self._in_flight - held):
+                if (task := next(waiting, None)) is None:
+                    break
+                future = self._submit(decode, task, workers=self._decoders, allow_other_workers=True)
+                decoding[future] = task
+                running.add(future)
+            while len(ready) >= BATCH_CLIPS or (ready and not decoding):
+                several, ready[:BATCH_CLIPS] = ready[:BATCH_CLIPS], []
+                clips, media = map(list, zip(*several, strict=True))
+                future = self._submit(encode, clips, media, resources={GPU: 1})
+                encoding[future] = several
+                running.add(future)
+
+        top_up()
+        for future in running:
+            if future in decoding:
+                task = decoding.pop(future)
+                if future.status == "finished":
+                    ready.append((task, future))
+                elif isinstance(error := future.exception(), KilledWorker):
+                    self.suspects.append(task)
+                else:
+                    raise error
+            else:
+                several = encoding.pop(future)
+                try:
+                    yield future.result()
+                except KilledWorker:
+                    self.suspects += [task for task, _ in several]
+                finally:
+                    for done in (future, *(media for _, media in several)):
+                        done.release()
+            top_up()
+
+    def _alone(self, task: Task) -> Outcome:
+        from distributed.scheduler import KilledWorker
+
+        try:
+            outcome = self._submit(process, task, **({"resources": {GPU: 1}} if self._encoders else {})).result()
+        except KilledWorker:
+            if not self.survived:
+                raise MachineError(
+                    "worker processes die on whatever clip they are given, for lack of memory perhaps.\n"
+                    "Take fewer with --workers; finished clips are kept."
+                ) from None
+            cause = "the worker process died on this clip twice (out of memory?)"
+            for output in task.outputs:
+                Part((False, False), cause, failed=True).save(output.part(task.index))
+            return Outcome(task.index, cause)
+        self.survived += 1
+        return outcome

@@ -1,0 +1,123 @@
+"""Run a plan and publish its stores.
+
+A clip's result is kept as soon as it is there, in a file of its own, so a killed job goes on from its finished clips;
+when all are there, each feature chunk is written once, by one writer, and the store is published. Serial and parallel
+runs, whole or resumed, give the same bytes.
+"""
+
+import errno
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from . import assemble, reuse
+from .backbones import BATCH_CLIPS
+from .errors import MachineError
+from .extract import Outcome, decode, encode
+from .lock import only_one
+from .parts import UNREADABLE, Part
+from .plan import Output, Plan, Task, recover
+from .store import remove_tree
+
+Progress = Callable[[Outcome], None]
+Executor = Callable[[Sequence[Task]], Iterator[Outcome]]
+
+
+def run(
+    plan: Plan,
+    executor: Executor,
+    started: Callable[[int], Progress],
+    say: Callable[[str], None],
+    *,
+    retry_failed: bool = False,
+    max_failures: int | None = None,
+) -> dict[str, float]:
+    """Compute what is lacking and publish every store; returns seconds summed over workers, and `total` on the wall.
+
+    ``executor`` runs tasks and yields their outcomes (`serial`, or one of cluster.py). ``started(n)`` is called with
+    the number of clips to compute and returns the callback for each outcome. More than ``max_failures`` failed clips
+    are an InputError: nothing is published, and what is finished is kept.
+    """
+    begin = time.perf_counter()
+    seconds: dict[str, float] = defaultdict(float)
+    with ExitStack() as locks, disk_errors(plan.stores):
+        for output in plan.outputs:
+            if output.finished:
+                remove_tree(output.work)  # a kill just after publishing left it
+                continue
+            locks.enter_context(only_one(output.lock, output.final.name))
+            recover(output)
+            if output.finished:  # by whoever held the lock
+                continue
+            assemble.set_aside(output, say)
+            assemble.prepare(plan, output)
+            if retry_failed:
+                _drop_failed(output, len(plan.sources))
+        reused = reuse.fill(plan)
+        if reused:
+            say(f"{reused} of {len(plan.sources)} clips are taken over from results of the same content and spec")
+        tasks = plan.tasks()
+        done = sum(output.part(i).is_file() for output in plan.unfinished() for i in range(len(plan.sources)))
+        if tasks and done > reused * len(plan.unfinished()):
+            say("going on from the results of an earlier run")
+        if tasks:
+            _compute(tasks, executor, started(len(tasks)), seconds, max_failures)
+            reuse.fill(plan)  # clips that share their content with one computed just now
+        start = time.perf_counter()
+        for output in plan.unfinished():
+            assemble.finish(plan, output, say, max_failures)
+        seconds["write"] += time.perf_counter() - start
+    seconds["total"] = time.perf_counter() - begin
+    return dict(seconds)
+
+
+def _compute(
+    tasks: Sequence[Task],
+    executor: Executor,
+    progress: Progress,
+    seconds: dict[str, float],
+    max_failures: int | None,
+) -> None:
+    failures = 0
+    for outcome in executor(tasks):
+        for stage, spent in outcome.seconds.items():
+            seconds[stage] += spent
+        progress(outcome)
+        failures += bool(outcome.failed)
+        if max_failures is not None and failures > max_failures:
+            raise assemble.too_many(failures, max_failures, outcome.failed)
+
+
+def serial(tasks: Sequence[Task]) -> Iterator[Outcome]:
+    """One clip after the other in this process; on a GPU as many at once as its batches hold."""
+    on_gpu = any(output.device == "cuda" for task in tasks for output in task.outputs)
+    size = BATCH_CLIPS if on_gpu else 1
+    for first in range(0, len(tasks), size):
+        several = tasks[first : first + size]
+        yield from encode(several, [decode(task) for task in several])
+
+
+def _drop_failed(output: Output, clips: int) -> None:
+    """Failed results of unfinished work, which are to be tried again."""
+    for index in range(clips):
+        try:
+            if Part.load(output.part(index)).failed:
+                output.part(index).unlink()
+        except UNREADABLE:
+            continue
+
+
+@contextmanager
+def disk_errors(stores: Path) -> Iterator[None]:
+    """A disk that is full or broken is the machine's fault, said in a line. MachineError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE):
+            raise
+        raise MachineError(
+            f"{stores}: {error.strerror}.\nMake room (or mend the disk) and run the same command again: what is "
+            f"finished is kept."
+        ) from error

@@ -1,0 +1,112 @@
+"""Results that need not be computed again: clips of the same content in stores, finished or not, of the same spec.
+
+A clip that is added, removed or renamed changes a store's fingerprint, and so its name; what the other clips gave is
+taken over from where it lies. A store in its next revision takes its clips that did not fail from the one before.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import zarr
+
+from . import store
+from .parts import UNREADABLE, Part
+from .plan import WORK, WORK_PLAN, Output, Plan
+
+
+def fill(plan: Plan) -> int:
+    """Keep the results that are found elsewhere as if they had just been computed; returns of how many clips.
+
+    Media (frames, log-Mels) are copied too. Run again after computing, it serves clips that share their content.
+    """
+    filled: set[int] = set()
+    for output in plan.unfinished():
+        wanted: dict[str, list[int]] = defaultdict(list)
+        for index, source in enumerate(plan.sources):
+            if not source.fault and not output.part(index).is_file():
+                wanted[source.sha256].append(index)
+        for donor in _donors(plan, output):
+            if not wanted:
+                break
+            for content, part, media in donor(wanted):
+                for index in wanted.pop(content):
+                    if media is not None:
+                        write_media(output, index, *media)
+                    part.save(output.part(index))
+                    filled.add(index)
+    return len(filled)
+
+
+def write_media(output: Output, index: int, frames: np.ndarray | None, logmel: np.ndarray | None) -> None:
+    """One clip's media into the unfinished media store: one chunk an array, so one writer a chunk."""
+    group = store.open_group(output.work / "store.zarr", "r+")
+    for name, values, filler in (("frames", frames, 0), ("logmel", logmel, np.nan)):
+        array = group[name]
+        array[index] = np.full(array.shape[1:], filler, array.dtype) if values is None else values
+
+
+Media = tuple[np.ndarray | None, np.ndarray | None]  # frames, log-Mels
+Found = Iterator[tuple[str, Part, Media | None]]  # content, result, media where the store keeps them
+
+
+def _donors(plan: Plan, output: Output):
+    """What may hold results of this output's spec: functions from wanted contents to those that are there."""
+    for path, attrs in store.stores_in(plan.stores):
+        if attrs["features"] == output.features and attrs["spec"] == output.spec:
+            yield lambda wanted, path=path: _from_store(path, output, wanted)
+    own = output.work
+    for work in sorted(path for path in (plan.stores / WORK).glob("*/") if (path / WORK_PLAN).is_file()):
+        yield lambda wanted, work=work: _from_work(work, output, wanted, failed_too=work == own)
+
+
+def _from_store(path: Path, output: Output, wanted: Mapping[str, list[int]]) -> Found:
+    """From a finished store, read a chunk of clips at a time."""
+    opened = store.FeatureStore.open(path)
+    rows = {}
+    for row in np.flatnonzero(opened.status == store.DONE):
+        if opened.sha256[row] in wanted:
+            rows.setdefault(str(opened.sha256[row]), int(row))
+    names = ("frames", "logmel") if output.features == store.MEDIA else store.MODALITIES
+    size = opened.group[names[0]].chunks[0]
+    blocks: dict[int, dict[str, int]] = defaultdict(dict)
+    for content, row in rows.items():
+        blocks[row // size][content] = row
+    for block, contents in sorted(blocks.items()):
+        chunk = slice(block * size, (block + 1) * size)
+        values = [opened.group[name][chunk] for name in names]
+        for content, row in contents.items():
+            present = tuple(opened.present[row].tolist())
+            clip = [v[row - chunk.start] if there else None for v, there in zip(values, present, strict=True)]
+            media = tuple(clip) if output.features == store.MEDIA else None
+            arrays = {} if media else {m: v for m, v in zip(names, clip, strict=True) if v is not None}
+            facts = {"duration": float(opened.duration[row]), "versions": opened.attrs["versions"]}
+            yield content, Part(present, str(opened.error[row]), arrays=arrays, **facts), media
+
+
+def _from_work(work: Path, output: Output, wanted: Mapping[str, list[int]], failed_too: bool) -> Found:
+    """From unfinished work, another's or this one's own; what vanishes meanwhile is not there."""
+    try:
+        planned = json.loads((work / WORK_PLAN).read_text(encoding="utf-8"))
+        if planned["spec"] != output.spec or planned["features"] != output.features:
+            return
+        group = zarr.open_group(work / "store.zarr", mode="r") if output.features == store.MEDIA else None
+    except (*UNREADABLE, FileNotFoundError):
+        return
+    for index, content in enumerate(planned["sha256"]):
+        file = work / "clips" / f"{index:06d}.npz"
+        if content not in wanted or not file.is_file():
+            continue
+        try:
+            part = Part.load(file)
+            if part.failed and not failed_too:
+                continue
+            media = None
+            if group is not None:
+                names = zip(("frames", "logmel"), part.present, strict=True)
+                media = tuple(group[name][index] if there else None for name, there in names)
+        except UNREADABLE:
+            continue
+        yield content, part, media

@@ -1,0 +1,188 @@
+"""Clips and machines that misbehave: each costs what it must and no more, with its cause on record."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlemiss.pipeline.ffmpeg_process import ffmpeg_binary
+from mlemiss.pipeline.store import FeatureStore, damaged_files
+
+from .conftest import SMALL
+from .test_preprocess import _processes_mentioning, content, options
+
+GOOD, KINDS = 180, 6  # clips, and how many different ones they are links to
+
+
+def make(path: Path, *arguments: object) -> Path:
+    subprocess.run([ffmpeg_binary(), "-v", "error", "-y", *map(str, arguments), path], check=True)
+    return path
+
+
+def hostile_clips(root: Path, good: Path, outside: Path) -> dict[str, str]:
+    """Twenty files that are no clips, each in its own way -> a word of the cause each must be given."""
+    data = good.read_bytes()
+    picture = ["-f", "lavfi", "-i", "testsrc2=d=1:s=64x48:r=5"]
+
+    def write(name: str, content: bytes) -> str:
+        (root / name).write_bytes(content)
+        return name
+
+    causes = {
+        write("empty.mp4", b""): "empty",
+        write("text.mp4", b"not a film\n" * 200): "not readable",
+        write("noise.mp4", os.urandom(40_000)): "not readable",
+        write("zeros.mp4", bytes(40_000)): "not readable",
+        write("cut_front.mp4", data[len(data) // 2 :]): "not readable",
+        write("cut_end.mp4", data[: len(data) // 2]): "not readable",
+        write("header_only.mp4", data[:64]): "",
+        write("playlist.mp4", f"ffconcat version 1.0\nfile '{outside}'\n".encode()): "not readable",
+        write("hls.mp4", f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{outside}\n".encode()): "not readable",
+        write("sdp.mp4", b"v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\n"): "",
+        write("image.mp4", make(root.parent / "x.png", *picture, "-frames:v", 1).read_bytes()): "",
+        write("script.mp4", b"#!/bin/sh\ntouch /tmp/owned\n"): "",
+        write("zip.mp4", b"PK\x03\x04" + os.urandom(5000)): "",
+        write("large.mp4", data + bytes(3_000_000)): "more than the 2000000 allowed",
+    }
+    (root / "link.mp4").symlink_to(outside)
+    (root / "loop.mp4").symlink_to(root / "loop.mp4")
+    os.mkfifo(root / "pipe.mp4")
+    causes |= {"link.mp4": "leaves the root", "loop.mp4": "link", "pipe.mp4": "not a regular file"}
+    # A picture of 900 million pixels that compresses to nothing, hours of silence, and what takes too long.
+    make(root / "huge.mkv", "-f", "lavfi", "-i", "color=s=64x48:d=0.4:r=5", "-c:v", "ffv1")
+    patched = (root / "huge.mkv").read_bytes().replace(b"\xb0\x81\x40", b"\xb0\x82\x75\x30", 1)
+    (root / "huge.mkv").write_bytes(patched)
+    make(
+        root / "silence.mp4",
+        "-f",
+        "lavfi",
+        "-i",
+        "anullsrc=r=8000:cl=mono",
+        "-t",
+        3 * 3600,
+        "-c:a",
+        "aac",
+        "-b:a",
+        "8k",
+    )
+    make(root / "slow.mp4", "-f", "lavfi", "-i", "testsrc2=d=60:s=1920x1080:r=60", "-preset", "ultrafast", "-crf", 45)
+    return causes | {"huge.mkv": "", "silence.mp4": "longer than", "slow.mp4": "time allowed"}
+
+
+@pytest.fixture(scope="module")
+def folder(synthetic_ravdess, tmp_path_factory) -> tuple[Path, dict[str, str], Path]:
+    """180 good clips (hard links) and 20 hostile ones as a CSV; the causes; a file outside that nobody may read."""
+    top = tmp_path_factory.mktemp("hostile")
+    root, outside = top / "root", top / "outside.mp4"
+    root.mkdir()
+    good = sorted(synthetic_ravdess.rglob("*.mp4"))[:KINDS]
+    shutil.copy(good[0], outside)
+    os.utime(outside, (1e9, 1.5e9))  # read longer ago than written: a reading now would show, whatever the mount
+    for i in range(GOOD):
+        (root / f"good{i:03}.mp4").hardlink_to(good[i % KINDS])
+    causes = hostile_clips(root, good[0], outside)
+    assert len(causes) == 20
+    names = [*causes, *(f"good{i:03}.mp4" for i in range(GOOD))]
+    rows = [f"{name.rpartition('.')[0]},{name},{'ab'[i % 2]},s{i % 9}" for i, name in enumerate(names)]
+    (root / "mine.csv").write_text("\n".join(["clip_id,path,label,subject", *rows]) + "\n")
+    return root, causes, outside
+
+
+LIMITS = ("--clip-timeout", 2, "--clip-bytes", 2_000_000)
+
+
+def test_two_hundred_clips_twenty_of_them_hostile(folder, tmp_path, mlemiss):
+    root, causes, outside = folder
+    arguments = ["--dataset", root / "mine.csv", "--stores", tmp_path / "stores", "--json", "--workers", 2]
+    tag = f"MLEMISS_TEST_TAG={tmp_path.name}"
+    result = mlemiss(
+        "preprocess", *arguments, *LIMITS, "--features", SMALL, "--weights", "random", **dict([tag.split("=")])
+    )
+    assert result.returncode == 1, result.stderr
+    summary = json.loads(result.stdout)
+    found = {failure["path"]: failure["cause"] for failure in summary["failed"]}
+    assert (summary["clips"], summary["done"], len(found)) == (200, 180, 20)
+    for name, word in causes.items():
+        assert found[name] and word in found[name], (name, found[name])
+        assert str(tmp_path) not in found[name] and "0x" not in found[name]
+    assert outside.stat().st_atime == 1e9, "a file outside the root was read"
+    assert _processes_mentioning(tag) == []
+    stored = FeatureStore.open(summary["stores"][0])
+    assert (stored.status == "done").sum() == 180 and stored.present[stored.status == "done"].all()
+
+
+def test_too_many_failures_are_an_error(folder, tmp_path, mlemiss):
+    root, _, _ = folder
+    arguments = ["preprocess", "--dataset", root / "mine.csv", "--stores", tmp_path / "stores", "--workers", 0]
+    arguments += ["--media", "only", *LIMITS]
+    result = mlemiss(*arguments, "--max-failures", 3)
+    assert result.returncode == 2 and "4 clips failed, more than --max-failures 3" in result.stderr, result.stderr
+    assert content(tmp_path / "stores") == {}
+
+
+def test_limits_are_checked(synthetic_ravdess, mlemiss):
+    for option in ("--clip-timeout", "--clip-seconds", "--clip-pixels", "--clip-bytes", "--clip-memory"):
+        result = mlemiss("preprocess", "--dataset", "ravdess", "--root", synthetic_ravdess, option, 0)
+        assert result.returncode == 2 and option in result.stderr
+    result = mlemiss("preprocess", "--dataset", "ravdess", "--root", synthetic_ravdess, "--max-failures", -1)
+    assert result.returncode == 2 and "--max-failures -1" in result.stderr
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Path:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_full_disk_ends_in_a_clear_error_and_resumes(workers, small_disk, synthetic_ravdess, tmp_path, mlemiss):
+    arguments = options(synthetic_ravdess, small_disk / "stores", "--media", "keep", "--limit", 6, "--workers", workers)
+    result = mlemiss(*arguments)
+    assert result.returncode == 3 and "No space left on device" in result.stderr, result.stderr
+    assert "Make room" in result.stderr and "Traceback" not in result.stderr
+    assert content(small_disk / "stores") == {}
+    subprocess.run(["mount", "-o", "remount,size=200m", small_disk], check=True)
+    result = mlemiss(*arguments)
+    assert result.returncode == 0 and "going on" in result.stderr, result.stderr
+    assert mlemiss(*options(synthetic_ravdess, tmp_path / "whole", *arguments[9:-2], "--workers", 0)).returncode == 0
+    assert content(small_disk / "stores") == content(tmp_path / "whole")
+
+
+def test_ten_random_kills_lose_nothing():
+    """The script that does a hundred, with ten."""
+    script = Path(__file__).parents[1] / "benchmarks" / "kills.py"
+    command = [sys.executable, script, "--kills", "10", "--clips", "6"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) | {"runs_that_ended_first": 0} == {
+        "kills": 10,
+        "runs_that_ended_first": 0,
+        "clips": 6,
+        "all_as_expected": True,
+    }
+
+
+def test_a_dead_lock_is_taken_over(synthetic_ravdess, tmp_path, mlemiss):
+    """The lock goes with its holder, however that ends; what the holder finished is kept."""
+    arguments = list(map(str, options(synthetic_ravdess, tmp_path / "stores", "--limit", 6, "--workers", 0)))
+    holder = subprocess.Popen([sys.executable, "-m", "mlemiss.cli", *arguments], stderr=subprocess.DEVNULL)
+    while not list((tmp_path / "stores").glob(".partial/*/clips/*.npz")) and holder.poll() is None:
+        time.sleep(0.01)
+    told = mlemiss(*arguments)
+    assert told.returncode == 2 and f"process {holder.pid}" in told.stderr, told.stderr
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    result = mlemiss(*arguments)
+    assert result.returncode == 0, result.stderr
+    (path,) = (tmp_path / "stores").glob("*.zarr")
+    assert damaged_files(path) == []

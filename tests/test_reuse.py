@@ -1,0 +1,167 @@
+"""What is there is not made again: growing data sets, failed clips retried, results of equal content shared."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mlemiss.pipeline.ffmpeg_process import ffmpeg_binary
+from mlemiss.pipeline.store import FeatureStore, damaged_files
+
+from .conftest import SMALL
+from .test_preprocess import content
+
+
+def options(root: Path, stores: Path, *more: object) -> list:
+    where = ["--dataset", "ravdess", "--root", root, "--stores", stores, "--workers", 0]
+    return ["preprocess", *where, "--features", SMALL, "--weights", "random", *more]
+
+
+@pytest.fixture
+def grown(synthetic_ravdess, tmp_path) -> Path:
+    """A root of the first subject's twelve clips; the others' are at hand."""
+    root = tmp_path / "root"
+    shutil.copytree(synthetic_ravdess / "Actor_01", root / "Actor_01")
+    shutil.copy(synthetic_ravdess / "SYNTHETIC.json", root)
+    return root
+
+
+@pytest.fixture
+def counting(tmp_path) -> tuple[dict[str, str], Path]:
+    """An ffmpeg that writes down what it decodes: the environment that names it, and its list."""
+    program, log = tmp_path / "ffmpeg", tmp_path / "decoded.txt"
+    program.write_text(
+        f'#!/bin/sh\ncase "$*" in *rawvideo*) echo "$*" | grep -o "[^/]*.mp4" >> {log};; esac\n'
+        f'exec {ffmpeg_binary()} "$@"\n'
+    )
+    program.chmod(0o755)
+    return {"MLEMISS_FFMPEG": str(program)}, log
+
+
+def test_a_clip_more_costs_one_clip(grown, synthetic_ravdess, tmp_path, mlemiss, counting):
+    """Added, renamed or removed: only content that no store has is decoded, and the bytes are a fresh run's."""
+    stores, (environment, log) = tmp_path / "stores", counting
+    assert mlemiss(*options(grown, stores, "--media", "keep")).returncode == 0
+    new = sorted((synthetic_ravdess / "Actor_02").glob("*.mp4"))[0]
+    (grown / "Actor_02").mkdir()
+    shutil.copy(new, grown / "Actor_02")
+    result = mlemiss(*options(grown, stores, "--media", "keep"), **environment)
+    assert result.returncode == 0 and "12 of 13 clips are taken over" in result.stderr, result.stderr
+    assert log.read_text().split() == [new.name]
+    assert mlemiss(*options(grown, tmp_path / "fresh", "--media", "keep")).returncode == 0
+    fresh = content(tmp_path / "fresh")
+    assert fresh.items() <= content(stores).items() and len(fresh) > 10
+
+    # A renamed clip (its name says another actor) and a removed one; features alone, from features alone.
+    for path in stores.glob("*-media-*.zarr"):
+        shutil.rmtree(path)
+    (grown / "Actor_02" / new.name).rename(grown / "Actor_02" / new.name.replace("-02.mp4", "-07.mp4"))
+    next((grown / "Actor_01").glob("*.mp4")).unlink()
+    result = mlemiss(*options(grown, stores), **environment)
+    assert result.returncode == 0 and "12 of 12 clips are taken over" in result.stderr, result.stderr
+    assert log.read_text().split() == [new.name]
+
+
+def test_interrupted_work_serves_a_grown_data_set(grown, synthetic_ravdess, tmp_path, mlemiss):
+    """Killed before it published, and then a clip is added: what was finished is not lost."""
+    stores = tmp_path / "stores"
+    killer = """
+import os, sys
+import mlemiss.cli
+from mlemiss.pipeline import assemble
+assemble.finish = lambda *arguments: os.kill(os.getpid(), 9)
+mlemiss.cli.main(sys.argv[1:])
+"""
+    arguments = list(map(str, options(grown, stores, "--media", "keep")))
+    killed = subprocess.run([sys.executable, "-c", killer, *arguments], stderr=subprocess.DEVNULL)
+    assert killed.returncode == -9 and content(stores) == {}
+    shutil.copy(sorted((synthetic_ravdess / "Actor_03").glob("*.mp4"))[0], grown)
+    result = mlemiss(*arguments)
+    assert result.returncode == 0 and "12 of 13 clips are taken over" in result.stderr, result.stderr
+    assert mlemiss(*options(grown, tmp_path / "fresh", "--media", "keep")).returncode == 0
+    assert content(stores) == content(tmp_path / "fresh")
+
+
+def test_equal_clips_are_computed_once(synthetic_ravdess, tmp_path, mlemiss, counting):
+    environment, log = counting
+    root = tmp_path / "root"
+    root.mkdir()
+    clip = next(synthetic_ravdess.rglob("*.mp4"))
+    rows = []
+    for i in range(6):
+        (root / f"{i}.mp4").hardlink_to(clip) if i < 5 else shutil.copy(clip, root / f"{i}.mp4")
+        rows.append(f"c{i},{i}.mp4,{'ab'[i % 2]},s{i}")
+    (root / "mine.csv").write_text("\n".join(["clip_id,path,label,subject", *rows]))
+    arguments = ["preprocess", "--dataset", root / "mine.csv", "--stores", tmp_path / "s", "--workers", 0, "--json"]
+    result = mlemiss(*arguments, "--features", SMALL, "--weights", "random", "--media", "keep", **environment)
+    assert result.returncode == 0, result.stderr
+    assert len(log.read_text().split()) == 1
+    media, features = (FeatureStore.open(path) for path in json.loads(result.stdout)["stores"])
+    assert features.present.all() and len(set(map(bytes, features.read("visual")))) == 1
+    assert len({media.group["frames"][i].tobytes() for i in range(6)}) == 1
+
+
+@pytest.fixture
+def slow(grown, tmp_path, mlemiss) -> tuple[list, Path]:
+    """A finished store in which two clips failed, of a time limit that no longer holds."""
+    program = tmp_path / "ffmpeg"
+    names = sorted(path.name for path in grown.rglob("*.mp4"))[:2]
+    program.write_text(
+        f'#!/bin/sh\ncase "$*" in *{names[0]}*|*{names[1]}*) exec sleep 60;; esac\nexec {ffmpeg_binary()} "$@"\n'
+    )
+    program.chmod(0o755)
+    arguments = options(grown, tmp_path / "stores", "--json")
+    result = mlemiss(*arguments, "--clip-timeout", 1, MLEMISS_FFMPEG=str(program))
+    assert result.returncode == 1, result.stderr
+    summary = json.loads(result.stdout)
+    assert [failure["path"].rpartition("/")[2] for failure in summary["failed"]] == names
+    assert all("longer than the time allowed" in failure["cause"] for failure in summary["failed"])
+    return arguments, Path(summary["stores"][0])
+
+
+def test_failed_clips_are_retried_alone(slow, grown, tmp_path, mlemiss, counting):
+    arguments, path = slow
+    before = FeatureStore.open(path)
+    kept = before.read("visual")[before.status == "done"]
+    result = mlemiss(*arguments)
+    assert result.returncode == 1 and "nothing left to do" in result.stderr  # failed clips stand as they are
+    environment, log = counting
+    result = mlemiss(*arguments, "--retry-failed", **environment)
+    assert result.returncode == 0 and json.loads(result.stdout)["failed"] == [], result.stderr
+    assert len(log.read_text().split()) == 2
+    after = FeatureStore.open(path)
+    assert (before.attrs["revision"], after.attrs["revision"]) == (1, 2) and (after.status == "done").all()
+    assert (after.read("visual")[before.status == "done"] == kept).all() and damaged_files(path) == []
+    assert not list(path.parent.glob(".partial/*.zarr*")) and mlemiss(*arguments, "--retry-failed").returncode == 0
+    assert FeatureStore.open(path).attrs["revision"] == 2  # nothing failed, so nothing was made anew
+
+
+@pytest.mark.parametrize("moment", ["store.write_json", "rename"])
+def test_killed_while_replacing_a_revision(moment, slow, mlemiss):
+    """At any instant the store that opens is whole: the old revision or the new one."""
+    arguments, path = slow
+    killer = f"""
+import os, sys
+from pathlib import Path
+import mlemiss.cli, mlemiss.pipeline.preprocess
+from mlemiss.pipeline import store
+def die(*arguments):
+    os.kill(os.getpid(), 9)
+if {moment!r} == "rename":
+    real = Path.rename
+    Path.rename = lambda self, target: die() if str(self).endswith("store.zarr") else real(self, target)
+else:
+    real = store.write_json
+    store.write_json = lambda path, *rest: die() if path.name == "COMPLETE.json" else real(path, *rest)
+mlemiss.cli.main(sys.argv[1:])
+"""
+    killed = subprocess.run([sys.executable, "-c", killer, *map(str, arguments), "--retry-failed"], capture_output=True)
+    assert killed.returncode == -9
+    assert path.exists() == (moment != "rename")
+    result = mlemiss(*arguments)  # what stood there comes back
+    assert result.returncode == 1 and FeatureStore.open(path).attrs["revision"] == 1 and damaged_files(path) == []
+    assert mlemiss(*arguments, "--retry-failed").returncode == 0
+    assert FeatureStore.open(path).attrs["revision"] == 2 and damaged_files(path) == []
+    assert not list(path.parent.glob(".partial/*.zarr*"))
