@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -119,7 +120,8 @@ def collect_manifest(path: Path, root: Path | None) -> Collection:
     """A user's own CSV as a dataset: named after the file, its root the CSV's folder unless given."""
     clips = read_manifest(path)
     root = check_root(root or path.parent, f"the folder the paths of {path.name} are relative to")
-    found = tuple(sorted((c for c in clips if (root / c.path).is_file()), key=lambda c: c.clip_id))
+    # What lies there and is no file (a pipe, a link to nowhere) is a failed clip with its cause, not an absent one.
+    found = tuple(sorted((c for c in clips if os.path.lexists(root / c.path)), key=lambda c: c.clip_id))
     absent = tuple(sorted({c.clip_id for c in clips} - {c.clip_id for c in found}))
     if not found:
         raise InputError(
