@@ -18,17 +18,34 @@ def all_cores() -> int:
 
 def synth(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write the clips into.")],
-    layout: Annotated[str, typer.Option(help="Naming and folders of the data set to imitate: ravdess.")] = "ravdess",
-    subjects: Annotated[int, typer.Option(help="Number of subjects, at most 24.")] = 24,
-    clips_per_subject: Annotated[int, typer.Option(help="Clips of each subject, at most 48.")] = 48,
+    layout: Annotated[
+        str,
+        typer.Option(
+            help="Names, folders and file format of the data set to imitate: ravdess (mp4), enterface05 (avi)."
+        ),
+    ] = "ravdess",
+    subjects: Annotated[
+        int | None, typer.Option(help="Number of subjects; at most, and by default, 24 (ravdess), 44 (enterface05).")
+    ] = None,
+    clips_per_subject: Annotated[
+        int | None, typer.Option(help="Clips of each; at most, and by default, 48 (ravdess), 30 (enterface05).")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
     workers: Annotated[int | None, typer.Option(help="Processes (default: all cores).")] = None,
 ) -> int:
-    """Make real video clips of synthetic faces and voices, each of which tells the class only in part."""
+    """Make real video clips of synthetic faces and voices, each of which tells the class only in part.
+
+    In the layout enterface05 the irregularities of the recorded set are there too, with the subjects they belong to:
+    3, 6 (unsegmented: one file an emotion), 11, 16 and 23.
+    """
     from .synth import synthesize
 
+    def show(done: int, total: int) -> None:
+        bar.total = total
+        bar.advance(done - bar.done)
+
     writable_folder(folder, "DIR")
-    with Progress("synth", subjects * clips_per_subject) as bar:
+    with Progress("synth", 0) as bar:
         paths = synthesize(
             folder,
             layout=layout,
@@ -36,7 +53,7 @@ def synth(
             clips_per_subject=clips_per_subject,
             seed=seed,
             workers=workers or all_cores(),
-            progress=lambda done, total: bar.advance(done - bar.done),
+            progress=show,
         )
     say(f"{len(paths)} clips in {folder}")
     return DONE
@@ -58,6 +75,10 @@ def preprocess(
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
     media: Annotated[str | None, typer.Option(help="keep: cache frames and log-Mels too; only: nothing else.")] = None,
     stores: StoresOption = Path("stores"),
+    classes: Annotated[
+        list[str] | None,
+        typer.Option(help="Other classes than the dataset's own, a comma list in the order of their label codes."),
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Only N clips, balanced over classes.")] = None,
     workers: Annotated[
         int | None, typer.Option(help="Worker processes (default: all cores); 0: serial, in this process.")
@@ -82,6 +103,7 @@ def preprocess(
         stores,
         comma_list(features or list(DEFAULT)),
         comma_list(weights or ["imagenet"]),
+        classes=comma_list(classes) if classes else None,
         media_mode=media,
         precision=precision,
         device=device,
