@@ -1,4 +1,4 @@
-"""The verbs `synth` and `preprocess`. Whatever is heavy is imported inside the command."""
+"""The verbs `synth`, `fetch` and `preprocess`. Whatever is heavy is imported inside the command."""
 
 import os
 from pathlib import Path
@@ -56,6 +56,34 @@ def synth(
             progress=show,
         )
     say(f"{len(paths)} clips in {folder}")
+    return DONE
+
+
+def fetch(
+    dataset: Annotated[str, typer.Argument(metavar="ravdess", help="The data set.")],
+    root: Annotated[
+        Path | None, typer.Option(help="Folder for the clips (default: $MLEMISS_DATA/ravdess or data/ravdess).")
+    ] = None,
+    actors: Annotated[str, typer.Option(help="Only these actors, for example 1,2,5-8.")] = "1-24",
+    record: Annotated[
+        str | None, typer.Option(envvar="MLEMISS_RAVDESS_RECORD", help="Another address of the record's API.")
+    ] = None,
+) -> int:
+    """Download a data set from its official record: checksums verified, resumed where it was cut, unpacked safely."""
+    from . import fetch as job
+    from .datasets import default_root
+
+    if dataset != "ravdess":
+        raise InputError(f"cannot fetch {dataset!r}: only ravdess has a record that anybody may download.")
+    root = writable_folder(root or default_root(dataset), "--root")
+    chosen = job.parse_actors(actors)
+    result = job.fetch_ravdess(root, chosen, record or job.RECORD)
+    for name, cause in result.failed.items():
+        say(f"failed: {name}: {cause}")
+    say(f"{len(result.there) + len(result.unpacked)} of {len(chosen)} actors are in {root}")
+    if result.failed:
+        return FAILURES
+    say(f"Next: mlemiss preprocess --dataset {dataset} --root {root}")
     return DONE
 
 
