@@ -151,7 +151,8 @@ def _continues(response: http.client.HTTPResponse, start: int) -> bool:
 
 def _wait(what: str, error: Exception, failures: int, state: str = "") -> None:
     """Wait before the next attempt; ``failures``: in a row that brought nothing. MachineError: enough of them."""
-    reason = f"{error.code} {error.reason}" if isinstance(error, urllib.error.HTTPError) else str(error) or repr(error)
+    code = f"{error.code} " if isinstance(error, urllib.error.HTTPError) else ""
+    reason = code + (str(getattr(error, "reason", "") or error) or repr(error))
     if failures >= ATTEMPTS:
         raise MachineError(
             f"{what}: no connection after {ATTEMPTS} attempts ({reason}){state}.\n"

@@ -15,7 +15,7 @@ from mlemiss.trainer.settings import Settings
 
 from .feature_stores import write_store
 
-VERBS = ("synth", "preprocess", "train", "predict", "reproduce", "report", "demo", "list", "store")
+VERBS = ("synth", "fetch", "preprocess", "train", "predict", "reproduce", "report", "demo", "list", "store")
 
 
 def imported_by(statement: str) -> set[str]:

@@ -1,6 +1,9 @@
 """Folders as they are: eNTERFACE'05 and its irregularities, RAVDESS copied twice and misfiled, other classes."""
 
+import csv
 import os
+import re
+import shlex
 from collections import Counter
 from pathlib import Path
 
@@ -222,3 +225,41 @@ def test_preprocess_takes_classes_and_avi(avi, mp4, tmp_path, mlemiss):
     store = FeatureStore.open(path)
     assert store.classes == ("sad", "calm")
     assert store.label.tolist() == [1, 0] and list(store.clip_id) == ["01-01-02-01-01-01-09", "01-01-04-01-01-01-99"]
+
+
+def test_the_page_on_own_videos_runs(synthetic_ravdess, tmp_path, monkeypatch, mlemiss, capsys):
+    """Its commands and code in their order, with a small network of random weights and a clip that is broken."""
+    text = (Path(__file__).parent.parent / "docs" / "your-own-videos.md").read_text(encoding="utf-8")
+    speakers = {"01": "anna", "02": "ben", "03": "carl"}
+    one_each = {(clip.subject, clip.label): clip for clip in collect("ravdess", synthetic_ravdess).clips}
+    for clip in one_each.values():
+        name = f"{speakers[clip.subject]}_{clip.label}_{clip.clip_id.replace('-', '')}.mp4"
+        link(tmp_path, synthetic_ravdess / clip.path, f"videos/{name}")
+    (tmp_path / "videos" / "anna_sad_broken.mp4").write_bytes(b"no video")
+    monkeypatch.chdir(tmp_path)
+    for language, block in re.findall(r"```(\w+)\n(.*?)```", text, flags=re.S):
+        if language == "python":
+            (store,) = tmp_path.glob("stores/mine-timm*.zarr") if "STORE" in block else [None]
+            exec(block.replace("STORE", repr(str(store))), {})
+            continue
+        for command in block.splitlines():
+            words = [
+                found
+                for word in shlex.split(command.replace("resnet50", SMALL))[1:]
+                for found in sorted(map(str, tmp_path.glob(word.replace("timm:", "timm.")))) or [word]
+            ]
+            if "new.csv" in words:
+                header, *rows = (tmp_path / "mine.csv").read_text().splitlines()
+                rows = [row.replace(",happy,", ",unknown,") for row in rows if "happy" in row or "broken" in row]
+                (tmp_path / "new.csv").write_text("\n".join([header, *rows]))
+            small = {"preprocess": ["--weights", "random", "--workers", 0], "train": ["--seeds", 1, "--epochs", 1]}
+            result = mlemiss(*words, *small.get(words[0], []))
+            fails = words[0] == "preprocess" and "--dry-run" not in words  # by the one broken clip
+            assert result.returncode == fails, f"{command}\n{result.stderr}"
+            assert ("failed: videos/anna_sad_broken.mp4" in result.stderr) == fails
+    assert capsys.readouterr().out.startswith("anna_sad_broken failed visual: not readable")
+    with (tmp_path / "predictions.csv").open(newline="") as file:
+        predicted = list(csv.DictReader(file))
+    assert len(predicted) == 3 and all("happy" in row["clip_id"] and row["label"] == "" for row in predicted)
+    assert Path("runs/mine/report.html").is_file() and Path("runs/mine/results.csv").is_file()
+    assert len(list(Path("three-emotions").glob("mine-*.zarr"))) == 1
