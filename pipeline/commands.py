@@ -35,8 +35,8 @@ def synth(
 ) -> int:
     """Make real video clips of synthetic faces and voices, each of which tells the class only in part.
 
-    In the layout enterface05 the irregularities of the recorded set are there too, with the subjects they belong to:
-    3, 6 (unsegmented: one file an emotion), 11, 16 and 23.
+    Layout enterface05 has the irregularities of the recorded set, with their subjects: 2, 3, 6 (one file an emotion),
+    11, 16 and 23 (three clips absent).
     """
     from .synth import synthesize
 
