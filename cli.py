@@ -33,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (pipeline_commands.synth, pipeline_commands.preprocess):
+for verb in (pipeline_commands.synth, pipeline_commands.fetch, pipeline_commands.preprocess):
     app.command()(verb)
 for verb in (trainer_commands.train, trainer_commands.reproduce, trainer_commands.predict, trainer_commands.report):
     app.command()(verb)
@@ -41,6 +41,7 @@ app.add_typer(store_commands.app)
 
 GOES_ON = "; what is finished is kept, run the same command again to go on"
 WHEN_INTERRUPTED = {
+    "fetch": GOES_ON,
     "preprocess": GOES_ON,
     "reproduce": GOES_ON,
     "train": "; the cells that were finished are kept in the run's folder, another run begins anew",

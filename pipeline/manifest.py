@@ -4,6 +4,7 @@ import csv
 import io
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -38,6 +39,7 @@ class Collection:
     clips: tuple[Clip, ...]  # found, sorted by clip_id
     absent: tuple[str, ...] = ()  # clip ids of the dataset's manifest that are not in the root
     notes: tuple[str, ...] = ()  # what a user should know, duplicates for example
+    unexpected: tuple[str, ...] = ()  # clips found that the dataset's manifest does not have
 
     @property
     def synthetic(self) -> bool:
@@ -116,9 +118,12 @@ def write_manifest(path: Path, clips: Iterable[Clip]) -> None:
             writer.writerow([clip.clip_id, clip.path, clip.label, clip.subject, *(value for _, value in clip.columns)])
 
 
-def collect_manifest(path: Path, root: Path | None) -> Collection:
+def collect_manifest(path: Path, root: Path | None, classes: Sequence[str] | None = None) -> Collection:
     """A user's own CSV as a dataset: named after the file, its root the CSV's folder unless given."""
-    clips = read_manifest(path)
+    listed = read_manifest(path)
+    labels = tuple(sorted({c.label for c in listed}))
+    classes = choose_classes(classes, labels, labels, str(path))
+    clips, notes = keep_classes(listed, classes)
     root = check_root(root or path.parent, f"the folder the paths of {path.name} are relative to")
     # What lies there and is no file (a pipe, a link to nowhere) is a failed clip with its cause, not an absent one.
     found = tuple(sorted((c for c in clips if os.path.lexists(root / c.path)), key=lambda c: c.clip_id))
@@ -129,7 +134,74 @@ def collect_manifest(path: Path, root: Path | None) -> Collection:
             "Say with --root which folder the paths are relative to."
         )
     name = re.sub(r"[^A-Za-z0-9_.]+", "_", path.stem).strip("_.") or "manifest"
-    return Collection(name, root, tuple(sorted({c.label for c in clips})), found, absent)
+    return Collection(name, root, classes, found, absent, tuple(notes))
+
+
+def choose_classes(
+    asked: Sequence[str] | None, there: Sequence[str], default: Sequence[str], dataset: str
+) -> tuple[str, ...]:
+    """The classes to keep, in the order of their label codes. InputError: one is not ``there``, or fewer than two."""
+    if asked is None:
+        return tuple(default)
+    unknown = [name for name in asked if name not in there]
+    if unknown or len(asked) < 2:
+        what = f"{', '.join(unknown)} is no class of it" if unknown else f"{asked[0]} alone is no choice"
+        raise InputError(f"--classes of {dataset}: {what}.\nExpected two or more of {', '.join(there)}.")
+    return tuple(asked)
+
+
+def keep_classes(clips: Iterable[Clip], classes: Sequence[str]) -> tuple[list[Clip], list[str]]:
+    """The clips of these classes, and a note on how many of others are left out."""
+    kept, others = [], Counter()
+    for clip in clips:
+        if clip.label in classes:
+            kept.append(clip)
+        else:
+            others[clip.label] += 1
+    if not others:
+        return kept, []
+    counted = ", ".join(f"{label} {count}" for label, count in sorted(others.items()))
+    return kept, [f"{others.total()} clips of other classes are left out ({counted}); --classes chooses"]
+
+
+def files_below(root: Path) -> list[Path]:
+    """Every file below ``root``, the shallowest first, then by name; not the `._` files that macOS leaves in copies."""
+    paths = [path for path in root.rglob("*") if not path.name.startswith("._") and path.is_file()]
+    return sorted(paths, key=lambda path: (len(path.parts), path))
+
+
+def note_copies(root: Path, copies: Iterable[tuple[Path, Path]]) -> list[str]:
+    """Notes on second files of clips, given as (left out, kept); one for all files of a folder's second copy."""
+    places: dict[tuple[str, str], list[tuple[Path, Path]]] = {}
+    for copy, kept in copies:
+        places.setdefault(_where_they_part(copy.relative_to(root), kept.relative_to(root)), []).append((copy, kept))
+    notes = []
+    for (folder, other), pairs in places.items():
+        if len(pairs) == 1:
+            copy, kept = (path.relative_to(root).as_posix() for path in pairs[0])
+            text = f"{copy} is a second copy of {kept} and is left out"
+        else:
+            names = name_some(copy.relative_to(root).as_posix() for copy, _ in pairs)
+            text = f"{len(pairs)} files in {folder} are second copies of clips in {other} and are left out: {names}"
+        sizes = sum(copy.stat().st_size != kept.stat().st_size for copy, kept in pairs)
+        notes.append(text + (f" ({sizes} not of the kept file's size: see which is right)" if sizes else ""))
+    return notes
+
+
+def _where_they_part(path: Path, other: Path) -> tuple[str, str]:
+    """Both paths without the folders and the name that they share at the end: x/a/b and y/a/b -> x and y."""
+    parts, others = list(path.parts), list(other.parts)
+    while parts and others and parts[-1] == others[-1]:
+        parts.pop()
+        others.pop()
+    return "/".join(parts) or "the root", "/".join(others) or "the root"
+
+
+def name_some(names: Iterable[str], most: int = 3) -> str:
+    """The first few of many names, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def check_root(root: Path, what: str) -> Path:

@@ -6,9 +6,10 @@ import shlex
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from . import backbones, cluster, execute, extract, logmel, media, store
 from .datasets import collect
 from .errors import InputError
 from .ffmpeg import FRAME_SIZE, Limits
-from .manifest import Collection, limit_clips
+from .manifest import limit_clips, name_some
 from .plan import Plan, Task, make_plan
 from .progress import Progress, say
 
@@ -55,6 +56,7 @@ class Summary:
     seconds: dict[str, float]  # summed over workers; total on the wall
     computed: int = 0  # clips computed in this run, not found finished
     missing: dict[str, int] = field(default_factory=dict)  # clips done without this modality
+    unexpected: tuple[str, ...] = ()
 
     @property
     def limit(self) -> str:
@@ -69,6 +71,7 @@ class Summary:
             "done": self.done,
             "failed": self.failed,
             "absent": len(self.absent),
+            "unexpected": len(self.unexpected),
             "seconds": {name: round(spent, 3) for name, spent in self.seconds.items()},
             "limit": self.limit,
         }
@@ -81,6 +84,7 @@ def preprocess(
     features: Sequence[str],
     weights: Sequence[str],
     *,
+    classes: Sequence[str] | None = None,
     media_mode: str | None = None,
     precision: str = "fp32",
     device: str = "auto",
@@ -93,17 +97,17 @@ def preprocess(
     """Cache a dataset's features; says on standard error what it resolves and does. None after a dry run."""
     if stores.exists() and not stores.is_dir():
         raise InputError(f"--stores {stores} is a file: expected a folder for the stores, made if absent.")
-    collection = collect(dataset, root)
+    collection = collect(dataset, root, classes)
     chosen = backbones.parse_weights(weights, features)
     for name in features:
         backbones.resolve_tag(name)
     if limit is not None:
         kept = limit_clips(collection.clips, limit)
         say(f"limited to {len(kept)} of the {len(collection.clips)} clips found")
-        collection = Collection(
-            collection.dataset, collection.root, collection.classes, kept, collection.absent, collection.notes
-        )
+        collection = replace(collection, clips=kept)
     say(f"{collection.dataset}: {len(collection.clips)} clips in {collection.root}")
+    if classes:
+        say(f"classes: {', '.join(collection.classes)}")
     for note in collection.notes:
         say(f"note: {note}")
     with cluster.connected(how.scheduler, say) if how.scheduler else nullcontext() as client:
@@ -173,6 +177,7 @@ def _run(plan: Plan, how: How, client) -> Summary:
             "device": output.device,
             **summary.as_json(),
             "absent": list(summary.absent),
+            "unexpected": list(summary.unexpected),
             "stores": [output.final.name],
         }
         store.write_json(output.final / store.RUN, record)
@@ -201,24 +206,27 @@ def _summarise(plan: Plan, seconds: dict[str, float], computed: int) -> Summary:
         seconds=seconds,
         computed=computed,
         missing=missing,
+        unexpected=plan.collection.unexpected,
     )
 
 
 def print_summary(summary: Summary) -> None:
     """The closing lines a person reads, on standard error."""
     seconds = summary.seconds
-    say(f"clips: {summary.done} done, {len(summary.failed)} failed, {len(summary.absent)} absent")
+    say(
+        f"clips: {summary.done} done, {len(summary.failed)} failed, {len(summary.absent)} absent, "
+        f"{len(summary.unexpected)} unexpected"
+    )
     for modality, count in summary.missing.items():
         if count:
             say(f"  {count} done without {modality} (cause in the store's `error`)")
     for failure in summary.failed:
         say(f"  failed: {failure['path']}: {failure['cause']}")
-    if summary.absent:
-        shown = ", ".join(summary.absent[:5])
-        more = (
-            f" and {len(summary.absent) - 5} more (all in each store's {store.RUN})" if len(summary.absent) > 5 else ""
-        )
-        say(f"  absent: {shown}{more}")
+    for what, clips in (("absent", summary.absent), ("unexpected", summary.unexpected)):
+        if clips:
+            counted = [f"{clip} ×{count}" if count > 1 else clip for clip, count in Counter(clips).items()]
+            more = f" (all in each store's {store.RUN})" if len(counted) > 5 else ""
+            say(f"  {what}: {name_some(counted, 5)}{more}")
     if summary.computed:
         rate = summary.computed / max(seconds["total"], 1e-9)
         stages = ", ".join(f"{stage} {seconds[stage]:.1f}" for stage in ("decode", "cnn", "write"))

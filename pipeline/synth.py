@@ -14,7 +14,7 @@ import threading
 import wave
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -42,6 +42,7 @@ class SynthClip:
     emotion: str
     strong: bool
     statement: int  # 0 or 1
+    takes: int = 1  # acted one after the other in one file, numbered from `number` on
 
 
 @dataclass(frozen=True)
@@ -75,26 +76,85 @@ def plan_ravdess(subjects, clips_per_subject):
     return clips
 
 
-LAYOUTS = {"ravdess": Layout(subjects=24, clips_per_subject=48, plan=plan_ravdess)}
+# eNTERFACE'05's emotions in the order of their codes: code, folder, and what is drawn and spoken.
+ENTERFACE05_EMOTIONS = (
+    ("an", "anger", "angry"),
+    ("di", "disgust", "disgust"),
+    ("fe", "fear", "fearful"),
+    ("ha", "happiness", "happy"),
+    ("sa", "sadness", "sad"),
+    ("su", "surprise", "surprised"),
+)
+SENTENCES = 5  # of each emotion
+# Where each irregularity of the recorded set is shown; of (23, "ha", …) and (2, "sa") the set is not known in detail.
+UNSEGMENTED, MISNAMED, MISNAMED_AS = 6, 11, 12  # subjects
+RENAMED, RENAMED_FROM = 3, ("fe", 5)  # this subject's files, from this one on, begin with `s_3_` in place of `s3_`
+MISSPELT = (16, "su", 3)
+ABSENT = {(23, "ha", 3), (23, "ha", 4), (23, "ha", 5)}
+SHALLOW = (2, "sa")  # lies in the emotion's folder, without a folder for each sentence
 
 
-def synthesize(root, *, layout="ravdess", subjects=24, clips_per_subject=48, seed=0, workers=None, progress=None):
+def plan_enterface05(subjects, clips_per_subject):
+    """The clips of `enterface database/subject N/EMOTION/sentence K/sN_CODE_K.avi`, irregularities included.
+
+    Emotions take turns through the whole list; sentences go on when all emotions had theirs. The unsegmented subject
+    has one file for each emotion it would have clips of, with as many sentences in it; in all 44 subjects of 30 clips
+    there are 1293 files. Strong and normal performances, and the two sentences that the voice can say, take turns.
+    """
+    clips = []
+    for subject in range(1, subjects + 1):
+        whole = {}  # emotion -> the clips of the unsegmented subject
+        for own in range(clips_per_subject):
+            index = ((subject - 1) * clips_per_subject + own) % len(ENTERFACE05_EMOTIONS)
+            code, folder, emotion = ENTERFACE05_EMOTIONS[index]
+            sentence = 1 + own // len(ENTERFACE05_EMOTIONS)
+            if (subject, code, sentence) in ABSENT:
+                continue
+            path = f"enterface database/subject {subject}/{folder}/{_enterface05_file(subject, code, sentence)}"
+            strong, statement = (sentence + subject) % 2, sentence % 2
+            number = SENTENCES * index + sentence - 1
+            clip = SynthClip(path, subject, number, emotion, bool(strong), statement)
+            whole.setdefault(path, []).append(clip)
+        clips += [replace(parts[0], takes=len(parts)) for parts in whole.values()]
+    return clips
+
+
+def _enterface05_file(subject, code, sentence):
+    """Path of a clip below its emotion's folder."""
+    if subject == UNSEGMENTED:
+        return f"s{subject}_{code}.avi"
+    speaker = f"s{MISNAMED_AS if subject == MISNAMED else subject}"
+    if subject == RENAMED and (code, sentence) >= RENAMED_FROM:
+        speaker = f"s_{subject}"
+    misspelt = "avi" if (subject, code, sentence) == MISSPELT else ""
+    name = f"{speaker}_{code}_{sentence}{misspelt}.avi"
+    return name if (subject, code) == SHALLOW else f"sentence {sentence}/{name}"
+
+
+LAYOUTS = {
+    "ravdess": Layout(subjects=24, clips_per_subject=48, plan=plan_ravdess),
+    "enterface05": Layout(subjects=44, clips_per_subject=30, plan=plan_enterface05),
+}
+
+
+def synthesize(root, *, layout="ravdess", subjects=None, clips_per_subject=None, seed=0, workers=None, progress=None):
     """Write a synthetic dataset under `root` and return the paths of its clips.
 
-    The clips are H.264 video with AAC 48 kHz stereo sound. A clip's bytes depend on the seed, its subject and its name
-    only: on one machine they are the same each time, for any number of workers and any number of other clips. Each file
-    appears under its name only when it is whole; a call that was interrupted can be repeated. `SYNTHETIC.json` in the
-    root marks the clips as drawn; a root with other clips or other parameters is refused, so that a recorded dataset is
-    never overwritten and two synthetic ones never mix.
+    The clips are video of 25 frames a second with 48 kHz stereo sound, H.264 with AAC in mp4 files, MPEG-4 with
+    uncompressed sound in avi files. A clip's bytes depend on the seed, its subject and its name only (of an unsegmented
+    one also on how many sentences are in it): on one machine they are the same each time, for any number of workers and
+    any number of other clips. Each file appears under its name only when it is whole; a call that was interrupted can
+    be repeated. `SYNTHETIC.json` in the root marks the clips as drawn; a root with other clips or other parameters is
+    refused, so that a recorded dataset is never overwritten and two synthetic ones never mix.
 
     Parameters: `root` a folder, made if absent; `layout` a key of `LAYOUTS`; `subjects` and `clips_per_subject` from 1
-    to what the layout has; `seed` an int of at least 0; `workers` processes (None: one for each processor; 1: none but
-    this one); `progress` is called with (clips done, clips in all) after each clip.
+    to what the layout has (None: as many); `seed` an int of at least 0; `workers` processes (None: one for each
+    processor; 1: none but this one); `progress` is called with (clips done, clips in all) after each clip.
     Raises `InputError` for parameters out of range and for a root that cannot be used.
     """
-    clips = _check(layout, subjects, clips_per_subject, seed, workers)
+    parameters = _check(layout, subjects, clips_per_subject, seed, workers)
+    clips = LAYOUTS[layout].plan(parameters["subjects"], parameters["clips_per_subject"])
     root = Path(root)
-    parameters = {"layout": layout, "subjects": subjects, "clips_per_subject": clips_per_subject, "seed": seed}
     _claim(root, parameters | {"version": VERSION}, clips)
     jobs = [(str(root / clip.path), clip, seed) for clip in clips]
     workers = min(workers or len(os.sched_getaffinity(0)), len(jobs))
@@ -129,10 +189,12 @@ def _end_with_parent():
 
 
 def _check(layout, subjects, clips_per_subject, seed, workers):
-    """The plan of these parameters, or an `InputError` that says which one is wrong."""
+    """What determines the clips, the layout's limits filled in, or an `InputError` that says which one is wrong."""
     if layout not in LAYOUTS:
         raise InputError(f"synth: layout: expected {' or '.join(sorted(LAYOUTS))}, found {layout!r}")
     limits = LAYOUTS[layout]
+    subjects = limits.subjects if subjects is None else subjects
+    clips_per_subject = limits.clips_per_subject if clips_per_subject is None else clips_per_subject
     for name, value, most in (
         ("subjects", subjects, limits.subjects),
         ("clips_per_subject", clips_per_subject, limits.clips_per_subject),
@@ -144,7 +206,7 @@ def _check(layout, subjects, clips_per_subject, seed, workers):
         if not whole or value < least or (most is not None and value > most):
             span = f"{least} to {most}" if most else f"{least} or more"
             raise InputError(f"synth: {name}: expected a whole number, {span}, found {value!r}")
-    return limits.plan(subjects, clips_per_subject)
+    return {"layout": layout, "subjects": subjects, "clips_per_subject": clips_per_subject, "seed": seed}
 
 
 def _claim(root, parameters, clips):
@@ -181,16 +243,24 @@ def make_clip(path, clip, seed):
     """Draw, speak and encode one `SynthClip`; the file appears at `path` when it is whole."""
     person = synth_face.draw_person(np.random.default_rng([seed, clip.subject, 0, 1]))
     speaker = synth_voice.draw_speaker(np.random.default_rng([seed, clip.subject, 0, 2]))
-    rng, visual, audio = (np.random.default_rng([seed, clip.subject, 1 + clip.number, part]) for part in (1, 2, 3))
-    clarity = draw_clarity(rng, clip.strong)
+    takes = [_perform(person, speaker, clip, take, seed) for take in range(clip.takes)]
+    frames, waveforms = (np.concatenate(parts) for parts in zip(*takes, strict=True))
+    _encode(Path(path), frames, waveforms, comment=f"mlemiss synth {VERSION}: drawn and synthesised, not recorded")
+
+
+def _perform(person, speaker, clip, take, seed):
+    """Frames uint8 [frame, row, column, 3] and waveform float [samples] of one of a clip's performances."""
+    rng, visual, audio = (
+        np.random.default_rng([seed, clip.subject, 1 + clip.number + take, part]) for part in (1, 2, 3)
+    )
+    clarity = draw_clarity(rng, clip.strong ^ bool(take % 2))
     count = round(rng.uniform(*DURATION) * synth_face.FPS)  # frames
     duration = count / synth_face.FPS
     waveform, opening = synth_voice.speak(
-        audio, speaker, clip.emotion, clarity["audio"], clip.statement, duration
+        audio, speaker, clip.emotion, clarity["audio"], clip.statement ^ take % 2, duration
     )  # both [samples]
     opening = opening[:: synth_voice.VOICE_RATE // synth_face.FPS]  # [frame]
-    frames = synth_face.act(visual, person, clip.emotion, clarity["visual"], opening)
-    _encode(Path(path), frames, waveform, comment=f"mlemiss synth {VERSION}: drawn and synthesised, not recorded")
+    return synth_face.act(visual, person, clip.emotion, clarity["visual"], opening), waveform
 
 
 def draw_clarity(rng, strong):
@@ -203,8 +273,15 @@ def draw_clarity(rng, strong):
     }
 
 
+# One thread and bitexact make the bytes the same each time; noise substitution would make the channels differ.
+ENCODING = {
+    ".mp4": "-c:v libx264 -preset ultrafast -crf 26 -g 50 -threads 1 -c:a aac -aac_coder fast -aac_pns 0 -b:a 128k",
+    ".avi": "-c:v mpeg4 -q:v 4 -g 50 -threads 1 -c:a pcm_s16le",
+}
+
+
 def _encode(path, frames, waveform, comment):
-    """`frames` uint8 [frame, row, column, 3] RGB and `waveform` float [samples] to an mp4 at `path`."""
+    """`frames` uint8 [frame, row, column, 3] RGB and `waveform` float [samples] to an mp4 or avi at `path`."""
     partial = path.with_name(f".{path.name}.partial")
     with tempfile.TemporaryDirectory() as folder:
         sound = Path(folder) / "sound.wav"
@@ -217,12 +294,11 @@ def _encode(path, frames, waveform, comment):
         height, width = frames.shape[1:3]
         pictures = Path(folder) / "pictures.yuv"
         pictures.write_bytes(b"".join(cv2.cvtColor(frame, cv2.COLOR_RGB2YUV_I420).tobytes() for frame in frames))
-        # One thread and bitexact make the bytes the same each time; noise substitution would make the channels differ.
         command = f"""
             -nostdin -loglevel error -y -threads 1
             -f rawvideo -pix_fmt yuv420p -s {width}x{height} -r {synth_face.FPS} -i PICTURES -i SOUND
-            -c:v libx264 -preset ultrafast -crf 26 -g 50 -threads 1 -c:a aac -aac_coder fast -aac_pns 0 -b:a 128k
-            -flags +bitexact -fflags +bitexact -map_metadata -1 -metadata COMMENT -f mp4 CLIP
+            {ENCODING[path.suffix]} -flags +bitexact -fflags +bitexact -map_metadata -1 -metadata COMMENT
+            -f {path.suffix[1:]} CLIP
         """.split()
         given = {"PICTURES": str(pictures), "SOUND": str(sound), "COMMENT": f"comment={comment}", "CLIP": str(partial)}
         command = [ffmpeg_binary(), *(given.get(word, word) for word in command)]

@@ -15,7 +15,7 @@ from mlemiss.trainer.settings import Settings
 
 from .feature_stores import write_store
 
-VERBS = ("synth", "preprocess", "train", "predict", "reproduce", "report", "demo", "list", "store")
+VERBS = ("synth", "fetch", "preprocess", "train", "predict", "reproduce", "report", "demo", "list", "store")
 
 
 def imported_by(statement: str) -> set[str]:
@@ -202,9 +202,9 @@ def test_runs_of_one_second_have_folders_of_their_own_and_failed_ones_leave_none
 @pytest.mark.parametrize(
     ("arguments", "inside", "said"),
     [
-        (["train", "--missing", "none"], "cli.named_stores", "another run begins anew"),
+        (["train", "--missing", "none"], "trainer.commands.named_stores", "another run begins anew"),
         (["reproduce", "table2"], "trainer.commands.named_stores", "to go on"),
-        (["report", "run"], "cli.writable_file", "interrupted\n"),
+        (["report", "run"], "trainer.commands.writable_file", "interrupted\n"),
     ],
 )
 def test_what_is_said_on_an_interrupt_is_true_of_the_verb(arguments, inside, said, monkeypatch, capsys):

@@ -46,7 +46,7 @@ def serial(synthetic_ravdess, tmp_path_factory) -> tuple[Path, dict]:
 
 def test_summary_and_store(serial):
     _, summary = serial
-    assert set(summary) == {"stores", "clips", "done", "failed", "absent", "seconds", "limit"}
+    assert set(summary) == {"stores", "clips", "done", "failed", "absent", "unexpected", "seconds", "limit"}
     assert (summary["clips"], summary["done"], summary["failed"], summary["absent"]) == (36, 36, [], 1116)
     assert set(summary["seconds"]) == {"decode", "cnn", "write", "total"} and summary["limit"] in summary["seconds"]
     media_store, features = (FeatureStore.open(path) for path in summary["stores"])

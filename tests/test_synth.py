@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections import Counter
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -62,6 +63,26 @@ def test_files_are_h264_with_stereo_aac_that_moves_and_sounds(made):
         assert np.abs(frames[len(frames) // 2] - frames[0]).max() > 60  # the picture changes within the clip
 
 
+def test_enterface05_is_mpeg4_avi_at_25_fps(tmp_path):
+    """A regular file, and an unsegmented one that holds two sentences: the two clips that it would be, in turn."""
+    plan = {clip.path: clip for clip in synth.plan_enterface05(6, 12)}
+    unsegmented = plan["enterface database/subject 6/fear/s6_fe.avi"]
+    assert (unsegmented.takes, unsegmented.emotion) == (2, "fearful")
+    seconds = []
+    for number, clip in enumerate((replace(unsegmented, takes=1), unsegmented)):
+        synth.make_clip(tmp_path / f"{number}.avi", clip, 0)
+        with av.open(str(tmp_path / f"{number}.avi")) as file:
+            video, audio = file.streams.video[0], file.streams.audio[0]
+            assert (file.format.name, len(file.streams), video.codec_context.name) == ("avi", 2, "mpeg4")
+            assert (video.average_rate, audio.rate, audio.channels) == (25, 48_000, 2)
+            seconds.append(sum(1 for _ in file.decode(video)) / 25)
+        with av.open(str(tmp_path / f"{number}.avi")) as file:
+            samples = sum(frame.samples for frame in file.decode(audio=0))
+        assert abs(samples / 48_000 - seconds[-1]) < 0.01
+    low, high = synth.DURATION
+    assert low - 0.05 < seconds[0] < high + 0.05 and low - 0.05 < seconds[1] - seconds[0] < high + 0.05
+
+
 def test_bytes_do_not_depend_on_workers_or_on_the_run(made, tmp_path):
     root = made[0]
     synth.synthesize(tmp_path / "serial", subjects=2, clips_per_subject=3, seed=5, workers=1)
@@ -93,6 +114,20 @@ def test_plan_is_balanced_and_without_repeats(subjects, clips_per_subject):
     assert max(counts) - min(counts) <= 1
 
 
+@pytest.mark.parametrize("subjects", [1, 6, 23, 44])
+@pytest.mark.parametrize("clips_per_subject", [1, 7, 12, 30])
+def test_enterface05_plan_is_balanced_and_without_repeats(subjects, clips_per_subject):
+    clips = synth.plan_enterface05(subjects, clips_per_subject)
+    assert len({clip.path for clip in clips}) == len(clips)
+    takes = [(clip.subject, clip.number + take) for clip in clips for take in range(clip.takes)]
+    absent = 3 if (subjects, clips_per_subject) in [(23, 30), (44, 30)] else 0
+    assert len(set(takes)) == len(takes) == subjects * clips_per_subject - absent
+    emotions = Counter({emotion: 0 for _, _, emotion in synth.ENTERFACE05_EMOTIONS})
+    for clip in clips:
+        emotions[clip.emotion] += clip.takes
+    assert max(emotions.values()) - min(emotions.values()) <= max(1, absent)
+
+
 def test_the_whole_plan_is_ravdess_six_class_speech():
     names = {clip.path for clip in synth.plan_ravdess(24, 48)}
     assert names == {
@@ -117,7 +152,9 @@ def test_the_whole_plan_is_ravdess_six_class_speech():
         ({"clips_per_subject": 0}, "1 to 48, found 0"),
         ({"seed": -1}, "seed: expected a whole number, 0 or more, found -1"),
         ({"workers": 0}, "workers: expected a whole number, 1 or more, found 0"),
-        ({"layout": "cinema"}, "layout: expected ravdess, found 'cinema'"),
+        ({"layout": "enterface05", "subjects": 45}, "subjects: expected a whole number, 1 to 44, found 45"),
+        ({"layout": "enterface05", "clips_per_subject": 31}, "clips_per_subject: expected a whole number, 1 to 30"),
+        ({"layout": "cinema"}, "layout: expected enterface05 or ravdess, found 'cinema'"),
     ],
 )
 def test_parameters_out_of_range(tmp_path, wrong, said):

@@ -1,21 +1,23 @@
 """One dataset a file: how its raw folder becomes clips, and what it should hold.
 
 A dataset module has ``NAME``, ``SUMMARY`` (one line with the citation), ``CLASSES`` (label names in the order of the
-store's label codes) and ``find(root) -> (clips, notes)``; if data_manifests/NAME.csv is there, clips are checked
-against it. Other packages add theirs through the entry-point group ``mlemiss.datasets``.
+store's label codes) and ``find(root) -> (clips, notes)``, where it finds more classes than these also ``ALL_CLASSES``;
+what data_manifests/ knows of NAME is compared with what is found. Other packages add theirs through the entry-point
+group ``mlemiss.datasets``.
 """
 
 import importlib
 import os
+from collections.abc import Sequence
 from importlib.metadata import entry_points
-from importlib.resources import files
 from pathlib import Path
 from types import ModuleType
 
 from ..errors import InputError
-from ..manifest import Collection, check_root, collect_manifest, read_manifest
+from ..listing import compare, known_clips
+from ..manifest import Collection, check_root, choose_classes, collect_manifest, keep_classes
 
-BUILT_IN = ("ravdess",)
+BUILT_IN = ("ravdess", "enterface05")
 
 
 def dataset_names() -> dict[str, str]:
@@ -43,21 +45,26 @@ def default_root(name: str) -> Path:
 
 
 def expected_clips(name: str) -> list[str] | None:
-    """The clip ids a dataset should hold, or None where no listing is known."""
-    listing = files("mlemiss.data_manifests") / f"{name}.csv"
-    return [clip.clip_id for clip in read_manifest(Path(str(listing)))] if listing.is_file() else None
+    """The clip ids that a dataset should hold of its default classes, or None where no listing is known."""
+    return known_clips(name, load_dataset(name).CLASSES)
 
 
-def collect(dataset: str, root: Path | None = None) -> Collection:
-    """Find the clips of a named dataset or of a CSV manifest. InputError: no such dataset, root, or any clip in it."""
+def collect(dataset: str, root: Path | None = None, classes: Sequence[str] | None = None) -> Collection:
+    """Find the clips of a named dataset or of a CSV manifest; ``classes``: only these, in the order of the label codes.
+
+    InputError: no such dataset, class or root, or no clip in it.
+    """
     if dataset.lower().endswith(".csv"):
-        return collect_manifest(Path(dataset), root)
+        return collect_manifest(Path(dataset), root, classes)
     module = load_dataset(dataset)
+    there = getattr(module, "ALL_CLASSES", module.CLASSES)
+    classes = choose_classes(classes, there, module.CLASSES, dataset)
     root = check_root(root or default_root(dataset), f"the raw files of {dataset}")
-    clips, notes = module.find(root)
+    found, notes = module.find(root)
+    clips, others = keep_classes(found, classes)
     if not clips:
-        raise InputError(f"no clip of {dataset} in {root}: expected {module.EXAMPLE}.\nIs this the right folder?")
-    found = {clip.clip_id for clip in clips}
-    absent = [clip for clip in expected_clips(dataset) or [] if clip not in found]
+        hint = f"\n{others[0]}." if others else "\nIs this the right folder?"
+        raise InputError(f"no clip of {dataset} in {root}: expected {module.EXAMPLE}.{hint}")
+    absent, unexpected = compare(dataset, clips, classes)
     clips = tuple(sorted(clips, key=lambda clip: clip.clip_id))
-    return Collection(dataset, root, tuple(module.CLASSES), clips, tuple(absent), tuple(notes))
+    return Collection(dataset, root, classes, clips, tuple(absent), (*notes, *others), tuple(unexpected))

@@ -1,0 +1,364 @@
+"""`fetch ravdess` against a real HTTP server on loopback that answers as the record's API does, and misbehaves."""
+
+import hashlib
+import json
+import os
+import random
+import re
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from mlemiss.pipeline import download, fetch, listing
+from mlemiss.pipeline.datasets import ravdess
+from mlemiss.pipeline.errors import InputError, MachineError
+from mlemiss.pipeline.unpack import ArchiveError, unpack
+
+RECORD = "/api/records/1188976"
+
+
+def names_of(actor: int) -> list[str]:
+    every = listing.known_clips("ravdess", ravdess.ALL_CLASSES)
+    return [f"{name}.mp4" for name in every if name.endswith(f"-{actor:02}")]
+
+
+def content_of(name: str) -> bytes:
+    return random.Random(name).randbytes(3000)
+
+
+def make_zip(path: Path, members: dict[str, bytes]) -> bytes:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path.read_bytes()
+
+
+def actor_zip(folder: Path, actor: int) -> bytes:
+    """As in the record: the audio-visual clips of an actor and the video-only ones."""
+    members = {f"Actor_{actor:02}/": b""}
+    for name in names_of(actor):
+        members[f"Actor_{actor:02}/{name}"] = content_of(name)
+        members[f"Actor_{actor:02}/02{name[2:]}"] = content_of(f"02{name[2:]}")
+    return make_zip(folder / f"{actor}.zip", members)
+
+
+class Server(ThreadingHTTPServer):
+    """Serves ``files`` by path with Range; ``faults[path]`` are taken one a request, from the first.
+
+    A fault is an HTTP status with headers, ("cut", bytes) that ends the connection early, ("whole",) that ignores
+    Range, or ("pause", bytes) that sends so much and then nothing more for a long time.
+    """
+
+    daemon_threads = True
+
+    def __init__(self):
+        self.files: dict[str, bytes] = {}
+        self.faults: dict[str, list] = {}
+        self.asked: list[tuple[str, str | None]] = []  # path and Range of every request
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+    def add_record(self, zips: dict[int, bytes], **changed) -> None:
+        files = []
+        for actor, content in zips.items():
+            key = fetch.zip_name(actor)
+            path = f"{RECORD}/files/{key}/content"
+            self.files[path] = content
+            checksum = "md5:" + hashlib.md5(content).hexdigest()
+            entry = {"id": f"x{actor}", "key": key, "size": len(content), "checksum": checksum}
+            files.append(entry | {"links": {"self": self.url + path}} | changed)
+        song = {"key": "Video_Song_Actor_01.zip", "size": 5, "checksum": "md5:" + "0" * 32}
+        files.append(song | {"links": {"self": self.url + "/song"}})
+        self.files[RECORD] = json.dumps({"id": 1188976, "files": files}).encode()
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        server: Server = self.server
+        asked = self.headers.get("Range")
+        server.asked.append((self.path, asked))
+        faults = server.faults.get(self.path)
+        kind, *more = faults.pop(0) if faults else (None,)
+        content = server.files.get(self.path)
+        if isinstance(kind, int) or content is None:
+            self.send_response(kind or 404)
+            for name, value in more:
+                self.send_header(name, value)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and kind != "whole" else 0
+        if start >= len(content):
+            self.send_response(416)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        stop = start + more[0] if kind in ("cut", "pause") else None
+        self.wfile.write(content[start:stop])
+        if kind == "pause":
+            self.wfile.flush()
+            time.sleep(60)
+        if stop is not None:
+            self.close_connection = True
+
+
+@pytest.fixture
+def web(monkeypatch):
+    monkeypatch.setattr(download, "BACKOFF", 0.01)
+    with Server() as running:
+        threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
+        yield running
+        running.shutdown()
+
+
+@pytest.fixture(scope="module")
+def zips(tmp_path_factory) -> dict[int, bytes]:
+    folder = tmp_path_factory.mktemp("zips")
+    return {actor: actor_zip(folder, actor) for actor in (1, 2)}
+
+
+def get(web: Server, root: Path, *actors: int) -> fetch.Fetched:
+    return fetch.fetch_ravdess(root, actors or (1, 2), web.url + RECORD)
+
+
+def asked_for(web: Server, actor: int) -> list[str | None]:
+    return [span for path, span in web.asked if path.endswith(f"{fetch.zip_name(actor)}/content")]
+
+
+def holds_all(root: Path, *actors: int) -> bool:
+    """Exactly the audio-visual clips of these actors, whole; nothing of the work is left but the lock."""
+    there = {path.relative_to(root).as_posix(): path for path in root.rglob("*") if path.is_file()}
+    wanted = {f"Actor_{actor:02}/{name}": content_of(name) for actor in actors for name in names_of(actor)}
+    return {name: path.read_bytes() for name, path in there.items() if name != ".fetch/lock"} == wanted
+
+
+def test_the_command_fetches_what_is_not_there_and_preprocess_would_find_it(web, zips, tmp_path, mlemiss):
+    web.add_record(zips)
+    root = tmp_path / "raw" / "ravdess"
+    options = ["fetch", "ravdess", "--root", root, "--record", web.url + RECORD, "--actors"]
+    result = mlemiss(*options, "2")
+    assert result.returncode == 0, result.stderr
+    assert holds_all(root, 2) and "60 clips unpacked, 60 other files left out" in result.stderr
+    assert f"mlemiss preprocess --dataset ravdess --root {root}" in result.stderr and result.stdout == ""
+    result = mlemiss(*options, "1-2")
+    assert result.returncode == 0 and holds_all(root, 1, 2)
+    assert "1 of 2 actors are in" in result.stderr and asked_for(web, 2) == asked_for(web, 1) == [None]
+    assert len(ravdess.find(root)[0]) == 120
+    before = len(web.asked)
+    assert mlemiss(*options, "1,2").returncode == 0 and len(web.asked) == before
+    for wrong in ("0", "25", "1-99999", "a", ""):
+        result = mlemiss(*options, wrong)
+        assert result.returncode == 2 and "expected numbers from 1 to 24" in result.stderr
+    result = mlemiss("fetch", "enterface05")
+    assert result.returncode == 2 and "only ravdess" in result.stderr
+
+
+def test_what_was_deleted_or_is_empty_is_fetched_again(web, zips, tmp_path):
+    web.add_record(zips)
+    get(web, tmp_path, 1)
+    lost, empty = (tmp_path / "Actor_01" / name for name in names_of(1)[:2])
+    lost.unlink()
+    empty.write_bytes(b"")
+    assert get(web, tmp_path, 1).unpacked == [1] and holds_all(tmp_path, 1)
+
+
+def test_cut_connections_are_resumed(web, zips, tmp_path, capsys):
+    web.add_record(zips)
+    path = f"{RECORD}/files/{fetch.zip_name(1)}/content"
+    web.faults = {RECORD: [(503,), ("cut", 100)], path: [("cut", 50_000), (429, ("Retry-After", "0")), ("cut", 7)]}
+    assert get(web, tmp_path, 1).unpacked == [1] and holds_all(tmp_path, 1)
+    assert asked_for(web, 1) == [None, "bytes=50000-", "bytes=50000-", "bytes=50007-"]
+    said = capsys.readouterr().err
+    assert "Video_Speech_Actor_01.zip: the connection ended early" in said and "429" in said
+
+
+def test_a_server_without_ranges_starts_over(web, zips, tmp_path):
+    web.add_record(zips)
+    path = f"{RECORD}/files/{fetch.zip_name(1)}/content"
+    web.faults = {path: [("cut", 50_000), ("whole",)]}
+    assert get(web, tmp_path, 1).unpacked == [1] and holds_all(tmp_path, 1)
+
+
+def test_a_server_that_never_gets_on_is_given_up_and_resumed_later(web, zips, tmp_path):
+    web.add_record(zips)
+    path = f"{RECORD}/files/{fetch.zip_name(1)}/content"
+    web.faults = {path: [("cut", 60_000)] + [(500,)] * download.ATTEMPTS}
+    with pytest.raises(MachineError, match=r"no connection after 6 attempts \(500 .*\), 0 of 0 MB.*\nRun the same"):
+        get(web, tmp_path, 1)
+    assert get(web, tmp_path, 1).unpacked == [1] and holds_all(tmp_path, 1)
+    assert asked_for(web, 1)[-1] == "bytes=60000-"
+
+
+def test_killed_it_goes_on_where_it_was(web, zips, tmp_path):
+    web.add_record(zips)
+    path = f"{RECORD}/files/{fetch.zip_name(1)}/content"
+    web.faults = {path: [("pause", 70_000)]}
+    arguments = ["fetch", "ravdess", "--root", str(tmp_path), "--actors", "1", "--record", web.url + RECORD]
+    with subprocess.Popen([sys.executable, "-m", "mlemiss.cli", *arguments], stderr=subprocess.DEVNULL) as process:
+        partial = tmp_path / ".fetch" / f"{fetch.zip_name(1)}.partial"
+        deadline = time.monotonic() + 60
+        while not (partial.is_file() and partial.stat().st_size == 70_000):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        with pytest.raises(InputError, match="another mlemiss"):
+            get(web, tmp_path, 1)
+        process.send_signal(signal.SIGKILL)
+    assert get(web, tmp_path, 1).unpacked == [1] and holds_all(tmp_path, 1)
+    assert asked_for(web, 1) == [None, "bytes=70000-"]
+
+
+def test_leftovers_that_do_not_fit_cost_one_more_download(web, zips, tmp_path):
+    web.add_record(zips)
+    partial = tmp_path / ".fetch" / f"{fetch.zip_name(1)}.partial"
+    for leftover in (b"x" * 5000, b"x" * (len(zips[1]) + 1), b"x" * len(zips[1])):
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(leftover)
+        (tmp_path / "Actor_01" / names_of(1)[0]).unlink(missing_ok=True)
+        assert get(web, tmp_path, 1).unpacked == [1] and holds_all(tmp_path, 1)
+
+
+def test_one_bad_zip_costs_that_actor(web, zips, tmp_path, mlemiss):
+    """Another content than the checksum's, a file that is gone, one that is longer than listed: listed, status 1."""
+    web.add_record(zips)
+    path = f"{RECORD}/files/{fetch.zip_name(1)}/content"
+    options = ["fetch", "ravdess", "--root", tmp_path / "r", "--record", web.url + RECORD, "--actors", "1-2"]
+    for wrong, said in (
+        (zips[1][:-1] + b"x", "expected md5 .*, found .*: what arrived is thrown away"),
+        (None, "the server answers 404"),
+        (zips[1] + b"more", "expected .* bytes, found more"),
+    ):
+        web.files[path] = wrong
+        result = mlemiss(*options)
+        assert result.returncode == 1
+        (line,) = [line for line in result.stderr.splitlines() if line.startswith("failed: Video_Speech_Actor_01.zip")]
+        assert re.search(said, line)
+        assert holds_all(tmp_path / "r", 2)
+    web.files[path] = zips[1]
+    assert mlemiss(*options).returncode == 0 and holds_all(tmp_path / "r", 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        (None, r"the record: .*404.*\nSee whether it has moved"),
+        (b"<html>maintenance</html>", r"found something that is not JSON\.\nThe record or its API has changed"),
+        (b"[]", "found TypeError"),
+        (b'{"entries": []}', "found KeyError 'files'"),
+        (b'{"files": []}', r"found no Video_Speech_Actor_01\.zip among its files"),
+        ({"checksum": "md5:123"}, "found ValueError checksum 'md5:123'"),
+        ({"checksum": None}, "found AttributeError"),
+        ({"size": "big"}, "found ValueError size 'big'"),
+        ({"links": {"self": "file:///etc/passwd"}}, "found ValueError link 'file:///etc/passwd'"),
+    ],
+)
+def test_a_record_of_another_shape(web, zips, tmp_path, record, said):
+    if isinstance(record, dict):
+        web.add_record({1: zips[1]}, **record)
+    elif record is not None:
+        web.files[RECORD] = record
+    with pytest.raises(InputError, match=said):
+        get(web, tmp_path, 1)
+    assert not list(tmp_path.rglob("*.zip*"))
+
+
+def test_addresses_that_are_no_web_addresses(tmp_path):
+    (tmp_path / "record.json").write_text("{}")
+    with pytest.raises(InputError, match="begins with https://"):
+        fetch.fetch_ravdess(tmp_path / "r", [1], (tmp_path / "record.json").as_uri())
+
+
+def test_too_little_room_is_said_before_anything_is_fetched(web, zips, tmp_path):
+    web.add_record({1: zips[1]}, size=10**17)
+    with pytest.raises(InputError, match=r"about 150000000\.0 GB are needed.*\nMake room"):
+        get(web, tmp_path, 1)
+    assert asked_for(web, 1) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_no_lost_connection(web, zips, tmp_path):
+    web.add_record(zips)
+    (tmp_path / ".fetch").mkdir()
+    (tmp_path / ".fetch" / f"{fetch.zip_name(1)}.partial").symlink_to("/dev/full")
+    with pytest.raises(MachineError, match=r"No space left on device; what arrived is kept\.\nMake room"):
+        get(web, tmp_path, 1)
+    assert len(asked_for(web, 1)) == 1  # not tried again
+
+
+def link_member(name: str, target: str) -> tuple[zipfile.ZipInfo, bytes]:
+    info = zipfile.ZipInfo(name)
+    info.create_system, info.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+    return info, target.encode()
+
+
+CLIP = "01-01-03-01-01-01-01.mp4"
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        ([("/tmp/" + CLIP, b"x")], "leads out of the zip's own folder"),
+        ([("Actor_01/../../" + CLIP, b"x")], "leads out of the zip's own folder"),
+        ([("..\\..\\" + CLIP, b"x")], "leads out of the zip's own folder"),
+        ([("C:\\" + CLIP, b"x")], "leads out of the zip's own folder"),
+        ([link_member("Actor_01/" + CLIP, "/etc/passwd")], "is a link or a device"),
+        ([link_member("Actor_01", "/tmp"), ("Actor_01/" + CLIP, b"x")], "is a link or a device"),
+        ([("Actor_01/" + CLIP, b"x"), ("copy/" + CLIP, b"y")], "is there twice"),
+        ([("Actor_01/" + CLIP, bytes(10**7))], "would unpack to 10000000, expected at most 3 times"),
+        ([(f"{number}", b"") for number in range(10_001)], "10001 members"),
+    ],
+)
+def test_hostile_zips_write_nothing(tmp_path, members, said):
+    path = tmp_path / "hostile.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members:
+            archive.writestr(name, content)
+    root = tmp_path / "inner" / "root"
+    root.mkdir(parents=True)
+    with pytest.raises(ArchiveError, match=said):
+        unpack(path, {CLIP: root / "Actor_01" / CLIP}, root)
+    assert not any(root.iterdir()) and [entry.name for entry in tmp_path.iterdir()] == ["hostile.zip", "inner"]
+
+
+def test_zips_that_lie_or_are_broken(tmp_path):
+    path, target = tmp_path / "broken.zip", tmp_path / "Actor_01" / CLIP
+    content = os.urandom(4000)
+    whole = make_zip(path, {"Actor_01/" + CLIP: content, "README.txt": b"not wanted"})
+    middle = whole.index(content[:50])
+    lies = whole.replace((4000).to_bytes(4, "little"), (40).to_bytes(4, "little"))  # sizes smaller than what is packed
+    for broken in (whole[:-10], b"no zip", whole[:middle] + b"bad" + whole[middle + 3 :], lies):
+        path.write_bytes(broken)
+        with pytest.raises(ArchiveError, match="the zip is broken"):
+            unpack(path, {CLIP: target}, tmp_path)
+        assert not target.exists() and not list(tmp_path.glob("*.partial"))
+    path.write_bytes(whole)
+    assert unpack(path, {CLIP: target, "other.mp4": tmp_path / "other.mp4"}, tmp_path) == (["other.mp4"], 1)
+    assert target.read_bytes() == content and not (tmp_path / "README.txt").exists()
+
+
+def test_a_zip_that_lacks_clips_or_is_hostile_is_reported(web, zips, tmp_path):
+    part = make_zip(tmp_path / "part.zip", {f"Actor_01/{name}": content_of(name) for name in names_of(1)[1:]})
+    bomb = make_zip(tmp_path / "bomb.zip", {f"Actor_02/{name}": bytes(100_000) for name in names_of(2)})
+    web.add_record({1: part, 2: bomb})
+    root = tmp_path / "root"
+    result = get(web, root, 1, 2)
+    assert result.unpacked == [] and list(result.failed) == [fetch.zip_name(1), fetch.zip_name(2)]
+    assert f"1 of 60 expected clips are not in it, the first {names_of(1)[0]}" in result.failed[fetch.zip_name(1)]
+    assert "would unpack to 6000000" in result.failed[fetch.zip_name(2)]
+    assert len(list(root.rglob("*.mp4"))) == 59 and (root / ".fetch" / fetch.zip_name(2)).read_bytes() == bomb
