@@ -193,6 +193,9 @@ class _Schedule:
     def run(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
         """Every task's outcome; clips that take their workers down come last."""
         self._count()
+        if self._encoders:
+            decoders, encoders = len(self._decoders), len(self._encoders)
+            self.say(f"decoding on {decoders} worker{'s' * (decoders > 1)}, CNNs on {encoders} with a GPU")
         for outcomes in self._two_stages(tasks) if self._encoders else self._one_stage(tasks):
             self.survived += len(outcomes)
             yield from outcomes

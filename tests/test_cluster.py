@@ -1,0 +1,130 @@
+"""Many machines: a real Dask scheduler and real workers on loopback, killed ones too; the serial run's bytes."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlemiss.pipeline.store import damaged_files
+
+from .test_preprocess import _staged, content, options
+
+SOME = ("--media", "keep", "--limit", 12)
+
+
+class DaskProcesses:
+    """`dask scheduler` and `dask worker` processes, ended with the test."""
+
+    def __init__(self, folder: Path, tls: tuple[str, ...] = ()):
+        self.folder, self.tls, self.running = folder, tls, []
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.address = f"{'tls' if tls else 'tcp'}://127.0.0.1:{port}"
+        own = ["--host", "127.0.0.1", "--port", str(port), "--dashboard-address", "127.0.0.1:0"]
+        self.start("scheduler", *own, *(["--protocol", "tls"] if tls else []))
+
+    def start(self, *arguments: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "dask", *arguments, *self.tls]
+        log = (self.folder / f"{arguments[0]}{len(self.running)}.log").open("w")
+        self.running.append(subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log, start_new_session=True))
+        return self.running[-1]
+
+    def worker(self, *options: str) -> subprocess.Popen:
+        own = ["--host", "127.0.0.1", "--nthreads", "1", "--no-dashboard", "--local-directory", str(self.folder)]
+        return self.start("worker", self.address, *own, *options)
+
+    def end(self) -> None:
+        for process in self.running:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@pytest.fixture
+def dask_processes(tmp_path):
+    started = []
+
+    def start(*tls: str) -> DaskProcesses:
+        started.append(DaskProcesses(tmp_path, tls))
+        return started[-1]
+
+    yield start
+    for processes in started:
+        processes.end()
+
+
+@pytest.fixture(scope="module")
+def serial(synthetic_ravdess, tmp_path_factory) -> dict[str, bytes]:
+    stores = tmp_path_factory.mktemp("serial") / "stores"
+    command = [sys.executable, "-m", "mlemiss.cli", *options(synthetic_ravdess, stores, *SOME, "--workers", 0)]
+    subprocess.run(list(map(str, command)), check=True, stderr=subprocess.DEVNULL)
+    return content(stores)
+
+
+def test_three_workers_one_killed_give_the_serial_bytes(dask_processes, serial, synthetic_ravdess, tmp_path):
+    processes = dask_processes()
+    workers = [processes.worker() for _ in range(3)]
+    stores, report = tmp_path / "stores", tmp_path / "report.html"
+    arguments = options(synthetic_ravdess, stores, *SOME, "--scheduler", processes.address)
+    command = [sys.executable, "-m", "mlemiss.cli", *arguments, "--performance-report", report]
+    client = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
+    while not _staged(stores) and client.poll() is None:
+        time.sleep(0.01)
+    os.killpg(workers[0].pid, signal.SIGKILL)  # the nanny with it, as when a machine goes
+    _, said = client.communicate(timeout=120)
+    assert client.returncode == 0 and "dashboard at http://127.0.0.1" in said, said
+    assert content(stores) == serial
+    assert all(damaged_files(path) == [] for path in stores.glob("*.zarr"))
+    assert not list(stores.glob(".partial/*.zarr")) and not list(stores.glob(".partial/*.token"))
+    assert "<html" in report.read_text(encoding="utf-8")[:2000].lower()
+
+
+def test_workers_with_a_gpu_compute_what_the_others_decode(
+    dask_processes, serial, synthetic_ravdess, tmp_path, mlemiss
+):
+    """The two stages on different workers, over TLS. The one said to have a GPU has none: the CNNs run on its CPU."""
+    pem = tmp_path / "both.pem"
+    subject = ["-subj", "/CN=mlemiss", "-addext", "subjectAltName=IP:127.0.0.1"]
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", pem, "-out", tmp_path / "cert.pem"]
+    try:
+        subprocess.run([*made, *subject], check=True, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("needs openssl to make a certificate")
+    pem.write_text(pem.read_text() + (tmp_path / "cert.pem").read_text())
+    theirs = {"ca": "--tls-ca-file", "cert": "--tls-cert", "key": "--tls-key"}
+    processes = dask_processes(*(part for option in theirs.values() for part in (option, str(pem))))
+    processes.worker()
+    processes.worker("--resources", "GPU=1")
+    arguments = options(synthetic_ravdess, tmp_path / "stores", *SOME, "--device", "cpu")
+    tls = [part for name in theirs for part in (f"--tls-{name}", pem)]
+    result = mlemiss(*arguments, "--scheduler", processes.address, *tls)
+    assert result.returncode == 0 and "decoding on 1 worker, CNNs on 1 with a GPU" in result.stderr, result.stderr
+    assert content(tmp_path / "stores") == serial
+    logs = [path.read_text() for path in tmp_path.glob("worker*.log")]
+    assert len(logs) == 2 and not any("Traceback" in log for log in logs)
+    refused = mlemiss(*arguments, "--scheduler", processes.address)
+    assert refused.returncode == 2 and "no Dask scheduler answers there" in refused.stderr, refused.stderr
+
+
+def test_what_a_cluster_lacks_is_said(dask_processes, synthetic_ravdess, tmp_path, mlemiss, monkeypatch):
+    arguments = options(synthetic_ravdess, tmp_path / "stores", "--limit", 2)
+    processes = dask_processes()
+    result = mlemiss(*arguments, "--scheduler", "tcp://127.0.0.1:9")
+    assert result.returncode == 2 and "no Dask scheduler answers there" in result.stderr
+    result = mlemiss(*arguments, "--scheduler", processes.address, "--workers", 2)
+    assert result.returncode == 2 and "exclude each other" in result.stderr
+    result = mlemiss(*arguments, "--tls-ca", "ca.pem")
+    assert result.returncode == 2 and "--scheduler ADDRESS" in result.stderr
+    other = "import mlemiss.pipeline.parts as parts; parts.versions = lambda: {'torch': '0.1'}"
+    (tmp_path / "older.py").write_text(other)
+    processes.worker("--preload", str(tmp_path / "older.py"))
+    result = mlemiss(*arguments, "--scheduler", processes.address)
+    assert result.returncode == 2 and "the same versions everywhere" in result.stderr, result.stderr
+    result = mlemiss(*arguments, "--scheduler", processes.address, "--device", "cuda")
+    assert result.returncode == 2 and "no worker of the cluster has the resource GPU" in result.stderr
+    assert not list((tmp_path / "stores").glob(".partial/*.token"))
