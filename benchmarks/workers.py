@@ -11,6 +11,7 @@ Both within this one run. The last line is JSON.
 """
 
 import argparse
+import contextlib
 import json
 import statistics
 import subprocess
@@ -73,12 +74,10 @@ def peaks(csv: Path, workers: int) -> dict[str, int]:
 
         def watch() -> None:
             while process.poll() is None:
-                for child in psutil.Process(process.pid).children(recursive=True):
-                    try:
+                with contextlib.suppress(psutil.Error):  # it ended meanwhile
+                    for child in psutil.Process(process.pid).children(recursive=True):
                         kind = "ffmpeg" if "ffmpeg" in child.name() else "worker"
                         highest[kind] = max(highest[kind], child.memory_info().rss)
-                    except psutil.Error:
-                        continue
                 time.sleep(0.02)
 
         watcher = threading.Thread(target=watch, daemon=True)
