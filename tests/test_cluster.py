@@ -1,5 +1,6 @@
 """Many machines: a real Dask scheduler and real workers on loopback, killed ones too; the serial run's bytes."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -8,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from mlemiss.pipeline.store import damaged_files
 
@@ -128,3 +130,21 @@ def test_what_a_cluster_lacks_is_said(dask_processes, synthetic_ravdess, tmp_pat
     result = mlemiss(*arguments, "--scheduler", processes.address, "--device", "cuda")
     assert result.returncode == 2 and "no worker of the cluster has the resource GPU" in result.stderr
     assert not list((tmp_path / "stores").glob(".partial/*.token"))
+
+
+def test_nothing_listens_beyond_loopback(synthetic_ravdess, tmp_path):
+    arguments = options(synthetic_ravdess, tmp_path / "stores", "--limit", 4, "--workers", 2)
+    command = [sys.executable, "-m", "mlemiss.cli", *map(str, arguments)]
+    client = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while "dashboard" not in client.stderr.readline():
+        assert client.poll() is None
+    family = [psutil.Process(client.pid), *psutil.Process(client.pid).children(recursive=True)]
+    listening = set()
+    while not list((tmp_path / "stores").glob("*.zarr")):
+        for process in family:
+            with contextlib.suppress(psutil.Error):
+                listening |= {c.laddr.ip for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN}
+        assert client.poll() in (None, 0)
+        time.sleep(0.05)
+    client.communicate()
+    assert client.returncode == 0 and listening == {"127.0.0.1"}
