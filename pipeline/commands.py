@@ -58,6 +58,7 @@ def preprocess(
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
     media: Annotated[str | None, typer.Option(help="keep: cache frames and log-Mels too; only: nothing else.")] = None,
     stores: StoresOption = Path("stores"),
+    local: Annotated[Path, typer.Option(help="Folder to work in where --stores is a URL.")] = Path("stores"),
     limit: Annotated[int | None, typer.Option(help="Only N clips, balanced over classes.")] = None,
     workers: Annotated[
         int | None, typer.Option(help="Worker processes (default: all cores); 0: serial, in this process.")
@@ -68,10 +69,12 @@ def preprocess(
 ) -> int:
     """Decode clips, compute CNN features of every segment, cache them in Zarr stores."""
     from . import preprocess as job
+    from . import share
     from .backbones import DEFAULT
 
     workers = all_cores() if workers is None else workers
     job.check_options(media, precision, limit, workers)
+    shared, stores = share.split(stores, local)
     if not stores.is_dir():  # which may be read only where everything is finished
         writable_folder(stores, "--stores")
     if dry_run and as_json:
@@ -88,10 +91,13 @@ def preprocess(
         workers=workers,
         limit=limit,
         dry_run=dry_run,
+        shared=shared,
     )
     if summary is None:
         return DONE
     job.print_summary(summary)
+    if shared:
+        summary.stores = share.push_made(summary.stores, shared)
     if as_json:
         print_json(summary.as_json())
     return FAILURES if summary.failed else DONE

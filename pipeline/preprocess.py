@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,10 @@ from .datasets import collect
 from .errors import InputError
 from .ffmpeg import FRAME_SIZE
 from .manifest import Collection, limit_clips
+from .places import Remote, is_local
 from .plan import Plan, Task, make_plan
 from .progress import Progress, say
+from .share import finished_there
 
 
 @dataclass
@@ -65,8 +67,12 @@ def preprocess(
     workers: int = 1,
     limit: int | None = None,
     dry_run: bool = False,
+    shared: Remote | None = None,
 ) -> Summary | None:
-    """Cache a dataset's features; says on standard error what it resolves and does. None after a dry run."""
+    """Cache a dataset's features; says on standard error what it resolves and does. None after a dry run.
+
+    shared: where the stores will be pushed to; those that are finished there are not made again.
+    """
     if stores.exists() and not stores.is_dir():
         raise InputError(f"--stores {stores} is a file: expected a folder for the stores, made if absent.")
     collection = collect(dataset, root)
@@ -84,6 +90,8 @@ def preprocess(
         say(f"note: {note}")
     device = backbones.device_of(device)
     plan = make_plan(collection, stores, features, chosen, media_mode=media_mode, precision=precision, device=device)
+    if shared:
+        plan = replace(plan, outputs=tuple(finished_there(output, shared) for output in plan.outputs))
     for output in plan.outputs:
         state = "finished already" if output.finished else "to make"
         made_by = f"weights {output.weights.name} ({output.weights_hash})" if output.weights else "frames and log-Mels"
@@ -113,7 +121,7 @@ def _run(plan: Plan, workers: int) -> Summary:
             progress.__exit__(None, None, None)
     summary = _summarise(plan, {"decode": 0.0, "cnn": 0.0, "write": 0.0} | seconds, computed)
     for output in plan.outputs:
-        if (output.final / store.RUN).is_file():
+        if not is_local(output.final) or (output.final / store.RUN).is_file():
             continue  # of the run that made it
         record = {
             "command": shlex.join(["mlemiss", *sys.argv[1:]]),
@@ -195,7 +203,7 @@ def _estimate(plan: Plan, workers: int) -> None:
     for attempt in tasks[: 2 if len(tasks) > 1 else 1]:  # the first one warms up
         timed = _time_clip(attempt)
     total = sum(timed.values()) * len(tasks) / workers
-    free = shutil.disk_usage(_existing(plan.outputs[0].final.parent)).free
+    free = shutil.disk_usage(_existing(plan.outputs[0].work.parent)).free
     say(
         f"dry run: {len(tasks)} clips to compute, about {timed['decode']:.2f} s decoding and {timed['cnn']:.2f} s CNN "
         f"each: about {datetime.timedelta(seconds=round(total))} with {workers} workers"
