@@ -44,6 +44,8 @@ WHEN_INTERRUPTED = {
     "fetch": GOES_ON,
     "preprocess": GOES_ON,
     "reproduce": GOES_ON,
+    "store push": GOES_ON,
+    "store pull": GOES_ON,
     "train": "; the cells that were finished are kept in the run's folder, another run begins anew",
 }
 DEMO_SUBJECTS, DEMO_CLIPS = 24, 12
@@ -138,7 +140,14 @@ def _run(arguments: list[str], debug: bool) -> int:
         error.show()
         return WRONG_INPUT
     except (KeyboardInterrupt, typer.Abort):
-        status, text = INTERRUPTED, "interrupted" + WHEN_INTERRUPTED.get(next(iter(arguments), ""), "")
+        status, text = (
+            INTERRUPTED,
+            "interrupted"
+            + next(
+                (said for verb, said in WHEN_INTERRUPTED.items() if f"{' '.join(arguments)} ".startswith(f"{verb} ")),
+                "",
+            ),
+        )
     except PermissionError as error:
         status, text = WRONG_INPUT, f"error: {error.filename or error}: permission denied.\nName another place."
     except BrokenPipeError:

@@ -117,6 +117,7 @@ def preprocess(
         list[str] | None,
         typer.Option(help="Other classes than the dataset's own, a comma list in the order of their label codes."),
     ] = None,
+    local: Annotated[Path, typer.Option(help="Folder to work in where --stores is a URL.")] = Path("stores"),
     limit: Annotated[int | None, typer.Option(help="Only N clips, balanced over classes.")] = None,
     workers: Annotated[
         int | None, typer.Option(help="Worker processes (default: all cores); 0: serial, in this process.")
@@ -150,6 +151,7 @@ def preprocess(
 ) -> int:
     """Decode clips, compute CNN features of every segment, cache them in Zarr stores."""
     from . import preprocess as job
+    from . import share
     from .backbones import DEFAULT
     from .cluster import Scheduler
     from .ffmpeg import Limits
@@ -170,6 +172,7 @@ def preprocess(
         max_failures=max_failures,
     )
     job.check_options(media, precision, limit, limits, how)
+    shared, stores = share.split(stores, local)
     if not stores.is_dir():  # which may be read only where everything is finished
         writable_folder(stores, "--stores")
     if dry_run and as_json:
@@ -189,10 +192,13 @@ def preprocess(
         follow_links=follow_links,
         how=how,
         dry_run=dry_run,
+        shared=shared,
     )
     if summary is None:
         return DONE
     job.print_summary(summary)
+    if shared:
+        summary.stores = share.push_made(summary.stores, shared)
     if as_json:
         print_json(summary.as_json())
     return FAILURES if summary.failed else DONE

@@ -8,12 +8,18 @@ from typing import Annotated
 import typer
 
 from .errors import InputError
+from .places import Place, place
 
 DONE, FAILURES, WRONG_INPUT, UNEXPECTED, INTERRUPTED = 0, 1, 2, 3, 130
 
+_STORES = {"parser": place, "envvar": "MLEMISS_STORES", "show_default": "stores"}
 StoresOption = Annotated[
-    Path, typer.Option("--stores", envvar="MLEMISS_STORES", help="Folder of stores.", show_default="stores")
+    Place, typer.Option("--stores", metavar="DIR|URL", help="Stores: a folder, s3:// or http(s)://.", **_STORES)
 ]
+FolderOption = Annotated[
+    Place, typer.Option("--stores", metavar="DIR", help="Folder of stores on this machine.", **_STORES)
+]
+StoreArgument = Annotated[Place, typer.Argument(parser=place, metavar="STORE", help="A store: its folder or URL.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document to standard output.")]
 

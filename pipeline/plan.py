@@ -55,7 +55,7 @@ class Output:
     @property
     def lock(self) -> Path:
         """The lock file of whoever makes this store, in whatever revision."""
-        return self.work.parent / f"{self.final.stem}.lock"
+        return self.work.parent / f"{self.final.name.removesuffix('.zarr')}.lock"
 
     @property
     def replaced(self) -> Path:

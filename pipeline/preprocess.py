@@ -19,8 +19,10 @@ from .datasets import collect
 from .errors import InputError
 from .ffmpeg import FRAME_SIZE, Limits
 from .manifest import limit_clips, name_some
+from .places import Remote, is_local
 from .plan import Plan, Task, make_plan
 from .progress import Progress, say
+from .share import finished_there, pull
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,12 @@ def preprocess(
     follow_links: bool = False,
     how: How = SERIAL,
     dry_run: bool = False,
+    shared: Remote | None = None,
 ) -> Summary | None:
-    """Cache a dataset's features; says on standard error what it resolves and does. None after a dry run."""
+    """Cache a dataset's features; says on standard error what it resolves and does. None after a dry run.
+
+    shared: where the stores will be pushed to; those that are finished there are not made again.
+    """
     if stores.exists() and not stores.is_dir():
         raise InputError(f"--stores {stores} is a file: expected a folder for the stores, made if absent.")
     collection = collect(dataset, root, classes)
@@ -114,6 +120,13 @@ def preprocess(
         options = {"media_mode": media_mode, "precision": precision, "limits": limits, "follow_links": follow_links}
         options |= {"device": _device(device, client), "retry_failed": how.retry_failed}
         plan = make_plan(collection, stores, features, chosen, **options)
+        if shared:
+            plan = replace(plan, outputs=tuple(finished_there(output, shared) for output in plan.outputs))
+            newer = [output.final for output in plan.outputs if not is_local(output.final)]
+            if newer and how.retry_failed:  # their failed clips are tried here, so the rest must be here too
+                for place in newer:
+                    pull(place, stores)
+                plan = make_plan(collection, stores, features, chosen, **options)
         _announce(plan)
         if dry_run:
             _estimate(plan, len(cluster.workers_of(client)) if client else max(how.workers, 1))
@@ -167,7 +180,7 @@ def _run(plan: Plan, how: How, client) -> Summary:
             progress.__exit__(None, None, None)
     summary = _summarise(plan, {"decode": 0.0, "cnn": 0.0, "write": 0.0} | seconds, computed)
     for output in plan.outputs:
-        if (output.final / store.RUN).is_file():
+        if not is_local(output.final) or (output.final / store.RUN).is_file():
             continue  # of the run that made it
         record = {
             "command": shlex.join(["mlemiss", *sys.argv[1:]]),
@@ -253,7 +266,7 @@ def _estimate(plan: Plan, workers: int) -> None:
     for attempt in tasks[: 2 if len(tasks) > 1 else 1]:  # the first one warms up
         timed = _time_clip(attempt)
     total = sum(timed.values()) * len(tasks) / workers
-    free = shutil.disk_usage(_existing(plan.outputs[0].final.parent)).free
+    free = shutil.disk_usage(_existing(plan.outputs[0].work.parent)).free
     say(
         f"dry run: {len(tasks)} clips to compute, about {timed['decode']:.2f} s decoding and {timed['cnn']:.2f} s CNN "
         f"each: about {datetime.timedelta(seconds=round(total))} with {workers} workers"

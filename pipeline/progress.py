@@ -5,11 +5,17 @@ import time
 from types import TracebackType
 
 PLAIN_EVERY = 10.0  # seconds between plain lines
+BYTES = "bytes"  # a unit that is shown in MB
+
+
+def printable(text: object) -> str:
+    """One line that a terminal only shows, whatever somebody else's store says."""
+    return "".join(character if character.isprintable() else "?" for character in str(text))
 
 
 def say(text: str) -> None:
-    """A line on standard error, where logs and progress go."""
-    print(text, file=sys.stderr, flush=True)
+    """A line or several on standard error, where logs and progress go."""
+    print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
 
 
 class Progress:
@@ -30,12 +36,12 @@ class Progress:
             columns = (
                 rich_progress.TextColumn("{task.description}"),
                 rich_progress.BarColumn(),
-                rich_progress.MofNCompleteColumn(),
+                rich_progress.TextColumn("{task.fields[amount]}"),
                 rich_progress.TextColumn("{task.fields[rate]}"),
                 rich_progress.TimeRemainingColumn(),
             )
             self._bar = rich_progress.Progress(*columns, console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task(self.what, total=self.total, rate="")
+            self._task = self._bar.add_task(self.what, total=self.total, rate="", amount=self._amount())
             self._bar.start()
         return self
 
@@ -45,8 +51,8 @@ class Progress:
         self.failed += failed
         self._first = self._first or (time.monotonic(), self.done)
         if self._bar:
-            rate = f"{self._rate():.2f} {self.unit}/s"
-            self._bar.update(self._task, advance=count, total=self.total, description=self.what, rate=rate)
+            shown = {"description": self.what, "rate": self._speed(), "amount": self._amount()}
+            self._bar.update(self._task, advance=count, total=self.total, **shown)
         elif time.monotonic() - self._said >= PLAIN_EVERY:
             self._said = time.monotonic()
             self._print_line()
@@ -55,12 +61,20 @@ class Progress:
         since, before = self._first
         return (self.done - before) / max(time.monotonic() - since, 1e-9)
 
+    def _amount(self) -> str:
+        if self.unit == BYTES:
+            return f"{self.done / 1e6:.1f}/{self.total / 1e6:.1f} MB"
+        return f"{self.done}/{self.total} {self.unit}"
+
+    def _speed(self) -> str:
+        return f"{self._rate() / 1e6:.2f} MB/s" if self.unit == BYTES else f"{self._rate():.2f} {self.unit}/s"
+
     def _print_line(self) -> None:
         failed = f", {self.failed} failed" if self.failed else ""
-        text = f"{self.what}: {self.done}/{self.total} {self.unit}{failed}"
+        text = f"{self.what}: {self._amount()}{failed}"
         if rate := self._rate():
             left = int((self.total - self.done) / rate)
-            text += f", {rate:.2f} {self.unit}/s, ETA {left // 60}:{left % 60:02d}"
+            text += f", {self._speed()}, ETA {left // 60}:{left % 60:02d}"
         say(text)
 
     def __exit__(

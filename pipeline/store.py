@@ -16,7 +16,6 @@ A store is built in a hidden folder beside its final place. Checksums of every f
 last; then the folder is renamed. Readers refuse a store without that marker. A finished store never changes.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -30,15 +29,19 @@ import numpy as np
 import zarr
 import zarr.errors
 
+from .checksums import COMPLETE, PUSHING, RUN, checksum, write_json
+from .checksums import damaged_files as damaged_files
+from .claim import holder_of
 from .errors import InputError
 from .masks import MODALITIES, STORED_SEEDS, STORED_SETTINGS, TRAIN, Missing, missing_clips, parse_missing, split_clips
+from .places import Place, in_parallel, is_local, place, reaching
 
 SCHEMA = 1
 FEATURE_CHUNK = 32  # clips a chunk: 4 to 8 MB files
-COMPLETE = "COMPLETE.json"
-RUN = "RUN.json"  # command, date, timings, host: outside checksums and byte identity
 MEDIA = "media"  # the `features` name of a media store
 DONE, FAILED = "done", "failed"
+ATTRIBUTES = {"dataset", "features", "fingerprint", "revision"}  # what every reader takes for granted
+ATTRIBUTES |= {"modalities", "classes", "settings", "weights", "synthetic"}
 NUMBERS = {"label": "int16", "duration": "float64"}  # columns that are not strings
 RESERVED = frozenset(
     {"visual", "audio", "frames", "logmel", "present", "label", "clip_id", "status", "error", "duration"}
@@ -141,7 +144,8 @@ def publish(built: Path, final: Path, replaced: Path | None = None) -> None:
         if path.name.endswith(".partial"):  # zarr's temporary file, left by a kill
             path.unlink()
             continue
-        files[name] = _checksum(path)
+        files[name] = checksum(path)
+        _flush(path)  # the marker must not reach the disk before what it vouches for
     write_json(built / COMPLETE, {"schema": SCHEMA, "files": files})
     final.parent.mkdir(parents=True, exist_ok=True)
     if replaced is not None:
@@ -149,45 +153,58 @@ def publish(built: Path, final: Path, replaced: Path | None = None) -> None:
     built.rename(final)
 
 
-def revision_at(path: Path) -> int:
+def revision_at(path: Place) -> int:
     """The revision of the finished store at this place; 0 where there is none."""
     try:
-        (path / COMPLETE).stat()
-        return int(json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"]["revision"])
+        if (path / COMPLETE).is_file():
+            return int(json.loads((path / "zarr.json").read_bytes())["attributes"]["revision"])
     except (OSError, ValueError, KeyError, TypeError):
-        return 0
+        pass
+    return 0
 
 
-def write_json(path: Path, document: Mapping) -> None:
-    """Temp, flush, move: the file is whole or absent."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")  # several processes may write the same file
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(document, file, indent=1, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def _checksum(path: Path) -> dict:
+def _flush(path: Path) -> None:
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.fsync(file.fileno())  # the marker must not reach the disk before what it vouches for
-    return {"sha256": digest, "bytes": path.stat().st_size}
+        os.fsync(file.fileno())
 
 
-def damaged_files(path: Path) -> list[str]:
-    """Files of a finished store that are absent, changed or unexpected, by their checksums; empty when it is whole."""
-    recorded = json.loads((path / COMPLETE).read_text(encoding="utf-8"))["files"]
-    found = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()} - {COMPLETE, RUN}
-    wrong = {name for name in recorded if name not in found or _checksum(path / name) != recorded[name]}
-    return sorted(wrong | (found - set(recorded)))
+def read_attributes(path: Place) -> dict[str, Any]:
+    """The group attributes of a store. InputError: it is absent, no store, incomplete or of another schema version."""
+    if is_local(path) and not path.is_dir():
+        raise InputError(f"no store at {path}.\n`mlemiss store ls` lists the stores there are.")
+    try:
+        attrs = json.loads((path / "zarr.json").read_bytes())["attributes"]
+        schema = attrs["schema"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, FileNotFoundError) and not is_local(path):
+            ls = f"`mlemiss store ls {path.parent}` lists the stores there are."
+            raise InputError(f"no store at {path}: there is no zarr.json.\n{ls}") from None
+        raise InputError(
+            f"{path} is no mlemiss store: expected a zarr.json with a `schema` attribute.\n"
+            f"Name the folder that ends in .zarr itself."
+        ) from None
+    if schema != SCHEMA:
+        raise InputError(
+            f"{path} has schema version {schema}, this version of mlemiss reads {SCHEMA}.\n"
+            f"Move it away and preprocess again, or install mlemiss {attrs.get('versions', {}).get('mlemiss')}."
+        )
+    if absent := sorted(ATTRIBUTES - set(attrs)):
+        raise InputError(
+            f"{path} is no mlemiss store: its zarr.json lacks {', '.join(absent)}.\n`mlemiss store import` makes one."
+        )
+    if not (path / COMPLETE).is_file():
+        pushed = (holder := holder_of(path / PUSHING)) and f" ({holder} was or is pushing it)"
+        raise InputError(
+            f"{path} is incomplete: it has no {COMPLETE}, so its writing or copying was cut short{pushed or ''}.\n"
+            f"Run the preprocess or the copy that makes it again."
+        )
+    return attrs
 
 
 class FeatureStore:
     """A finished store, open for reading. Small columns are read once and kept; features by `read`."""
 
-    def __init__(self, path: Path, group: zarr.Group):
+    def __init__(self, path: Place, group: zarr.Group):
         self.path = path
         self.group = group
         self.attrs: dict[str, Any] = dict(group.attrs)
@@ -201,33 +218,20 @@ class FeatureStore:
         self.given: dict | None = None  # files that stand in for its splits and masks: see mask_files.py
 
     @classmethod
-    def open(cls, path: str | Path) -> "FeatureStore":
-        """Open a store folder. InputError: it is absent, no store, incomplete or of another schema version."""
-        path = Path(path)
-        if not path.is_dir():
-            raise InputError(f"no store at {path}.\n`mlemiss store ls` lists the stores there are.")
-        try:
-            attrs = json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"]
-            schema = attrs["schema"]
-        except (OSError, ValueError, KeyError, TypeError):
-            raise InputError(
-                f"{path} is no mlemiss store: expected a zarr.json with a `schema` attribute.\n"
-                f"Name the folder that ends in .zarr itself."
-            ) from None
-        if schema != SCHEMA:
-            raise InputError(
-                f"{path} has schema version {schema}, this version of mlemiss reads {SCHEMA}.\n"
-                f"Move it away and preprocess again, or install mlemiss {attrs.get('versions', {}).get('mlemiss')}."
-            )
-        if not (path / COMPLETE).is_file():
-            raise InputError(
-                f"{path} is incomplete: it has no {COMPLETE}, so its writing or copying was cut short.\n"
-                f"Run the preprocess or the copy that makes it again."
-            )
-        return cls(path, zarr.open_group(path, mode="r"))
+    def open(cls, path: str | Place) -> "FeatureStore":
+        """Open a store, a folder or a URL. InputError: it is absent, no store, incomplete or of another schema."""
+        path = place(path)
+        read_attributes(path)
+        with reaching(path):
+            options = {} if is_local(path) else {"storage_options": path.storage_options}
+            return cls(path, zarr.open_group(str(path), mode="r", zarr_format=3, **options))
+
+    def _values(self, name: str) -> np.ndarray:
+        with reaching(self.path):
+            return self.group[name][:]
 
     def _strings(self, name: str) -> np.ndarray:
-        return np.array(self.group[name][:].tolist(), dtype=str)
+        return np.array(self._values(name).tolist(), dtype=str)
 
     @cached_property
     def clip_id(self) -> np.ndarray:
@@ -257,17 +261,17 @@ class FeatureStore:
     @cached_property
     def label(self) -> np.ndarray:
         """int [clip] into `classes`."""
-        return self.group["label"][:].astype(np.int64)
+        return self._values("label").astype(np.int64)
 
     @cached_property
     def duration(self) -> np.ndarray:
         """float [clip]: seconds."""
-        return self.group["duration"][:]
+        return self._values("duration")
 
     @cached_property
     def present(self) -> np.ndarray:
         """bool [clip, modality]: the clip itself carries a signal (before any simulated missingness)."""
-        return self.group["present"][:]
+        return self._values("present")
 
     @cached_property
     def columns(self) -> dict[str, np.ndarray]:
@@ -278,7 +282,7 @@ class FeatureStore:
     def read(self, modality: str) -> np.ndarray:
         """One modality's features: float16 [clip, segment, feature], NaN where missing. InputError: damaged chunks."""
         try:
-            return self.group[modality][:]
+            return self._values(modality)
         except (OSError, RuntimeError, ValueError) as error:
             raise InputError(
                 f"{self.path}: the {modality} features cannot be read ({error}).\n"
@@ -303,7 +307,7 @@ class FeatureStore:
 
     @cached_property
     def _stored_splits(self) -> np.ndarray:
-        return self.group["split"][:]
+        return self._values("split")
 
     def missing(self, spec: Missing, seed: int, among: np.ndarray) -> np.ndarray:
         """bool [clip, modality]: what ``spec`` hides of the clips ``among`` (bool [clip]) under this seed.
@@ -312,35 +316,52 @@ class FeatureStore:
         """
         stored = spec.name in self.attrs["settings"] and seed < STORED_SEEDS
         if stored and np.array_equal(among, self._stored_splits[seed] == TRAIN):
-            return self.group["missing"][self.attrs["settings"].index(spec.name), seed]
+            with reaching(self.path):
+                return self.group["missing"][self.attrs["settings"].index(spec.name), seed]
         return missing_clips(self.clip_id, self.label, among, spec, seed, self.modalities)
 
 
-def stores_in(folder: Path) -> Iterator[tuple[Path, dict]]:
-    """Finished stores of a folder with their attributes, by name; others' files and unfinished stores are passed by."""
-    for path in sorted(folder.glob("*.zarr")):
-        if not (path / COMPLETE).is_file():
-            continue
+def look_through(folder: Place) -> Iterator[tuple[Place, dict | InputError]]:
+    """Everything of a folder that is called NAME.zarr, by name: its attributes, or why it cannot be opened.
+
+    InputError: the folder is behind a URL and cannot be reached or listed.
+    """
+    if is_local(folder):
+        found = sorted(folder.glob("*.zarr"))
+    else:
+        found = [path for path in folder.iterdir() if path.name.endswith(".zarr")]
+
+    def look(path: Place) -> dict | InputError:
         try:
-            attrs = json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"]
-        except (OSError, ValueError, KeyError):
-            continue
-        if attrs.get("schema") == SCHEMA:
+            return read_attributes(path)
+        except InputError as error:
+            return error
+
+    yield from sorted(in_parallel(look, found), key=lambda pair: pair[0])
+
+
+def stores_in(folder: Place) -> Iterator[tuple[Place, dict]]:
+    """Finished stores of a folder with their attributes, by name; others' files and unfinished stores are passed by."""
+    for path, attrs in look_through(folder):
+        if not isinstance(attrs, InputError):
             yield path, attrs
 
 
-def unusable_in(folder: Path) -> Iterator[tuple[Path, str]]:
+def unusable_in(folder: Place) -> Iterator[tuple[Place, str]]:
     """What looks like a store and cannot be opened, and why, in one line."""
-    for path in sorted(folder.glob("*.zarr")):
-        try:
-            FeatureStore.open(path)
-        except InputError as error:
-            yield path, str(error).split("\n")[0].removeprefix(str(path)).strip().rstrip(".")
+    for path, error in look_through(folder):
+        if isinstance(error, InputError):
+            yield path, why_not(path, error)
 
 
-def find_store(folder: Path, features: str, dataset: str | None = None) -> Path:
+def why_not(path: Place, error: InputError) -> str:
+    """Why a store cannot be opened, in one line without its path."""
+    return str(error).split("\n")[0].removeprefix(str(path)).strip().rstrip(".")
+
+
+def find_store(folder: Place, features: str, dataset: str | None = None) -> Place:
     """The one store of these features in a folder of stores. InputError: none or several fit (they are listed)."""
-    everything = list(stores_in(folder)) if folder.is_dir() else []
+    everything = list(stores_in(folder))
     datasets = sorted({attrs["dataset"] for _, attrs in everything})
     fitting = [
         (path, attrs)

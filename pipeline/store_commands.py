@@ -5,62 +5,117 @@ from typing import Annotated
 
 import typer
 
-from .console import DONE, FAILURES, JsonOption, StoresOption, comma_list, print_json, writable_folder
+from .console import (
+    DONE,
+    FAILURES,
+    FolderOption,
+    JsonOption,
+    StoreArgument,
+    StoresOption,
+    comma_list,
+    print_json,
+    writable_folder,
+)
+from .errors import InputError
+from .places import Place, local_folder, place
 from .progress import say
 
 app = typer.Typer(
     name="store",
-    help="Stores of cached features: list and check them, bring your own features, export splits and masks.",
+    help="Stores of cached features: list, check and share them, bring your own features, export splits and masks.",
     no_args_is_help=True,
 )
 
 
 @app.command(name="ls")
-def ls(stores: StoresOption = Path("stores"), as_json: JsonOption = False) -> int:
-    """List a folder's finished stores."""
-    from .store import FeatureStore, stores_in, unusable_in
+def ls(
+    where: Annotated[
+        Place | None, typer.Argument(parser=place, metavar="[DIR|URL]", help="Stores (default: --stores).")
+    ] = None,
+    stores: StoresOption = Path("stores"),
+    as_json: JsonOption = False,
+) -> int:
+    """List a team's finished stores: what they hold, what is missing, and who made them when and how."""
+    from .catalogue import catalogue, table
 
-    rows = []
-    for path, attrs in stores_in(stores):
-        store = FeatureStore.open(path)
-        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        rows.append(
-            {
-                "store": path.name,
-                "dataset": attrs["dataset"],
-                "features": attrs["features"],
-                "weights": store.weights.get("name"),
-                "clips": len(store.clip_id),
-                "failed": int((store.status == "failed").sum()),
-                "bytes": size,
-            }
-        )
+    folder = where or stores
+    rows, unusable = catalogue(folder)
     if as_json:
         print_json(rows)
-    else:
-        for row in rows:
-            print(
-                f"{row['store']}: {row['clips']} clips, {row['failed']} failed, weights {row['weights'] or '-'}, "
-                f"{row['bytes'] / 1e6:.1f} MB"
-            )
-        for path, why in unusable_in(stores):
-            say(f"not usable: {path.name}, {why}")
-        if not rows:
-            say(f"no finished stores in {stores}")
+    elif rows:
+        print("\n".join(table(rows)))
+    for path, why in unusable:
+        say(f"not usable: {path.name}, {why}")
+    if not rows:
+        say(f"no finished stores in {folder}")
     return DONE
 
 
 @app.command()
-def verify(path: Annotated[Path, typer.Argument(help="A store's folder.")]) -> int:
-    """Check every byte of a store against its checksums."""
-    from .store import FeatureStore, damaged_files
+def info(path: StoreArgument, as_json: JsonOption = False) -> int:
+    """All about a store: weights, classes, failed clips and causes, spec, settings, versions, how it was made."""
+    from .catalogue import describe, description
+    from .store import FeatureStore
 
-    FeatureStore.open(path)
-    damaged = damaged_files(path)
-    for name in damaged:
-        print(f"damaged, absent or unexpected: {name}")
-    say(f"{path}: " + (f"{len(damaged)} files differ from its checksums" if damaged else "every byte as written"))
-    return FAILURES if damaged else DONE
+    facts = describe(FeatureStore.open(path))
+    if as_json:
+        print_json(facts)
+    else:
+        print("\n".join(description(facts)))
+    return DONE
+
+
+@app.command()
+def verify(path: StoreArgument, as_json: JsonOption = False) -> int:
+    """Check every byte of a store against its checksums; name what is damaged, and the clips that this hits."""
+    from .verify import print_damage, verify_store
+
+    found = verify_store(path)
+    if as_json:
+        print_json(found)
+    else:
+        print_damage(found)
+    return FAILURES if found["damaged"] else DONE
+
+
+@app.command()
+def push(
+    places: Annotated[
+        list[Place], typer.Argument(parser=place, metavar="STORE... DIR|URL", help="Stores, then where to push them.")
+    ],
+) -> int:
+    """Copy finished stores into a shared folder or s3:// place; run again, a push that was cut short goes on."""
+    from .share import push as push_store
+
+    if len(places) < 2:
+        raise InputError(f"push {places[0]} where? Name a folder or s3://BUCKET/FOLDER after the stores.")
+    *stores, destination = places
+    for store in stores:
+        done = push_store(store, destination)
+        _tell(done.place, done.sent, done.found)
+    return DONE
+
+
+@app.command()
+def pull(
+    places: Annotated[
+        list[Place], typer.Argument(parser=place, metavar="STORE...", help="Stores: URLs, or folders of a shared disk.")
+    ],
+    stores: FolderOption = Path("stores"),
+) -> int:
+    """Copy finished stores to this machine; run again, a pull that was cut short goes on."""
+    from .share import pull as pull_store
+
+    folder = writable_folder(local_folder(stores, "--stores"), "--stores")
+    for source in places:
+        done = pull_store(source, folder)
+        _tell(done.place, done.sent, done.found)
+    return DONE
+
+
+def _tell(where: Place, sent: int, found: int) -> None:
+    say(f"{sent} files copied and checked where they arrived, {found} were there already" if sent else "there already")
+    print(where)
 
 
 @app.command(name="import")
@@ -82,11 +137,12 @@ def import_(
     column: Annotated[
         list[str] | None, typer.Option(help="More arrays or columns with one value a clip to keep, repeated or a list.")
     ] = None,
-    stores: StoresOption = Path("stores"),
+    stores: FolderOption = Path("stores"),
 ) -> int:
     """Make a store of features computed elsewhere; prints its path. See docs/own-features.md."""
     from .importing import Request, import_features, parse_maps
 
+    stores = local_folder(stores, "--stores")
     if not stores.is_dir():  # which may be read only where it has this store already
         writable_folder(stores, "--stores")
     request = Request(
@@ -105,7 +161,7 @@ def import_(
 
 @app.command()
 def masks(
-    path: Annotated[Path, typer.Argument(metavar="STORE", help="A store's folder.")],
+    path: StoreArgument,
     out: Annotated[Path, typer.Option(help="Folder to write splits.csv and masks.csv into.")],
     seeds: Annotated[int, typer.Option(help="Seeds from 0.")] = 5,
     missing: Annotated[

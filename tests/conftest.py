@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from .servers import http_server, s3_server
+
 SMALL = "timm:mobilenetv3_small_050"  # the backbone of tests that are not about backbones
 
 
@@ -31,6 +33,20 @@ def synthetic_ravdess(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory):
+    """An S3 server with an empty bucket, s3://bucket, and the environment to reach it."""
+    with s3_server(tmp_path_factory.mktemp("s3")) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def http(tmp_path_factory):
+    """A static web server over an empty folder."""
+    with http_server(tmp_path_factory.mktemp("http")) as served:
+        yield served
+
+
 # Forks a process for each command from one that has imported what is slow to import, as most commands would: a process
 # of its own with its own streams and status, without seconds of importing each time.
 SERVER = """
@@ -42,6 +58,7 @@ for line in sys.stdin:
     child = os.fork()
     if child == 0:
         os.chdir(job["folder"])
+        os.environ.update(job["environment"])
         for number, path in ((0, os.devnull), (1, job["stdout"]), (2, job["stderr"])):
             os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), number)
         signal.alarm(job["timeout"])
@@ -85,6 +102,7 @@ def mlemiss(tmp_path, server):
         with tempfile.TemporaryDirectory() as folder:
             streams = {name: f"{folder}/{name}" for name in ("stdout", "stderr")}
             job = {"arguments": arguments, "folder": str(tmp_path), "timeout": timeout} | streams
+            job["environment"] = dict(os.environ) | {"OMP_NUM_THREADS": "1"}
             server.stdin.write(json.dumps(job) + "\n")
             server.stdin.flush()
             status = int(server.stdout.readline())

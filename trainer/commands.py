@@ -17,6 +17,7 @@ from ..pipeline.console import (
     writable_folder,
 )
 from ..pipeline.errors import InputError
+from ..pipeline.places import Place, place
 from ..pipeline.progress import say
 from .options import (
     BatchSizeOption,
@@ -169,7 +170,9 @@ def reproduce(
 
 def predict(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a `train --save-weights`.")],
-    store: Annotated[Path, typer.Option(help="Store of features whose clips are predicted.")],
+    store: Annotated[
+        Place, typer.Option(parser=place, metavar="PATH|URL", help="Store of features whose clips are predicted.")
+    ],
     method: Annotated[str | None, typer.Option(help="Where the run has several cells: the method.")] = None,
     fusion: Annotated[str | None, typer.Option(help="The fusion.")] = None,
     missing: Annotated[str | None, typer.Option(help="What its training lacked.")] = None,

@@ -12,6 +12,7 @@ from ..pipeline.datasets import expected_clips
 from ..pipeline.errors import InputError
 from ..pipeline.lock import only_one
 from ..pipeline.memory import keep_freed_memory
+from ..pipeline.places import Place
 from ..pipeline.progress import say
 from ..pipeline.store import FeatureStore, find_store, stores_in
 from . import experiments, kept, side_by_side
@@ -39,14 +40,14 @@ def find_exhibit(name: str) -> Exhibit:
 
 
 def choose_stores(
-    exhibit: Exhibit, folder: Path, dataset: str | None, features: Sequence[str] | None
+    exhibit: Exhibit, folder: Place, dataset: str | None, features: Sequence[str] | None
 ) -> tuple[list[FeatureStore], list[str]]:
     """The stores to run on, of the named features, else of those of the exhibit's that are there; and what is absent.
 
     The dataset is the exhibit's where a store of it is there, else the only one. InputError: a named backbone's store,
     or every store, is absent, or several fit.
     """
-    there = [attrs for _, attrs in stores_in(folder)] if folder.is_dir() else []
+    there = [attrs for _, attrs in stores_in(folder)]
     if dataset is None and any(attrs["dataset"] == exhibit.dataset for attrs in there):
         dataset = exhibit.dataset
     if features:

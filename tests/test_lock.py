@@ -1,0 +1,121 @@
+"""One process at a time: with the kernel's lock, without one, and with one that does not reach beyond its machine."""
+
+import errno
+import fcntl
+import getpass
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mlemiss.pipeline import claim
+from mlemiss.pipeline.errors import InputError
+from mlemiss.pipeline.lock import only_one
+
+HOLDER = """
+import fcntl, sys, time
+from pathlib import Path
+from mlemiss.pipeline import claim, lock
+claim.BEAT, claim.SETTLE = 0.3, 0.1
+if "no-flock" in sys.argv:
+    def flock(*_):
+        raise OSError({no_locks}, "No locks available")
+    fcntl.flock = flock
+if "elsewhere" in sys.argv:
+    claim._machine = lambda: "another machine"
+    fcntl.flock = lambda *_: None  # one that does not reach beyond its machine
+with lock.only_one(Path(sys.argv[1]), "X"):
+    print("held", flush=True)
+    time.sleep(60)
+""".replace("{no_locks}", str(errno.ENOLCK))
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(claim, "DEAD", 1.0)
+    monkeypatch.setattr(claim, "BEAT", 0.3)
+    monkeypatch.setattr(claim, "SETTLE", 0.1)
+
+
+def no_flock(*_):
+    raise OSError(errno.ENOLCK, "No locks available")
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Start a process that holds the lock; give its process."""
+    started = []
+
+    def start(*how: str) -> subprocess.Popen:
+        command = [sys.executable, "-c", HOLDER, str(tmp_path / "x.lock"), *how]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        started.append(process)
+        assert process.stdout.readline() == b"held\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def refused(file: Path) -> str:
+    with pytest.raises(InputError) as error, only_one(file, "X"):
+        pytest.fail("two at once")
+    return str(error.value)
+
+
+@pytest.mark.parametrize("how", ["kernel", "no-flock", "elsewhere"])
+def test_the_second_is_told_and_a_killed_holder_is_taken_over(how, holder, tmp_path, monkeypatch, capsys):
+    first, file = holder(how), tmp_path / "x.lock"
+    if how == "no-flock":
+        monkeypatch.setattr(fcntl, "flock", no_flock)
+    said = refused(file)
+    assert (
+        f"X is being made by another mlemiss (process {first.pid} on {platform.node()}, {getpass.getuser()}, since"
+        in said
+    )
+    assert "Wait for it" in said
+    first.kill()
+    first.wait()
+    capsys.readouterr()
+    with only_one(file, "X") as held:
+        assert ("no sign of life" in capsys.readouterr().err) == (how != "kernel")  # the kernel knows at once
+        held.check(now=True)
+    assert not (tmp_path / "x.lock.json").exists()
+    with only_one(file, "X"):
+        pass
+
+
+@pytest.mark.parametrize("flock", [fcntl.flock, no_flock])
+def test_a_claim_that_was_taken_over_is_noticed(flock, tmp_path, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with only_one(tmp_path / "x.lock", "X") as held:
+        other = claim.Claim(tmp_path / "x.lock.json", "X is being made")
+        other._write()
+        with pytest.raises(InputError, match="is being made by another mlemiss now"):
+            held.check(now=True)
+    assert json.loads((tmp_path / "x.lock.json").read_text())["token"] == other.document["token"]
+
+
+def test_other_errors_of_the_lock_are_errors(tmp_path, monkeypatch):
+    def broken(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(fcntl, "flock", broken)
+    with pytest.raises(OSError, match="Input/output"), only_one(tmp_path / "x.lock", "X"):
+        pass
+
+
+def test_two_claims_at_the_same_moment(tmp_path):
+    """Real processes, all at once, on a file system without locks: one works, the others are told."""
+    code = HOLDER.replace("time.sleep(60)", "time.sleep(4)")
+    command = [sys.executable, "-c", code, str(tmp_path / "x.lock"), "no-flock"]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, **streams, env=os.environ) for _ in range(4)]
+    said = [process.communicate() for process in processes]
+    assert sorted(out for out, _ in said) == ["", "", "", "held\n"], said
+    assert sum("is being made by another mlemiss" in err for _, err in said) == 3

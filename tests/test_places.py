@@ -1,0 +1,135 @@
+"""Places as a user types them, what goes wrong on the way, and what `ls` and `info` say of what is there."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from base64 import b64encode
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from mlemiss.pipeline import sealed, share
+from mlemiss.pipeline.checksums import RUN
+from mlemiss.pipeline.errors import InputError
+from mlemiss.pipeline.places import place
+from mlemiss.pipeline.store import FeatureStore, find_store
+
+from .servers import forget_clients, free_port
+from .test_share import MADE, NAME
+from .test_store import make_store
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory) -> Path:
+    path = make_store(tmp_path_factory.mktemp("stores"))
+    (path / RUN).write_text(json.dumps(MADE))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("gs://bucket/x", "gs:// is not known"),
+        ("s3:/bucket/x", "expected two slashes"),
+        ("s3://", "names no place"),
+        ("https://u:hunter2@host/x", "netrc"),
+        ("s3://key:hunter2@bucket/x", "AWS_ACCESS_KEY_ID"),
+        ("https://host/x?X-Amz-Signature=hunter2", "no [?] or #"),
+    ],
+)
+def test_what_is_no_place(text, why, mlemiss):
+    result = mlemiss("store", "ls", text)
+    assert result.returncode == 2 and result.stderr.startswith("error: ") and "hunter2" not in result.stderr
+    with pytest.raises(InputError, match=why):
+        place(text)
+
+
+def test_what_can_go_wrong_on_the_way_is_told(toy, s3, http, tmp_path, monkeypatch):
+    nobody = f"http://127.0.0.1:{free_port()}"
+
+    def told(why: str, where: str) -> None:
+        with pytest.raises(InputError, match=why):
+            share.push(toy, place(where)) if where.startswith("s3") else FeatureStore.open(where)
+        with pytest.raises(InputError, match=why):
+            find_store(place(where), "toy")
+
+    told("there is no bucket nobucket", "s3://nobucket/x")
+    told("no store at|no list of what is in", f"{http.url}/nowhere")
+    told("cannot reach", f"{nobody}/x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrongsecret")
+    forget_clients()
+    told("access denied", "s3://bucket/x")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", nobody)
+    forget_clients()
+    told(f"cannot reach {nobody}", "s3://bucket/x")
+    monkeypatch.undo()
+    forget_clients()
+    with pytest.raises(InputError, match="can only be read"):
+        share.push(toy, place(http.url))
+    with pytest.raises(InputError, match=r"does not end in \.zarr"):
+        share.pull(place("s3://bucket"), tmp_path)
+
+
+@pytest.mark.parametrize(("package", "url"), [("s3fs", "s3://bucket/x"), ("aiohttp", "http://127.0.0.1:9/x")])
+def test_what_is_not_installed_is_named(package, url):
+    code = f"import sys; sys.modules[{package!r}] = None; from mlemiss import cli; cli.main(['store', 'ls', {url!r}])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ)
+    assert (
+        result.returncode == 2
+        and f"needs the package {package}" in result.stderr
+        and "mlemiss[remote]" in result.stderr
+    )
+
+
+def test_info_says_what_one_wants_to_know(toy, http, mlemiss):
+    shutil.copytree(toy, http.folder / "info" / NAME)
+    url = f"{http.url}/info/{NAME}"
+    facts = json.loads(mlemiss("store", "info", url, "--json").stdout)
+    assert facts["weights"] == {"name": "random", "hash": "f00"} and list(facts["classes"].values()) == [10, 10, 10, 9]
+    assert facts["lacking"] == [{"clip_id": "ä05", "cause": "audio: digital silence"}]
+    assert facts["arrays"]["visual"] == {"shape": [40, 3, 4], "type": "float16"} and facts["run"] == MADE
+    text = mlemiss("store", "info", url).stdout
+    assert all(
+        part in text for part in ("hash f00", "w 10", "digital silence", "node7", MADE["command"], "revision  1")
+    )
+
+
+def test_a_record_from_elsewhere_cannot_write_on_the_terminal(toy, tmp_path, mlemiss):
+    shutil.copytree(toy, tmp_path / "stores" / NAME)
+    (tmp_path / "stores" / NAME / RUN).write_text(json.dumps(MADE | {"command": "\x1b[2Jx\ny"}))
+    for result in (mlemiss("store", "ls"), mlemiss("store", "info", f"stores/{NAME}")):
+        assert "\x1b" not in result.stdout and "?[2Jx?y" in result.stdout
+    (tmp_path / "stores" / NAME / RUN).write_text("[")
+    assert sealed.run_record(tmp_path / "stores" / NAME) == {} and mlemiss("store", "ls").returncode == 0
+
+
+def test_a_password_comes_from_netrc(toy, tmp_path, monkeypatch):
+    """A real server behind basic authentication: 401 without, all of the store with it."""
+    shutil.copytree(toy, tmp_path / "root" / NAME)
+
+    class Guarded(SimpleHTTPRequestHandler):
+        def do_GET(self):
+            if self.headers["Authorization"] == f"Basic {b64encode(b'team:hunter2').decode()}":
+                super().do_GET()
+            else:
+                self.send_error(401)
+
+        def log_message(self, *_):
+            pass
+
+    handler = partial(Guarded, directory=str(tmp_path / "root"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/{NAME}"
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        (tmp_path / "netrc").write_text("")
+        monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+        with pytest.raises(InputError, match=r"access denied \(401[\s\S]*netrc"):
+            FeatureStore.open(url)
+        (tmp_path / "netrc").write_text("machine 127.0.0.1 login team password hunter2\n")
+        assert share.pull(place(url), tmp_path / "here").sent == 36
+        server.shutdown()
