@@ -170,6 +170,26 @@ def test_standardisation_uses_observed_training_entries_only(store):
         assert std[0, 0] == 1  # the feature that never varies
 
 
+def test_features_stay_as_they_are_stored_and_threads_as_they_were(store):
+    """float16 on the device, float32 in a batch; moments are summed on threads of our own."""
+    clips = Clips(store)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        dataset = Dataset(clips)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    runs = Runs(dataset, draw(clips), all_rows)
+    rows = torch.arange(40)[None]
+    for m, modality in enumerate(WIDTHS):
+        stored = store.read(modality)[clips.kept].reshape(-1, WIDTHS[modality])
+        np.testing.assert_array_equal(dataset.features[m].numpy(), stored)
+        batch = runs.gather_modality(m, rows, torch.ones(rows.shape, dtype=torch.bool))
+        assert batch.dtype == torch.float32
+        np.testing.assert_array_equal(batch[0].numpy(), stored[:40].astype(np.float32))
+
+
 @pytest.mark.parametrize(("method", "fusion"), EVERY)
 def test_test_labels_do_not_touch_training(store, method, fusion):
     settings = Settings(epochs=4, batch_size=32, lr=1e-2, hidden=16, dim=6)

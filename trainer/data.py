@@ -5,6 +5,7 @@ Shapes: R runs, M modalities, S segments a clip, D features, C classes, n rows. 
 
 import hashlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,7 +92,7 @@ class Clips:
 
 
 class Dataset:
-    """The features of a store's usable clips as float32 rows on a device, shared by all runs.
+    """The features of a store's usable clips as float16 rows on a device, as they are stored, shared by all runs.
 
     features: M tensors [clip * S, D_m]; entries of clips that lack the modality may hold anything. label: [clip].
     finite: bool [clip, M], whether all of a clip's values are.
@@ -102,13 +103,15 @@ class Dataset:
         self.label = torch.as_tensor(clips.label, device=self.device)
         self.features, self._sums, finite = [], [], []
         for modality in clips.modalities:
-            values = clips.store.read(modality)[clips.kept]  # float16 [clip, S, D]
+            values = clips.store.read(modality)  # float16 [clip, S, D]
+            if len(clips.kept) < len(values):
+                values = values[clips.kept]
             self.segments = values.shape[1]
-            rows = torch.as_tensor(values, device=self.device).float()
-            # In float64: the variance below is a difference of large numbers.
-            self._sums.append([torch.stack([(c.double() ** p).sum(0) for c in rows]) for p in (1, 2)])  # [clip, D] each
-            self.features.append(rows.flatten(0, 1))
-            finite.append(np.isfinite(values).all((1, 2)))
+            rows = torch.from_numpy(values)
+            sums = _sums(rows)
+            finite.append(sums[1].isfinite().all(1).numpy())  # float16's squares cannot overflow there
+            self._sums.append(sums.to(self.device))
+            self.features.append(rows.flatten(0, 1).to(self.device))
         self.finite = np.stack(finite, 1)
 
     def check_finite(self, run: Run) -> None:
@@ -133,6 +136,30 @@ class Dataset:
         std = (square - mean**2).clamp_min(0).sqrt()
         constant = std <= 1e-6 * mean.abs().clamp_min(1e-3)
         return mean.float(), std.masked_fill(constant, 1).float()
+
+
+def _sums(rows: Tensor) -> Tensor:
+    """Each clip's sums of the values and of their squares: [clip, S, D] to [2, clip, D].
+
+    In float64, as a variance is a difference of large numbers. Clips are spread over threads of ours, one at a time in
+    each, so that its float64 copy stays in the processor's cache; torch's own threads would wait for each other.
+    """
+    sums = torch.empty(2, len(rows), rows.shape[2], dtype=torch.float64)
+
+    def add(clip: int) -> None:
+        values = rows[clip].double()
+        torch.sum(values, 0, out=sums[0, clip])
+        torch.sum(values.square_(), 0, out=sums[1, clip])
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            for _ in pool.map(add, range(len(rows))):
+                pass
+    finally:
+        torch.set_num_threads(threads)
+    return sums
 
 
 @dataclass
@@ -219,7 +246,7 @@ class Runs(Blueprint):
 
     def gather_modality(self, m: int, rows: Tensor, observed: Tensor) -> Tensor:
         """One modality of rows [R, n]: [R, n, D], NaN where not observed (bool [R, n])."""
-        x = self.dataset.features[m].index_select(0, rows.flatten()).unflatten(0, rows.shape)
+        x = self.dataset.features[m].index_select(0, rows.flatten()).float().unflatten(0, rows.shape)
         return x.masked_fill_(~observed[..., None], torch.nan) if self._anything_missing[m] else x
 
     def batch(self, rows: Tensor, weight: Tensor) -> Batch:
