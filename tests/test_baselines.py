@@ -169,7 +169,8 @@ def test_autoencoder_learns_what_can_be_learned(tmp_path):
     """Where audio is a function of visual, imputation beats the mean by far, and the classifier stage leaves it."""
     store = write_store(tmp_path, without_audio=(), failed=())
     visual = store.read("visual")
-    store.read = lambda modality: visual if modality == "visual" else visual[..., :10] * 2 - 1
+    arrays = {"visual": visual, "audio": visual[..., :10] * 2 - 1}
+    store.read = lambda modality, clips: arrays[modality][clips]
     data = Dataset(Clips(store))
     settings = Settings(epochs=60, batch_size=32, lr=1e-2, hidden=32, dim=5)
     kept = []

@@ -18,6 +18,7 @@ from ..pipeline.masks import TEST, TRAIN, VALIDATION, Missing
 from ..pipeline.store import FeatureStore
 
 COMPLETE = Missing()
+CACHED = 1 << 17  # float64 numbers that stay in a core's cache while they are summed
 PARTS = {TRAIN: "training", VALIDATION: "validation", TEST: "test"}
 
 
@@ -103,12 +104,8 @@ class Dataset:
         self.label = torch.as_tensor(clips.label, device=self.device)
         self.features, self._sums, finite = [], [], []
         for modality in clips.modalities:
-            values = clips.store.read(modality)  # float16 [clip, S, D]
-            if len(clips.kept) < len(values):
-                values = values[clips.kept]
-            self.segments = values.shape[1]
-            rows = torch.from_numpy(values)
-            sums = _sums(rows)
+            rows, sums = _load(clips, modality)
+            self.segments = rows.shape[1]
             finite.append(sums[1].isfinite().all(1).numpy())  # float16's squares cannot overflow there
             self._sums.append(sums.to(self.device))
             self.features.append(rows.flatten(0, 1).to(self.device))
@@ -138,28 +135,35 @@ class Dataset:
         return mean.float(), std.masked_fill(constant, 1).float()
 
 
-def _sums(rows: Tensor) -> Tensor:
-    """Each clip's sums of the values and of their squares: [clip, S, D] to [2, clip, D].
+def _load(clips: Clips, modality: str) -> tuple[Tensor, Tensor]:
+    """Features of the usable clips, float16 [clip, S, D], and each clip's sums of values and of squares: [2, clip, D].
 
-    In float64, as a variance is a difference of large numbers. Clips are spread over threads of ours, one at a time in
-    each, so that its float64 copy stays in the processor's cache; torch's own threads would wait for each other.
+    Sums are float64, as a variance is a difference of large numbers. Each thread reads and sums a chunk of the store,
+    so that decompressing one goes on while another comes from the disk; torch's own threads would wait for each other.
     """
-    sums = torch.empty(2, len(rows), rows.shape[2], dtype=torch.float64)
+    array, kept = clips.store.group[modality], clips.kept
+    (count, S, D), step = array.shape, array.chunks[0]
+    features = torch.empty(len(kept), S, D, dtype=torch.float16)
+    sums = torch.empty(2, len(kept), D, dtype=torch.float64)
+    few = max(CACHED // (S * D), 1)  # clips
 
-    def add(clip: int) -> None:
-        values = rows[clip].double()
-        torch.sum(values, 0, out=sums[0, clip])
-        torch.sum(values.square_(), 0, out=sums[1, clip])
+    def load(first: int) -> None:
+        low, high = np.searchsorted(kept, (first, first + step))
+        block = torch.from_numpy(clips.store.read(modality, slice(first, first + step)))
+        rows = torch.index_select(block, 0, torch.from_numpy(kept[low:high] - first), out=features[low:high])
+        for some, (total, square) in zip(rows.split(few), sums[:, low:high].split(few, 1), strict=True):
+            values = some.double()
+            torch.sum(values, 1, out=total)
+            torch.sum(values.square_(), 1, out=square)
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(threads) as pool:
-            for _ in pool.map(add, range(len(rows))):
-                pass
+        with ThreadPoolExecutor(threads + 1) as pool:  # one more, as some wait for the disk
+            list(pool.map(load, range(0, count, step)))
     finally:
         torch.set_num_threads(threads)
-    return sums
+    return features, sums
 
 
 @dataclass
