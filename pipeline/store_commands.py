@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .console import DONE, FAILURES, JsonOption, StoresOption, comma_list, print_json, writable_folder
+from .console import DONE, FAILURES, JsonOption, StoresOption, comma_list, print_json, writable_file, writable_folder
 from .progress import say
 
 app = typer.Typer(
@@ -61,6 +61,26 @@ def verify(path: Annotated[Path, typer.Argument(help="A store's folder.")]) -> i
         print(f"damaged, absent or unexpected: {name}")
     say(f"{path}: " + (f"{len(damaged)} files differ from its checksums" if damaged else "every byte as written"))
     return FAILURES if damaged else DONE
+
+
+@app.command()
+def preview(
+    path: Annotated[str, typer.Argument(metavar="STORE", help="A store's folder.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Page to write (default: the store's name here).")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Clips to show beside the failed ones.")] = 96,
+) -> int:
+    """Look at a store: one page that opens offline, failures first; frames and log-Mels, or norms and a projection."""
+    from .preview import write_preview
+    from .store import FeatureStore
+
+    store = FeatureStore.open(path)
+    out = writable_file(out or Path(f"{store.path.absolute().name.removesuffix('.zarr')}.html"), "--out")
+    shown, size = write_preview(store, out, limit)
+    say(f"{shown.text()}\n{out}: {size / 1e6:.1f} MB")
+    print(out)
+    return DONE
 
 
 @app.command(name="import")
