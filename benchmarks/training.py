@@ -85,7 +85,7 @@ def plain_run(dataset: Dataset, run, settings: Settings) -> float:
     for part in (0, 1, 2):
         rows = (np.flatnonzero(run.part == part)[:, None] * S + np.arange(S)).ravel()
         audio = torch.as_tensor(np.repeat(run.observed[run.part == part, 1], S))
-        parts[part] = [f.cpu()[torch.as_tensor(rows)] for f in dataset.features] + [audio]
+        parts[part] = [f.cpu()[torch.as_tensor(rows)].float() for f in dataset.features] + [audio]
         parts[part].append(dataset.label.cpu()[torch.as_tensor(rows // S)])
     x, y, audio, _ = parts[0]
     for m, seen in ((0, x), (1, y[audio])):

@@ -226,9 +226,9 @@ class FeatureStore:
             options = {} if is_local(path) else {"storage_options": path.storage_options}
             return cls(path, zarr.open_group(str(path), mode="r", zarr_format=3, **options))
 
-    def _values(self, name: str) -> np.ndarray:
+    def _values(self, name: str, clips: slice = slice(None)) -> np.ndarray:
         with reaching(self.path):
-            return self.group[name][:]
+            return self.group[name][clips]
 
     def _strings(self, name: str) -> np.ndarray:
         return np.array(self._values(name).tolist(), dtype=str)
@@ -279,13 +279,14 @@ class FeatureStore:
         names = [name for name in self.group.array_keys() if name not in RESERVED]
         return {name: self._strings(name) for name in sorted(names)}
 
-    def read(self, modality: str) -> np.ndarray:
-        """One modality's features: float16 [clip, segment, feature], NaN where missing. InputError: damaged chunks."""
+    def read(self, name: str, clips: slice = slice(None)) -> np.ndarray:
+        """An array, or of these clips alone; a modality's features are float16 [clip, segment, feature], NaN where
+        missing. InputError: damaged chunks."""
         try:
-            return self._values(modality)
+            return self._values(name, clips)
         except (OSError, RuntimeError, ValueError) as error:
             raise InputError(
-                f"{self.path}: the {modality} features cannot be read ({error}).\n"
+                f"{self.path}: the array {name} cannot be read ({error}).\n"
                 f"`mlemiss store verify {self.path}` names the damaged files; preprocess or copy the store again."
             ) from None
 

@@ -14,6 +14,7 @@ from .console import (
     StoresOption,
     comma_list,
     print_json,
+    writable_file,
     writable_folder,
 )
 from .errors import InputError
@@ -116,6 +117,26 @@ def pull(
 def _tell(where: Place, sent: int, found: int) -> None:
     say(f"{sent} files copied and checked where they arrived, {found} were there already" if sent else "there already")
     print(where)
+
+
+@app.command()
+def preview(
+    path: StoreArgument,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Page to write (default: the store's name here).")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Clips to show beside the failed ones.")] = 96,
+) -> int:
+    """Look at a store: one page that opens offline, failures first; frames and log-Mels, or norms and a projection."""
+    from .preview import write_preview
+    from .store import FeatureStore
+
+    store = FeatureStore.open(path)
+    out = writable_file(out or Path(f"{store.path.resolve().name.removesuffix('.zarr')}.html"), "--out")
+    shown, size = write_preview(store, out, limit)
+    say(f"{shown.text()}\n{out}: {size / 1e6:.1f} MB")
+    print(out)
+    return DONE
 
 
 @app.command(name="import")

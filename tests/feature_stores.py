@@ -7,6 +7,7 @@ from mlemiss.pipeline.store import FeatureStore, attributes, create_array, open_
 from mlemiss.trainer.experiments import run_grid
 from mlemiss.trainer.settings import Settings
 
+CHUNK = 16  # clips
 SEGMENTS, WIDTHS = 4, {"visual": 12, "audio": 10}
 QUICK = Settings(epochs=3, batch_size=32, lr=1e-2, hidden=16, dim=6)
 
@@ -40,7 +41,8 @@ def write_store(
         values[~present[:, m]] = filler
         values[:, :, 0] = np.where(present[:, m, None], 1.5, filler)  # a feature that never varies
         shape, dimensions = (clips, SEGMENTS, width), ["clip", "segment", "feature"]
-        create_array(group, modality, shape, shape, "float16", dimensions)[:] = values.astype(np.float16)
+        chunks = (min(CHUNK, clips), *shape[1:])
+        create_array(group, modality, shape, chunks, "float16", dimensions)[:] = values.astype(np.float16)
     table = {
         "clip_id": np.array([f"clip{i:03d}" for i in range(clips)]),
         "subject": np.array([f"s{int(8 * (i / clips) ** 0.6)}" for i in range(clips)]),

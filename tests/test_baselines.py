@@ -157,7 +157,7 @@ def test_autoencoder_equals_one_trained_alone(dataset, name, monkeypatch):
     fit(Watched, dataset, [run, others[0]], SETTINGS, "addition")
     state, method = kept
     expected = imputer_alone(dataset, run, kind)
-    x = [features[None].expand(2, -1, -1) for features in dataset.features]
+    x = [features[None].expand(2, -1, -1).float() for features in dataset.features]
     observed = torch.ones(*x[0].shape[:2], 2, dtype=torch.bool)
     with torch.no_grad():
         found = torch.func.functional_call(method.imputers["1"], state, (x, observed))[0].double()
@@ -169,7 +169,8 @@ def test_autoencoder_learns_what_can_be_learned(tmp_path):
     """Where audio is a function of visual, imputation beats the mean by far, and the classifier stage leaves it."""
     store = write_store(tmp_path, without_audio=(), failed=())
     visual = store.read("visual")
-    store.read = lambda modality: visual if modality == "visual" else visual[..., :10] * 2 - 1
+    arrays = {"visual": visual, "audio": visual[..., :10] * 2 - 1}
+    store.read = lambda modality, clips: arrays[modality][clips]
     data = Dataset(Clips(store))
     settings = Settings(epochs=60, batch_size=32, lr=1e-2, hidden=32, dim=5)
     kept = []
@@ -181,7 +182,7 @@ def test_autoencoder_learns_what_can_be_learned(tmp_path):
     (run,) = draw(data)
     fit(Watched, data, [run], settings, "addition")
     method = kept[0]
-    x = [features[None] for features in data.features]
+    x = [features[None].float() for features in data.features]
     observed = torch.ones(1, x[0].shape[1], 2, dtype=torch.bool)
     with torch.no_grad():
         guess = method.imputers["1"](x, observed)[0]

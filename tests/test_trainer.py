@@ -19,7 +19,7 @@ from mlemiss.trainer.methods.mle import MaximumLikelihood
 from mlemiss.trainer.networks import Encoder
 from mlemiss.trainer.settings import Settings
 
-from .feature_stores import QUICK, WIDTHS, grid, predictions, write_store
+from .feature_stores import CHUNK, QUICK, WIDTHS, grid, predictions, write_store
 
 torch.set_num_threads(1)  # small networks
 
@@ -126,10 +126,10 @@ class Garbled:
     def __getattr__(self, name):
         return getattr(self._store, name)
 
-    def read(self, modality):
+    def read(self, modality, clips=slice(None)):
         values = self._store.read(modality)
         values[self._hidden[:, self.modalities.index(modality)]] = self._value
-        return values
+        return values[clips]
 
 
 @pytest.mark.parametrize(("method", "fusion"), EVERY)
@@ -168,6 +168,29 @@ def test_standardisation_uses_observed_training_entries_only(store):
         np.testing.assert_allclose(mean[0], seen.mean((0, 1)), rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(std[0, 1:], seen.std((0, 1))[1:], rtol=1e-5)
         assert std[0, 0] == 1  # the feature that never varies
+
+
+def test_features_are_loaded_as_they_are_stored(tmp_path):
+    """float16 on the device, float32 in a batch, whatever fails in a chunk; torch has its threads back afterwards."""
+    store = write_store(tmp_path, failed=(5, *range(CHUNK, 2 * CHUNK)))
+    clips = Clips(store)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        dataset = Dataset(clips)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    runs = Runs(dataset, draw(clips), all_rows)
+    rows = torch.arange(40)[None]
+    for m, modality in enumerate(WIDTHS):
+        stored = store.read(modality)[clips.kept]
+        flat = stored.reshape(-1, WIDTHS[modality])
+        np.testing.assert_array_equal(dataset.features[m].numpy(), flat)
+        np.testing.assert_array_equal(dataset.finite[:, m], clips.present[:, m])
+        batch = runs.gather_modality(m, rows, torch.ones(rows.shape, dtype=torch.bool))
+        assert batch.dtype == torch.float32
+        np.testing.assert_array_equal(batch[0].numpy(), flat[:40].astype(np.float32))
 
 
 @pytest.mark.parametrize(("method", "fusion"), EVERY)
@@ -346,8 +369,8 @@ def test_features_that_are_not_finite_are_named(store):
     values[20, 1, 3] = np.inf
 
     class Broken(Garbled):
-        def read(self, modality):
-            return values if modality == "visual" else self._store.read(modality)
+        def read(self, modality, clips):
+            return values[clips] if modality == "visual" else self._store.read(modality, clips)
 
     clips = Clips(Broken(store, "none", 0, 0))
     with pytest.raises(InputError, match="features of 1 clips are not finite, first visual of clip020"):

@@ -5,6 +5,7 @@ Shapes: R runs, M modalities, S segments a clip, D features, C classes, n rows. 
 
 import hashlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from ..pipeline.masks import TEST, TRAIN, VALIDATION, Missing
 from ..pipeline.store import FeatureStore
 
 COMPLETE = Missing()
+CACHED = 1 << 17  # float64 numbers that stay in a core's cache while they are summed
 PARTS = {TRAIN: "training", VALIDATION: "validation", TEST: "test"}
 
 
@@ -91,7 +93,7 @@ class Clips:
 
 
 class Dataset:
-    """The features of a store's usable clips as float32 rows on a device, shared by all runs.
+    """The features of a store's usable clips as float16 rows on a device, as they are stored, shared by all runs.
 
     features: M tensors [clip * S, D_m]; entries of clips that lack the modality may hold anything. label: [clip].
     finite: bool [clip, M], whether all of a clip's values are.
@@ -102,13 +104,11 @@ class Dataset:
         self.label = torch.as_tensor(clips.label, device=self.device)
         self.features, self._sums, finite = [], [], []
         for modality in clips.modalities:
-            values = clips.store.read(modality)[clips.kept]  # float16 [clip, S, D]
-            self.segments = values.shape[1]
-            rows = torch.as_tensor(values, device=self.device).float()
-            # In float64: the variance below is a difference of large numbers.
-            self._sums.append([torch.stack([(c.double() ** p).sum(0) for c in rows]) for p in (1, 2)])  # [clip, D] each
-            self.features.append(rows.flatten(0, 1))
-            finite.append(np.isfinite(values).all((1, 2)))
+            rows, sums = _load(clips, modality)
+            self.segments = rows.shape[1]
+            finite.append(sums[1].isfinite().all(1).numpy())  # float16's squares cannot overflow there
+            self._sums.append(sums.to(self.device))
+            self.features.append(rows.flatten(0, 1).to(self.device))
         self.finite = np.stack(finite, 1)
 
     def check_finite(self, run: Run) -> None:
@@ -133,6 +133,37 @@ class Dataset:
         std = (square - mean**2).clamp_min(0).sqrt()
         constant = std <= 1e-6 * mean.abs().clamp_min(1e-3)
         return mean.float(), std.masked_fill(constant, 1).float()
+
+
+def _load(clips: Clips, modality: str) -> tuple[Tensor, Tensor]:
+    """Features of the usable clips, float16 [clip, S, D], and each clip's sums of values and of squares: [2, clip, D].
+
+    Sums are float64, as a variance is a difference of large numbers. Each thread reads and sums a chunk of the store,
+    so that decompressing one goes on while another comes from the disk; torch's own threads would wait for each other.
+    """
+    array, kept = clips.store.group[modality], clips.kept
+    (count, S, D), step = array.shape, array.chunks[0]
+    features = torch.empty(len(kept), S, D, dtype=torch.float16)
+    sums = torch.empty(2, len(kept), D, dtype=torch.float64)
+    few = max(CACHED // (S * D), 1)  # clips
+
+    def load(first: int) -> None:
+        low, high = np.searchsorted(kept, (first, first + step))
+        block = torch.from_numpy(clips.store.read(modality, slice(first, first + step)))
+        rows = torch.index_select(block, 0, torch.from_numpy(kept[low:high] - first), out=features[low:high])
+        for some, (total, square) in zip(rows.split(few), sums[:, low:high].split(few, 1), strict=True):
+            values = some.double()
+            torch.sum(values, 1, out=total)
+            torch.sum(values.square_(), 1, out=square)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads + 1) as pool:  # one more, as some wait for the disk
+            list(pool.map(load, range(0, count, step)))
+    finally:
+        torch.set_num_threads(threads)
+    return features, sums
 
 
 @dataclass
@@ -219,7 +250,7 @@ class Runs(Blueprint):
 
     def gather_modality(self, m: int, rows: Tensor, observed: Tensor) -> Tensor:
         """One modality of rows [R, n]: [R, n, D], NaN where not observed (bool [R, n])."""
-        x = self.dataset.features[m].index_select(0, rows.flatten()).unflatten(0, rows.shape)
+        x = self.dataset.features[m].index_select(0, rows.flatten()).float().unflatten(0, rows.shape)
         return x.masked_fill_(~observed[..., None], torch.nan) if self._anything_missing[m] else x
 
     def batch(self, rows: Tensor, weight: Tensor) -> Batch:

@@ -5,7 +5,6 @@ that no panel holds more lines than can be followed. Nothing is left out. Method
 nothing, stand as reference lines without markers in every figure, but make no panel of their own beside others.
 """
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,30 +17,14 @@ from matplotlib.ticker import MaxNLocator
 
 from ..pipeline.errors import InputError
 from ..pipeline.masks import parse_missing
+from ..pipeline.page import COLOURS, MARKERS, STYLE, svg
 from .tables import Section, missing_text
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F", "#882255")
-# Okabe and Ito's, less yellow, which does not print; grey and wine added.
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
 DASHES = {"addition": "-", "concatenation": "--", "outer": ":"}
 REFERENCE = (0, (6, 2, 1, 2, 1, 2))  # dash, dot, dot
 TOGETHER, MOST_LINES = 6, 9  # rows of all fusions in one panel; rows in any panel
 COLUMNS = 3  # panels beside each other
 APART, SPREAD = 0.015, 0.25  # rows of one rate: of the axis from one to the next; of the way to the next rate, in all
-STYLE = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "svg.hashsalt": "mlemiss",  # the same results draw the same bytes
-}
-
-
-def _svg(figure: Figure, crop: str | None = "tight") -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", bbox_inches=crop, metadata={"Date": None, "Creator": None})
-    return buffer.getvalue().decode()
 
 
 @dataclass(frozen=True)
@@ -147,7 +130,7 @@ def accuracy_by_rate(section: Section, lines: Lines) -> str | None:
             axis.set_xlabel(f"training clips without {modality} (%)")
         bounds = [r["mean"] + sign * (r["std"] or 0) for r in section.results for sign in (-1, 1)]
         _finish(figure, axes, lines, bounds)
-        return _svg(figure)
+        return svg(figure)
 
 
 def offsets(rows: int, rates: int) -> np.ndarray:
@@ -188,7 +171,7 @@ def accuracy_by_epoch(section: Section, lines: Lines) -> str | None:
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         bounds = [score for r in section.results for score in np.mean(r["curve"]["test_accuracy"], 0)]
         _finish(figure, axes, lines, bounds)
-        return _svg(figure)
+        return svg(figure)
 
 
 def epochs_before(result: dict) -> int:
@@ -251,7 +234,7 @@ def confusion_matrices(section: Section, missing: str) -> str:
                     options = {"ha": "right", "va": "top", "rotation": 60, "rotation_mode": "anchor", "fontsize": 8}
                     axis.text(x + j, y + C - 0.3, name, **options)
         axis.set(xlim=(-0.5 - room, width - 0.5 - room), ylim=(height - 2, -2), aspect="equal")
-        return _svg(figure, crop=None)  # cropping would draw it twice
+        return svg(figure, crop=None)  # cropping would draw it twice
 
 
 def _matrix(axis: Axes, counts: np.ndarray, x: float, y: float) -> None:

@@ -1,11 +1,11 @@
 """One self-contained HTML file of one or more finished runs: it opens offline and prints."""
 
-import base64
 import json
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from ..pipeline import page
 from ..pipeline.errors import InputError
 from .comparisons import compare, corrected, family_key, family_of, several_marginals, side, significant
 from .figures import accuracy_by_epoch, accuracy_by_rate, confusion_matrices, epochs_before, groups
@@ -27,30 +27,12 @@ from .tables import (
 OPEN_ROWS = 30  # tables longer than this are folded away
 OPEN_MATRICES = 4
 CSS = """
-:root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 1080px; margin: 2em auto;
-       padding: 0 1.2em; }
-h1 { font-size: 1.6em; line-height: 1.25; margin-bottom: .3em; } h2 { margin-top: 2em; border-top: 1px solid #ccc;
-       padding-top: .8em; } h3 { margin-top: 1.6em; }
-table { border-collapse: collapse; margin: .8em 0; font-variant-numeric: tabular-nums; }
-th, td { padding: .3em .8em; border-bottom: 1px solid #ddd; text-align: right; vertical-align: bottom; }
-td { white-space: nowrap; } td.seeds { white-space: normal; }
-th { background: #f3f3f3; } th:first-child, td:first-child, .text { text-align: left; }
+td.seeds { white-space: normal; }
 tbody.of tr:last-child td { border-bottom-color: #888; } .many th, .many td { padding: .25em .5em; font-size: .9em; }
 .squares { display: flex; flex-wrap: wrap; gap: 0 1.5em; } .squares figure { margin: .4em 0; max-width: 100%; }
 .pairs th, .pairs td { padding: .2em .3em; font-size: .8em; } .pairs td { min-width: 3.2em; }
 .pairs th:first-child { white-space: nowrap; font-weight: 400; background: none; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .15em 1.2em; } dt { font-weight: 600; } dd { margin: 0;
-       overflow-wrap: anywhere; }
-code { background: #f3f3f3; padding: .1em .3em; }
-.loud { border: 3px solid #D55E00; background: #fdf0e8; padding: .6em 1em; font-weight: 600; }
-.notes { color: #333; margin: .5em 0; } .wide { overflow-x: auto; } img { max-width: 100%; height: auto; }
-figure { margin: 1em 0; } figcaption { color: #333; font-size: .93em; } details { margin: .8em 0; }
-summary { cursor: pointer; }
-@media print { body { margin: 0; max-width: none; font-size: 10.5px; } figure, tr { break-inside: avoid; }
-       h2, h3, summary { break-after: avoid; } .wide { overflow: visible; } td { white-space: normal; }
-       .loud { print-color-adjust: exact; } }
-"""
+"""  # beside page.CSS
 
 
 def load_results(run: Path) -> dict:
@@ -135,10 +117,7 @@ def write_report(documents: Sequence[dict], out: Path, comparisons: Sequence[dic
 
     comparisons: between all of their results, as `load_runs` gives them; by default those the documents record.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(out.name + ".partial")
-    temporary.write_text(render(documents, comparisons), encoding="utf-8")
-    temporary.replace(out)
+    page.write(render(documents, comparisons), out)
 
 
 def render(documents: Sequence[dict], comparisons: Sequence[dict] | None = None) -> str:
@@ -160,12 +139,7 @@ def render(documents: Sequence[dict], comparisons: Sequence[dict] | None = None)
         grouped = grouped_text([(s["cell"], s["reason"]) for s in skipped])
         items = "".join(f"<li><b>{escape(cells)}</b>: {escape(reason)}</li>" for cells, reason in grouped)
         body.append(f"<h2>Skipped combinations</h2><ul>{items}</ul>")
-    title = escape(f"mlemiss: {headline}")
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{CSS}</style></head>\n'
-        f"<body>\n{chr(10).join(body)}\n</body></html>\n"
-    )
+    return page.document(f"mlemiss: {headline}", body, CSS)
 
 
 def _facts(documents: Sequence[dict], parts: Sequence[Section], comparisons: Sequence[dict]) -> str:
@@ -228,7 +202,7 @@ def _rates(part: Section) -> list[str]:
         "apart, methods a little beside each other."
     )
     figures = [svg for lines in groups(part) if (svg := accuracy_by_rate(part, lines))]
-    return ["<h3>Accuracy against missing rate</h3>", _figure(figures, caption)] if figures else []
+    return ["<h3>Accuracy against missing rate</h3>", page.figure(figures, caption)] if figures else []
 
 
 def _epochs(part: Section) -> list[str]:
@@ -240,8 +214,8 @@ def _epochs(part: Section) -> list[str]:
         caption += " “After N epochs”: what a method's autoencoder trained before its classifier began."
     drawn = [(lines.title, svg) for lines in groups(part) if (svg := accuracy_by_epoch(part, lines))]
     (_, first), *more = drawn
-    out = ["<h3>Accuracy against epoch</h3>", _figure([first], caption)]
-    return out + [_folded(f"Against epoch, {title}", _figure([svg], caption)) for title, svg in more]
+    out = ["<h3>Accuracy against epoch</h3>", page.figure([first], caption)]
+    return out + [_folded(f"Against epoch, {title}", page.figure([svg], caption)) for title, svg in more]
 
 
 def _confusions(part: Section) -> list[str]:
@@ -252,7 +226,9 @@ def _confusions(part: Section) -> list[str]:
             "over all seeds; columns: the predicted class."
         )
         is_open = len(part.rows) <= OPEN_MATRICES
-        figures.append(_folded(missing_text(missing), _figure([confusion_matrices(part, missing)], caption), is_open))
+        figures.append(
+            _folded(missing_text(missing), page.figure([confusion_matrices(part, missing)], caption), is_open)
+        )
     return figures
 
 
@@ -369,15 +345,6 @@ def _folded(summary: str, content: str, is_open: bool = False) -> str:
 
 def _bold(text: str, bold: bool) -> str:
     return f"<b>{text}</b>" if bold else text
-
-
-def _figure(svgs: Sequence[str], caption: str) -> str:
-    """One or more pictures, beside each other where they fit, with one caption."""
-    images = ""
-    for svg in svgs:
-        data = base64.b64encode(svg.encode()).decode()
-        images += f'<img src="data:image/svg+xml;base64,{data}" alt="{escape(caption)}">\n'
-    return f"<figure>{images}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def _span(numbers: Sequence[int]) -> str:
