@@ -50,6 +50,7 @@ def write_store(
         "error": np.where(present.all(1), "", "no signal"),
         "sha256": np.array(["0" * 64] * clips),
         "label": label,
+        "duration": np.full(clips, 2.0),
     }
     write_table(group, table, present)
     names = ["angry", "happy", "sad", "calm", "fearful", "disgust"][:classes]

@@ -224,6 +224,41 @@ def test_two_at_once_do_not_harm_each_other(six, synthetic_ravdess, tmp_path, ml
     assert content(stores) == six
 
 
+@pytest.mark.parametrize("kind", ["media", SMALL])
+def test_others_read_the_stores_without_us_and_without_warnings(serial, kind):
+    """In a process that has never heard of mlemiss: dimensions are named, values are what we read."""
+    (path,) = (path for path in serial[1]["stores"] if FeatureStore.open(path).features == kind)
+    done = subprocess.run([sys.executable, "-W", "error", "-c", OTHERS, path], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    read, opened = json.loads(done.stdout), FeatureStore.open(path)
+    dimensions = {
+        "frames": ["clip", "segment", "row", "column", "channel"],
+        "logmel": ["clip", "segment", "channel", "mel", "time"],
+        "visual": ["clip", "segment", "feature"],
+        "audio": ["clip", "segment", "feature"],
+        "present": ["clip", "modality"],
+        "split": ["seed", "clip"],
+        "missing": ["setting", "seed", "clip", "modality"],
+    }
+    named = read["dimensions"]
+    assert all(found == dimensions.get(name, ["clip"]) for name, found in named.items())
+    assert {"clip_id", "label", "subject", "status", "error", "duration", "sha256", "present", "split"} < set(named)
+    for name in ("frames", "logmel") if kind == "media" else ("visual", "audio"):
+        assert read["sums"][name] == [float(opened.group[name][2].astype(np.float64).sum())] * 2
+    assert read["ids"] == list(opened.clip_id)
+
+
+OTHERS = """
+import json, sys, numpy, xarray, zarr
+dataset, group = xarray.open_zarr(sys.argv[1]), zarr.open_group(sys.argv[1], mode="r")
+large = [name for name in dataset.variables if dataset[name].ndim > 2 and name != "missing"]
+sums = {n: [float(a[2].astype(numpy.float64).sum()) for a in (dataset[n].values, group[n])] for n in large}
+dimensions = {name: list(dataset[name].dims) for name in dataset.variables}
+print(json.dumps({"dimensions": dimensions, "sums": sums, "ids": dataset["clip_id"].values.tolist()}))
+assert "mlemiss" not in sys.modules
+"""
+
+
 def test_incomplete_store_is_made_anew(synthetic_ravdess, tmp_path, mlemiss):
     """A store that lost its marker (a copy cut short) makes way, and is kept aside."""
     arguments = options(synthetic_ravdess, tmp_path / "stores", "--workers", 0, "--limit", 2)
