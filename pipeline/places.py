@@ -25,7 +25,8 @@ from .errors import InputError
 BLOCK = 1 << 20  # bytes read at once
 DOCUMENT = 64 << 20  # bytes: no JSON document of a store is larger
 AT_ONCE = 4  # files under way at the same time
-CONNECT, READ = 3, 10  # seconds a server may take to accept, and to answer
+CONTACT = 10  # seconds a server may take to answer at all
+CONNECT, READ = 3, 30  # seconds one that has answered may take to accept, and to answer
 SCHEMES = ("s3", "http", "https")
 REMOTE_EXTRA = "pip install 'mlemiss[remote]'"
 
@@ -76,8 +77,9 @@ class Remote(Place):
 
     @property
     def fs(self) -> Any:
-        """fsspec's file system of this scheme."""
-        return _file_system(self.url.partition(":")[0])
+        """fsspec's file system of this scheme, for a server that has been met."""
+        scheme, _, rest = self.url.partition("://")
+        return _meet(scheme, rest.partition("/")[0])
 
     @property
     def storage_options(self) -> dict:
@@ -246,7 +248,7 @@ def _options(scheme: str) -> dict:
         from aiohttp import ClientTimeout
     except ImportError:
         raise _not_installed(scheme, "aiohttp") from None
-    timeout = ClientTimeout(total=None, sock_connect=3 * CONNECT, sock_read=3 * READ)
+    timeout = ClientTimeout(total=None, sock_connect=3 * CONNECT, sock_read=READ)
     return {"simple_links": False, "client_kwargs": {"timeout": timeout, "trust_env": True}}
 
 
@@ -260,8 +262,24 @@ def _file_system(scheme: str) -> Any:
     except ImportError:
         raise _not_installed(scheme, "s3fs" if scheme == "s3" else "aiohttp") from None
     if scheme == "s3":
-        found.retries = 2  # of a server that has answered once and hangs
+        found.retries = 2  # of what botocore has tried already
     return found
+
+
+@lru_cache
+def _meet(scheme: str, host: str) -> Any:
+    """The file system of a scheme, after a first word with the server (of a bucket): one that hangs is told soon."""
+    from fsspec.asyn import sync
+
+    fs, root = _file_system(scheme), Remote(f"{scheme}://{host}")
+    question = (fs._exists, f"{root}/") if root.is_http else (fs._call_s3, "head_bucket")
+    try:
+        sync(fs.loop, *question, timeout=CONTACT, **({} if root.is_http else {"Bucket": host}))
+    except TimeoutError:
+        raise ConnectionError(f"no answer within {CONTACT} s") from None
+    except OSError:
+        pass  # an answer: what is asked next tells more
+    return fs
 
 
 def _not_installed(scheme: str, package: str) -> InputError:
@@ -294,9 +312,7 @@ def _explanation(where: Remote, error: Exception) -> str | None:
     if isinstance(error, FileNotFoundError | FileExistsError):
         return None
     if isinstance(error, PermissionError) or status in (401, 403):
-        keys = (
-            "~/.netrc" if where.is_http else "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or AWS_PROFILE, and its rights"
-        )
+        keys = "~/.netrc" if where.is_http else "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
         return f"{where}: access denied ({said}).\nCheck {keys}, and what they give rights to."
     if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
         return f"{where}: {said}.\nSet AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."

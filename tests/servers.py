@@ -46,7 +46,8 @@ def forget_clients() -> None:
     import s3fs
 
     s3fs.S3FileSystem.clear_instance_cache()
-    places._file_system.cache_clear()
+    for known in (places._file_system, places._meet):
+        known.cache_clear()
 
 
 @contextmanager
