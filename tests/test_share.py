@@ -207,6 +207,7 @@ def test_the_second_to_push_is_told_who_is_at_work(toy, s3, impatient, monkeypat
 
 def test_a_push_whose_claim_is_lost_publishes_nothing(toy, s3, monkeypatch, impatient):
     target = place(f"s3://bucket/lost/{NAME}")
+    monkeypatch.setattr(claim, "BEAT", 60.0)  # no sign of life into the usurper's face
     real = share.Progress.__exit__
 
     def usurp(*arguments):
