@@ -92,7 +92,7 @@ def stores(synthetic_ravdess, tmp_path_factory) -> dict[str, FeatureStore]:
         writer.writerow(["clip_id", "path", "label", "subject"])
         for i, name in enumerate([*names, "mute.mp4", "blind.mp4", "cut.mp4"]):
             writer.writerow([f"{Path(name).stem} {EVIL}", name, f"{'sad' if i % 2 else '_glad'}{EVIL}", EVIL])
-    preprocess(str(root / "mine.csv"), None, folder, [SMALL], ["random"], media_mode="keep", workers=0)
+    preprocess(str(root / "mine.csv"), None, folder, [SMALL], ["random"], media_mode="keep")
     opened = [FeatureStore.open(path) for path in folder.glob("*.zarr")]
     return {"media" if s.features == "media" else "features": s for s in opened}
 
