@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	$(BIN)/mlemiss demo --out demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
