@@ -4,10 +4,10 @@
 
 Ours is all that training does before its first step: open the store, read its columns, both modalities' features into
 tensors, their moments and whether they are finite. The plain read is `read_bytes` of every file, one after the other.
-Both keep what they read. Each round is a process of its own that imports everything, then does both in turns: first
-with nothing of the store in the page cache ("cold"; takes root, for /proc/sys/vm/drop_caches), then with all of it
-("warm"). One round more comes first and does not count. The stores are made in DIR, whose disk is what is measured
-(default: the folder for temporary files).
+Both keep what they read. Each round is a process of its own that imports everything, loads once, then does both in
+turns: first with nothing of the store in the page cache ("cold", read from the disk), then with all of it ("warm"). One
+round more comes first and does not count. The stores are made in DIR, whose disk is what is measured (default: the
+folder for temporary files; one in memory has no cold).
 
 Features are random and RAVDESS-sized. Those of 4096 are like VGG-16's, after a ReLU, three quarters of them 0; those of
 other widths like ResNets', averages of rectified maps that are hardly ever 0. Every part is measured within this one
@@ -33,7 +33,6 @@ from mlemiss.trainer.data import Clips, Dataset
 
 CLASSES, SEGMENTS, CHUNK = 6, 30, 32
 VGG16 = 4096
-DROP = Path("/proc/sys/vm/drop_caches")
 
 
 def make_store(folder: Path, clips: int, width: int) -> Path:
@@ -68,10 +67,18 @@ def plain_read(path: Path) -> list[bytes]:
     return [file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()]
 
 
+def forget(path: Path) -> None:
+    """Take the store out of the page cache."""
+    for file in path.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())  # what is not written yet would stay
+                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def seconds(work: Callable[[Path], object], path: Path, cold: bool) -> float:
     if cold:
-        os.sync()
-        DROP.write_text("3")
+        forget(path)
     start = time.perf_counter()
     kept = work(path)
     spent = time.perf_counter() - start
@@ -82,10 +89,8 @@ def seconds(work: Callable[[Path], object], path: Path, cold: bool) -> float:
 def one_round(path: Path) -> None:
     """In a process of its own: seconds of both, as JSON."""
     keep_freed_memory()  # as training does
-    caches = ["cold", "warm"] if os.access(DROP, os.W_OK) else ["warm"]
-    print(
-        json.dumps({cache: [seconds(work, path, cache == "cold") for work in (load, plain_read)] for cache in caches})
-    )
+    load(path)
+    print(json.dumps({c: [seconds(work, path, c == "cold") for work in (load, plain_read)] for c in ("cold", "warm")}))
 
 
 def measure(folder: Path, clips: int, width: int, rounds: int) -> dict:
@@ -120,8 +125,6 @@ def main() -> None:
     if arguments.round:
         one_round(arguments.round)
         return
-    if not os.access(DROP, os.W_OK):
-        print("not root: the page cache cannot be dropped, so nothing is read from the disk itself")
     cores, busy = len(os.sched_getaffinity(0)), os.getloadavg()[0]
     print(f"{cores} cores, load {busy:.1f}, torch {torch.__version__}; n = {arguments.rounds}", flush=True)
     found = {"cores": cores, "load": round(busy, 1), "clips": arguments.clips, "widths": {}}
