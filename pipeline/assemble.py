@@ -54,7 +54,7 @@ def finish(plan: Plan, output: Output, say: Callable[[str], None], max_failures:
     if max_failures is not None and failed > max_failures:
         raise too_many(failed, max_failures, str(table["error"][np.argmax(table["status"] == store.FAILED)]))
     if output.revision > 1 and _unchanged(output, table):
-        say(f"{output.final.name}: the same clips failed again, of the same; revision {output.revision - 1} stays")
+        say(f"{output.final.name}: the same clips failed again, as before; revision {output.revision - 1} stays")
         store.remove_tree(output.work)
         return
     collection = plan.collection
@@ -68,6 +68,18 @@ def finish(plan: Plan, output: Output, say: Callable[[str], None], max_failures:
     else:
         store.publish(built, output.final)
     store.remove_tree(output.work)
+
+
+def check_failures(output: Output, max_failures: int | None) -> None:
+    """InputError: a finished store has more failed clips than allowed."""
+    if max_failures is None:
+        return
+    failed = int((store.FeatureStore.open(output.final).status == store.FAILED).sum())
+    if failed > max_failures:
+        raise InputError(
+            f"{failed} clips of {output.final.name} failed, more than --max-failures {max_failures}.\n"
+            "It is finished: try them again with --retry-failed, or allow more."
+        )
 
 
 def too_many(failed: int, allowed: int, cause: str) -> InputError:

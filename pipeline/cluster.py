@@ -7,6 +7,7 @@ is tried once more, alone, and then recorded as failed.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,8 +127,17 @@ def on_cluster(client, report: Path | None, say: Say) -> Callable[[Sequence[Task
     def execute(tasks: Sequence[Task]) -> Iterator[Outcome]:
         from distributed import performance_report
 
-        with performance_report(filename=str(report)) if report else nullcontext():
-            yield from _Schedule(client, say).run(tasks)
+        address = client.scheduler.address
+        try:
+            with performance_report(filename=str(report)) if report else nullcontext():
+                yield from _Schedule(client, say).run(tasks)
+        except (CancelledError, OSError) as error:
+            if getattr(error, "errno", None):  # a worker's own, such as a full disk
+                raise
+            raise MachineError(
+                f"the Dask cluster at {address} is gone ({type(error).__name__}).\n"
+                "Start it and run the same command again: finished clips are kept."
+            ) from error
 
     return execute
 

@@ -1,4 +1,12 @@
-"""The one exception a user is meant to read."""
+"""The exceptions a user is meant to read."""
+
+import errno
+
+# Of the machine, its disk or network, not of a clip: recorded as a clip's, they would outlast the fault.
+MACHINE_ERRNOS = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE}
+    | {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT, errno.ENOTCONN}
+)
 
 
 class MachineError(Exception):

@@ -5,7 +5,6 @@ when all are there, each feature chunk is written once, by one writer, and the s
 runs, whole or resumed, give the same bytes.
 """
 
-import errno
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +13,8 @@ from pathlib import Path
 
 from . import assemble, reuse
 from .backbones import BATCH_CLIPS
-from .errors import MachineError
+from .claim import Claim
+from .errors import MACHINE_ERRNOS, MachineError
 from .extract import Outcome, decode, encode
 from .lock import only_one
 from .parts import UNREADABLE, Part
@@ -42,12 +42,14 @@ def run(
     """
     begin = time.perf_counter()
     seconds: dict[str, float] = defaultdict(float)
+    claims: dict[Path, Claim] = {}  # by work folder
     with ExitStack() as locks, disk_errors(plan.stores):
         for output in plan.outputs:
             if output.finished:
                 remove_tree(output.work)  # a kill just after publishing left it
+                assemble.check_failures(output, max_failures)
                 continue
-            locks.enter_context(only_one(output.lock, output.final.name))
+            claims[output.work] = locks.enter_context(only_one(output.lock, output.final.name))
             recover(output)
             if output.finished:  # by whoever held the lock
                 continue
@@ -63,10 +65,11 @@ def run(
         if tasks and done > reused * len(plan.unfinished()):
             say("going on from the results of an earlier run")
         if tasks:
-            _compute(tasks, executor, started(len(tasks)), seconds, max_failures)
+            _compute(tasks, executor, started(len(tasks)), seconds, max_failures, list(claims.values()))
             reuse.fill(plan)  # clips that share their content with one computed just now
         start = time.perf_counter()
         for output in plan.unfinished():
+            claims[output.work].check(now=True)
             assemble.finish(plan, output, say, max_failures)
         seconds["write"] += time.perf_counter() - start
     seconds["total"] = time.perf_counter() - begin
@@ -79,9 +82,12 @@ def _compute(
     progress: Progress,
     seconds: dict[str, float],
     max_failures: int | None,
+    claims: Sequence[Claim],
 ) -> None:
     failures = 0
     for outcome in executor(tasks):
+        for claim in claims:  # whoever took one over works in the same folder: stop before publishing anything
+            claim.check()
         for stage, spent in outcome.seconds.items():
             seconds[stage] += spent
         progress(outcome)
@@ -115,7 +121,7 @@ def disk_errors(stores: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE):
+        if error.errno not in MACHINE_ERRNOS:
             raise
         raise MachineError(
             f"{stores}: {error.strerror}.\nMake room (or mend the disk) and run the same command again: what is "

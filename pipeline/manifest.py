@@ -165,8 +165,12 @@ def keep_classes(clips: Iterable[Clip], classes: Sequence[str]) -> tuple[list[Cl
 
 
 def files_below(root: Path) -> list[Path]:
-    """Every file below ``root``, the shallowest first, then by name; not the `._` files that macOS leaves in copies."""
-    paths = [path for path in root.rglob("*") if not path.name.startswith("._") and path.is_file()]
+    """Everything below ``root`` that has the name of a file, the shallowest first, then by name.
+
+    What is no file (a pipe, a link to nowhere) is among them: a clip that cannot be read, not an absent one. Not the
+    `._` files that macOS leaves in copies.
+    """
+    paths = (path for path in root.rglob("*") if path.suffix and not path.name.startswith("._"))
     return sorted(paths, key=lambda path: (len(path.parts), path))
 
 

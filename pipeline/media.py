@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .errors import MACHINE_ERRNOS
 from .ffmpeg import Decoded, Limits, Listing, decode, decoder_failed, first_error, list_packets
 from .ffmpeg_process import ClipError, DecoderError, ffmpeg_binary
 from .logmel import SAMPLE_RATE, cut_segments, segment_logmel
@@ -123,6 +124,8 @@ def check_file(path: Path, max_bytes: int) -> None:
             raise ClipError(f"the file holds {state.st_size} bytes, more than the {max_bytes} allowed")
         path.open("rb").close()
     except OSError as error:
+        if error.errno in MACHINE_ERRNOS:
+            raise
         raise ClipError(error.strerror or type(error).__name__) from None
 
 

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from .errors import MACHINE_ERRNOS, MachineError
 from .ffmpeg_process import ClipError
 from .manifest import Collection
 from .media import check_file
@@ -52,6 +53,8 @@ def read_sources(collection: Collection, max_bytes: int, follow_links: bool, cac
         except ClipError as error:
             return Source(UNREAD, str(error)), "", []
         except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError in Python 3.11 and 3.12
+            if getattr(error, "errno", None) in MACHINE_ERRNOS:
+                raise MachineError(f"{path}: {error.strerror}.\nMend the disk or network and run again.") from None
             return Source(UNREAD, getattr(error, "strerror", None) or "a loop of links"), "", []
 
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock

@@ -113,6 +113,22 @@ def test_workers_with_a_gpu_compute_what_the_others_decode(
     assert refused.returncode == 2 and "no Dask scheduler answers there" in refused.stderr, refused.stderr
 
 
+def test_a_scheduler_that_goes_is_said(dask_processes, synthetic_ravdess, tmp_path):
+    processes = dask_processes()
+    processes.worker()
+    stores = tmp_path / "stores"
+    arguments = options(synthetic_ravdess, stores, "--scheduler", processes.address)
+    client = subprocess.Popen(
+        list(map(str, [sys.executable, "-m", "mlemiss.cli", *arguments])), stderr=subprocess.PIPE, text=True
+    )
+    while not _staged(stores) and client.poll() is None:
+        time.sleep(0.01)
+    os.killpg(processes.running[0].pid, signal.SIGKILL)
+    _, said = client.communicate(timeout=120)
+    assert client.returncode == 3 and f"the Dask cluster at {processes.address} is gone" in said, said
+    assert "finished clips are kept" in said and _staged(stores)
+
+
 def test_what_a_cluster_lacks_is_said(dask_processes, synthetic_ravdess, tmp_path, mlemiss, monkeypatch):
     arguments = options(synthetic_ravdess, tmp_path / "stores", "--limit", 2)
     processes = dask_processes()

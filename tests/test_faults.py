@@ -112,6 +112,31 @@ def test_too_many_failures_are_an_error(folder, tmp_path, mlemiss):
     result = mlemiss(*arguments, "--max-failures", 3)
     assert result.returncode == 2 and "4 clips failed, more than --max-failures 3" in result.stderr, result.stderr
     assert content(tmp_path / "stores") == {}
+    assert mlemiss(*arguments).returncode == 1
+    result = mlemiss(*arguments, "--max-failures", 19)
+    assert result.returncode == 2 and "20 clips of mine-media" in result.stderr, result.stderr
+    assert mlemiss(*arguments, "--max-failures", 20).returncode == 1
+
+
+def test_a_lost_claim_stops_before_publishing(synthetic_ravdess, tmp_path):
+    """Taken over by another machine, as after a suspension: whoever wakes up must not publish beside it."""
+    takeover = """
+import json, sys
+import mlemiss.cli
+from mlemiss.pipeline import reuse
+from pathlib import Path
+real = reuse.fill
+def fill(plan):
+    for file in (plan.stores / ".partial").glob("*.lock.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"token": "another", "host": "elsewhere"}))
+    return real(plan)
+reuse.fill = fill
+mlemiss.cli.main(sys.argv[1:])
+"""
+    arguments = options(synthetic_ravdess, tmp_path / "stores", "--limit", 2, "--workers", 0, "--media", "only")
+    done = subprocess.run(list(map(str, [sys.executable, "-c", takeover, *arguments])), capture_output=True, text=True)
+    assert done.returncode == 2 and "elsewhere" in done.stderr, done.stderr
+    assert content(tmp_path / "stores") == {}
 
 
 def test_limits_are_checked(synthetic_ravdess, mlemiss):
