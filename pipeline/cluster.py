@@ -19,10 +19,12 @@ from .errors import InputError, MachineError
 from .extract import Outcome, decode, encode, process
 from .parts import Part
 from .plan import WORK, Plan, Task
+from .progress import amount
 
 GPU = "GPU"  # the Dask resource of workers that compute on one
 CONNECT_SECONDS, WORKER_SECONDS = 10, 60  # for the scheduler to answer, for a first worker to be there
 RECOUNT_SECONDS = 5.0  # workers come and go
+POLL_SECONDS = 0.02  # for a clip to be done
 LEAST_IN_FLIGHT = 8  # clips: enough waiting for an adaptive cluster to grow
 SETTINGS = {
     "distributed.scheduler.allowed-failures": 0,  # which of a dead worker's clips was to blame is found out below
@@ -75,7 +77,8 @@ def connected(scheduler: Scheduler, say: Say) -> Iterator:
                 f"--scheduler {scheduler.address}: no worker in {WORKER_SECONDS} s.\nStart some: `dask worker "
                 f"{scheduler.address} --nthreads 1` on each machine."
             ) from None
-        say(f"cluster {scheduler.address}: {len(workers_of(client))} workers; dashboard at {client.dashboard_link}")
+        workers = amount(len(workers_of(client)), "worker")
+        say(f"cluster {scheduler.address}: {workers}; dashboard at {client.dashboard_link}")
         yield client
 
 
@@ -159,7 +162,8 @@ def on_this_machine(workers: int, report: Path | None, say: Say) -> Callable[[Se
             Client(cluster) as client,
         ):
             _add_gpu_workers(cluster, gpus)
-            say(f"{workers} workers{f' and {gpus} on GPUs' if gpus else ''}; dashboard at {cluster.dashboard_link}")
+            on_gpus = f" and {gpus} on GPUs" if gpus else ""
+            say(f"{amount(workers, 'worker')}{on_gpus}; dashboard at {cluster.dashboard_link}")
             client.wait_for_workers(workers + gpus, timeout=WORKER_SECONDS)
             yield from on_cluster(client, report, say)(tasks)
 
@@ -199,14 +203,17 @@ class _Schedule:
     _decoders: list[str] = field(default_factory=list)  # addresses of the workers that decode
     _encoders: list[str] = field(default_factory=list)  # and of those with the resource GPU
     _in_flight: int = 0  # clips at most, decoded ones that wait for a GPU included
+    _with_gpu: bool = False  # tasks go to them
+    _lacking: str = ""  # what kind of worker there is none of, where it has been said
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
         """Every task's outcome; clips that take their workers down come last."""
         self._count()
-        if self._encoders:
-            decoders, encoders = len(self._decoders), len(self._encoders)
-            self.say(f"decoding on {decoders} worker{'s' * (decoders > 1)}, CNNs on {encoders} with a GPU")
-        for outcomes in self._two_stages(tasks) if self._encoders else self._one_stage(tasks):
+        self._with_gpu = bool(self._encoders)
+        if self._with_gpu:
+            decoders = amount(len(self._decoders), "worker")
+            self.say(f"decoding on {decoders}, CNNs on {len(self._encoders)} with a GPU")
+        for outcomes in self._two_stages(tasks) if self._with_gpu else self._one_stage(tasks):
             self.survived += len(outcomes)
             yield from outcomes
         for task in self.suspects:
@@ -222,7 +229,29 @@ class _Schedule:
         others = [address for address in workers if address not in self._encoders]
         self._decoders = others or list(workers)
         threads = sum(workers[address]["nthreads"] for address in self._decoders)
+        self._tell(bool(workers))
         self._in_flight = max(2 * threads, LEAST_IN_FLIGHT) + 3 * BATCH_CLIPS * len(self._encoders)
+
+    def _tell(self, any_workers: bool) -> None:
+        """Say once that workers are all gone, or all with a GPU where tasks wait for one, and once that some came."""
+        lacking = "" if any_workers else "worker"
+        if any_workers and self._with_gpu and not self._encoders:
+            lacking = "worker with a GPU"
+        if lacking and lacking != self._lacking:
+            self.say(
+                f"no {lacking} is left at {self.client.scheduler.address}: waiting for one (finished clips are kept)"
+            )
+        elif self._lacking and not lacking:
+            self.say("going on: workers are back")
+        self._lacking = lacking
+
+    def _done(self, running) -> Iterator:
+        """Futures as they are done; meanwhile workers are counted."""
+        while not running.is_empty():
+            while not running.has_ready():
+                self._count()
+                time.sleep(POLL_SECONDS)
+            yield next(running)
 
     def _submit(self, function, *arguments, **where):
         return self.client.submit(function, *arguments, pure=False, retries=0, **where)
@@ -241,7 +270,7 @@ class _Schedule:
                 running.add(future)
 
         top_up()
-        for future in running:
+        for future in self._done(running):
             task = submitted.pop(future)
             try:
                 yield [future.result()]
@@ -277,7 +306,7 @@ class _Schedule:
                 running.add(future)
 
         top_up()
-        for future in running:
+        for future in self._done(running):
             if future in decoding:
                 task = decoding.pop(future)
                 if future.status == "finished":
@@ -298,10 +327,12 @@ class _Schedule:
             top_up()
 
     def _alone(self, task: Task) -> Outcome:
+        from distributed import as_completed
         from distributed.scheduler import KilledWorker
 
+        future = self._submit(process, task, **({"resources": {GPU: 1}} if self._with_gpu else {}))
         try:
-            outcome = self._submit(process, task, **({"resources": {GPU: 1}} if self._encoders else {})).result()
+            (outcome,) = (done.result() for done in self._done(as_completed([future])))
         except KilledWorker:
             if not self.survived:
                 raise MachineError(

@@ -18,7 +18,7 @@ from .console import (
     writable_folder,
 )
 from .errors import InputError
-from .progress import Progress, say
+from .progress import Progress, amount, say
 
 
 def all_cores() -> int:
@@ -65,7 +65,7 @@ def synth(
             workers=workers or all_cores(),
             progress=show,
         )
-    say(f"{len(paths)} clips in {folder}")
+    say(f"{amount(len(paths), 'clip')} in {folder}")
     return DONE
 
 
@@ -143,7 +143,7 @@ def preprocess(
     clip_bytes: Annotated[int, typer.Option(help="Largest file, in bytes.")] = 8 << 30,
     clip_memory: Annotated[int, typer.Option(help="Memory of the process that decodes a clip, in bytes.")] = 4 << 30,
     follow_links: Annotated[
-        bool, typer.Option("--follow-links", help="Read clips that are links to outside the root.")
+        bool, typer.Option("--follow-links", help="Read clips and enter folders that are links to elsewhere.")
     ] = False,
     device: DeviceOption = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Estimate time and disk, compute nothing.")] = False,

@@ -19,6 +19,7 @@ from .extract import Outcome, decode, encode
 from .lock import only_one
 from .parts import UNREADABLE, Part
 from .plan import Output, Plan, Task, recover
+from .progress import amount
 from .store import remove_tree
 
 Progress = Callable[[Outcome], None]
@@ -59,7 +60,7 @@ def run(
                 _drop_failed(output, len(plan.sources))
         reused = reuse.fill(plan)
         if reused:
-            say(f"{reused} of {len(plan.sources)} clips are taken over from results of the same content and spec")
+            say(f"{reused} of {amount(len(plan.sources), 'clip')} taken over from results of the same content and spec")
         tasks = plan.tasks()
         done = sum(output.part(i).is_file() for output in plan.unfinished() for i in range(len(plan.sources)))
         if tasks and done > reused * len(plan.unfinished()):

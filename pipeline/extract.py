@@ -18,6 +18,7 @@ from .memory import keep_freed_memory
 from .parts import Part
 from .plan import Output, Row, Task
 from .reuse import write_media
+from .sources import stamp_of
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,26 @@ def decode(task: Task) -> Decoded:
     """The clip's frames and log-Mels, from a media store where there is one, else decoded."""
     keep_freed_memory()
     start = time.perf_counter()
-    if task.fault:
-        clip = media.ClipMedia(None, None, {"visual": task.fault, "audio": task.fault}, 0.0)
+    if task.source.fault:
+        clip = _unreadable(task.source.fault)
     elif task.media:
         clip = _cached_media(task.media)
     else:
         clip = media.read_clip(task.path, task.limits)
+        if _changed(task):  # what was read must not be filed under the hash of what was there before
+            clip = _unreadable("the file changed after its content was hashed")
     return Decoded(clip, time.perf_counter() - start)
+
+
+def _unreadable(cause: str) -> media.ClipMedia:
+    return media.ClipMedia(None, None, dict.fromkeys(store.MODALITIES, cause), 0.0)
+
+
+def _changed(task: Task) -> bool:
+    try:
+        return stamp_of(task.path) != task.source.stamp
+    except OSError:
+        return True
 
 
 def encode(tasks: Sequence[Task], decoded: Sequence[Decoded]) -> list[Outcome]:

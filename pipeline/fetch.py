@@ -18,6 +18,7 @@ from .datasets import ravdess
 from .download import DownloadError, RemoteFile, cannot_write, download, read_url
 from .errors import InputError
 from .lock import only_one
+from .manifest import files_below
 from .progress import Progress, say
 from .unpack import ArchiveError, unpack
 
@@ -87,7 +88,7 @@ def parse_actors(text: str) -> list[int]:
 
 def _wanted(root: Path, actors: Sequence[int]) -> dict[int, dict[str, Path]]:
     """File name -> place, of the clips of each actor that are nowhere below the root."""
-    have = {clip.clip_id for clip in ravdess.find(root)[0] if (root / clip.path).stat().st_size}
+    have = {clip.clip_id for clip in ravdess.find(root, files_below(root)[0])[0] if (root / clip.path).stat().st_size}
     wanted: dict[int, dict[str, Path]] = {actor: {} for actor in actors}
     for clip_id in listing.known_clips(ravdess.NAME, ravdess.ALL_CLASSES):
         actor = int(clip_id[-2:])

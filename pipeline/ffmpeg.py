@@ -22,6 +22,7 @@ MAX_CHANNELS = 8  # of a clip that lasts as long as allowed
 DECLARED_TOLERANCE = 0.25  # seconds by which a header may overstate a clip: no segment's centre lies that late
 PACKET_DISCARD = 4  # flag of a packet that is decoded but not presented
 ERROR = re.compile(r"\[(?:error|fatal)\] (?!.*pipe:\d)")
+NO_CONTAINER = re.compile(r"Format not on whitelist|Not detecting m3u8/hls")
 STREAMED = b"\xff" * 4  # a size that was not known when the header was written
 NO_STREAM = "does not contain any stream"
 INPUT_STREAM = r"(?m)^\[info\] +Stream #0:\d+.*: (?:Video|Audio|Subtitle|Data): (?!.* q=)"
@@ -277,6 +278,8 @@ def first_error(log: str, path: Path, codec: str | None = None) -> str:
     errors = [line for line in lines if ERROR.search(line)]
     own = [line for line in errors if codec and f"[{codec} @" in line]
     text = ERROR.split((own or errors or [""])[0])[-1]
+    if NO_CONTAINER.search(text):
+        return "a playlist, a still picture or the like, no container of video or sound"
     return re.sub(r"\s+", " ", re.sub(r" ?@ 0x[0-9a-f]+", "", text)).strip().rstrip(".")
 
 

@@ -15,6 +15,7 @@ from .store import RESERVED
 
 REQUIRED = ("clip_id", "path", "label", "subject")
 SYNTHETIC = "SYNTHETIC.json"  # lies in a root whose clips are drawn, not recorded; says with what parameters
+SEPARATORS = {";": "semicolons", "\t": "tabs"}  # of other programs' exports
 COLUMN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 
 
@@ -69,7 +70,9 @@ def read_manifest(path: Path) -> list[Clip]:
             raise wrong(1, "the file is empty")
         header = [name.strip() for name in header]
         if absent := [name for name in REQUIRED if name not in header]:
-            raise wrong(1, f"column {', '.join(absent)} is missing from the header {','.join(header)!r}")
+            why = f"column {', '.join(absent)} is missing from the header {','.join(header)!r}"
+            separators = [name for mark, name in SEPARATORS.items() if len(header) == 1 and mark in header[0]]
+            raise wrong(1, why + (f": its fields are separated by {separators[0]}, not commas" if separators else ""))
         _check_columns(header, lambda why: wrong(1, why))
         for values in rows:
             line = rows.line_num
@@ -164,14 +167,27 @@ def keep_classes(clips: Iterable[Clip], classes: Sequence[str]) -> tuple[list[Cl
     return kept, [f"{others.total()} clips of other classes are left out ({counted}); --classes chooses"]
 
 
-def files_below(root: Path) -> list[Path]:
-    """Everything below ``root`` that has the name of a file, the shallowest first, then by name.
+def files_below(root: Path, follow_links: bool = False) -> tuple[list[Path], list[str]]:
+    """Everything below ``root`` that has the name of a file, the shallowest first, then by name; and notes.
 
     What is no file (a pipe, a link to nowhere) is among them: a clip that cannot be read, not an absent one. Not the
-    `._` files that macOS leaves in copies.
+    `._` files that macOS leaves in copies. Folders that are links are entered, once each, where ``follow_links``.
     """
-    paths = (path for path in root.rglob("*") if path.suffix and not path.name.startswith("._"))
-    return sorted(paths, key=lambda path: (len(path.parts), path))
+    found, linked, entered = [], [], set()
+    for folder, folders, names in os.walk(root, followlinks=follow_links):
+        real = os.path.realpath(folder)
+        if real in entered:  # a loop, or a second link
+            folders.clear()
+            continue
+        entered.add(real)
+        paths = [Path(folder, name) for name in (*folders, *names)]
+        found += [path for path in paths if path.suffix and not path.name.startswith("._")]
+        linked += [path for path in paths[: len(folders)] if path.is_symlink()]
+    notes = []
+    if linked and not follow_links:
+        names = name_some(path.relative_to(root).as_posix() for path in sorted(linked))
+        notes = [f"folders that are links are not entered, which --follow-links allows: {names}"]
+    return sorted(found, key=lambda path: (len(path.parts), path)), notes
 
 
 def note_copies(root: Path, copies: Iterable[tuple[Path, Path]]) -> list[str]:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 from urllib.request import url2pathname
 
-from .errors import InputError
+from .errors import InputError, MachineError
 
 BLOCK = 1 << 20  # bytes read at once
 DOCUMENT = 64 << 20  # bytes: no JSON document of a store is larger
@@ -45,7 +45,8 @@ Place.register(Path)
 
 @dataclass(frozen=True, order=True)
 class Remote(Place):
-    """A file or folder behind a URL. Whatever goes wrong on the way there is an InputError that names the URL."""
+    """A file or folder behind a URL. What goes wrong on the way there names the URL: MachineError where the server
+    cannot be reached, else InputError."""
 
     url: str  # without secrets, query or trailing slash
 
@@ -288,19 +289,22 @@ def _not_installed(scheme: str, package: str) -> InputError:
 
 @contextmanager
 def reaching(where: Place) -> Iterator[None]:
-    """What can go wrong between here and a server becomes an InputError; FileNotFoundError and FileExistsError pass."""
+    """What can go wrong between here and a server becomes an error for a person, as `Remote` says.
+
+    FileNotFoundError and FileExistsError pass.
+    """
     try:
         yield
     except Exception as error:
-        if isinstance(where, Path) or isinstance(error, InputError):
+        if isinstance(where, Path) or isinstance(error, InputError | MachineError):
             raise
-        text = _explanation(where, error)
-        if text is None:
+        explained = _explain(where, error)
+        if explained is None:
             raise
-        raise InputError(text) from error
+        raise explained from error
 
 
-def _explanation(where: Remote, error: Exception) -> str | None:
+def _explain(where: Remote, error: Exception) -> InputError | MachineError | None:
     """What a person should read of an error of fsspec, s3fs, botocore or aiohttp; None: it is no such error."""
     code = (getattr(error.__cause__, "response", None) or {}).get("Error", {}).get("Code")
     status, library = getattr(error, "status", None), type(error).__module__.partition(".")[0]
@@ -308,18 +312,20 @@ def _explanation(where: Remote, error: Exception) -> str | None:
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
     if code == "NoSuchBucket":
         bucket = urlsplit(where.url).netloc
-        return f"{where}: there is no bucket {bucket} at {endpoint}.\nMake it there, or check AWS_ENDPOINT_URL."
+        return InputError(
+            f"{where}: there is no bucket {bucket} at {endpoint}.\nMake it there, or check AWS_ENDPOINT_URL."
+        )
     if isinstance(error, FileNotFoundError | FileExistsError):
         return None
     if isinstance(error, PermissionError) or status in (401, 403):
         keys = "~/.netrc" if where.is_http else "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-        return f"{where}: access denied ({said}).\nCheck {keys}, and what they give rights to."
+        return InputError(f"{where}: access denied ({said}).\nCheck {keys}, and what they give rights to.")
     if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
-        return f"{where}: {said}.\nSet AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
+        return InputError(f"{where}: {said}.\nSet AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE.")
     if status is not None or code is not None:
-        return f"{where}: the server refused ({said}).\nTry again; if it stays, ask who runs the server."
+        return InputError(f"{where}: the server refused ({said}).\nTry again; if it stays, ask who runs the server.")
     if library in ("aiohttp", "botocore", "aiobotocore") or isinstance(error, OSError) or "endpoint" in said:
         at = urlsplit(where.url).netloc if where.is_http else endpoint
         check = "the address and the network" if where.is_http else "AWS_ENDPOINT_URL and the network"
-        return f"{where}: cannot reach {at} ({said}).\nCheck {check}, and that the server runs."
+        return MachineError(f"{where}: cannot reach {at} ({said}).\nCheck {check}, and that the server runs.")
     return None

@@ -84,7 +84,7 @@ class Task:
     outputs: tuple[Output, ...]  # the stores that lack this clip
     media: Row | None  # read the media from here instead of decoding
     limits: Limits
-    fault: str = ""  # why the file is not to be opened
+    source: Source  # what the file was when it was hashed, or why it is not to be opened
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Plan:
             if not source.fault:
                 seen.add(source.sha256)
             path = (self.collection.root / clip.path).absolute()
-            tasks.append(Task(index, path, lacking, self.media_rows.get(source.sha256), self.limits, source.fault))
+            tasks.append(Task(index, path, lacking, self.media_rows.get(source.sha256), self.limits, source))
         return tasks
 
 

@@ -21,7 +21,7 @@ from .ffmpeg import FRAME_SIZE, Limits
 from .manifest import limit_clips, name_some
 from .places import Remote, is_local
 from .plan import Plan, Task, make_plan
-from .progress import Progress, say
+from .progress import Progress, amount, say
 from .share import finished_there, pull
 
 
@@ -103,15 +103,15 @@ def preprocess(
     """
     if stores.exists() and not stores.is_dir():
         raise InputError(f"--stores {stores} is a file: expected a folder for the stores, made if absent.")
-    collection = collect(dataset, root, classes)
+    collection = collect(dataset, root, classes, follow_links)
     chosen = backbones.parse_weights(weights, features)
     for name in features:
         backbones.resolve_tag(name)
     if limit is not None:
         kept = limit_clips(collection.clips, limit)
-        say(f"limited to {len(kept)} of the {len(collection.clips)} clips found")
+        say(f"limited to {len(kept)} of the {amount(len(collection.clips), 'clip')} found")
         collection = replace(collection, clips=kept)
-    say(f"{collection.dataset}: {len(collection.clips)} clips in {collection.root}")
+    say(f"{collection.dataset}: {amount(len(collection.clips), 'clip')} in {collection.root}")
     if classes:
         say(f"classes: {', '.join(collection.classes)}")
     for note in collection.notes:
@@ -155,7 +155,7 @@ def _announce(plan: Plan) -> None:
         say(f"store {output.final}: {made_by}, {state}")
     cached = sum(source.sha256 in plan.media_rows for source in plan.sources)
     if cached and plan.unfinished():
-        say(f"frames and log-Mels of {cached} clips from media stores: no decoding of these")
+        say(f"frames and log-Mels of {amount(cached, 'clip')} from media stores: no decoding of these")
 
 
 def _run(plan: Plan, how: How, client) -> Summary:

@@ -13,6 +13,11 @@ def printable(text: object) -> str:
     return "".join(character if character.isprintable() else "?" for character in str(text))
 
 
+def amount(number: int, noun: str) -> str:
+    """`1 clip`, `2 clips`."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def say(text: str) -> None:
     """A line or several on standard error, where logs and progress go."""
     print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)

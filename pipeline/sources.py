@@ -14,13 +14,22 @@ from .media import check_file
 from .store import write_json
 
 UNREAD = "unread"  # stands for the content of a file that may not be read
+Stamp = tuple[int, int]  # size in bytes, time of the last change in nanoseconds
+
+
+def stamp_of(path: Path) -> Stamp:
+    """OSError: there is no such file any more."""
+    state = path.stat()
+    return state.st_size, state.st_mtime_ns
 
 
 @dataclass(frozen=True)
 class Source:
-    """A clip's file: the sha256 of its content, or why it is not to be opened."""
+    """A clip's file: the sha256 of its content, and what shows whether it is the same file still; or why it is not
+    to be opened."""
 
     sha256: str
+    stamp: Stamp | None = None
     fault: str = ""
 
 
@@ -43,19 +52,18 @@ def read_sources(collection: Collection, max_bytes: int, follow_links: bool, cac
             if not follow_links and not real.is_relative_to(root):
                 raise ClipError("a link that leaves the root, which --follow-links allows")
             check_file(path, max_bytes)
-            stat = path.stat()
-            stamp = [stat.st_size, stat.st_mtime_ns]
-            if known.get(str(real), [])[:2] == stamp:
-                return Source(known[str(real)][2]), str(real), known[str(real)]
+            stamp = stamp_of(path)
+            if known.get(str(real), [])[:2] == [*stamp]:
+                return Source(known[str(real)][2], stamp), str(real), known[str(real)]
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
-            return Source(digest), str(real), [*stamp, digest]
+            return Source(digest, stamp), str(real), [*stamp, digest]
         except ClipError as error:
-            return Source(UNREAD, str(error)), "", []
+            return Source(UNREAD, fault=str(error)), "", []
         except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError in Python 3.11 and 3.12
             if getattr(error, "errno", None) in MACHINE_ERRNOS:
                 raise MachineError(f"{path}: {error.strerror}.\nMend the disk or network and run again.") from None
-            return Source(UNREAD, getattr(error, "strerror", None) or "a loop of links"), "", []
+            return Source(UNREAD, fault=getattr(error, "strerror", None) or "a loop of links"), "", []
 
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
         found = list(pool.map(read, [collection.root / clip.path for clip in collection.clips]))

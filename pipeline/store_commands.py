@@ -19,7 +19,7 @@ from .console import (
 )
 from .errors import InputError
 from .places import Place, local_folder, place
-from .progress import say
+from .progress import amount, say
 
 app = typer.Typer(
     name="store",
@@ -115,7 +115,7 @@ def pull(
 
 
 def _tell(where: Place, sent: int, found: int) -> None:
-    say(f"{sent} files copied and checked where they arrived, {found} were there already" if sent else "there already")
+    say(f"{amount(sent, 'file')} copied and checked on arrival, {found} there already" if sent else "there already")
     print(where)
 
 

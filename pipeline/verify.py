@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from .checksums import COMPLETE, UNEXPECTED, clip_chunks, clips_hit, find_damage, recorded_files
 from .errors import InputError
 from .places import Place
-from .progress import BYTES, Progress, printable, say
+from .progress import BYTES, Progress, amount, printable, say
 from .store import FeatureStore
 
 SHOWN = 5  # clips that a line names
@@ -59,10 +59,10 @@ def print_damage(found: dict) -> None:
         print(printable(f"{entry['state']}: {entry['file']}" + (f": {clips}" if entry["state"] != UNEXPECTED else "")))
     store, wrong = found["store"], len(found["damaged"])
     if not wrong:
-        say(f"{store}: every byte as written ({found['files']} files, {found['bytes'] / 1e6:.1f} MB)")
+        say(f"{store}: every byte as written ({amount(found['files'], 'file')}, {found['bytes'] / 1e6:.1f} MB)")
         return
     hit = f"{len(found['clips'])} of {found['of_clips']} clips" if found["of_clips"] else "every clip"
-    say(f"{store}: {wrong} files differ from its checksums; {hit} are hit")
+    say(f"{store}: {amount(wrong, 'file')} not as its checksums say; hit: {hit}")
     say(f"To mend it, remove its {COMPLETE} and push or pull it again from a whole copy: what is right stays.")
 
 

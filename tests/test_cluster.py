@@ -113,6 +113,26 @@ def test_workers_with_a_gpu_compute_what_the_others_decode(
     assert refused.returncode == 2 and "no Dask scheduler answers there" in refused.stderr, refused.stderr
 
 
+def test_workers_that_all_go_are_said_and_waited_for(dask_processes, serial, synthetic_ravdess, tmp_path):
+    processes = dask_processes()
+    only = processes.worker()
+    stores = tmp_path / "stores"
+    command = [sys.executable, "-m", "mlemiss.cli"]
+    command += map(str, options(synthetic_ravdess, stores, *SOME, "--scheduler", processes.address))
+    client = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not _staged(stores) and client.poll() is None:
+        time.sleep(0.01)
+    os.killpg(only.pid, signal.SIGKILL)
+    said = ""
+    while f"no worker is left at {processes.address}" not in said:
+        said = client.stderr.readline()
+        assert said, "the client ended"
+    processes.worker()
+    _, said = client.communicate(timeout=120)
+    assert client.returncode == 0 and "workers are back" in said, said
+    assert content(stores) == serial
+
+
 def test_a_scheduler_that_goes_is_said(dask_processes, synthetic_ravdess, tmp_path):
     processes = dask_processes()
     processes.worker()

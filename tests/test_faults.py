@@ -4,9 +4,11 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import pytest
@@ -24,10 +26,21 @@ def make(path: Path, *arguments: object) -> Path:
     return path
 
 
+def picture_file(width: int, height: int) -> bytes:
+    """A PNG of black pixels, one bit each, of any size."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    packer, row = zlib.compressobj(9), bytes(1 + (width + 7) // 8)
+    pixels = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
 def hostile_clips(root: Path, good: Path, outside: Path) -> dict[str, str]:
     """Twenty files that are no clips, each in its own way -> a word of the cause each must be given."""
     data = good.read_bytes()
-    picture = ["-f", "lavfi", "-i", "testsrc2=d=1:s=64x48:r=5"]
 
     def write(name: str, content: bytes) -> str:
         (root / name).write_bytes(content)
@@ -41,10 +54,10 @@ def hostile_clips(root: Path, good: Path, outside: Path) -> dict[str, str]:
         write("cut_front.mp4", data[len(data) // 2 :]): "not readable",
         write("cut_end.mp4", data[: len(data) // 2]): "not readable",
         write("header_only.mp4", data[:64]): "",
-        write("playlist.mp4", f"ffconcat version 1.0\nfile '{outside}'\n".encode()): "not readable",
-        write("hls.mp4", f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{outside}\n".encode()): "not readable",
+        write("playlist.mp4", f"ffconcat version 1.0\nfile '{outside}'\n".encode()): "a playlist",
+        write("hls.mp4", f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{outside}\n".encode()): "a playlist",
         write("sdp.mp4", b"v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\n"): "",
-        write("image.mp4", make(root.parent / "x.png", *picture, "-frames:v", 1).read_bytes()): "",
+        write("image.mp4", picture_file(30_000, 30_000)): "30000x30000",
         write("script.mp4", b"#!/bin/sh\ntouch /tmp/owned\n"): "",
         write("zip.mp4", b"PK\x03\x04" + os.urandom(5000)): "",
         write("large.mp4", data + bytes(3_000_000)): "more than the 2500000 allowed",
@@ -53,14 +66,13 @@ def hostile_clips(root: Path, good: Path, outside: Path) -> dict[str, str]:
     (root / "loop.mp4").symlink_to(root / "loop.mp4")
     os.mkfifo(root / "pipe.mp4")
     causes |= {"link.mp4": "leaves the root", "loop.mp4": "link", "pipe.mp4": "not a regular file"}
-    # A picture of 900 million pixels that compresses to nothing, hours of silence, and what takes too long.
-    make(root / "huge.mkv", "-f", "lavfi", "-i", "color=s=64x48:d=0.4:r=5", "-c:v", "ffv1")
-    patched = (root / "huge.mkv").read_bytes().replace(b"\xb0\x81\x40", b"\xb0\x82\x75\x30", 1)
-    (root / "huge.mkv").write_bytes(patched)
+    # A video of pictures of 108 million pixels that compress to nothing, hours of silence, and what takes too long.
+    (root.parent / "large.png").write_bytes(picture_file(12_000, 9_000))
+    make(root / "huge.mkv", "-loop", 1, "-framerate", 5, "-t", 1, "-i", root.parent / "large.png", "-c", "copy")
     make(root / "silence.flac", "-f", "lavfi", "-i", "anullsrc=r=8000:cl=mono", "-t", 3 * 3600)
     second = make(root.parent / "second.mp4", "-f", "lavfi", "-i", "color=d=1:s=1920x1080:r=60", "-preset", "ultrafast")
     make(root / "slow.mp4", "-stream_loop", 300, "-i", second, "-c", "copy")
-    return causes | {"huge.mkv": "", "silence.flac": "longer than", "slow.mp4": "time allowed"}
+    return causes | {"huge.mkv": "exceeds", "silence.flac": "longer than", "slow.mp4": "time allowed"}
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +110,7 @@ def test_two_hundred_clips_twenty_of_them_hostile(folder, tmp_path, mlemiss):
     assert (summary["clips"], summary["done"], len(found)) == (200, 180, 20)
     for name, word in causes.items():
         assert found[name] and word in found[name], (name, found[name])
-        assert str(tmp_path) not in found[name] and "0x" not in found[name]
+        assert str(tmp_path) not in found[name] and " 0x" not in found[name]
     assert outside.stat().st_atime == 1e9, "a file outside the root was read"
     assert _processes_mentioning(tag) == []
     stored = FeatureStore.open(summary["stores"][0])
@@ -137,6 +149,34 @@ mlemiss.cli.main(sys.argv[1:])
     done = subprocess.run(list(map(str, [sys.executable, "-c", takeover, *arguments])), capture_output=True, text=True)
     assert done.returncode == 2 and "elsewhere" in done.stderr, done.stderr
     assert content(tmp_path / "stores") == {}
+
+
+def test_a_clip_that_changes_meanwhile_is_not_filed_under_its_old_content(synthetic_ravdess, tmp_path):
+    """Still being copied, say, when it was hashed."""
+    root = tmp_path / "root"
+    shutil.copytree(synthetic_ravdess, root)
+    names = sorted(path.name for path in root.rglob("*.mp4"))[:2]
+    change = f"""
+import sys
+import mlemiss.cli
+from pathlib import Path
+from mlemiss.pipeline import media
+real = media.read_clip
+def read_clip(path, limits):
+    if path.name == {names[0]!r}:
+        path.write_bytes(path.read_bytes() + bytes(8))
+    elif path.name == {names[1]!r}:
+        path.unlink()
+    return real(path, limits)
+media.read_clip = read_clip
+mlemiss.cli.main(sys.argv[1:])
+"""
+    arguments = options(root, tmp_path / "stores", "--workers", 0, "--media", "only", "--json")
+    done = subprocess.run(list(map(str, [sys.executable, "-c", change, *arguments])), capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    failed = json.loads(done.stdout)["failed"]
+    assert [failure["path"].rpartition("/")[2] for failure in failed] == names
+    assert all("changed after its content was hashed" in failure["cause"] for failure in failed)
 
 
 def test_limits_are_checked(synthetic_ravdess, mlemiss):

@@ -19,6 +19,7 @@ import pytest
 from mlemiss.pipeline import download, fetch, listing
 from mlemiss.pipeline.datasets import ravdess
 from mlemiss.pipeline.errors import InputError, MachineError
+from mlemiss.pipeline.manifest import files_below
 from mlemiss.pipeline.unpack import ArchiveError, unpack
 
 RECORD = "/api/records/1188976"
@@ -160,7 +161,7 @@ def test_the_command_fetches_what_is_not_there_and_preprocess_would_find_it(web,
     result = mlemiss(*options, "1-2")
     assert result.returncode == 0 and holds_all(root, 1, 2)
     assert "1 of 2 actors are in" in result.stderr and asked_for(web, 2) == asked_for(web, 1) == [None]
-    assert len(ravdess.find(root)[0]) == 120
+    assert len(ravdess.find(root, files_below(root)[0])[0]) == 120
     before = len(web.asked)
     assert mlemiss(*options, "1,2").returncode == 0 and len(web.asked) == before
     for wrong in ("0", "25", "1-99999", "a", ""):

@@ -30,6 +30,7 @@ def test_manifest_round_trip(tmp_path):
     [
         ([], "line 1: the file is empty|no clips|column"),
         (["clip_id,path,label"], "line 1: column subject is missing"),
+        ([HEADER.replace(",", ";"), "a;a.mp4;glad;s1"], "separated by semicolons, not commas"),
         ([HEADER], "no clips below the header"),
         ([HEADER, "a,a.mp4,glad,s1", "b,b.mp4,sad"], "line 3: expected 4 fields, found 3"),
         ([HEADER, "a,a.mp4,,s1"], "line 2: label is empty"),
@@ -63,6 +64,21 @@ def test_own_csv_finds_and_misses(tmp_path):
 def test_own_csv_without_any_clip(tmp_path):
     with pytest.raises(InputError, match=r"none of the 1 clips.*first looked for: a\.mp4"):
         collect(str(manifest(tmp_path, HEADER, "a,a.mp4,glad,s1")))
+
+
+def test_linked_folders_are_entered_where_allowed(tmp_path):
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    for folder in (root / "Actor_01", elsewhere):
+        folder.mkdir(parents=True)
+    (root / "Actor_01" / "01-01-03-01-01-01-01.mp4").touch()
+    (elsewhere / "01-01-03-01-01-01-02.mp4").touch()
+    (root / "Actor_02").symlink_to(elsewhere)
+    (elsewhere / "loop").symlink_to(root)
+    (root / "again").symlink_to(elsewhere)
+    found = collect("ravdess", root)
+    assert len(found.clips) == 1 and "--follow-links allows: Actor_02, again" in found.notes[0]
+    followed = collect("ravdess", root, follow_links=True)
+    assert len(followed.clips) == 2 and not followed.notes  # each folder once, whatever leads there
 
 
 @pytest.mark.parametrize("name", dataset_names())

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from mlemiss.pipeline import sealed, share
 from mlemiss.pipeline.checksums import RUN
-from mlemiss.pipeline.errors import InputError
+from mlemiss.pipeline.errors import InputError, MachineError
 from mlemiss.pipeline.places import place
 from mlemiss.pipeline.store import FeatureStore, find_store
 
@@ -51,21 +51,21 @@ def test_what_is_no_place(text, why, mlemiss):
 def test_what_can_go_wrong_on_the_way_is_told(toy, s3, http, tmp_path, monkeypatch):
     nobody = f"http://127.0.0.1:{free_port()}"
 
-    def told(why: str, where: str) -> None:
-        with pytest.raises(InputError, match=why):
+    def told(why: str, where: str, error: type = InputError) -> None:
+        with pytest.raises(error, match=why):
             share.push(toy, place(where)) if where.startswith("s3") else FeatureStore.open(where)
-        with pytest.raises(InputError, match=why):
+        with pytest.raises(error, match=why):
             find_store(place(where), "toy")
 
     told("there is no bucket nobucket", "s3://nobucket/x")
     told("no store at|no list of what is in", f"{http.url}/nowhere")
-    told("cannot reach", f"{nobody}/x")
+    told("cannot reach", f"{nobody}/x", MachineError)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrongsecret")
     forget_clients()
     told("access denied", "s3://bucket/x")
     monkeypatch.setenv("AWS_ENDPOINT_URL", nobody)
     forget_clients()
-    told(f"cannot reach {nobody}", "s3://bucket/x")
+    told(f"cannot reach {nobody}", "s3://bucket/x", MachineError)
     monkeypatch.undo()
     forget_clients()
     with pytest.raises(InputError, match="can only be read"):

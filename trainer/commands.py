@@ -18,7 +18,7 @@ from ..pipeline.console import (
 )
 from ..pipeline.errors import InputError
 from ..pipeline.places import Place, place
-from ..pipeline.progress import say
+from ..pipeline.progress import amount, say
 from .options import (
     BatchSizeOption,
     DimOption,
@@ -204,7 +204,7 @@ def predict(
     with out.open("w", encoding="utf-8", newline="") if out else nullcontext(sys.stdout) as file:
         job.write_csv(predictions, file)
     failed = len(opened.clip_id) - len(predictions.clip_id)
-    say(f"{len(predictions.clip_id)} clips predicted, {failed} failed ones left out" + (f": {out}" if out else ""))
+    say(f"{amount(len(predictions.clip_id), 'clip')} predicted, {failed} failed left out" + (f": {out}" if out else ""))
     return DONE
 
 

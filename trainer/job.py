@@ -11,7 +11,7 @@ from pathlib import Path
 from ..pipeline.console import writable_folder
 from ..pipeline.errors import InputError
 from ..pipeline.memory import keep_freed_memory
-from ..pipeline.progress import Progress, say
+from ..pipeline.progress import Progress, amount, say
 from ..pipeline.store import MEDIA, FeatureStore
 from . import experiments, kept
 from .report import write_report
@@ -30,7 +30,7 @@ def train(stores: Sequence[FeatureStore], out: Path | None, *, replace: bool = F
     keep_freed_memory()
     name = "-".join(dict.fromkeys([store.dataset for store in stores] + list(grid["methods"])))[:60]
     for store in stores:
-        say(f"store {store.path}: {len(store.clip_id)} clips, weights {store.weights.get('name')}")
+        say(f"store {store.path}: {amount(len(store.clip_id), 'clip')}, weights {store.weights.get('name')}")
     settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in vars(grid["settings"]).items())
     say(f"device {experiments.choose_device(grid['device'])}; {grid['seeds']} seeds; {settings}")
     command = shlex.join(["mlemiss", *sys.argv[1:]])

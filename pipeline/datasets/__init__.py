@@ -1,9 +1,9 @@
 """One dataset a file: how its raw folder becomes clips, and what it should hold.
 
 A dataset module has ``NAME``, ``SUMMARY`` (one line with the citation), ``CLASSES`` (label names in the order of the
-store's label codes) and ``find(root) -> (clips, notes)``, where it finds more classes than these also ``ALL_CLASSES``;
-what data_manifests/ knows of NAME is compared with what is found. Other packages add theirs through the entry-point
-group ``mlemiss.datasets``.
+store's label codes), where it finds more classes than these also ``ALL_CLASSES``, and ``find(root, files) -> (clips,
+notes)`` of what `files_below` lists; what data_manifests/ knows of NAME is compared with what is found. Other packages
+add theirs through the entry-point group ``mlemiss.datasets``.
 """
 
 import importlib
@@ -15,7 +15,7 @@ from types import ModuleType
 
 from ..errors import InputError
 from ..listing import compare, known_clips
-from ..manifest import Collection, check_root, choose_classes, collect_manifest, keep_classes
+from ..manifest import Collection, check_root, choose_classes, collect_manifest, files_below, keep_classes
 
 BUILT_IN = ("ravdess", "enterface05")
 
@@ -49,8 +49,12 @@ def expected_clips(name: str) -> list[str] | None:
     return known_clips(name, load_dataset(name).CLASSES)
 
 
-def collect(dataset: str, root: Path | None = None, classes: Sequence[str] | None = None) -> Collection:
+def collect(
+    dataset: str, root: Path | None = None, classes: Sequence[str] | None = None, follow_links: bool = False
+) -> Collection:
     """Find the clips of a named dataset or of a CSV manifest; ``classes``: only these, in the order of the label codes.
+
+    ``follow_links``: look for a named dataset's clips in folders that are links, too.
 
     InputError: no such dataset, class or root, or no clip in it.
     """
@@ -60,11 +64,12 @@ def collect(dataset: str, root: Path | None = None, classes: Sequence[str] | Non
     there = getattr(module, "ALL_CLASSES", module.CLASSES)
     classes = choose_classes(classes, there, module.CLASSES, dataset)
     root = check_root(root or default_root(dataset), f"the raw files of {dataset}")
-    found, notes = module.find(root)
+    files, linked = files_below(root, follow_links)
+    found, notes = module.find(root, files)
     clips, others = keep_classes(found, classes)
     if not clips:
-        hint = f"\n{others[0]}." if others else "\nIs this the right folder?"
+        hint = f"\n{(*others, *linked)[0]}." if others or linked else "\nIs this the right folder?"
         raise InputError(f"no clip of {dataset} in {root}: expected {module.EXAMPLE}.{hint}")
     absent, unexpected = compare(dataset, clips, classes)
     clips = tuple(sorted(clips, key=lambda clip: clip.clip_id))
-    return Collection(dataset, root, classes, clips, tuple(absent), (*notes, *others), tuple(unexpected))
+    return Collection(dataset, root, classes, clips, tuple(absent), (*linked, *notes, *others), tuple(unexpected))

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..manifest import Clip, files_below, name_some, note_copies
+from ..manifest import Clip, name_some, note_copies
 
 NAME = "enterface05"
 SUMMARY = "eNTERFACE'05, 44 subjects, 1293 clips of six emotions (Martin, Kotsia, Macq & Pitas 2006)"
@@ -43,24 +43,24 @@ class Told(NamedTuple):
     sentence: str | None = None
 
 
-def find(root: Path) -> tuple[list[Clip], list[str]]:
-    """All clips below ``root``, and notes about what was not regular."""
-    files, lost = [], []
-    for path in files_below(root):
+def find(root: Path, files: Sequence[Path]) -> tuple[list[Clip], list[str]]:
+    """All clips among the files below ``root``, and notes about what was not regular."""
+    videos, lost = [], []
+    for path in files:
         if path.suffix.lower() != ".avi":
             continue
         place, name = _place(path.relative_to(root).parts[:-1]), _name(path.stem)
         emotion, sentence = place.emotion or name.emotion, place.sentence or name.sentence
         # A name that says nothing must not make a file whose folders do not name its sentence an unsegmented one.
         if place.subject and emotion and (sentence or name.emotion):
-            files.append((path, place, name, Told(place.subject, emotion, sentence or UNSEGMENTED)))
+            videos.append((path, place, name, Told(place.subject, emotion, sentence or UNSEGMENTED)))
         else:
             lost.append(path.relative_to(root).as_posix())
-    files.sort(key=lambda file: _disagreements(*file[1:3]))  # of several files for a clip, the one named rightly
+    videos.sort(key=lambda file: _disagreements(*file[1:3]))  # of several files for a clip, the one named rightly
 
     kept: dict[str, Path] = {}
     clips, copies, odd = [], [], []
-    for path, place, name, (subject, emotion, sentence) in files:
+    for path, place, name, (subject, emotion, sentence) in videos:
         code = next(code for code, label in CODES.items() if label == emotion)
         clip_id = f"{subject}-{code}-{sentence}"
         if clip_id in kept:

@@ -9,9 +9,10 @@ with the same name the one in its own actor's folder is kept, else the one that 
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
-from ..manifest import Clip, files_below, name_some, note_copies
+from ..manifest import Clip, name_some, note_copies
 
 NAME = "ravdess"
 SUMMARY = "RAVDESS speech, 24 actors, 1152 audio-visual clips of six emotions (Livingstone & Russo 2018)"
@@ -35,26 +36,26 @@ WANTED = "audio-visual speech"
 ACTOR_FOLDER = re.compile(r"Actor_(\d\d)", re.IGNORECASE)
 
 
-def find(root: Path) -> tuple[list[Clip], list[str]]:
-    """All audio-visual speech clips below ``root``, of eight emotions, and notes about everything else there."""
-    files: list[tuple[Path, tuple[str, ...]]] = []
+def find(root: Path, files: Sequence[Path]) -> tuple[list[Clip], list[str]]:
+    """All audio-visual speech clips among the files below ``root``, of eight emotions, and notes about the others."""
+    videos: list[tuple[Path, tuple[str, ...]]] = []
     left_out, unknown = Counter(), []
-    for path in files_below(root):
+    for path in files:
         match = FILE_NAME.fullmatch(path.name)
         if match:
             modality, channel, *fields = match.groups()
             kind = f"{MODALITIES.get(modality, 'unknown')} {CHANNELS.get(channel, 'unknown')}"
             if kind == WANTED and path.suffix.lower() == ".mp4":
-                files.append((path, tuple(fields)))
+                videos.append((path, tuple(fields)))
             else:
                 left_out[kind] += 1
         elif path.suffix.lower() == ".mp4":
             unknown.append(path.relative_to(root).as_posix())
-    files.sort(key=lambda file: _folder_actor(file[0]) != file[1][-1])  # files_below has them by depth
+    videos.sort(key=lambda video: _folder_actor(video[0]) != video[1][-1])  # they come by depth
 
     kept: dict[str, Path] = {}
     clips, copies, misfiled = [], [], []
-    for path, fields in files:
+    for path, fields in videos:
         if path.stem in kept:
             copies.append((path, kept[path.stem]))
             continue
