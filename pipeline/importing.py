@@ -310,7 +310,7 @@ def _fingerprint(table: dict[str, np.ndarray], classes: list[str], halves: dict[
     """Of what is in the store, never of the file's name."""
     shapes = {modality: values.shape for modality, values in halves.items()}
     columns = {name: values.tolist() for name, values in table.items() if name != "duration"}
-    text = json.dumps([store.SCHEMA, IMPORTED, classes, shapes, columns], sort_keys=True)
+    text = json.dumps([store.SCHEMA, store.FEATURE_CODEC, IMPORTED, classes, shapes, columns], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

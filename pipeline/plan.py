@@ -168,7 +168,9 @@ def make_plan(
         outputs.append(
             replace(
                 output(
-                    name, _fingerprint(content, described, weights[name].name), MEDIA_SPEC | {"backbone": described}
+                    name,
+                    _fingerprint(content, described, weights[name].name, store.FEATURE_CODEC),
+                    MEDIA_SPEC | {"backbone": described, "codec": store.FEATURE_CODEC},
                 ),
                 weights=weights[name],
                 weights_hash=backbone.spec.weights_hash,

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import zarr
 import zarr.errors
+from zarr.codecs import BloscCodec
 
 from .checksums import COMPLETE, PUSHING, RUN, checksum, write_json
 from .checksums import damaged_files as damaged_files
@@ -38,6 +39,9 @@ from .places import Place, in_parallel, is_local, place, reaching
 
 SCHEMA = 1
 FEATURE_CHUNK = 32  # clips a chunk: 4 to 8 MB files
+# Features are read far more often than written. LZ4 is read as fast as a disk gives it, and as HC keeps VGG's zeros
+# small; zstd (Zarr's own choice) would take a seventh off other features and read at a tenth of the speed.
+FEATURE_CODEC = {"cname": "lz4hc", "clevel": 2, "shuffle": "noshuffle", "typesize": 2}
 MEDIA = "media"  # the `features` name of a media store
 DONE, FAILED = "done", "failed"
 ATTRIBUTES = {"dataset", "features", "fingerprint", "revision"}  # what every reader takes for granted
@@ -65,8 +69,16 @@ def create_array(
 ) -> zarr.Array:
     """An empty array with named dimensions; floats are NaN where nothing was written."""
     fill = np.nan if np.issubdtype(np.dtype(dtype), np.floating) else 0
+    compressor = BloscCodec(**FEATURE_CODEC) if "feature" in dimensions else "auto"
     return group.create_array(
-        name, shape=shape, chunks=chunks, dtype=dtype, dimension_names=dimensions, fill_value=fill, overwrite=True
+        name,
+        shape=shape,
+        chunks=chunks,
+        dtype=dtype,
+        dimension_names=dimensions,
+        fill_value=fill,
+        compressors=compressor,
+        overwrite=True,
     )
 
 

@@ -105,12 +105,12 @@ def check_store(header: Mapping, store: FeatureStore) -> None:
 
 
 def _comparable(spec: Mapping) -> dict:
-    """What a backbone's features depend on. The device, whose last bits differ, is left out; so is the spec of
+    """What a backbone's features depend on. The device, whose last bits differ, and the codec are left out; so is the spec of
     features that no backbone of ours made."""
     if "backbone" not in spec:
         return {}
     backbone = {f"backbone's {name}": value for name, value in spec["backbone"].items() if name != "device"}
-    return {name: value for name, value in spec.items() if name != "backbone"} | backbone
+    return {name: value for name, value in spec.items() if name not in ("backbone", "codec")} | backbone
 
 
 def predict(path: Path, header: Mapping, store: FeatureStore, device: torch.device) -> Predictions:
