@@ -27,7 +27,6 @@ from .manifest import COLUMN_NAME
 from .masks import MODALITIES
 from .progress import say
 
-IMPORTED = "imported"  # the name of the weights: whatever made the features, it was not this package
 WORK = ".partial"  # folder of unfinished stores inside the stores folder
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]*")
 LOST = 0.01  # of a feature's standard deviation: what rounding to float16 may cost
@@ -107,7 +106,7 @@ def import_features(request: Request, stores: Path) -> Path:
     spec = {"segments": segments, "file": request.file.name, **clips.sources}
     spec |= {"label": request.label, "clip": request.clip, "subject": request.subject, "columns": request.columns}
     with request.file.open("rb") as opened:
-        weights = {"name": IMPORTED, "hash": hashlib.file_digest(opened, "sha256").hexdigest()}
+        weights = {"name": store.IMPORTED, "hash": hashlib.file_digest(opened, "sha256").hexdigest()}
     versions = {name: version(name) for name in ("mlemiss", "numpy", "zarr")}
     described = (request.dataset, request.features, fingerprint, classes, spec, weights, versions)
     _publish(final, table, present, halves, store.attributes(*described))
@@ -310,7 +309,7 @@ def _fingerprint(table: dict[str, np.ndarray], classes: list[str], halves: dict[
     """Of what is in the store, never of the file's name."""
     shapes = {modality: values.shape for modality, values in halves.items()}
     columns = {name: values.tolist() for name, values in table.items() if name != "duration"}
-    text = json.dumps([store.SCHEMA, store.FEATURE_CODEC, IMPORTED, classes, shapes, columns], sort_keys=True)
+    text = json.dumps([store.SCHEMA, store.FEATURE_CODEC, store.IMPORTED, classes, shapes, columns], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -72,7 +72,10 @@ def split_clips(
 
     Without groups test and validation get round(0.15 n) clips each, stratified by class. With groups (a subject per
     clip, say) clips that share a group stay together: whole groups are taken in a shuffled order, each held-out part
-    as near to its share of the clips as whole groups come, and at least one group each.
+    as near to its share of the clips as whole groups come, and at least one group each. Of two groups (RAVDESS's
+    statements) one is the test part, and validation is round(0.15 n) clips of the other, stratified by
+    class: the test's group is unseen, validation's is not.
+    InputError: one group alone.
     """
     n = len(clip_ids)
     held_out = round(HELD_OUT * n)
@@ -83,13 +86,19 @@ def split_clips(
         parts[order[held_out : 2 * held_out]] = VALIDATION
         return parts
     names, members = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
-    if len(names) < 3:
+    if len(names) < 2:
         raise InputError(
-            f"a split by group needs at least 3 groups (train, validation, test), found {len(names)}: "
-            f"{', '.join(names)}.\nSplit by another column, or by clip."
+            f"a split by group needs at least 2 groups, found {len(names)}: {', '.join(names)}.\n"
+            "Split by another column, or by clip."
         )
     sizes = np.bincount(members)
     waiting = sorted(range(len(names)), key=lambda g: _key(f"group:{seed}", names[g]))
+    if len(names) == 2:
+        parts[members == waiting[0]] = TEST
+        others = np.flatnonzero(members == waiting[1])
+        order = stratified_order([clip_ids[i] for i in others], np.asarray(labels)[others], f"split:{seed}")
+        parts[others[order[:held_out]]] = VALIDATION
+        return parts
     for part in (TEST, VALIDATION):
         taken, reserve = 0, 1 if part == VALIDATION else 2  # groups that must be left for the other parts
         while len(waiting) > reserve:

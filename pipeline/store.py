@@ -43,6 +43,7 @@ FEATURE_CHUNK = 32  # clips a chunk: 4 to 8 MB files
 # small; zstd (Zarr's own choice) would take a seventh off other features and read at a tenth of the speed.
 FEATURE_CODEC = {"cname": "lz4hc", "clevel": 2, "shuffle": "noshuffle", "typesize": 2}
 MEDIA = "media"  # the `features` name of a media store
+IMPORTED = "imported"  # the name of the weights where not this package made the features
 DONE, FAILED = "done", "failed"
 ATTRIBUTES = {"dataset", "features", "fingerprint", "revision"}  # what every reader takes for granted
 ATTRIBUTES |= {"modalities", "classes", "settings", "weights", "synthetic"}

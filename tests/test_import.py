@@ -359,6 +359,20 @@ def openface_and_opensmile(folder, actors=5):
     (folder / "opensmile.csv").write_text("\n".join(voices))
 
 
+def test_what_was_trained_on_one_file_predicts_another(npz, tmp_path, mlemiss):
+    """New clips come in a new file, whose hash cannot be the trained one's; other columns are refused."""
+    store = load(npz())
+    quick = ["--missing", "audio:0.2", "--seeds", 1, "--epochs", 1, "--out", "run", "--save-weights"]
+    assert mlemiss("train", "--store", store, *quick).returncode == 0
+    np.savez(tmp_path / "new.npz", **arrays(seed=1), other=arrays(seed=2)["face"])
+    new = load(tmp_path / "new.npz", tmp_path / "new")
+    done = mlemiss("predict", "run", "--store", new)
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 1 + CLIPS - 1, done.stderr
+    swapped = load(tmp_path / "new.npz", tmp_path / "swapped", maps=("visual=other", "audio=voice"))
+    refused = mlemiss("predict", "run", "--store", swapped)
+    assert refused.returncode == 2 and "trained on visual ['face'], found ['other']" in refused.stderr, refused.stderr
+
+
 def test_the_documents_examples_run(tmp_path, monkeypatch, mlemiss):
     text = (Path(__file__).parent.parent / "docs" / "own-features.md").read_text(encoding="utf-8")
     text = text[text.index("## From other tools") : text.index("## Splits and masks")]

@@ -1,11 +1,17 @@
 """Splits and masks: exact, stratified, nested, disjoint; a function of nothing but ids, labels, rate and seed."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mlemiss.pipeline.datasets import ravdess
 from mlemiss.pipeline.errors import InputError
+from mlemiss.pipeline.manifest import read_manifest
 from mlemiss.pipeline.masks import TEST, TRAIN, VALIDATION, Missing, missing_clips, parse_missing, split_clips
+
+MANIFESTS = Path(__file__).parents[1] / "data_manifests"
 
 
 def clips(n: int, classes: int = 6) -> tuple[list[str], np.ndarray]:
@@ -74,8 +80,24 @@ def test_groups_stay_together():
 
 
 def test_too_few_groups():
-    with pytest.raises(InputError, match="at least 3 groups"):
-        split_clips(*clips(10), seed=0, groups=["a", "b"] * 5)
+    with pytest.raises(InputError, match="at least 2 groups"):
+        split_clips(*clips(10), seed=0, groups=["a"] * 10)
+
+
+@pytest.mark.parametrize("column", ["statement", "repetition"])
+def test_a_column_of_two_values_is_split(column):
+    """RAVDESS has two of each: one is the test part, whichever the seed says, and never seen before it."""
+    known = [clip for clip in read_manifest(MANIFESTS / "ravdess.csv") if clip.label in ravdess.CLASSES]
+    values = np.array([dict(clip.columns)[column] for clip in known])
+    labels = [ravdess.CLASSES.index(clip.label) for clip in known]
+    tested = set()
+    for seed in range(5):
+        parts = split_clips([clip.clip_id for clip in known], labels, seed, values)
+        (value,) = set(values[parts == 2])
+        assert value not in values[parts != 2] and (parts == 2).sum() == 576
+        assert (parts == 1).sum() == round(0.15 * 1152) and min(np.bincount(np.array(labels)[parts == 1])) >= 28
+        tested.add(value)
+    assert len(tested) == 2
 
 
 @pytest.mark.parametrize(

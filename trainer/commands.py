@@ -183,7 +183,6 @@ def predict(
     """Apply trained weights: each clip's label, predicted class and probabilities, the mean over the seeds."""
     import sys
 
-    from ..pipeline.masks import parse_missing
     from ..pipeline.store import FeatureStore
     from . import methods
     from . import predict as job
@@ -192,7 +191,7 @@ def predict(
     if out is not None:
         writable_file(out, "--out")
     wanted = {"method": methods.resolve(method) if method else None, "fusion": fusion, "cell": cell}
-    wanted["missing"] = parse_missing(missing).name if missing else None
+    wanted["missing"] = _missing_name(missing) if missing else None
     where, opened = choose_device(device), FeatureStore.open(store)
     path, header = job.choose(run, opened.features, **wanted)
     say(f"{header['method']} {header['fusion']}, missing {header['missing']}, {len(header['seeds'])} seeds")
@@ -206,6 +205,16 @@ def predict(
     failed = len(opened.clip_id) - len(predictions.clip_id)
     say(f"{amount(len(predictions.clip_id), 'clip')} predicted, {failed} failed left out" + (f": {out}" if out else ""))
     return DONE
+
+
+def _missing_name(text: str) -> str:
+    """As results call it: a spec in its own order, else the name of a setting of somebody's masks."""
+    from ..pipeline.masks import parse_missing
+
+    try:
+        return parse_missing(text).name
+    except InputError:
+        return text
 
 
 def report(

@@ -207,6 +207,8 @@ def _p_values(sums: np.ndarray, a: np.ndarray, b: np.ndarray, flips: int) -> np.
     observed = np.abs(sums.sum(0)[a] - sums.sum(0)[b]) - 1e-7  # but for rounding
     reached, tried, going = np.zeros(P), np.zeros(P), np.arange(P)
     for signs in _signs(U, flips, max(U, P)):
+        if not len(going):
+            break
         totals = (signs @ sums).T  # [K, block]
         differences = totals[a[going]]
         differences -= totals[b[going]]

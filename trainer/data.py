@@ -33,7 +33,9 @@ class RunSpec:
 
     @property
     def name(self) -> str:
-        return f"seed {self.seed}, missing {self.missing.name}"
+        parts = [f"seed {self.seed}", f"missing {self.missing.name}"]
+        parts += [f"held-out clips lack {self.missing_test.name}"] if self.missing_test != COMPLETE else []
+        return ", ".join(parts if self.split == "clip" else [*parts, f"split by {self.split}"])
 
 
 @dataclass(frozen=True)

@@ -242,6 +242,8 @@ def _result(cell: Cell, settings: Settings, device: torch.device) -> dict:
         "val_accuracy": [r.val_accuracy[r.best_epoch - 1] for r in results],
         "macro_f1": [macro_f1(c) for c in counts],
         "uar": [unweighted_average_recall(c) for c in counts],
+        "macro_f1_interval": mean_interval([macro_f1(c) for c in counts]),
+        "uar_interval": mean_interval([unweighted_average_recall(c) for c in counts]),
         "confusion": sum(counts).tolist(),
         "curve": {
             "epoch": list(range(1, settings.epochs + 1)),

@@ -51,6 +51,8 @@ def _result_row(r: dict) -> dict:
     for name in ("macro_f1", "uar", "val_accuracy"):
         row[name] = statistics.fmean(r[name])
         row[f"{name}_std"] = statistics.stdev(r[name]) if len(r[name]) > 1 else None
+        if name != "val_accuracy":
+            row[f"{name}_low"], row[f"{name}_high"] = r.get(f"{name}_interval") or (None, None)
     row |= {"epochs": r["epochs"], "total_epochs": r.get("total_epochs"), "seconds": r["seconds"]}
     lists = ("seeds", "test_accuracy", "n_train", "n_complete", "n_test", "best_epoch")
     return row | {name: " ".join(map(str, r[name])) for name in lists} | _told_apart(r)

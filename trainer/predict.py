@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..pipeline.errors import InputError
-from ..pipeline.store import MEDIA, FeatureStore
+from ..pipeline.masks import MODALITIES
+from ..pipeline.store import IMPORTED, MEDIA, FeatureStore
 from . import kept, saved
 from .method import ROWS_AT_ONCE, Method
 
@@ -100,15 +101,20 @@ def check_store(header: Mapping, store: FeatureStore) -> None:
             raise differs(name.replace("_", " "), trained.get(name), found.get(name))
     theirs = (header["weights"], header["weights_hash"])
     ours = (store.weights.get("name"), store.weights.get("hash"))
+    if theirs[0] == ours[0] == IMPORTED:
+        return  # the hash is the imported file's, and another one's clips are what is to be predicted
     if theirs[1] != ours[1] or (ours[0] != theirs[0] and "random" in (ours[0], theirs[0])):
         raise differs("features of weights", f"{theirs[0]} ({theirs[1]})", f"{ours[0]} ({ours[1]})")
 
 
 def _comparable(spec: Mapping) -> dict:
-    """What a backbone's features depend on. The device, whose last bits differ, and the codec are left out; so is the spec of
-    features that no backbone of ours made."""
+    """What features depend on.
+
+    Of a backbone's, without the device, whose last bits differ, and the codec; of imported ones the arrays or columns
+    they were made of, in their order, and the segments.
+    """
     if "backbone" not in spec:
-        return {}
+        return {name: spec[name] for name in ("segments", *MODALITIES) if name in spec}
     backbone = {f"backbone's {name}": value for name, value in spec["backbone"].items() if name != "device"}
     return {name: value for name, value in spec.items() if name not in ("backbone", "codec")} | backbone
 

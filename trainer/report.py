@@ -250,27 +250,32 @@ def _table(part: Section) -> str:
     )
 
 
+def _interval_text(interval: Sequence[float] | None) -> str:
+    return "–" if interval is None else f"{interval[0]:.1f} to {interval[1]:.1f}"
+
+
 def _details(part: Section) -> str:
     """Every cell with all measures, and seed by seed, for those who want to look closer."""
-    names = ["method", "fusion", "missing", "accuracy", "95 % interval", "macro F1", "UAR", "validation"]
-    names += ["complete clips", "epochs (in all)", "seconds"]
+    names = ["method", "fusion", "missing", "accuracy", "95 % interval", "macro F1", "interval", "UAR", "interval"]
+    names += ["validation", "complete clips", "epochs (in all)", "seconds"]
     rows, seeds = [], []
     for r in part.results:
-        interval = "–" if r.get("interval") is None else f"{r['interval'][0]:.1f} to {r['interval'][1]:.1f}"
-        values = [*part.row(r), r["missing"], score_text(r), interval]
-        values += [mean_text(r["macro_f1"]), mean_text(r["uar"]), mean_text(r["val_accuracy"]), _span(r["n_complete"])]
+        values = [*part.row(r), r["missing"], score_text(r), _interval_text(r.get("interval"))]
+        for name in ("macro_f1", "uar"):
+            values += [mean_text(r[name]), _interval_text(r.get(f"{name}_interval"))]
+        values += [mean_text(r["val_accuracy"]), _span(r["n_complete"])]
         rows.append([*values, f"{r['epochs']} ({r['epochs'] + epochs_before(r)})", f"{r['seconds']:.1f}"])
         scores = ", ".join(f"{n:.1f}" for n in r["test_accuracy"])
         seeds.append([*values[:3], scores, ", ".join(map(str, r["best_epoch"]))])
     note = (
         "Accuracy, macro F1, UAR (unweighted average recall) and validation accuracy in percent, mean ± standard "
-        "deviation over seeds. The 95 % interval of the mean accuracy is Student's t over seeds, whose split, mask and "
+        "deviation over seeds. The 95 % intervals of the means are Student's t over seeds, whose split, mask and "
         "initial weights vary together; it is about more seeds on these clips, not about other clips or speakers. "
         "Epochs are the classifier's, in brackets with those trained before it."
     )
     table = f'<p class="notes">{note}</p>{_plain_table(names, rows, "wide many")}'
     names = ["method", "fusion", "missing", "accuracy of each seed", "best epoch of each seed"]
-    return _folded("Every cell: interval, macro F1, UAR, epochs, seconds", table, len(rows) <= OPEN_ROWS) + _folded(
+    return _folded("Every cell: intervals, macro F1, UAR, epochs, seconds", table, len(rows) <= OPEN_ROWS) + _folded(
         "Every cell, seed by seed", _plain_table(names, seeds, "wide many")
     )
 

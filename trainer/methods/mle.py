@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Sequence
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from ..data import Batch
@@ -19,7 +20,7 @@ class MaximumLikelihood(FusionClassifier):
     Source: Ma, Xu, Huang, Zhang, "Maximum Likelihood Estimation for Multimodal Learning with Missing Modality", 2021.
     The paper leaves open how the sum over y' in equation 5 is taken in training (here: ``Settings.marginal``), the
     encoders, k and the optimiser (here: the same for every method), and prediction from incomplete data (here:
-    equation 5 over all training rows in which the missing modality is observed).
+    equation 5 over all training rows in which the missing modality is observed; the class frequencies where nothing is).
     """
 
     marginalises = True
@@ -56,7 +57,11 @@ class MaximumLikelihood(FusionClassifier):
 
     def predict(self, x: Sequence[Tensor], observed: Tensor) -> Tensor:
         supports = [(self.prepared.get(f"support {m}"), self.prepared.get(f"mask {m}")) for m in range(len(x))]
-        return self._posterior(self.encode(x, observed), observed, supports)
+        # Of a row with nothing observed the outer product would sum over all pairs of two whole supports, to say no more
+        # than how frequent the classes are.
+        nothing = ~observed.any(-1, keepdim=True)
+        log_probability = self._posterior(self.encode(x, observed), observed | nothing, supports)
+        return torch.where(nothing, self.log_prior[:, None], log_probability)
 
     def _posterior(self, embeddings: Sequence[Tensor], observed: Tensor, supports: Sequence[tuple]) -> Tensor:
         keys, masks = zip(*supports, strict=True)
