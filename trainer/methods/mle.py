@@ -20,7 +20,8 @@ class MaximumLikelihood(FusionClassifier):
     Source: Ma, Xu, Huang, Zhang, "Maximum Likelihood Estimation for Multimodal Learning with Missing Modality", 2021.
     The paper leaves open how the sum over y' in equation 5 is taken in training (here: ``Settings.marginal``), the
     encoders, k and the optimiser (here: the same for every method), and prediction from incomplete data (here:
-    equation 5 over all training rows in which the missing modality is observed; the class frequencies where nothing is).
+    equation 5 over all training rows in which the missing modality is observed; of clips with nothing observed the
+    classes' frequencies).
     """
 
     marginalises = True
@@ -57,8 +58,8 @@ class MaximumLikelihood(FusionClassifier):
 
     def predict(self, x: Sequence[Tensor], observed: Tensor) -> Tensor:
         supports = [(self.prepared.get(f"support {m}"), self.prepared.get(f"mask {m}")) for m in range(len(x))]
-        # Of a row with nothing observed the outer product would sum over all pairs of two whole supports, to say no more
-        # than how frequent the classes are.
+        # Of a row with nothing observed the outer product would sum over all pairs of two whole supports, to say little
+        # more than how frequent the classes are.
         nothing = ~observed.any(-1, keepdim=True)
         log_probability = self._posterior(self.encode(x, observed), observed | nothing, supports)
         return torch.where(nothing, self.log_prior[:, None], log_probability)
