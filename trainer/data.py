@@ -18,7 +18,8 @@ from ..pipeline.masks import TEST, TRAIN, VALIDATION, Missing
 from ..pipeline.store import FeatureStore
 
 COMPLETE = Missing()
-CACHED = 1 << 17  # float64 numbers that stay in a core's cache while they are summed
+CACHED = 1 << 17  # float32 numbers that stay in a core's cache while they are summed
+CHUNKS_AT_ONCE = 4  # chunks of a store a thread reads: fewer would wait for Python, more for the last thread
 PARTS = {TRAIN: "training", VALIDATION: "validation", TEST: "test"}
 
 
@@ -104,12 +105,13 @@ class Dataset:
     def __init__(self, clips: Clips, device: torch.device | str = "cpu"):
         self.clips, self.device = clips, torch.device(device)
         self.label = torch.as_tensor(clips.label, device=self.device)
-        self.features, self._sums, finite = [], [], []
+        self.features, self._means, self._spreads, finite = [], [], [], []
         for modality in clips.modalities:
-            rows, sums = _load(clips, modality)
+            rows, means, spreads = _load(clips, modality)
             self.segments = rows.shape[1]
-            finite.append(sums[1].isfinite().all(1).numpy())  # float16's squares cannot overflow there
-            self._sums.append(sums.to(self.device))
+            finite.append(spreads.isfinite().all(1).numpy())  # float16's squares cannot overflow there
+            self._means.append(means.to(self.device))
+            self._spreads.append(spreads.to(self.device))
             self.features.append(rows.flatten(0, 1).to(self.device))
         self.finite = np.stack(finite, 1)
 
@@ -131,32 +133,38 @@ class Dataset:
         """
         chosen = torch.as_tensor(clips, device=self.device)
         count = max(int(clips.sum()), 1) * self.segments
-        mean, square = (total[chosen].sum(0) / count for total in self._sums[m])
-        std = (square - mean**2).clamp_min(0).sqrt()
+        means, spreads = (values[m][chosen].double() for values in (self._means, self._spreads))
+        mean = means.mean(0) if len(means) else torch.zeros_like(means.sum(0))
+        std = ((self.segments * (means - mean).square_().sum(0) + spreads.sum(0)) / count).sqrt()
         constant = std <= 1e-6 * mean.abs().clamp_min(1e-3)
         return mean.float(), std.masked_fill(constant, 1).float()
 
 
-def _load(clips: Clips, modality: str) -> tuple[Tensor, Tensor]:
-    """Features of the usable clips, float16 [clip, S, D], and each clip's sums of values and of squares: [2, clip, D].
+def _load(clips: Clips, modality: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Features of the usable clips, float16 [clip, S, D]; each clip's mean, and the sum of its squared differences from
+    it, over its segments: float32 [clip, D].
 
-    Sums are float64, as a variance is a difference of large numbers. Each thread reads and sums a chunk of the store,
-    so that decompressing one goes on while another comes from the disk; torch's own threads would wait for each other.
+    A variance is a difference of large numbers; about a segment of the clip itself it is not, and float32 will do. Each
+    thread reads and sums some chunks of the store, so that decompressing goes on while others come from the disk;
+    torch's own threads would wait for each other.
     """
     array, kept = clips.store.group[modality], clips.kept
-    (count, S, D), step = array.shape, array.chunks[0]
+    (count, S, D), step = array.shape, CHUNKS_AT_ONCE * array.chunks[0]
     features = torch.empty(len(kept), S, D, dtype=torch.float16)
-    sums = torch.empty(2, len(kept), D, dtype=torch.float64)
+    means, spreads = torch.empty(2, len(kept), D)
     few = max(CACHED // (S * D), 1)  # clips
 
     def load(first: int) -> None:
         low, high = np.searchsorted(kept, (first, first + step))
         block = torch.from_numpy(clips.store.read(modality, slice(first, first + step)))
-        rows = torch.index_select(block, 0, torch.from_numpy(kept[low:high] - first), out=features[low:high])
-        for some, (total, square) in zip(rows.split(few), sums[:, low:high].split(few, 1), strict=True):
-            values = some.double()
-            torch.sum(values, 1, out=total)
-            torch.sum(values.square_(), 1, out=square)
+        torch.index_select(block, 0, torch.from_numpy(kept[low:high] - first), out=features[low:high])
+        parts = (values[low:high].split(few) for values in (features, means, spreads))
+        for some, mean, spread in zip(*parts, strict=True):
+            values = some.float()
+            first = values[:, 0].clone()
+            shift = values.sub_(first[:, None]).sum(1)
+            torch.add(first, shift, alpha=1 / S, out=mean)
+            torch.sub(values.square_().sum(1), shift.square_(), alpha=1 / S, out=spread).clamp_min_(0)
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -165,7 +173,7 @@ def _load(clips: Clips, modality: str) -> tuple[Tensor, Tensor]:
             list(pool.map(load, range(0, count, step)))
     finally:
         torch.set_num_threads(threads)
-    return features, sums
+    return features, means, spreads
 
 
 @dataclass
