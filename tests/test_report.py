@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from mlemiss.pipeline.errors import InputError
+from mlemiss.pipeline.page import COLOURS
 from mlemiss.trainer.experiments import run_grid
 from mlemiss.trainer.export import write_csv, write_latex
 from mlemiss.trainer.figures import accuracy_by_epoch, accuracy_by_rate, groups, offsets, rates
@@ -277,8 +278,19 @@ def test_page_in_a_browser_is_not_blank(run, tmp_path):
     pixels = matplotlib.image.imread(picture)[..., :3]  # [row, column, channel]
     dark = (pixels.max(2) < 0.5).any(1)
     assert dark[:300].any() and dark[300:1000].any() and dark.mean() > 0.2
-    blue = (np.abs(pixels - np.array([0, 0.447, 0.698])) < 0.03).all(2)  # the first method's lines and markers
-    assert blue.sum() > 200
+
+    def rows_of(colour: str) -> np.ndarray:
+        """How many pixels of each row have a colour, given as in CSS."""
+        wanted = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+        return (np.abs(pixels - wanted) < 0.03).all(2).sum(1)
+
+    # Lines and markers of both methods, against the missing rate and against the epoch: two figures, one below the other.
+    for colour in COLOURS[:2]:
+        drawn = np.flatnonzero(rows_of(colour))
+        assert rows_of(colour).sum() > 400 and (np.diff(drawn) > 100).sum() >= 1
+    curves = max(np.flatnonzero(rows_of(colour)).max() for colour in COLOURS[:2])
+    blues = (pixels[..., 2] - pixels[..., 0] > 0.3).sum(1)  # the confusion matrices' cells, below the curves
+    assert blues[curves + 50 :].sum() > 5000
 
 
 def test_pretrained_weights_are_named_without_alarm(run):
