@@ -284,7 +284,7 @@ def test_page_in_a_browser_is_not_blank(run, tmp_path):
         wanted = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
         return (np.abs(pixels - wanted) < 0.03).all(2).sum(1)
 
-    # Lines and markers of both methods, against the missing rate and against the epoch: two figures, one below the other.
+    # Lines and markers of both methods against the missing rate and the epoch: two figures, one below the other.
     for colour in COLOURS[:2]:
         drawn = np.flatnonzero(rows_of(colour))
         assert rows_of(colour).sum() > 400 and (np.diff(drawn) > 100).sum() >= 1
