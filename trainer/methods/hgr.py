@@ -27,8 +27,8 @@ class MaximalCorrelation(FusionClassifier):
     The paper leaves the label rule open. Here complete clips are predicted by the classifier, others by the maximum a
     posteriori rule P(z | x) = P(z) (1 + f~(x) . h~(z)), with f~ and h~ centred over the rows trained on; where several
     but not all modalities are observed their products add up. In a batch with fewer than two rows of a kind, that
-    kind's correlations are zero. The covariances are a batch's own, as in Soft-HGR: where a batch holds a dozen complete
-    rows (5 % of 256) they are noisy, which is part of why this method falls off where little is complete.
+    kind's correlations are zero. The covariances are a batch's own, as in Soft-HGR: of the dozen complete rows that 5 %
+    of 256 are, they are noisy, which may be part of why this method falls off where little is complete.
     """
 
     least_complete = 2
