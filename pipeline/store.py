@@ -21,6 +21,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from typing import Any
 import numpy as np
 import zarr
 import zarr.errors
+from zarr.buffer.cpu import NDBuffer
 from zarr.codecs import BloscCodec
 
 from .checksums import COMPLETE, PUSHING, RUN, checksum, write_json
@@ -295,8 +297,19 @@ class FeatureStore:
     def read(self, name: str, clips: slice = slice(None)) -> np.ndarray:
         """An array, or of these clips alone; a modality's features are float16 [clip, segment, feature], NaN where
         missing. InputError: damaged chunks."""
-        try:
+        with self._told(name):
             return self._values(name, clips)
+
+    def read_into(self, out: np.ndarray, name: str, clips: slice) -> None:
+        """As `read`, without a copy: into an array of the right shape and type."""
+        with self._told(name), reaching(self.path):
+            self.group[name].get_basic_selection(clips, out=NDBuffer(out))
+
+    @contextmanager
+    def _told(self, name: str) -> Iterator[None]:
+        """InputError: an array's chunks are damaged."""
+        try:
+            yield
         except (OSError, RuntimeError, ValueError) as error:
             raise InputError(
                 f"{self.path}: the array {name} cannot be read ({error}).\n"

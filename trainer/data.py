@@ -156,8 +156,12 @@ def _load(clips: Clips, modality: str) -> tuple[Tensor, Tensor, Tensor]:
 
     def load(first: int) -> None:
         low, high = np.searchsorted(kept, (first, first + step))
-        block = torch.from_numpy(clips.store.read(modality, slice(first, first + step)))
-        torch.index_select(block, 0, torch.from_numpy(kept[low:high] - first), out=features[low:high])
+        last = min(first + step, count)
+        if high - low == last - first:  # all of them are usable
+            clips.store.read_into(features[low:high].numpy(), modality, slice(first, last))
+        else:
+            block = torch.from_numpy(clips.store.read(modality, slice(first, last)))
+            torch.index_select(block, 0, torch.from_numpy(kept[low:high] - first), out=features[low:high])
         parts = (values[low:high].split(few) for values in (features, means, spreads))
         for some, mean, spread in zip(*parts, strict=True):
             values = some.float()
