@@ -150,7 +150,7 @@ def _load(clips: Clips, modality: str) -> tuple[Tensor, Tensor, Tensor]:
     """
     array, kept = clips.store.group[modality], clips.kept
     (count, S, D), step = array.shape, CHUNKS_AT_ONCE * array.chunks[0]
-    features = torch.empty(len(kept), S, D, dtype=torch.float16)
+    features = torch.from_numpy(np.empty((len(kept), S, D), np.float16))  # which asks for huge pages
     means, spreads = torch.empty(2, len(kept), D)
     few = max(CACHED // (S * D), 1)  # clips
 
