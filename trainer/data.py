@@ -7,15 +7,22 @@ import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..pipeline.errors import InputError
 from ..pipeline.mask_files import Setting
 from ..pipeline.masks import TEST, TRAIN, VALIDATION, Missing
 from ..pipeline.store import FeatureStore
+from .order import EpochOrder
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
+    from .method import Stage
 
 COMPLETE = Missing()
 CACHED = 1 << 17  # float64 numbers that stay in a core's cache while they are summed
@@ -122,6 +129,10 @@ class Dataset:
                 f"Check the store with `mlemiss store verify` and preprocess again."
             )
 
+    def runs(self, runs: Sequence[Run], rows: Callable[[np.ndarray], np.ndarray]) -> "Runs":
+        """These runs, to be trained side by side on the clips that ``rows`` (of observed [clip, M]) keeps."""
+        return Runs(self, runs, rows)
+
     def moments(self, m: int, clips: np.ndarray) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of modality m over the rows of these clips (bool [clip]): float32 [D] each.
 
@@ -205,6 +216,8 @@ class Blueprint:
 class Runs(Blueprint):
     """R runs over one data set, trained as one batch. ``kept`` [R, clip] are the clips the classifier trains on.
 
+    Where the features are computed by networks that are trained too (`end_to_end.MediaRuns`), these are ``trunks``;
+    to embed a row anew is then ``costly``.
     InputError: features that a run observes are not finite.
     """
 
@@ -231,6 +244,25 @@ class Runs(Blueprint):
             lacking_held_out=(~observed & held_out[..., None]).any((0, 1)).tolist(),
             device=device,
         )
+
+    costly: ClassVar[bool] = False
+
+    @cached_property
+    def trunks(self) -> nn.ModuleList:
+        """Networks that are trained with the method: none over cached features."""
+        return nn.ModuleList()
+
+    def trained_parameters(self) -> list[dict]:
+        """Their parameters, as groups for an optimiser."""
+        return []
+
+    def order(self, stage: "Stage", steps: int, batch_size: int) -> EpochOrder:
+        """The order of the rows of a stage; ``epoch(number)`` gives the steps' rows and weights, [R, B] each."""
+        return EpochOrder(self, stage, steps, batch_size)
+
+    def checkpoint(self, stage: "Stage") -> "Checkpoint | None":
+        """What a killed run goes on from, where one is kept."""
+        return None
 
     def _moments(self, m: int) -> tuple[Tensor, Tensor]:
         """Of each run's observed training entries, whatever the method: mean and deviation, [R, D] each."""

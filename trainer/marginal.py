@@ -133,4 +133,31 @@ class Bank:
         return support, self.support.mask
 
 
+class Latest(Bank):
+    """The bank where embedding a row anew is costly: the gradient goes through the batch's observed rows.
+
+    A batch that holds more rows of a pattern than occur weighs them less (`order.Strata`). With N_p of N rows of a
+    pattern and J_p of B in a batch, N_p / J_p is a row's weight times N / B: each fresh row stands for so many of the
+    support, and the gradient is unbiased but for the age of the other embeddings.
+    """
+
+    def __init__(self, runs: Runs, m: int, encoder: Encoder):
+        super().__init__(runs, m, encoder)
+        rows = [int(kept.sum()) * runs.segments for kept in runs.kept]
+        self.trained = torch.tensor(rows, device=runs.device)[:, None, None]  # N
+
+    def begin_epoch(self, steps: int) -> None:
+        """Nothing is drawn."""
+
+    def __call__(self, batch: Batch, fresh: Tensor) -> tuple[Tensor, Tensor | None]:
+        k = fresh.shape[-1]
+        counted = batch.observed[..., self.m] & (batch.weight > 0)
+        written = torch.where(counted, self.support.position(batch.rows), self.N)[..., None].expand(-1, -1, k)
+        scale = batch.weight[..., None] * (self.trained / (batch.weight > 0).sum(1)[:, None, None])
+        scaled = fresh.detach() + (fresh - fresh.detach()) * scale
+        self.bank.scatter_(1, written, fresh.detach())
+        return self.bank.scatter(1, written, scaled)[:, : self.N], self.support.mask
+
+
+END_TO_END = {"full": Full, "bank": Latest}
 MARGINALS = {"full": Full, "bank": Bank, "batch": InBatch}

@@ -84,6 +84,13 @@ class Method(nn.Module):
         """Mean loss of each run over its own batch: [R]."""
         raise NotImplementedError
 
+    def training_state(self) -> dict:
+        """What training end to end goes on from, beside parameters and buffers: tensors and plain values."""
+        return {}
+
+    def load_training_state(self, state: dict) -> None:
+        """Go on from `training_state`."""
+
     def prepare_predictions(self, lacking: Sequence[bool]) -> None:
         """Called when weights have changed, before `predict`: fill ``prepared`` with what all predictions share.
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..data import Batch
 from ..likelihood import log_posterior
-from ..marginal import MARGINALS, SupportRows
+from ..marginal import END_TO_END, MARGINALS, SupportRows
 from ..method import FusionClassifier, Stage, negative_log_likelihood
 
 
@@ -27,8 +27,9 @@ class MaximumLikelihood(FusionClassifier):
     @cached_property
     def _marginals(self) -> dict:
         """By modality that training lacks somewhere; made when training begins."""
+        kind = (END_TO_END if self.runs.costly else MARGINALS)[self.settings.marginal]
         return {
-            m: MARGINALS[self.settings.marginal](self.runs, m, self.encoders[m])
+            m: kind(self.runs, m, self.encoders[m])
             for m, lacking in enumerate(self.runs.lacking)
             if lacking
         }
@@ -45,6 +46,13 @@ class MaximumLikelihood(FusionClassifier):
         ]
         log_probability = self._posterior(embeddings, batch.observed, supports)
         return negative_log_likelihood(log_probability, batch.label, batch.weight)
+
+    def training_state(self) -> dict:
+        return {m: marginal.bank for m, marginal in self._marginals.items() if hasattr(marginal, "bank")}
+
+    def load_training_state(self, state: dict) -> None:
+        for m, bank in state.items():
+            self._marginals[m].bank = bank
 
     def prepare_predictions(self, lacking: Sequence[bool]) -> None:
         self.prepared = {}
