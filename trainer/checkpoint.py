@@ -2,7 +2,9 @@
 
 import json
 import pickle
+import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,11 +19,30 @@ if TYPE_CHECKING:
 SCHEMA = 1
 
 
+@dataclass(frozen=True)
+class Checkpoints:
+    """Where the runs of one cell keep theirs, and what these are of: plain values."""
+
+    folder: Path
+    identity: Mapping
+
+    def of(self, seed: int, stage: str, device: torch.device) -> "Checkpoint":
+        """One run's of one stage."""
+        name = "".join(c if c.isalnum() else "-" for c in stage)
+        return Checkpoint(
+            self.folder / f"seed{seed}-{name}.pt", {**self.identity, "seed": seed, "stage": stage}, device
+        )
+
+    def remove(self) -> None:
+        """The cell is finished."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
 class Checkpoint:
     """One stage of one run, kept after every epoch.
 
     identity: plain values that say what is trained and how; a file of another identity is refused. What is random in
-    an epoch must depend on its number alone, as no generator is kept.
+    an epoch must depend on its number, or on a generator that the method keeps (`Method.training_state`).
     """
 
     def __init__(self, path: Path, identity: Mapping, device: torch.device):
@@ -31,7 +52,7 @@ class Checkpoint:
     def load(
         self, method: "Method", optimiser: torch.optim.Optimizer, selection: "Selection | None", results: list
     ) -> int:
-        """Take up what was kept; returns the epoch to go on with, 1 where nothing was.
+        """Take up what was kept, if anything; returns the epoch to go on with, 1 where nothing was.
 
         InputError: the file is damaged, or of another training.
         """
@@ -49,7 +70,7 @@ class Checkpoint:
             told = "; ".join(f"{n}: {identity.get(n)} there, {self.identity.get(n)} here" for n in names[:3])
             raise InputError(
                 f"the checkpoint {self.path} is of another training ({told}).\n"
-                f"Train as it was begun, name another folder with --out, or remove it."
+                f"Train as it was begun, name another folder with --out, or remove that file."
             )
         method.load_state_dict(kept["method"])
         method.runs.trunks.load_state_dict(kept["trunks"])

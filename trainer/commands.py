@@ -20,17 +20,25 @@ from ..pipeline.errors import InputError
 from ..pipeline.places import Place, place
 from ..pipeline.progress import amount, say
 from .options import (
+    AugmentOption,
+    BackboneLrOption,
     BatchSizeOption,
     DimOption,
+    EndToEndOption,
     EpochsOption,
     FeaturesOption,
+    FrozenOption,
     FusionOption,
     HiddenOption,
+    InitOption,
     LrOption,
     MarginalOption,
+    MicroBatchOption,
+    PrecisionOption,
     SeedsOption,
     StoreOption,
     WeightDecayOption,
+    end_to_end_of,
     named_stores,
 )
 from .settings import Settings
@@ -41,6 +49,13 @@ def train(
         list[str], typer.Option(help="What training lacks: audio:0.5, audio:0.3+visual:0.3, none; repeated or a list.")
     ],
     features: FeaturesOption = None,
+    end_to_end: EndToEndOption = None,
+    init: InitOption = None,
+    frozen: FrozenOption = False,
+    augment: AugmentOption = False,
+    backbone_lr: BackboneLrOption = None,
+    micro_batch: MicroBatchOption = None,
+    precision: PrecisionOption = None,
     method: Annotated[
         list[str] | None, typer.Option(help="Methods (`list methods`), repeated or a list (default: mle).")
     ] = None,
@@ -70,7 +85,7 @@ def train(
     """Train every combination of the repeatable options, each with N seeds; print and keep the results."""
     from ..pipeline.backbones import DEFAULT
     from ..pipeline.mask_files import read_given
-    from ..pipeline.store import FeatureStore, find_store
+    from ..pipeline.store import MEDIA, FeatureStore, find_store
     from . import job
 
     sizes = {"batch_size": batch_size, "hidden": hidden, "dim": dim}
@@ -78,11 +93,16 @@ def train(
     files = read_given(splits, masks)
     specs = [files.setting(text) for text in comma_list(missing)]
     held_out, split = files.held_out(missing_test).name, files.split_name(split)
-    names = comma_list(features or list(DEFAULT))
+    how = {"frozen": frozen, "augment": augment, "backbone_lr": backbone_lr}
+    trunk = end_to_end_of(end_to_end, init, **how, micro_batch=micro_batch, precision=precision)
+    if trunk and features:
+        raise InputError("--end-to-end and --features exclude each other: features are cached.\nGive one of them.")
+    names = [MEDIA] if trunk else comma_list(features or list(DEFAULT))
     paths = named_stores(store, features) or [find_store(stores, name, dataset) for name in names]
     document, out = job.train(
         [files.apply(FeatureStore.open(path), seeds, specs) for path in paths],
         out,
+        end_to_end=trunk,
         methods=comma_list(method or ["mle"]),
         fusions=comma_list(fusion or ["addition"]),
         missing=specs,

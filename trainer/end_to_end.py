@@ -8,9 +8,9 @@ Shapes: M modalities, S segments a clip, D features, B batch, n rows. A row is a
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,24 +19,27 @@ from torch import Tensor, nn
 from ..pipeline.backbones import Weights, load_network
 from ..pipeline.errors import InputError
 from ..pipeline.masks import TRAIN
-from .checkpoint import Checkpoint
+from ..pipeline.store import FeatureStore
+from .checkpoint import Checkpoint, Checkpoints
 from .data import Clips, Run, Runs, generator
 from .media import MediaReader
-from .method import Stage
-from .order import Strata
+from .method import Method, Stage
+from .order import EpochOrder, Strata
+from .settings import Settings
 from .trunks import Trunk, averaging_statistics
 
 READ_ROWS = 256  # read and computed at a time where nothing is trained
-CALIBRATION_STEPS = 32  # batches that set batch norms and standardisation before a network is trained
+CALIBRATION_STEPS = 32  # micro-batches that set batch norms and standardisation before a network is trained
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # on whatever device, in small letters
 
 
 @dataclass(frozen=True)
 class EndToEnd:
     """What training end to end takes beside `Settings`.
 
-    backbone: a name as for --features. init: its weights at first. frozen: it is not trained. augment: frames and
-    spectrograms are changed at random in training. backbone_lr: learning rate of the backbones. micro_batch: segments
-    computed at once. precision: fp32 or bf16 (mixed). workdir: where checkpoints are kept, or None.
+    backbone: a name as for --features. init: its weights at first, the same in every run. frozen: it is not trained.
+    augment: frames and spectrograms are changed at random in training. backbone_lr: learning rate of the backbones.
+    micro_batch: most segments computed at once. precision: fp32 or bf16 (mixed).
     InputError: a value out of range.
     """
 
@@ -47,39 +50,63 @@ class EndToEnd:
     backbone_lr: float = 1e-4
     micro_batch: int = 64
     precision: str = "fp32"
-    workdir: Path | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.backbone_lr < float("inf"):
-            raise InputError(f"backbone lr {self.backbone_lr} is out of range: expected more than 0.")
+            raise InputError(f"--backbone-lr {self.backbone_lr} is out of range: expected more than 0.")
         if self.micro_batch < 1:
-            raise InputError(f"micro batch {self.micro_batch} is out of range: expected 1 or more.")
+            raise InputError(f"--micro-batch {self.micro_batch} is out of range: expected 1 or more.")
         if self.precision not in ("fp32", "bf16"):
             raise InputError(f"--precision {self.precision!r}: expected fp32 or bf16.")
         if self.frozen and self.augment:
             raise InputError("--frozen and --augment exclude each other.\nLeave out one of the two.")
 
     def describe(self) -> dict:
-        """Plain values that results depend on; how many segments are computed at once is not among them."""
-        described = asdict(self) | {"init": self.init.name}
-        return {name: value for name, value in described.items() if name not in ("micro_batch", "workdir")}
+        """Plain values that results depend on."""
+        return asdict(self) | {"init": self.init.name}
+
+    def check(self, settings: Settings, save_weights: bool = False) -> None:
+        """InputError: an option that training end to end has not."""
+        if settings.marginal == "batch":
+            raise InputError(
+                "--marginal batch is not for training end to end: at high missing rates a batch has few complete rows."
+                "\nChoose --marginal bank, or full for a small problem."
+            )
+        if save_weights:
+            raise InputError(
+                "--save-weights keeps what was trained on cached features, not backbones trained end to end.\n"
+                "Leave it out; predictions of the test clips are kept without it."
+            )
 
 
 class MediaClips(Clips):
     """The clips of a media store, for a backbone that is trained over them. InputError: no media store."""
 
-    def __init__(self, store, options: EndToEnd):
+    costly = True
+
+    def __init__(self, store: FeatureStore, options: EndToEnd):
         super().__init__(store)
-        self.reader, self.options = MediaReader(self), options
+        self.reader, self.options = MediaReader(store, self.kept), options
 
     def describe(self) -> dict:
-        weights = {"weights": self.options.init.name, "weights_hash": self.network_hash}
-        return {"features": self.options.backbone, "end_to_end": self.options.describe()} | weights
+        return {
+            "features": self.options.backbone,
+            "weights": self.options.init.name,
+            "weights_hash": self.network_hash,
+            "end_to_end": self.options.describe() | {"weights_hash": self.network_hash},
+        }
 
     @cached_property
     def network_hash(self) -> str:
         """Of the backbone's weights at first."""
         return load_network(self.options.backbone, self.options.init).weights_hash
+
+    def check(self, kind: type[Method], name: str) -> None:
+        if kind.reconstructs:
+            raise InputError(
+                f"{name} cannot train end to end: it reconstructs features, which change while their network trains.\n"
+                f"Train it on cached features (--features), or choose another --method."
+            )
 
     def load(self, device: torch.device) -> "MediaDataset":
         return MediaDataset(self, device)
@@ -95,24 +122,36 @@ class MediaDataset:
     def check_finite(self, run: Run) -> None:
         """Media are: frames are integers, and the pipeline checks log-Mels."""
 
-    def runs(self, runs: Sequence[Run], rows: Callable[[np.ndarray], np.ndarray]) -> "MediaRuns":
-        return MediaRuns(self, runs, rows)
+    def runs(
+        self,
+        runs: Sequence[Run],
+        rows: Callable[[np.ndarray], np.ndarray],
+        checkpoints: Checkpoints | None = None,
+    ) -> "MediaRuns":
+        return MediaRuns(self, runs, rows, checkpoints)
 
 
 class MediaRuns(Runs):
-    """One run whose features come from trunks."""
+    """One run whose features come from trunks. ValueError: more than one."""
 
-    costly = True
-
-    def __init__(self, dataset: MediaDataset, runs: Sequence[Run], rows: Callable[[np.ndarray], np.ndarray]):
+    def __init__(
+        self,
+        dataset: MediaDataset,
+        runs: Sequence[Run],
+        rows: Callable[[np.ndarray], np.ndarray],
+        checkpoints: Checkpoints | None = None,
+    ):
         if len(runs) != 1:
             raise ValueError(f"end to end one run is trained at a time, found {len(runs)}.")
-        self.options, self.reader = dataset.clips.options, dataset.clips.reader
+        self.options, self.reader, self.checkpoints = dataset.clips.options, dataset.clips.reader, checkpoints
         self.modalities, self.device, self.seeds = dataset.clips.modalities, dataset.device, [runs[0].spec.seed]
         self._ready: tuple[Tensor, dict[int, Future]] | None = None  # rows of the batch that comes, and its media
         self._augment = generator(self.seeds[0], "augment")
-        self._rows = rows
         super().__init__(dataset, runs, rows)
+
+    @property
+    def costly(self) -> bool:
+        return not self.options.frozen
 
     @cached_property
     def trunks(self) -> nn.ModuleList:
@@ -127,46 +166,57 @@ class MediaRuns(Runs):
         return [{"params": list(self.trunks.parameters()), "lr": self.options.backbone_lr}]
 
     def order(self, stage: Stage, steps: int, batch_size: int) -> "MediaOrder":
-        return MediaOrder(self, stage, batch_size)
+        return MediaOrder(self, stage, steps, batch_size)
 
     def checkpoint(self, stage: Stage) -> Checkpoint | None:
-        """A file of this run's in the folder that `EndToEnd.workdir` names."""
-        if self.options.workdir is None:
-            return None
-        run, clips = self.runs[0], self.dataset.clips
-        names = {"store": clips.store.fingerprint, "run": run.spec.name, "split": run.spec.split, "stage": stage.name}
-        identity = names | self.options.describe() | self.identity
-        stem = "-".join([self.identity.get("method", "run"), self.identity.get("fusion", ""), run.spec.name, stage.name])
-        name = "".join(c if c.isalnum() else "_" for c in stem)
-        return Checkpoint(self.options.workdir / f"{name}.pt", identity, self.device)
-
-    identity: dict = {}  # what is trained: method, fusion and settings, as `fit` says
+        """Its file, where the caller of `fit` named a folder."""
+        return self.checkpoints and self.checkpoints.of(self.seeds[0], stage.name, self.device)
 
     def gather_modality(self, m: int, rows: Tensor, observed: Tensor) -> Tensor:
-        """Modality m of rows [1, n]: float32 [1, n, D], NaN where not observed. Only what is observed is computed."""
+        """Modality m of rows [1, n]: float32 [1, n, D], NaN where not observed. Only what is observed is computed.
+
+        Without gradient in evaluation mode.
+        """
         seen = observed[0].nonzero()[:, 0]
-        trunk = self.trunks[m]
-        with torch.set_grad_enabled(torch.is_grad_enabled() and trunk.training and not trunk.frozen):
-            if self._ready and self._ready[0] is rows:
-                features = self._compute(m, self._ready[1][m].result())
-            else:
-                wanted = rows[0, seen].cpu().split(READ_ROWS)
-                features = torch.cat([self._compute(m, self.reader.read(m, part)) for part in wanted])
+        if self._ready and self._ready[0] is rows:
+            features = self._compute(m, self._ready[1][m].result())
+        else:
+            wanted = [{m: part} for part in rows[0, seen].cpu().split(READ_ROWS)]
+            with self._mode(m):
+                features = torch.cat([self._compute(m, media[m].result()) for media in self.reader.ahead(wanted)])
         x = torch.full((rows.shape[1], features.shape[1]), torch.nan, device=self.device)
         return x.index_put((seen,), features)[None]
+
+    @contextmanager
+    def _mode(self, m: int) -> Iterator[None]:
+        if torch.is_grad_enabled():
+            yield
+        else:
+            with self.trunks[m].evaluating():
+                yield
 
     def _compute(self, m: int, media: Tensor) -> Tensor:
         if self.device.type == "cuda":
             media = media.pin_memory()
+        return self.trunks[m](media, self.device, self._augment)
+
+    @contextmanager
+    def within_memory(self) -> Iterator[None]:
         try:
-            return self.trunks[m](media, self.device, self._augment)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if "memory" not in str(error).lower():
+            yield
+        except (RuntimeError, MemoryError) as error:  # torch's OutOfMemoryError is a RuntimeError
+            told = isinstance(error, MemoryError) or any(words in str(error).lower() for words in OUT_OF_MEMORY)
+            if not told:
                 raise
-            size = min(self.options.micro_batch, len(media))
+            size = self.options.micro_batch
+            smaller = (
+                f"Try --micro-batch {size // 2}: the batch stays as large, batch norms see as many segments at once."
+                if size > 1
+                else "Try a smaller --batch-size, --precision bf16, or a smaller backbone."
+            )
             raise InputError(
-                f"{size} segments at once do not fit into the memory of {self.device} with {self.options.backbone}.\n"
-                f"Try --micro-batch {max(size // 2, 1)}: the batch and its gradient stay the same."
+                f"{self.options.backbone} end to end with --micro-batch {size} does not fit into the memory of "
+                f"{self.device}.\n{smaller}"
             ) from error
 
     @torch.no_grad()
@@ -181,11 +231,11 @@ class MediaRuns(Runs):
         rows = self.rows_of(torch.as_tensor(np.flatnonzero(run.observed[:, m] & (run.part == TRAIN)))[None])[0]
         if not self.options.frozen:
             order = torch.randperm(len(rows), generator=generator(run.spec.seed, "calibration"))
-            rows = rows.cpu()[order[: CALIBRATION_STEPS * self.options.micro_batch]]
+            rows = rows[order[: CALIBRATION_STEPS * self.options.micro_batch]]
+        parts = rows.tensor_split(-(-len(rows) // self.options.micro_batch))
         total = torch.zeros(2, trunk.info.dimension, dtype=torch.float64, device=self.device)
         trunk.train()
-        with averaging_statistics([] if self.options.frozen else [trunk]):
-            parts = rows.cpu().split(self.options.micro_batch)
+        with self.within_memory(), averaging_statistics([] if self.options.frozen else [trunk]):
             for media in self.reader.ahead([{m: part} for part in parts]):
                 found = trunk(media[m].result(), self.device).double()
                 total += torch.stack([found.sum(0), found.square().sum(0)]) / len(rows)
@@ -197,24 +247,33 @@ class MediaRuns(Runs):
 
 
 class MediaOrder:
-    """The order of one run's rows, and their media read ahead."""
+    """The order of one run's rows, and their media read ahead.
 
-    def __init__(self, runs: MediaRuns, stage: Stage, batch_size: int):
-        run = runs.runs[0]
+    Over frozen backbones it is the order of cached features, so that training is the same; else `order.Strata`, each
+    epoch's drawn from the run's seed and its number.
+    """
+
+    def __init__(self, runs: MediaRuns, stage: Stage, steps: int, batch_size: int):
         self.runs, self.purpose = runs, f"order:{stage.name}"
-        trained = run.training_clips(stage.rows)
-        self.strata = Strata(run.observed, trained, runs.segments, batch_size, runs.reader.clips_at_once)
+        self.plain = EpochOrder(runs, stage, steps, batch_size) if runs.options.frozen else None
+        trained = runs.runs[0].training_clips(stage.rows)
+        self.strata = Strata(runs.runs[0].observed, trained, runs.segments, batch_size)
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Steps of rows and weights, [1, B] each."""
         runs, seed = self.runs, self.runs.seeds[0]
-        rows, weights = self.strata.epoch(generator(seed, f"{self.purpose}:{number}"))
+        if self.plain:
+            steps = [(rows.cpu(), weight.cpu()) for rows, weight in self.plain.epoch(number)]
+        else:
+            drawn = self.strata.epoch(generator(seed, f"{self.purpose}:{number}"))
+            steps = [(rows[None], weight[None]) for rows, weight in zip(*drawn, strict=True)]
         runs._augment = generator(seed, f"augment:{number}")
-        observed = torch.as_tensor(runs.runs[0].observed)[rows // runs.segments]  # [steps, B, M]
-        places = range(observed.shape[-1])
-        wanted = [{m: step[seen[:, m]] for m in places} for step, seen in zip(rows, observed, strict=True)]
-        for step, weight, media in zip(rows, weights, runs.reader.ahead(wanted), strict=True):
-            step, weight = step[None].to(runs.device), weight[None].to(runs.device)
-            runs._ready = (step, media)
-            yield step, weight
+        observed = torch.as_tensor(runs.runs[0].observed)
+        seen = [observed[rows[0] // runs.segments] for rows, _ in steps]  # [B, M] each
+        places = range(observed.shape[1])
+        wanted = [{m: rows[0, here[:, m]] for m in places} for (rows, _), here in zip(steps, seen, strict=True)]
+        for (rows, weight), media in zip(steps, runs.reader.ahead(wanted), strict=True):
+            rows, weight = rows.to(runs.device), weight.to(runs.device)
+            runs._ready = (rows, media)
+            yield rows, weight
         runs._ready = None

@@ -24,7 +24,7 @@ def estimate(cells: Sequence[Cell], settings: Settings, device: torch.device) ->
     short = replace(settings, epochs=TRIED_EPOCHS)
     seconds: dict[Cell, float] = {}
     for clips in dict.fromkeys(cell.clips for cell in cells):
-        dataset = Dataset(clips, device)
+        dataset = clips.load(device)
         rates: dict[tuple[str, str], float] = {}  # seconds a clip and epoch
         mine = [cell for cell in cells if cell.clips is clips]
         for group in group_runs(mine, dataset.segments, settings, TRIED_RUNS[device.type]):

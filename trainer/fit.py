@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..pipeline.errors import InputError
 from ..pipeline.masks import TEST, TRAIN, VALIDATION
+from .checkpoint import Checkpoints
 from .data import Clips, Dataset, Run, Runs
 from .evaluate import clip_probabilities
 from .method import Method, Stage
@@ -91,20 +92,22 @@ def fit(
     fusion: str,
     *,
     name: str = "method",
+    checkpoints: Checkpoints | None = None,
     on_epoch: Callable[[int], None] = lambda clips: None,
     on_trained: Callable[[Method], None] = lambda method: None,
 ) -> list[RunResult]:
     """Train runs of equal `plan_steps` side by side; test each with the weights of its best validation epoch.
 
     The best epoch has the highest validation accuracy, among equals the highest validation likelihood, then the first.
+    checkpoints: where runs that take long keep what a killed training goes on from.
     on_epoch is called after each epoch with the number of clips it trained on, over all runs; on_trained at the end
     with the method, which holds each run's best weights.
-    InputError: a loss that is not finite.
+    InputError: a loss that is not finite, a checkpoint of another training, or memory that does not suffice.
     """
     steps = {plan_steps(kind, run, dataset.segments, settings) for run in runs}
     if len(steps) != 1:
         raise ValueError(f"runs of one batch need equal steps an epoch, found {sorted(steps)}.")
-    batch = dataset.runs(runs, kind.stages[-1].rows)
+    batch = dataset.runs(runs, kind.stages[-1].rows, checkpoints)
     method = kind(batch, settings, fusion)
     for parameter_name, parameter in method.named_parameters():
         if parameter.shape[0] != len(runs):
@@ -112,14 +115,15 @@ def fit(
                 f"{name}: parameter {parameter_name}: expected {len(runs)} runs first, found {list(parameter.shape)}."
             )
     results = [RunResult(run, np.flatnonzero(run.part == TEST), np.empty(0), 0) for run in runs]
-    for stage, count in zip(kind.stages, steps.pop(), strict=True):
-        epochs = _train_stage(method, batch, stage, count, results, name, on_epoch)
-        for result in results:
-            result.total_epochs += epochs
-    test = HeldOut(batch, TEST)
-    with torch.no_grad():
-        method.prepare_predictions(batch.lacking_held_out)
-    probability = test.score(method)[2].cpu().numpy()
+    with batch.within_memory():
+        for stage, count in zip(kind.stages, steps.pop(), strict=True):
+            epochs = _train_stage(method, batch, stage, count, results, name, on_epoch)
+            for result in results:
+                result.total_epochs += epochs
+        test = HeldOut(batch, TEST)
+        with torch.no_grad():
+            method.prepare_predictions(batch.lacking_held_out)
+        probability = test.score(method)[2].cpu().numpy()
     for r, result in enumerate(results):
         result.probability = probability[r, : len(result.test_clips)]
     on_trained(method)

@@ -14,41 +14,37 @@ import torch
 from torch import Tensor
 
 from ..pipeline.errors import InputError
-from ..pipeline.store import MEDIA
-from .data import Clips
+from ..pipeline.store import MEDIA, FeatureStore
 
 ARRAYS = {"visual": "frames", "audio": "logmel"}  # what a media store holds of a modality
 MEMORY_SHARE = 0.4  # of the memory that is free, for clips that are kept
 AHEAD = 3  # batches read before they are needed
-THREADS = 2
+THREADS = max(2, min(8, (os.cpu_count() or 2) // 2))
 
 
 class MediaReader:
     """Segments of clips: frames uint8 [n, row, column, 3], log-Mels float16 [n, 3, mel, time], on the host.
 
-    most_bytes: kept in memory (default: a share of what is free). InputError: no store of media.
+    kept: int [clip], places in the store of the clips that rows count. most_bytes: held in memory (default: a share of
+    what is free). InputError: no store of media.
     """
 
-    def __init__(self, clips: Clips, most_bytes: int | None = None):
-        self.store, self.kept = clips.store, clips.kept
-        if self.store.features != MEDIA:
+    def __init__(self, store: FeatureStore, kept: np.ndarray, most_bytes: int | None = None):
+        self.store, self.kept = store, kept
+        if store.features != MEDIA:
             raise InputError(
-                f"{self.store.path} holds no media: expected a store of frames and log-Mels to train end to end on.\n"
-                f"Make one with `mlemiss preprocess --media only`."
+                f"{store.path} holds no media: expected a store of frames and log-Mels to train end to end on.\n"
+                f"Make one with `mlemiss preprocess --media only`, or leave out --end-to-end to train on features."
             )
-        self.names = [ARRAYS[modality] for modality in clips.modalities]
-        shapes = [self.store.group[name].shape for name in self.names]
-        self.segments: int = shapes[0][1]
-        itemsizes = [self.store.group[name].dtype.itemsize for name in self.names]
-        sizes = [size * int(np.prod(shape[1:])) for size, shape in zip(itemsizes, shapes, strict=True)]
+        self.names = [ARRAYS[modality] for modality in store.modalities]
+        self.segments: int = store.group[self.names[0]].shape[1]
         self.most_bytes = _free_memory() * MEMORY_SHARE if most_bytes is None else most_bytes
-        self.clips_at_once = max(int(self.most_bytes // sum(sizes)), 1)
         self._clips: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
         self._bytes, self._lock = 0, Lock()
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="media")
 
     def read(self, m: int, rows: Tensor) -> Tensor:
-        """Modality m of rows [n], which are clip * S + s of the usable clips."""
+        """Modality m of rows [n]."""
         clips, segments = divmod(rows.numpy(), self.segments)
         array = self.store.group[self.names[m]]
         found = np.empty((len(rows), *array.shape[2:]), array.dtype)

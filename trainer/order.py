@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from .method import Stage
 
 
+TOGETHER = 64  # clips of one pattern whose rows are mixed: 400 MB of media, and many more clips than a batch has rows
+
+
 class EpochOrder:
     """Every run's rows in a new order each epoch, from the run's own generator."""
 
@@ -22,12 +25,17 @@ class EpochOrder:
         self.generators = runs.generators(f"order:{stage.name}")
         self.rows = [rows_of(run.training_clips(stage.rows), runs.segments) for run in runs.runs]  # on the host
         self.batch_size = min(batch_size, max(map(len, self.rows)))  # nothing to fill up where one batch holds all
+        self.drawn = 0  # epochs
 
     def epoch(self, number: int) -> zip:
         """Steps of rows and weights, [R, B] each; the fillers of a shorter last batch have weight 0.
 
-        Epochs are drawn one after the other, whatever their number.
+        number: from 1, growing. An order is a run's number-th draw: those that are passed over are drawn as well.
         """
+        for _ in range(self.drawn, number - 1):
+            for rows, g in zip(self.rows, self.generators, strict=True):
+                torch.randperm(len(rows), generator=g)
+        self.drawn = number
         order = torch.stack([rows[:1].expand(self.steps * self.batch_size) for rows in self.rows]).clone()
         weight = torch.zeros(order.shape)
         for r, (rows, g) in enumerate(zip(self.rows, self.generators, strict=True)):
@@ -55,17 +63,16 @@ class Strata:
     from any.
     """
 
-    def __init__(self, observed: np.ndarray, trained: np.ndarray, segments: int, batch_size: int, clips_at_once: int):
-        """observed: bool [clip, M]; trained: bool [clip], the clips trained on; clips_at_once: those memory holds."""
+    def __init__(self, observed: np.ndarray, trained: np.ndarray, segments: int, batch_size: int):
+        """observed: bool [clip, M]; trained: bool [clip], the clips trained on."""
         patterns = np.unique(observed[trained], axis=0)[::-1]
         clips = [np.flatnonzero(trained & (observed == pattern).all(1)) for pattern in patterns]
         counts = np.array([len(c) * segments for c in clips])
         self.rows, self.segments = int(counts.sum()), segments
-        self.batch_size = min(batch_size, self.rows)
+        self.batch_size = max(min(batch_size, self.rows), len(patterns))  # a row of each pattern at least
         self.clips, self.shares = clips, self._shares(counts, patterns.all(1))
         self.weights = counts / self.rows * self.batch_size / self.shares
         self.steps = -(-self.rows // self.batch_size)
-        self.group = max(clips_at_once // len(clips), 1)
 
     def _shares(self, counts: np.ndarray, complete: np.ndarray) -> np.ndarray:
         """Rows of each pattern in a batch: as they occur, at least one, of complete ones at least a quarter."""
@@ -95,9 +102,8 @@ class Strata:
         found = 0
         while found < count:
             shuffled = torch.as_tensor(clips)[torch.randperm(len(clips), generator=generator)]
-            for group in shuffled.split(self.group):
+            for group in shuffled.split(TOGETHER):
                 rows = (group[:, None] * self.segments + torch.arange(self.segments)).flatten()
                 parts.append(rows[torch.randperm(len(rows), generator=generator)])
                 found += len(rows)
         return torch.cat(parts)[:count]
-

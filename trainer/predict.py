@@ -105,8 +105,8 @@ def check_store(header: Mapping, store: FeatureStore) -> None:
 
 
 def _comparable(spec: Mapping) -> dict:
-    """What a backbone's features depend on. The device, whose last bits differ, and the codec are left out; so is the spec of
-    features that no backbone of ours made."""
+    """What a backbone's features depend on. The device, whose last bits differ, and the codec are left out; so is the
+    spec of features that no backbone of ours made."""
     if "backbone" not in spec:
         return {}
     backbone = {f"backbone's {name}": value for name, value in spec["backbone"].items() if name != "device"}

@@ -23,9 +23,10 @@ MASKED_MELS, MASKED_TIMES = 12, 10  # most mels (of 64) and steps (of 51) of a s
 class Trunk(nn.Module):
     """One modality's backbone.
 
-    frozen: it stays as it is, in evaluation mode. micro_batch: segments computed at once; of a larger batch the
-    activations are made again in the backward pass, so that memory does not grow with the batch and the gradient is
-    the whole batch's, whatever the loss couples. precision: fp32, or bf16 for mixed precision.
+    frozen: it stays as it is, in evaluation mode. micro_batch: most segments computed at once; of a larger batch the
+    activations are made again in the backward pass, so that memory hardly grows with the batch and the gradient is the
+    whole batch's, whatever the loss couples (batch norms see the segments computed at once). precision: fp32, or bf16
+    for mixed precision.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Trunk(nn.Module):
         """
         if not len(media):
             return torch.zeros(0, self.info.dimension, device=device)
-        parts = media.split(self.micro_batch)
+        parts = media.tensor_split(-(-len(media) // self.micro_batch))  # of equal size, for batch norms
         images = (self._images(part, device, generator) for part in parts)
         if len(parts) > 1 and torch.is_grad_enabled() and not self.frozen:
             found = [
@@ -70,6 +71,16 @@ class Trunk(nn.Module):
 
     def _contexts(self):
         return nullcontext(), self._statistics_kept()
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """In evaluation mode for a while."""
+        before = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(before)
 
     @contextmanager
     def _statistics_kept(self) -> Iterator[None]:

@@ -28,11 +28,7 @@ class MaximumLikelihood(FusionClassifier):
     def _marginals(self) -> dict:
         """By modality that training lacks somewhere; made when training begins."""
         kind = (END_TO_END if self.runs.costly else MARGINALS)[self.settings.marginal]
-        return {
-            m: kind(self.runs, m, self.encoders[m])
-            for m, lacking in enumerate(self.runs.lacking)
-            if lacking
-        }
+        return {m: kind(self.runs, m, self.encoders[m]) for m, lacking in enumerate(self.runs.lacking) if lacking}
 
     def begin_epoch(self, stage: Stage, steps: int) -> None:
         for marginal in self._marginals.values():
@@ -48,11 +44,11 @@ class MaximumLikelihood(FusionClassifier):
         return negative_log_likelihood(log_probability, batch.label, batch.weight)
 
     def training_state(self) -> dict:
-        return {m: marginal.bank for m, marginal in self._marginals.items() if hasattr(marginal, "bank")}
+        return {m: marginal.state() for m, marginal in self._marginals.items()}
 
     def load_training_state(self, state: dict) -> None:
-        for m, bank in state.items():
-            self._marginals[m].bank = bank
+        for m, kept in state.items():
+            self._marginals[m].load_state(kept)
 
     def prepare_predictions(self, lacking: Sequence[bool]) -> None:
         self.prepared = {}
