@@ -56,7 +56,7 @@ def end_to_end_of(backbone: str | None, init: str | None, **given) -> "EndToEnd 
 
     InputError: an option that belongs to it without it, or a wrong value.
     """
-    given = {name: value for name, value in given.items() if value not in (None, False)}
+    given = {name: value for name, value in given.items() if value is not None and value is not False}
     if backbone is None:
         if stray := [*(["init"] if init else []), *given]:
             raise InputError(
