@@ -35,12 +35,11 @@ def train(
     a backbone is trained too, over media stores; what an earlier run of the same into the folder finished is kept.
     InputError: stores of the wrong kind, results of another run in the folder, or no folder can be there.
     """
-    clips_of, goes_on = Clips, end_to_end is not None and out is not None
+    goes_on = end_to_end is not None and out is not None
     if end_to_end is None:
         check_features(stores)
     else:
         end_to_end.check(grid["settings"], grid.get("save_weights", False))
-        clips_of = partial(MediaClips, options=end_to_end)
     writable_folder(out or Path("runs"), "--out")
     if out and (out / kept.RESULTS).exists() and not replace:
         earlier = kept.take_up(out, None).values() if goes_on else ()
@@ -54,7 +53,7 @@ def train(
     say(f"device {experiments.choose_device(grid['device'])}; {grid['seeds']} seeds; {settings}")
     if end_to_end:
         say("end to end: " + ", ".join(f"{n.replace('_', ' ')} {v}" for n, v in end_to_end.describe().items()))
-    how = {"clips_of": clips_of, "resume": goes_on, "command": shlex.join(["mlemiss", *sys.argv[1:]])}
+    how = {"clips_of": clips_as(end_to_end), "resume": goes_on, "command": shlex.join(["mlemiss", *sys.argv[1:]])}
     with (
         _own_folder(name) if out is None else nullcontext(out) as folder,
         only_one(folder / ".lock", str(folder)) if goes_on else nullcontext(),
@@ -80,6 +79,11 @@ def _own_folder(name: str) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # not empty: there are results
             out.rmdir()
+
+
+def clips_as(end_to_end: EndToEnd | None) -> Callable[[FeatureStore], Clips]:
+    """What a store's clips are trained as: on cached features, or on media with a backbone."""
+    return Clips if end_to_end is None else partial(MediaClips, options=end_to_end)
 
 
 def check_features(stores: Sequence[FeatureStore]) -> None:

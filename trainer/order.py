@@ -70,7 +70,7 @@ class Strata:
         counts = np.array([len(c) * segments for c in clips])
         self.rows, self.segments = int(counts.sum()), segments
         self.batch_size = max(min(batch_size, self.rows), len(patterns))  # a row of each pattern at least
-        self.clips, self.shares = clips, self._shares(counts, patterns.all(1))
+        self.patterns, self.clips, self.shares = patterns, clips, self._shares(counts, patterns.all(1))
         self.weights = counts / self.rows * self.batch_size / self.shares
         self.steps = -(-self.rows // self.batch_size)
 
