@@ -1,6 +1,7 @@
 """The paper's exhibits of networks trained end to end: Table 1, Figures 4 and 5."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -33,11 +34,13 @@ def run(exhibit, media, out, **options):
 
 
 def test_table1_has_the_papers_rows_and_numbers(media, tmp_path):
-    document = run(TABLE1, media, tmp_path)
+    assert TABLE1.missing == paper.TABLE1_COLUMNS
+    table = replace(TABLE1, missing=("visual:0.8", "audio:0.95"))  # two of the columns, to be quick
+    document = run(table, media, tmp_path)
     cells = document["cells"]
     rows = dict.fromkeys((cell["method"], cell["fusion"]) for cell in cells)
     assert list(rows) == list(paper.TABLE1)
-    assert len(cells) == 66
+    assert len(cells) == 22
     for cell in cells:
         value = paper.TABLE1[cell["method"], cell["fusion"]][paper.TABLE1_COLUMNS.index(cell["missing"])]
         assert cell["paper"] == value and cell["difference"] == pytest.approx(cell["mean"] - value, abs=0.01)
@@ -47,7 +50,7 @@ def test_table1_has_the_papers_rows_and_numbers(media, tmp_path):
     assert "ANOTHER BACKBONE than the paper's resnet50" in text and "ANOTHER DATA SET" in text
     assert "trained end to end (from random weights)" in text and "autoencoder" not in text
     assert not list((tmp_path / "checkpoints").iterdir())
-    again = run(TABLE1, media, tmp_path)
+    again = run(table, media, tmp_path)
     assert again["cells"] == cells  # seconds too: nothing was trained again
 
 
@@ -98,7 +101,9 @@ def test_a_budget_takes_seeds_then_fusions_column_by_column(media):
         chosen(30)
 
 
-@pytest.mark.parametrize(("method", "frozen"), [("mle", False), ("lower-bound", False), ("zero-padding", True)])
+@pytest.mark.parametrize(
+    ("method", "frozen"), [("mle", False), ("mle", True), ("lower-bound", False), ("zero-padding", True)]
+)
 def test_an_estimate_counts_the_images_that_training_computes(media, method, frozen, monkeypatch):
     """With a second for an image, however computed."""
     one = estimate_end_to_end.Cost(1.0, 1.0, 0.0)

@@ -263,7 +263,8 @@ class MediaOrder:
         """Steps of rows and weights, [1, B] each."""
         runs, seed = self.runs, self.runs.seeds[0]
         if self.plain:
-            steps = [(rows.cpu(), weight.cpu()) for rows, weight in self.plain.epoch(number)]
+            drawn = [(rows.cpu(), weight.cpu()) for rows, weight in self.plain.epoch(number)]
+            steps = [(rows[weight > 0][None], weight[weight > 0][None]) for rows, weight in drawn]  # without fillers
         else:
             drawn = self.strata.epoch(generator(seed, f"{self.purpose}:{number}"))
             steps = [(rows[None], weight[None]) for rows, weight in zip(*drawn, strict=True)]

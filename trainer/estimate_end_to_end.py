@@ -12,11 +12,12 @@ import numpy as np
 import torch
 
 from ..pipeline.backbones import load_network
-from ..pipeline.masks import TRAIN
+from ..pipeline.masks import TEST, TRAIN
 from . import methods as registry
 from .cells import Cell
 from .data import Run
 from .end_to_end import CALIBRATION_STEPS, MediaClips
+from .marginal import DRAWN
 from .order import Strata
 from .settings import Settings
 from .trunks import Trunk
@@ -83,14 +84,15 @@ def _seconds(cell: Cell, run: Run, settings: Settings, costs: Sequence[Cost]) ->
         stage_steps = settings.epochs * strata.steps
         lacking = (~run.observed[trained]).any(0) & kind.marginalises
         support = (run.observed & trained[:, None]).sum(0) * S * lacking
-        images[1] += stage_steps * (strata.shares @ strata.patterns)
-        images[1] += support * (stage_steps if settings.marginal == "full" else 0)
+        again = {"full": support, "bank": np.minimum(support, DRAWN) * options.frozen}[settings.marginal]
+        once = (run.observed & trained[:, None]).sum(0) * S * settings.epochs
+        images[1] += (once if options.frozen else stage_steps * (strata.shares @ strata.patterns)) + again * stage_steps
         images[0] += support * (settings.marginal == "bank")
         steps += stage_steps
-    held_out = run.observed[run.part != TRAIN].sum(0) * S
+    held_out, tested = (run.observed[part].sum(0) * S for part in (run.part != TRAIN, run.part == TEST))
     standardised = (run.observed & (run.part == TRAIN)[:, None]).sum(0) * S
     if not options.frozen:
         standardised = np.minimum(standardised, CALIBRATION_STEPS * options.micro_batch)
-    images[0] += held_out * (settings.epochs + 1) + standardised
+    images[0] += held_out * settings.epochs + tested + standardised
     each = [c.computed * images[0, m] + c.trained * images[1, m] + c.step * steps for m, c in enumerate(costs)]
     return float(sum(each))
