@@ -46,7 +46,8 @@ WHEN_INTERRUPTED = {
     "reproduce": GOES_ON,
     "store push": GOES_ON,
     "store pull": GOES_ON,
-    "train": "; the cells that were finished are kept in the run's folder, another run begins anew",
+    "train": "; the cells that were finished are kept in the run's folder; another run begins anew, but with "
+    "--end-to-end and the same --out it goes on",
 }
 DEMO_SUBJECTS, DEMO_CLIPS = 24, 12
 DEMO_FEATURES = "timm:mobilenetv3_small_050"

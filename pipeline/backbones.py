@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -237,45 +237,77 @@ def _weights_hash(model) -> str:
     return digest.hexdigest()[:16]
 
 
-def _pictures(frames: np.ndarray):
-    """uint8 [n, row, column, 3] -> float [n, 3, row, column] in [0, 1]."""
+def frame_pictures(frames):
+    """Frames as a tensor, uint8 [n, row, column, 3] -> float [n, 3, row, column] in [0, 1]."""
+    return frames.permute(0, 3, 1, 2).float() / 255
+
+
+def logmel_pictures(logmel):
+    """Log-Mel images as a tensor, float16 [n, 3, mel, time] in dB -> float [n, 3, mel, time] in [0, 1]."""
     import torch
 
-    return torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
-
-
-def _logmel_pictures(logmel: np.ndarray):
-    """float16 [n, 3, mel, time] in dB -> float [n, 3, mel, time] in [0, 1]."""
-    import torch
-
-    image = torch.from_numpy(logmel).float()
+    image = logmel.float()
     level = (image[:, :1] - LOGMEL_FLOOR) / -LOGMEL_FLOOR
     deltas = [0.5 + image[:, i : i + 1] / (2 * full) for i, full in enumerate(DELTA_RANGES, start=1)]
     return torch.cat([level, *deltas], 1).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A backbone's torch module, without its classifier, in evaluation mode, and what it takes and gives."""
+
+    model: "torch.nn.Module"  # noqa: F821 (torch is imported where it is needed)
+    tag: str
+    input_size: tuple[int, int]  # height, width
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    dimension: int  # features
+    weights_hash: str
+
+    def images(self, pictures):
+        """Float pictures in [0, 1] [n, 3, row, column] -> the network's own size, normalised, in the same precision."""
+        import torch
+        from torch.nn.functional import interpolate
+
+        resized = interpolate(pictures, self.input_size, mode="bilinear", align_corners=False)
+        mean, std = (torch.tensor(v, device=pictures.device)[:, None, None] for v in (self.mean, self.std))
+        return (resized - mean) / std
+
+
+def load_network(features: str, weights: Weights) -> Network:
+    """A named backbone with its weights. InputError: an unknown name, weights that cannot be had or do not fit."""
+    import timm
+
+    tag = resolve_tag(features)
+    model = _create_model(tag, weights)
+    config = timm.data.resolve_model_data_config(model)
+    return Network(
+        model,
+        tag,
+        input_size=tuple(config["input_size"][1:]),
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        dimension=getattr(model, "head_hidden_size", model.num_features),
+        weights_hash=_weights_hash(model),
+    )
 
 
 class Backbone:
     """A loaded network: media of one clip in, features out."""
 
     def __init__(self, features: str, weights: Weights, precision: str = "fp32", device: str = "cpu"):
-        import timm
-
-        tag = resolve_tag(features)
-        self._model = _create_model(tag, weights)
-        config = timm.data.resolve_model_data_config(self._model)
+        self._network = network = load_network(features, weights)
         self.device = device
         self.features = features
         self.weights_name = weights.name
-        self.dimension: int = self._model.num_features
-        if hasattr(self._model, "head_hidden_size"):
-            self.dimension = self._model.head_hidden_size
+        self.dimension: int = network.dimension
         self.spec = BackboneSpec(
             features=features,
-            tag=tag,
-            input_size=tuple(config["input_size"][1:]),
-            mean=tuple(config["mean"]),
-            std=tuple(config["std"]),
-            weights_hash=_weights_hash(self._model),
+            tag=network.tag,
+            input_size=network.input_size,
+            mean=network.mean,
+            std=network.std,
+            weights_hash=network.weights_hash,
             precision=precision,
             device=device,
             execution=EXECUTION[device],
@@ -291,21 +323,19 @@ class Backbone:
 
         None where there are none; what float16 cannot hold is infinite.
         """
-        return self._features(clips, _pictures)
+        return self._features(clips, frame_pictures)
 
     def audio(self, clips: Sequence[np.ndarray | None]) -> list[np.ndarray | None]:
         """Features of each clip's log-Mel images, float16 [segment, 3, mel, time] in dB or None, as for `visual`."""
-        return self._features(clips, _logmel_pictures)
+        return self._features(clips, logmel_pictures)
 
     def images(self, values):
         """Float images in [0, 1] [segment, 3, row, column] -> the network's normalised, resized input."""
         import torch
-        from torch.nn.functional import interpolate
 
         dtype = torch.bfloat16 if self.spec.precision == "bf16" else torch.float32
-        resized = interpolate(values.to(self.device), self.spec.input_size, mode="bilinear", align_corners=False)
-        mean, std = (torch.tensor(v, device=self.device)[:, None, None] for v in (self.spec.mean, self.spec.std))
-        return ((resized - mean) / std).to(dtype).contiguous(memory_format=torch.channels_last)
+        images = self._network.images(values.to(self.device))
+        return images.to(dtype).contiguous(memory_format=torch.channels_last)
 
     def _features(self, clips: Sequence[np.ndarray | None], pictures) -> list[np.ndarray | None]:
         import torch
@@ -318,22 +348,22 @@ class Backbone:
             for first in range(0, len(images), size):
                 part = images[first : first + size]
                 fill = size - len(part) if self.device == "cuda" else 0
-                inputs = self.images(pictures(np.stack(part + part[-1:] * fill)))
-                found.append(self._network(inputs)(inputs)[: len(part)].float().cpu().numpy())
+                inputs = self.images(pictures(torch.from_numpy(np.stack(part + part[-1:] * fill))))
+                found.append(self._compiled_for(inputs)(inputs)[: len(part)].float().cpu().numpy())
         with np.errstate(over="ignore"):
             rows = iter(np.concatenate(found).astype(np.float16) if found else ())
         return [None if clip is None else np.stack([next(rows) for _ in clip]) for clip in clips]
 
-    def _network(self, example):
+    def _compiled_for(self, example):
         """The network compiled at first use: traced and frozen, which folds the batch norms (about 1.8x)."""
         import torch
 
         if self._compiled is None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch calls tracing deprecated; its successors need a C++ compiler
-                model = self._model.to(device=self.device, dtype=example.dtype, memory_format=torch.channels_last)
+                model = self._network.model.to(self.device, example.dtype, memory_format=torch.channels_last)
                 self._compiled = torch.jit.freeze(torch.jit.trace(model, example[:2], check_trace=False))
-            self._model = None  # the frozen copy holds the weights
+            self._network = replace(self._network, model=None)  # the frozen copy holds the weights
         return self._compiled
 
 

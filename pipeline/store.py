@@ -404,10 +404,11 @@ def find_store(folder: Place, features: str, dataset: str | None = None) -> Plac
     wanted = f"{features} features" + (f" of {dataset}" if dataset else "")
     if not fitting:
         there = ", ".join(path.name for path, _ in everything) or "none"
+        option = "--media only" if features == MEDIA else f"--features {features}"
         unusable = "".join(f"; not usable: {path.name}, {why}" for path, why in unusable_in(folder))
         raise InputError(
             f"no finished store of {wanted} in {folder} (stores there: {there}{unusable}).\n"
-            f"Make one with `mlemiss preprocess --dataset {dataset or 'NAME'} --features {features}`."
+            f"Make one with `mlemiss preprocess --dataset {dataset or 'NAME'} {option}`."
         )
     rows = "; ".join(
         f"{path} ({len(FeatureStore.open(path).clip_id)} clips, weights {(attrs['weights'] or {}).get('name')})"

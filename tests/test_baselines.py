@@ -5,9 +5,10 @@ import pytest
 import torch
 from mlemiss.pipeline.masks import parse_missing
 from mlemiss.trainer.data import Clips, Dataset, Runs, RunSpec
-from mlemiss.trainer.fit import EpochOrder, fit, plan_steps
+from mlemiss.trainer.fit import fit, plan_steps
 from mlemiss.trainer.methods import load
 from mlemiss.trainer.methods.hgr import LEAST_PROBABILITY, soft_hgr
+from mlemiss.trainer.order import EpochOrder
 from mlemiss.trainer.settings import Settings
 
 from .feature_stores import write_store

@@ -311,12 +311,6 @@ def test_identity_is_known_before_training(stores, tmp_path):
 # Wrong use.
 
 
-@pytest.mark.parametrize("name", ["table1", "figure4", "figure5"])
-def test_what_takes_end_to_end_training_is_known_but_not_available(name):
-    with pytest.raises(InputError, match=rf"(?s){name} is not available yet.*Available are table2, figure6"):
-        find_exhibit(name)
-
-
 def test_an_unknown_exhibit_is_told():
     with pytest.raises(InputError, match=r"unknown exhibit 'table3': expected table2, figure6"):
         find_exhibit("table3")
@@ -327,6 +321,10 @@ def test_an_unknown_exhibit_is_told():
     [
         (["table2", "--budget", "0", "--epochs", "1"], "budget of 0.0 hours"),
         (["table2", "--store", "x", "--features", "y"], "exclude each other"),
+        (["table2", "--end-to-end", "resnet50"], "table2 is on cached features"),
+        (["table2", "--init", "random"], "--init belongs to training end to end"),
+        (["table1", "--features", "resnet50"], "table1 trains a backbone"),
+        (["table1", "--init", "random"], "mlemiss preprocess --dataset enterface05 --media only"),
     ],
 )
 def test_wrong_use_is_told(arguments, why, stores, mlemiss):

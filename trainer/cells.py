@@ -2,7 +2,7 @@
 
 import itertools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..pipeline.errors import InputError
@@ -33,7 +33,7 @@ class Cell:
     @property
     def name(self) -> str:
         store = self.clips.store
-        parts = [store.dataset, store.features, self.method, self.fusion, self.missing.name]
+        parts = [store.dataset, self.clips.describe()["features"], self.method, self.fusion, self.missing.name]
         return " ".join(parts if self.split == "clip" else [*parts, f"by {self.split}"])
 
     @property
@@ -76,6 +76,7 @@ def plan_grid(
     missing_test: str = "none",
     seeds: int | Sequence[int] = 5,
     split: str | Sequence[str] = "clip",
+    clips_of: Callable[[FeatureStore], Clips] = Clips,
 ) -> Plan:
     """Every combination as a cell with its runs drawn. Arguments and errors as for `experiments.run_grid`."""
     seeds = list(range(seeds)) if isinstance(seeds, int) else list(dict.fromkeys(seeds))
@@ -90,7 +91,7 @@ def plan_grid(
     held_out = parse_missing(missing_test)
     cells, skipped = [], []
     for store in stores:
-        clips = Clips(store)
+        clips = clips_of(store)
         drawn: dict[RunSpec, Run] = {}  # shared by all methods
         for by, method, fusion, spec in itertools.product(splits, names, dict.fromkeys(fusions), specs):
             kind = registry.load(method)
@@ -120,6 +121,7 @@ def _draw(cell: Cell, specs: Sequence[RunSpec], drawn: dict[RunSpec, Run]) -> No
             f"{cell.method} cannot use the fusion {cell.fusion}: expected one of {', '.join(kind.fusions)}.\n"
             f"Choose another --fusion or --method."
         )
+    cell.clips.check(kind, cell.method)
     for spec in specs:
         if spec not in drawn:
             drawn[spec] = cell.clips.run(spec)
@@ -138,8 +140,11 @@ Group = list[tuple[Cell, Run]]
 def group_runs(cells: Sequence[Cell], segments: int, settings: Settings, most: int) -> list[Group]:
     """Runs that train as one batch: same method, fusion, steps an epoch and modalities missing in training.
 
-    A cell's seeds stay together; batches hold at most ``most`` runs, except that they take a cell whole.
+    A cell's seeds stay together; batches hold at most ``most`` runs, except that they take a cell whole. Where ``most``
+    is 1 every run is a batch of its own, in the order of the cells.
     """
+    if most == 1:
+        return [[(cell, run)] for cell in cells for run in cell.runs]
     alike: dict[tuple, list[Group]] = defaultdict(list)  # a cell's runs of one shape each
     for cell in cells:
         kind = registry.load(cell.method)

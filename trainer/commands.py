@@ -20,17 +20,25 @@ from ..pipeline.errors import InputError
 from ..pipeline.places import Place, place
 from ..pipeline.progress import amount, say
 from .options import (
+    AugmentOption,
+    BackboneLrOption,
     BatchSizeOption,
     DimOption,
+    EndToEndOption,
     EpochsOption,
     FeaturesOption,
+    FrozenOption,
     FusionOption,
     HiddenOption,
+    InitOption,
     LrOption,
     MarginalOption,
+    MicroBatchOption,
+    PrecisionOption,
     SeedsOption,
     StoreOption,
     WeightDecayOption,
+    end_to_end_of,
     named_stores,
 )
 from .settings import Settings
@@ -41,6 +49,13 @@ def train(
         list[str], typer.Option(help="What training lacks: audio:0.5, audio:0.3+visual:0.3, none; repeated or a list.")
     ],
     features: FeaturesOption = None,
+    end_to_end: EndToEndOption = None,
+    init: InitOption = None,
+    frozen: FrozenOption = False,
+    augment: AugmentOption = False,
+    backbone_lr: BackboneLrOption = None,
+    micro_batch: MicroBatchOption = None,
+    precision: PrecisionOption = None,
     method: Annotated[
         list[str] | None, typer.Option(help="Methods (`list methods`), repeated or a list (default: mle).")
     ] = None,
@@ -70,7 +85,7 @@ def train(
     """Train every combination of the repeatable options, each with N seeds; print and keep the results."""
     from ..pipeline.backbones import DEFAULT
     from ..pipeline.mask_files import read_given
-    from ..pipeline.store import FeatureStore, find_store
+    from ..pipeline.store import MEDIA, FeatureStore, find_store
     from . import job
 
     sizes = {"batch_size": batch_size, "hidden": hidden, "dim": dim}
@@ -78,11 +93,16 @@ def train(
     files = read_given(splits, masks)
     specs = [files.setting(text) for text in comma_list(missing)]
     held_out, split = files.held_out(missing_test).name, files.split_name(split)
-    names = comma_list(features or list(DEFAULT))
+    how = {"frozen": frozen, "augment": augment, "backbone_lr": backbone_lr}
+    trunk = end_to_end_of(end_to_end, init, **how, micro_batch=micro_batch, precision=precision)
+    if trunk and features:
+        raise InputError("--end-to-end and --features exclude each other: features are cached.\nGive one of them.")
+    names = [MEDIA] if trunk else comma_list(features or list(DEFAULT))
     paths = named_stores(store, features) or [find_store(stores, name, dataset) for name in names]
     document, out = job.train(
         [files.apply(FeatureStore.open(path), seeds, specs) for path in paths],
         out,
+        end_to_end=trunk,
         methods=comma_list(method or ["mle"]),
         fusions=comma_list(fusion or ["addition"]),
         missing=specs,
@@ -109,13 +129,23 @@ def finish_training(document: dict, out: Path, as_json: bool) -> None:
 
 
 def reproduce(
-    exhibit: Annotated[str, typer.Argument(metavar="table2|figure6", help="What of the paper to reproduce.")],
+    exhibit: Annotated[
+        str, typer.Argument(metavar="table1|table2|figure4|figure5|figure6", help="What of the paper to reproduce.")
+    ],
     features: FeaturesOption = None,
+    end_to_end: EndToEndOption = None,
+    init: InitOption = None,
+    frozen: FrozenOption = False,
+    augment: AugmentOption = False,
+    backbone_lr: BackboneLrOption = None,
+    micro_batch: MicroBatchOption = None,
+    precision: PrecisionOption = None,
     fusion: FusionOption = None,
     split: Annotated[
-        list[str] | None, typer.Option(help="clip or a column, repeated or a list (default: clip,subject).")
+        list[str] | None,
+        typer.Option(help="clip or a column, repeated or a list (default: clip,subject; end to end clip)."),
     ] = None,
-    dataset: Annotated[str | None, typer.Option(help="Which dataset's stores (default: ravdess).")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Which dataset's stores (default: the paper's).")] = None,
     seeds: SeedsOption = 5,
     budget: Annotated[
         float | None, typer.Option(help="Hours: fewer seeds, then fewer rows, as an estimate has it.")
@@ -141,10 +171,17 @@ def reproduce(
     sizes = {"batch_size": batch_size, "hidden": hidden, "dim": dim}
     settings = Settings(epochs=epochs, lr=lr, **sizes, weight_decay=weight_decay, marginal=marginal)
     wanted = job.find_exhibit(exhibit)
+    how = {"frozen": frozen, "augment": augment, "backbone_lr": backbone_lr}
+    named = comma_list(features) if features else None
+    if wanted.end_to_end and named:
+        raise InputError(f"--features names cached features; {exhibit} trains a backbone.\nName it: --end-to-end.")
+    if end_to_end and not wanted.end_to_end:
+        raise InputError(f"--end-to-end: {exhibit} is on cached features.\nName others with --features.")
+    backbone = (end_to_end or wanted.features[0]) if wanted.end_to_end else None
+    trunk = end_to_end_of(backbone, init, **how, micro_batch=micro_batch, precision=precision)
     out = writable_folder(out or Path("runs") / wanted.name, "--out")
     if budget is not None and not budget > 0:
         raise InputError(f"a budget of {budget} hours is out of range: expected more than 0.")
-    named = comma_list(features) if features else None
     opened, absent = list(map(FeatureStore.open, named_stores(store, features))), []
     if not opened:
         opened, absent = job.choose_stores(wanted, stores, dataset, named)
@@ -152,13 +189,14 @@ def reproduce(
         wanted,
         opened,
         out,
-        fusions=comma_list(fusion or ["addition"]),
-        splits=comma_list(split or ["clip", "subject"]),
+        fusions=comma_list(fusion or list(wanted.fusions)),
+        splits=comma_list(split or list(wanted.splits)),
         seeds=seeds,
         settings=settings,
         device=device,
         absent=absent,
         budget=budget,
+        end_to_end=trunk,
     )
     if as_json:
         print_json(compared)

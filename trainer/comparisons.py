@@ -41,7 +41,7 @@ import numpy as np
 from ..pipeline.errors import InputError
 
 # What one table, and Holm's correction, holds; of the settings all but the marginal.
-FAMILY = ("dataset", "features", "store", "revision", "split", "given", "missing_test", "settings")
+FAMILY = ("dataset", "features", "store", "revision", "split", "given", "missing_test", "settings", "end_to_end")
 LEAST_SUBJECTS = 6
 RESAMPLES, FLIPS, FLIPS_A_COMPARISON, MOST_ENUMERATED = 10_000, 10_000, 100, 14
 CLEAR = 0.01  # a p above it is known well enough from FLIPS flips

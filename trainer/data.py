@@ -6,16 +6,24 @@ Shapes: R runs, M modalities, S segments a clip, D features, C classes, n rows. 
 import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..pipeline.errors import InputError
 from ..pipeline.mask_files import Setting
 from ..pipeline.masks import TEST, TRAIN, VALIDATION, Missing
 from ..pipeline.store import FeatureStore
+from .order import EpochOrder
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint, Checkpoints
+    from .method import Method, Stage
 
 COMPLETE = Missing()
 CACHED = 1 << 17  # float32 numbers that stay in a core's cache while they are summed
@@ -74,6 +82,20 @@ class Clips:
                 f"\nPreprocess more clips."
             )
 
+    costly: ClassVar[bool] = False  # features are computed by networks as they are needed (`end_to_end.MediaClips`)
+
+    def describe(self) -> dict:
+        """What the features are and where they come from, as results have it."""
+        weights = self.store.weights
+        return {"features": self.store.features, "weights": weights.get("name"), "weights_hash": weights.get("hash")}
+
+    def check(self, kind: "type[Method]", name: str) -> None:
+        """InputError: the method called ``name`` cannot train on these clips. Any can on cached features."""
+
+    def load(self, device: torch.device) -> "Dataset":
+        """Everything the runs share, on a device."""
+        return Dataset(self, device)
+
     def run(self, spec: RunSpec) -> Run:
         """Draw the run's split and masks. InputError: an empty part, or a class in none of the training clips."""
         part = np.asarray(self.store.split(spec.seed, spec.split))
@@ -125,6 +147,19 @@ class Dataset:
                 f"{self.clips.modalities[m]} of {self.clips.clip_id[clip]}.\n"
                 f"Check the store with `mlemiss store verify` and preprocess again."
             )
+
+    def runs(
+        self,
+        runs: Sequence[Run],
+        rows: Callable[[np.ndarray], np.ndarray],
+        checkpoints: "Checkpoints | None" = None,
+    ) -> "Runs":
+        """These runs, to be trained side by side on the clips that ``rows`` (of observed [clip, M]) keeps.
+
+        checkpoints: where to keep what a killed training goes on from; none are made of cached features, which train
+        in less time than that would be worth.
+        """
+        return Runs(self, runs, rows)
 
     def moments(self, m: int, clips: np.ndarray) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of modality m over the rows of these clips (bool [clip]): float32 [D] each.
@@ -188,7 +223,7 @@ class Batch:
     x: list[Tensor]
     observed: Tensor  # bool [R, B, M]
     label: Tensor  # [R, B]
-    weight: Tensor  # [R, B], 0 where a shorter last batch is filled up
+    weight: Tensor  # [R, B], how much a row counts: 0 where a shorter last batch is filled up (see also `order.Strata`)
 
 
 @dataclass(eq=False)
@@ -219,6 +254,8 @@ class Blueprint:
 class Runs(Blueprint):
     """R runs over one data set, trained as one batch. ``kept`` [R, clip] are the clips the classifier trains on.
 
+    Where the features are computed by networks that are trained too (`end_to_end.MediaRuns`), these are ``trunks``;
+    to embed a row anew in training is then ``costly``.
     InputError: features that a run observes are not finite.
     """
 
@@ -245,6 +282,32 @@ class Runs(Blueprint):
             lacking_held_out=(~observed & held_out[..., None]).any((0, 1)).tolist(),
             device=device,
         )
+
+    @property
+    def costly(self) -> bool:
+        """Whether training changes what features are, so that a row is embedded anew through a whole network."""
+        return False
+
+    @cached_property
+    def trunks(self) -> nn.ModuleList:
+        """Networks that are trained with the method: none over cached features."""
+        return nn.ModuleList()
+
+    def trained_parameters(self) -> list[dict]:
+        """Their parameters, as groups for an optimiser."""
+        return []
+
+    def order(self, stage: "Stage", steps: int, batch_size: int) -> EpochOrder:
+        """The order of the rows of a stage; ``epoch(number)`` gives the steps' rows and weights, [R, B] each."""
+        return EpochOrder(self, stage, steps, batch_size)
+
+    def checkpoint(self, stage: "Stage") -> "Checkpoint | None":
+        """What a killed run goes on from, where one is kept."""
+        return None
+
+    def within_memory(self) -> AbstractContextManager:
+        """Around training: InputError that says what to try where memory does not suffice and something can be done."""
+        return nullcontext()
 
     def _moments(self, m: int) -> tuple[Tensor, Tensor]:
         """Of each run's observed training entries, whatever the method: mean and deviation, [R, D] each."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+from . import estimate_end_to_end
 from . import methods as registry
 from .cells import Cell, Group, group_runs
 from .data import Dataset
@@ -19,14 +20,18 @@ TRIED_EPOCHS = 2  # the first of which pays for starting up and does not count
 def estimate(cells: Sequence[Cell], settings: Settings, device: torch.device) -> dict[Cell, float]:
     """Seconds of each cell: two epochs of a few of its kind's runs (same store, method and fusion) are timed.
 
-    Time is taken as proportional to clips and epochs. Reading the stores is not counted.
+    Time is taken as proportional to clips and epochs. Reading the stores is not counted. Of cells that are trained end
+    to end, steps of the backbones alone are timed: see `estimate_end_to_end`.
     """
     short = replace(settings, epochs=TRIED_EPOCHS)
     seconds: dict[Cell, float] = {}
     for clips in dict.fromkeys(cell.clips for cell in cells):
-        dataset = Dataset(clips, device)
-        rates: dict[tuple[str, str], float] = {}  # seconds a clip and epoch
         mine = [cell for cell in cells if cell.clips is clips]
+        if clips.costly:
+            seconds |= estimate_end_to_end.estimate(mine, settings, device)
+            continue
+        dataset = clips.load(device)
+        rates: dict[tuple[str, str], float] = {}  # seconds a clip and epoch
         for group in group_runs(mine, dataset.segments, settings, TRIED_RUNS[device.type]):
             kind = (group[0][0].method, group[0][0].fusion)
             if kind not in rates:

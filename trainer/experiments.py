@@ -20,8 +20,9 @@ from ..pipeline.store import FeatureStore
 from . import kept, saved
 from . import methods as registry
 from .cells import Cell, Group, Plan, group_runs, plan_grid
+from .checkpoint import Checkpoints
 from .comparisons import compare
-from .data import Dataset
+from .data import Clips, Dataset
 from .evaluate import accuracy, confusion, macro_f1, mean_and_std, mean_interval, unweighted_average_recall
 from .fit import fit
 from .method import Method
@@ -60,18 +61,21 @@ def run_grid(
     split: str | Sequence[str] = "clip",
     settings: Settings | None = None,
     device: str = "auto",
+    clips_of: Callable[[FeatureStore], Clips] = Clips,
     **run,
 ) -> dict:
     """Train and test a grid; return the results document, which ``out`` keeps as results.json with predictions/.
 
     missing, missing_test: specs such as ``audio:0.5``. seeds: how many, from 0, or which. split: ``clip`` or a column
-    whose equal values stay together, or several. run: the options of `run_plan`.
+    whose equal values stay together, or several. clips_of: what a store's clips are trained as, on its features or end
+    to end (`end_to_end.MediaClips`). run: the options of `run_plan`.
     InputError: an unknown name, no seed, an empty grid, or none of its combinations can be. A combination that cannot
     be is skipped with a line; where it is the only one, its reason is the error. What finished before an error is kept.
     """
     where = choose_device(device)
     grid = {"methods": methods, "fusions": fusions, "missing": missing, "missing_test": missing_test}
-    return run_plan(plan_grid(stores, **grid, seeds=seeds, split=split), settings or Settings(), where, **run)
+    plan = plan_grid(stores, **grid, seeds=seeds, split=split, clips_of=clips_of)
+    return run_plan(plan, settings or Settings(), where, **run)
 
 
 def run_plan(
@@ -109,10 +113,11 @@ def run_plan(
     left = [cell for place, cell in enumerate(plan.cells) if place not in finished]
     clock = _Clock(left, settings, progress)
     for clips in dict.fromkeys(cell.clips for cell in left):
-        dataset = Dataset(clips, device)  # one store's features in memory at a time
+        dataset = clips.load(device)  # one store's features in memory at a time
         cells = [cell for cell in left if cell.clips is clips]
-        for group in group_runs(cells, dataset.segments, settings, MOST_RUNS[device.type]):
-            _train(group, dataset, settings, clock, save_weights)
+        for group in group_runs(cells, dataset.segments, settings, 1 if clips.costly else MOST_RUNS[device.type]):
+            checkpoints = _checkpoints(out, group, settings)
+            _train(group, dataset, settings, clock, checkpoints, save_weights)
             for place, cell in enumerate(plan.cells):
                 if place not in finished and cell.finished:
                     finished[place] = described[place] | _result(cell, settings, device)
@@ -121,6 +126,8 @@ def run_plan(
             document["results"] = [finished[place] for place in sorted(finished)]
             if out is not None:
                 kept.write_document(out / kept.RESULTS, document)
+                if group[0][0].finished:
+                    checkpoints.remove()
     document["results"] = [finished[place] for place in sorted(finished)]
     if out is not None:
         document["comparisons"] = compare(document["results"], out)
@@ -158,7 +165,23 @@ def _keep(cell: Cell, described: Mapping, out: Path) -> dict:
     return files
 
 
-def _train(group: Group, dataset: Dataset, settings: Settings, clock: "_Clock", save_weights: bool) -> None:
+def _checkpoints(out: Path | None, group: Group, settings: Settings) -> Checkpoints | None:
+    """Where the runs of a group's first cell, its only one where checkpoints are kept, have theirs."""
+    if out is None:
+        return None
+    described = describe(group[0][0], settings)
+    identity = {name: value for name, value in described.items() if name in kept.IDENTITY and name != "seeds"}
+    return Checkpoints(kept.checkpoint_folder(described, out), identity | {"versions": described["versions"]})
+
+
+def _train(
+    group: Group,
+    dataset: Dataset,
+    settings: Settings,
+    clock: "_Clock",
+    checkpoints: Checkpoints | None,
+    save_weights: bool,
+) -> None:
     """Fit one group and hand the results to its cells; each is charged its runs' share of the time."""
     cell = group[0][0]
     cells = list(dict.fromkeys(owner for owner, _ in group))
@@ -176,7 +199,8 @@ def _train(group: Group, dataset: Dataset, settings: Settings, clock: "_Clock", 
         [run for _, run in group],
         settings,
         cell.fusion,
-        name=f"{cell.method} ({cell.fusion}, {cell.clips.store.features})",
+        name=f"{cell.method} ({cell.fusion}, {cell.clips.describe()['features']})",
+        checkpoints=checkpoints,
         on_epoch=lambda clips: clock.tick(clips, what),
         **({"on_trained": keep} if save_weights else {}),
     )
@@ -204,11 +228,9 @@ def describe(cell: Cell, settings: Settings) -> dict:
     store, kind = cell.clips.store, registry.load(cell.method)
     return {
         "dataset": store.dataset,
-        "features": store.features,
         "store": store.fingerprint,
         "revision": store.attrs.get("revision"),
-        "weights": store.weights.get("name"),
-        "weights_hash": store.weights.get("hash"),
+        **cell.clips.describe(),
         "synthetic": store.synthetic,
         "method": cell.method,
         "reference": not kind.fuses,

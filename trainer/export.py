@@ -3,7 +3,7 @@
 import csv
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from .comparisons import family_of
@@ -71,7 +71,11 @@ def _told_apart(described: dict) -> dict:
     """What else sets the tables of several runs apart: revision of the store, given files, hyper-parameters."""
     family = family_of(described)
     given = " ".join(f"{kind}:{f['file']}:{f['sha256'][:12]}" for kind, f in (family["given"] or {}).items())
-    return {"revision": family["revision"], "given": given} | family["settings"]
+    return {"revision": family["revision"], "given": given} | family["settings"] | _end_to_end(family)
+
+
+def _end_to_end(family: Mapping) -> dict:
+    return {f"end_to_end_{name}": value for name, value in (family["end_to_end"] or {}).items()}
 
 
 COMPARISON_COLUMNS = (*TABLE, "missing", "a_method", "a_fusion", "a_marginal", "b_method", "b_fusion", "b_marginal")

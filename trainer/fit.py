@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..pipeline.errors import InputError
 from ..pipeline.masks import TEST, TRAIN, VALIDATION
+from .checkpoint import Checkpoints
 from .data import Clips, Dataset, Run, Runs
 from .evaluate import clip_probabilities
 from .method import Method, Stage
@@ -91,20 +92,22 @@ def fit(
     fusion: str,
     *,
     name: str = "method",
+    checkpoints: Checkpoints | None = None,
     on_epoch: Callable[[int], None] = lambda clips: None,
     on_trained: Callable[[Method], None] = lambda method: None,
 ) -> list[RunResult]:
     """Train runs of equal `plan_steps` side by side; test each with the weights of its best validation epoch.
 
     The best epoch has the highest validation accuracy, among equals the highest validation likelihood, then the first.
+    checkpoints: where runs that take long keep what a killed training goes on from.
     on_epoch is called after each epoch with the number of clips it trained on, over all runs; on_trained at the end
     with the method, which holds each run's best weights.
-    InputError: a loss that is not finite.
+    InputError: a loss that is not finite, a checkpoint of another training, or memory that does not suffice.
     """
     steps = {plan_steps(kind, run, dataset.segments, settings) for run in runs}
     if len(steps) != 1:
         raise ValueError(f"runs of one batch need equal steps an epoch, found {sorted(steps)}.")
-    batch = Runs(dataset, runs, kind.stages[-1].rows)
+    batch = dataset.runs(runs, kind.stages[-1].rows, checkpoints)
     method = kind(batch, settings, fusion)
     for parameter_name, parameter in method.named_parameters():
         if parameter.shape[0] != len(runs):
@@ -112,14 +115,15 @@ def fit(
                 f"{name}: parameter {parameter_name}: expected {len(runs)} runs first, found {list(parameter.shape)}."
             )
     results = [RunResult(run, np.flatnonzero(run.part == TEST), np.empty(0), 0) for run in runs]
-    for stage, count in zip(kind.stages, steps.pop(), strict=True):
-        epochs = _train_stage(method, batch, stage, count, results, name, on_epoch)
-        for result in results:
-            result.total_epochs += epochs
-    test = HeldOut(batch, TEST)
-    with torch.no_grad():
-        method.prepare_predictions(batch.lacking_held_out)
-    probability = test.score(method)[2].cpu().numpy()
+    with batch.within_memory():
+        for stage, count in zip(kind.stages, steps.pop(), strict=True):
+            epochs = _train_stage(method, batch, stage, count, results, name, on_epoch)
+            for result in results:
+                result.total_epochs += epochs
+        test = HeldOut(batch, TEST)
+        with torch.no_grad():
+            method.prepare_predictions(batch.lacking_held_out)
+        probability = test.score(method)[2].cpu().numpy()
     for r, result in enumerate(results):
         result.probability = probability[r, : len(result.test_clips)]
     on_trained(method)
@@ -144,15 +148,19 @@ def _train_stage(
     if not parameters:  # such as autoencoders where nothing is missing
         on_epoch(settings.epochs * sum(int(run.training_clips(stage.rows).sum()) for run in runs.runs))
         return 0
-    optimiser = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
-    order = EpochOrder(runs, stage, steps, settings.batch_size)
+    groups = [{"params": parameters}, *runs.trained_parameters()]
+    optimiser = torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay)
+    order = runs.order(stage, steps, settings.batch_size)
     loss_of = getattr(method, stage.loss)
     selection = Selection(method, runs) if stage.selects else None
-    for epoch in range(1, settings.epochs + 1):
+    checkpoint = runs.checkpoint(stage)
+    first = checkpoint.load(method, optimiser, selection, results) if checkpoint else 1
+    for epoch in range(first, settings.epochs + 1):
         method.train()
+        runs.trunks.train()
         method.begin_epoch(stage, steps)
         total = torch.zeros(len(runs), device=runs.device)
-        for rows, weight in order.epoch():
+        for rows, weight in order.epoch(epoch):
             optimiser.zero_grad(set_to_none=True)
             loss = loss_of(runs.batch(rows, weight))  # [R]
             loss.sum().backward()
@@ -161,9 +169,12 @@ def _train_stage(
         _check_finite(total, runs, name, f"{stage.name}'s loss", epoch, settings)
         if selection:
             method.eval()
+            runs.trunks.eval()
             probability = selection.update(epoch, results)
             _check_finite(probability, runs, name, f"{stage.name}'s probability", epoch, settings)
-        on_epoch(sum(map(len, order.rows)) // runs.segments)
+        on_epoch(sum(int(run.training_clips(stage.rows).sum()) for run in runs.runs))
+        if checkpoint:
+            checkpoint.save(epoch, method, optimiser, selection, results)
     if selection:
         selection.restore()
     return settings.epochs
@@ -178,6 +189,7 @@ class Selection:
         self.accuracy = torch.full([len(runs)], -torch.inf, dtype=torch.float64, device=runs.device)
         self.likelihood = self.accuracy.float()
         self.best = {n: p.detach().clone() for n, p in method.named_parameters()}
+        self.best_trunks = on_host(runs.trunks.state_dict())  # of the only run, where there are any
 
     def update(self, epoch: int, results: list[RunResult]) -> Tensor:
         """Score an epoch and keep what is better; the validation clips' probabilities [R, c, C]."""
@@ -190,6 +202,8 @@ class Selection:
         for name, parameter in self.method.named_parameters():
             shape = [-1] + [1] * (parameter.ndim - 1)
             self.best[name] = torch.where(better.view(shape), parameter.detach(), self.best[name])
+        if len(self.runs.trunks) and bool(better.all()):
+            self.best_trunks = on_host(self.runs.trunks.state_dict())
         test_accuracy = self.test.score(self.method)[0]
         rows = zip(better.tolist(), accuracy.tolist(), test_accuracy.tolist(), results, strict=True)
         for improved, val, tested, result in rows:
@@ -204,30 +218,22 @@ class Selection:
         """Give the method each run's best weights."""
         for name, parameter in self.method.named_parameters():
             parameter.copy_(self.best[name])
+        self.runs.trunks.load_state_dict(self.best_trunks)
+
+    def state(self) -> dict:
+        """What a checkpoint keeps of it."""
+        names = ("accuracy", "likelihood", "best", "best_trunks")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state(self, state: dict) -> None:
+        """Go on from a checkpoint."""
+        for name, value in state.items():
+            setattr(self, name, value)
 
 
-class EpochOrder:
-    """Every run's rows in a new order each epoch, from the run's own generator."""
-
-    def __init__(self, runs: Runs, stage: Stage, steps: int, batch_size: int):
-        self.runs, self.steps = runs, steps
-        self.generators = runs.generators(f"order:{stage.name}")
-        S = runs.segments
-        self.rows = []  # of each run, on the host
-        for run in runs.runs:
-            clips = torch.as_tensor(np.flatnonzero(run.training_clips(stage.rows)))
-            self.rows.append((clips[:, None] * S + torch.arange(S)).flatten())
-        self.batch_size = min(batch_size, max(map(len, self.rows)))  # nothing to fill up where one batch holds all
-
-    def epoch(self) -> zip:
-        """Steps of rows and weights, [R, B] each; the fillers of a shorter last batch have weight 0."""
-        order = torch.stack([rows[:1].expand(self.steps * self.batch_size) for rows in self.rows]).clone()
-        weight = torch.zeros(order.shape)
-        for r, (rows, g) in enumerate(zip(self.rows, self.generators, strict=True)):
-            order[r, : len(rows)] = rows[torch.randperm(len(rows), generator=g)]
-            weight[r, : len(rows)] = 1
-        device = self.runs.device
-        return zip(order.to(device).split(self.batch_size, 1), weight.to(device).split(self.batch_size, 1), strict=True)
+def on_host(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A copy of tensors, in the host's memory."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
 
 
 def _parameters(method: Method, stage: Stage) -> list[torch.nn.Parameter]:

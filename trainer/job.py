@@ -6,37 +6,60 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 
 from ..pipeline.console import writable_folder
 from ..pipeline.errors import InputError
+from ..pipeline.lock import only_one
 from ..pipeline.memory import keep_freed_memory
 from ..pipeline.progress import Progress, amount, say
 from ..pipeline.store import MEDIA, FeatureStore
 from . import experiments, kept
+from .data import Clips
+from .end_to_end import EndToEnd, MediaClips
 from .report import write_report
 
 
-def train(stores: Sequence[FeatureStore], out: Path | None, *, replace: bool = False, **grid) -> tuple[dict, Path]:
+def train(
+    stores: Sequence[FeatureStore],
+    out: Path | None,
+    *,
+    replace: bool = False,
+    end_to_end: EndToEnd | None = None,
+    **grid,
+) -> tuple[dict, Path]:
     """Run a grid (arguments as for `experiments.run_grid`) into a folder; returns the results document and the folder.
 
-    out: the folder, a new runs/DATE-NAME by default. replace: results that are there already make way.
-    InputError: a media store, results of another run in the folder, or no folder can be there.
+    out: the folder, a new runs/DATE-NAME by default. replace: results that are there already make way. end_to_end: how
+    a backbone is trained too, over media stores; what an earlier run of the same into the folder finished is kept.
+    InputError: stores of the wrong kind, results of another run in the folder, or no folder can be there.
     """
-    check_features(stores)
+    goes_on = end_to_end is not None and out is not None
+    if end_to_end is None:
+        check_features(stores)
+    else:
+        end_to_end.check(grid["settings"], grid.get("save_weights", False))
     writable_folder(out or Path("runs"), "--out")
     if out and (out / kept.RESULTS).exists() and not replace:
-        raise InputError(f"{out} holds the results of another run.\nName another folder with --out, or remove it.")
+        earlier = kept.take_up(out, None).values() if goes_on else ()
+        if not goes_on or any(not result.get("end_to_end") for result in earlier):
+            raise InputError(f"{out} holds the results of another run.\nName another folder with --out, or remove it.")
     keep_freed_memory()
     name = "-".join(dict.fromkeys([store.dataset for store in stores] + list(grid["methods"])))[:60]
     for store in stores:
         say(f"store {store.path}: {amount(len(store.clip_id), 'clip')}, weights {store.weights.get('name')}")
     settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in vars(grid["settings"]).items())
     say(f"device {experiments.choose_device(grid['device'])}; {grid['seeds']} seeds; {settings}")
-    command = shlex.join(["mlemiss", *sys.argv[1:]])
-    with _own_folder(name) if out is None else nullcontext(out) as folder:
+    if end_to_end:
+        say("end to end: " + ", ".join(f"{n.replace('_', ' ')} {v}" for n, v in end_to_end.describe().items()))
+    how = {"clips_of": clips_as(end_to_end), "resume": goes_on, "command": shlex.join(["mlemiss", *sys.argv[1:]])}
+    with (
+        _own_folder(name) if out is None else nullcontext(out) as folder,
+        only_one(folder / ".lock", str(folder)) if goes_on else nullcontext(),
+    ):
         with shown_progress("train") as report:
-            document = experiments.run_grid(stores, **grid, out=folder, command=command, progress=report, say=say)
+            document = experiments.run_grid(stores, **grid, **how, out=folder, progress=report, say=say)
         write_report([document], folder / "report.html")
     return document, folder
 
@@ -56,6 +79,11 @@ def _own_folder(name: str) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # not empty: there are results
             out.rmdir()
+
+
+def clips_as(end_to_end: EndToEnd | None) -> Callable[[FeatureStore], Clips]:
+    """What a store's clips are trained as: on cached features, or on media with a backbone."""
+    return Clips if end_to_end is None else partial(MediaClips, options=end_to_end)
 
 
 def check_features(stores: Sequence[FeatureStore]) -> None:

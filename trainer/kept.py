@@ -8,6 +8,7 @@ when they are asked for.
 import hashlib
 import json
 import re
+import shutil
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,10 +19,10 @@ from ..pipeline.errors import InputError
 from .cells import Cell
 
 RESULTS, OTHERS = "results.json", "other-results.json"
-PREDICTIONS, WEIGHTS = "predictions", "weights"
+PREDICTIONS, WEIGHTS, CHECKPOINTS = "predictions", "weights", "checkpoints"
 # Two results that agree in all of these are the same training.
 IDENTITY = ("dataset", "features", "store", "revision", "method", "fusion", "missing", "missing_test", "split", "seeds")
-IDENTITY += ("settings", "given")
+IDENTITY += ("settings", "given", "end_to_end")
 VERSIONS = ("mlemiss", "torch")
 
 
@@ -33,9 +34,18 @@ def identity(described: Mapping) -> str:
 
 def file_stem(described: Mapping) -> str:
     """The name of a cell's files, without ending: what it is of in words, then a hash of its identity."""
-    names = ("dataset", "features", "store", "method", "fusion", "missing", "split")
     digest = hashlib.sha256(identity(described).encode()).hexdigest()[:8]
-    return re.sub(r"[^\w.=+-]+", "_", "-".join([*(described[name] for name in names), digest]))
+    return f"{_words(described)}-{digest}"
+
+
+def _words(described: Mapping) -> str:
+    names = ("dataset", "features", "store", "method", "fusion", "missing", "split")
+    return re.sub(r"[^\w.=+-]+", "_", "-".join(described[name] for name in names))
+
+
+def checkpoint_folder(described: Mapping, out: Path) -> Path:
+    """Where a cell that is being trained keeps its checkpoints: the same whatever the hyper-parameters."""
+    return out / CHECKPOINTS / _words(described)
 
 
 def start_afresh(out: Path) -> None:
@@ -44,6 +54,7 @@ def start_afresh(out: Path) -> None:
     stale = [out / RESULTS, out / OTHERS, *(out / PREDICTIONS).glob("*.npz"), *(out / WEIGHTS).glob("*.safetensors")]
     for path in stale:
         path.unlink(missing_ok=True)
+    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
 
 
 def take_up(out: Path, exhibit: str | None) -> dict[str, dict]:

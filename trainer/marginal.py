@@ -1,12 +1,15 @@
 """How training averages a missing modality out: which embeddings stand in the support at each step.
 
-All three give `likelihood.log_posterior` a support [R, N, k]; it need not know which.
+All give `likelihood.log_posterior` a support [R, N, k]; it need not know which.
 
 - ``full``: every training row in which the modality is observed, embedded anew each step. Exact, and N / B times the
   work.
 - ``bank``: the latest embedding of every such row. The marginal's *value* runs over all N of them, its *gradient*
   through a few drawn uniformly and embedded anew, each scaled by N over their number, which makes it unbiased.
 - ``batch``: the batch's own observed rows.
+
+Where training changes what features are (`end_to_end`), a row embedded anew is a whole network's work. There ``bank``
+is `Latest`: the gradient goes through the rows that the batch holds anyway, and there is no ``batch``.
 
 Shapes: R runs, B batch, N support rows, S segments a clip, k embedding.
 """
@@ -55,7 +58,7 @@ class SupportRows:
             return checkpoint(block, part, use_reentrant=False, preserve_rng_state=False)
 
         rows = self.rows if rows is None else rows
-        many = rows.numel() > ROWS_AT_ONCE
+        many = rows.numel() > ROWS_AT_ONCE and not self.runs.costly  # trunks see to their memory themselves
         return in_blocks(light if many and torch.is_grad_enabled() else block, rows, ROWS_AT_ONCE)
 
 
@@ -67,6 +70,13 @@ class Full:
 
     def begin_epoch(self, steps: int) -> None:
         """Nothing is drawn."""
+
+    def state(self) -> dict:
+        """What training goes on from: tensors and plain values."""
+        return {}
+
+    def load_state(self, state: dict) -> None:
+        """Go on from `state`."""
 
     def __call__(self, batch: Batch, fresh: Tensor) -> tuple[Tensor, Tensor | None]:
         """Support [R, N, k] and its mask for a batch whose embeddings of this modality are ``fresh`` [R, B, k]."""
@@ -119,6 +129,14 @@ class Bank:
                 done += len(part)
         self._drawn = iter(drawn.to(self.rows.device).unbind(1))  # steps of [R, J]
 
+    def state(self) -> dict:
+        return {"bank": self.bank, "generators": [g.get_state() for g in self.generators]}
+
+    def load_state(self, state: dict) -> None:
+        self.bank = state["bank"]
+        for g, drawn in zip(self.generators, state["generators"], strict=True):
+            g.set_state(drawn.cpu())
+
     def __call__(self, batch: Batch, fresh: Tensor) -> tuple[Tensor, Tensor | None]:
         k = fresh.shape[-1]
         counted = batch.observed[..., self.m] & (batch.weight > 0)
@@ -133,4 +151,31 @@ class Bank:
         return support, self.support.mask
 
 
+class Latest(Bank):
+    """The bank where embedding a row anew is costly: the gradient goes through the batch's observed rows.
+
+    A batch that holds more rows of a pattern than occur weighs them less (`order.Strata`). With N_p of N rows of a
+    pattern and J_p of B in a batch, N_p / J_p is a row's weight times N / B: each fresh row stands for so many of the
+    support, and the gradient is unbiased but for the age of the other embeddings.
+    """
+
+    def __init__(self, runs: Runs, m: int, encoder: Encoder):
+        super().__init__(runs, m, encoder)
+        rows = [int(kept.sum()) * runs.segments for kept in runs.kept]
+        self.trained = torch.tensor(rows, device=runs.device)[:, None, None]  # N
+
+    def begin_epoch(self, steps: int) -> None:
+        """Nothing is drawn."""
+
+    def __call__(self, batch: Batch, fresh: Tensor) -> tuple[Tensor, Tensor | None]:
+        k = fresh.shape[-1]
+        counted = batch.observed[..., self.m] & (batch.weight > 0)
+        written = torch.where(counted, self.support.position(batch.rows), self.N)[..., None].expand(-1, -1, k)
+        scale = batch.weight[..., None] * (self.trained / (batch.weight > 0).sum(1)[:, None, None])
+        scaled = fresh.detach() + (fresh - fresh.detach()) * scale
+        self.bank.scatter_(1, written, fresh.detach())
+        return self.bank.scatter(1, written, scaled)[:, : self.N], self.support.mask
+
+
+END_TO_END = {"full": Full, "bank": Latest}
 MARGINALS = {"full": Full, "bank": Bank, "batch": InBatch}

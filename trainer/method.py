@@ -56,7 +56,8 @@ class Method(nn.Module):
     """R runs of one method.
 
     Class attributes: ``fusions`` it can use, ``stages`` in order, ``marginalises`` whether training averages missing
-    modalities out (and the choice of marginal matters), ``modalities`` it looks at (None: all), ``fuses`` whether it
+    modalities out (and the choice of marginal matters), ``reconstructs`` whether it reconstructs features (which must
+    then stay as they are while it trains), ``modalities`` it looks at (None: all), ``fuses`` whether it
     fuses several (else it runs once, whatever fusions are asked for), ``least_complete`` how many complete training
     clips it needs.
 
@@ -68,6 +69,7 @@ class Method(nn.Module):
     fusions: ClassVar[tuple[str, ...]] = FUSIONS
     stages: ClassVar[tuple[Stage, ...]] = (Stage(),)
     marginalises: ClassVar[bool] = False
+    reconstructs: ClassVar[bool] = False
     modalities: ClassVar[tuple[str, ...] | None] = None
     fuses: ClassVar[bool] = True
     least_complete: ClassVar[int] = 0
@@ -83,6 +85,13 @@ class Method(nn.Module):
     def loss(self, batch: Batch) -> Tensor:
         """Mean loss of each run over its own batch: [R]."""
         raise NotImplementedError
+
+    def training_state(self) -> dict:
+        """What training end to end goes on from, beside parameters and buffers: tensors and plain values."""
+        return {}
+
+    def load_training_state(self, state: dict) -> None:
+        """Go on from `training_state`."""
 
     def prepare_predictions(self, lacking: Sequence[bool]) -> None:
         """Called when weights have changed, before `predict`: fill ``prepared`` with what all predictions share.

@@ -1,12 +1,33 @@
 """Options that `train` and `reproduce` share. Imports nothing heavy."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..pipeline.errors import InputError
 from ..pipeline.places import Place, place
 
+if TYPE_CHECKING:
+    from .end_to_end import EndToEnd
+
+EndToEndOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Train this backbone too, on the frames and log-Mels of a media store."),
+]
+InitOption = Annotated[
+    str | None, typer.Option(metavar="imagenet|random|FILE", help="Its weights at first (default: imagenet).")
+]
+FrozenOption = Annotated[bool, typer.Option("--frozen", help="Do not train the backbone.")]
+AugmentOption = Annotated[
+    bool, typer.Option("--augment", help="Change frames (flip, crop, colour) and spectrograms (masks) in training.")
+]
+BackboneLrOption = Annotated[float | None, typer.Option(help="Learning rate of the backbone (default: 1e-4).")]
+MicroBatchOption = Annotated[
+    int | None, typer.Option(help="Segments at once on the device, of a larger batch (default: 64).")
+]
+PrecisionOption = Annotated[
+    str | None, typer.Option(metavar="fp32|bf16", help="Of the backbone: bf16 is mixed (default: fp32).")
+]
 FeaturesOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -28,6 +49,25 @@ StoreOption = Annotated[
     list[Place] | None,
     typer.Option(parser=place, metavar="PATH|URL", help="This very store, instead of looking for one; repeatable."),
 ]
+
+
+def end_to_end_of(backbone: str | None, init: str | None, **given) -> "EndToEnd | None":
+    """What --end-to-end and the options that belong to it say; None where it is not given.
+
+    InputError: an option that belongs to it without it, or a wrong value.
+    """
+    given = {name: value for name, value in given.items() if value is not None and value is not False}
+    if backbone is None:
+        if stray := [*(["init"] if init else []), *given]:
+            raise InputError(
+                f"--{stray[0].replace('_', '-')} belongs to training end to end.\nName a backbone with --end-to-end."
+            )
+        return None
+    from ..pipeline.backbones import parse_weights, resolve_tag
+    from .end_to_end import EndToEnd
+
+    resolve_tag(backbone)
+    return EndToEnd(backbone, parse_weights([init or "imagenet"], [backbone])[backbone], **given)
 
 
 def named_stores(store: list[Place] | None, features: list[str] | None) -> list[Place]:

@@ -21,7 +21,6 @@ from .tables import (
     side_row,
     signed_text,
     units_text,
-    weights_text,
 )
 
 OPEN_ROWS = 30  # tables longer than this are folded away
@@ -127,7 +126,7 @@ def render(documents: Sequence[dict], comparisons: Sequence[dict] | None = None)
     parts = sections(documents)
     headline = "; ".join(dict.fromkeys(f"{p.data}, {p.features}" for p in parts))
     body = [f"<h1>Learning with missing modalities: {escape(headline)}</h1>"]
-    if any(part.weights == "random" for part in parts):
+    if any(part.untrained for part in parts):
         body.append(
             '<p class="loud">Random weights: features marked RANDOM come from networks that were never trained. '
             "Their accuracies say nothing about pretrained features.</p>"
@@ -155,9 +154,7 @@ def _facts(documents: Sequence[dict], parts: Sequence[Section], comparisons: Seq
     facts = {
         "Data": dict.fromkeys(part.data for part in parts),
         "Features": dict.fromkeys(
-            f"{part.features}, {weights_text(part.weights)}, hash {part.results[0].get('weights_hash')}, "
-            f"store {part.store}"
-            for part in parts
+            f"{part.source}, hash {part.results[0].get('weights_hash')}, store {part.store}" for part in parts
         ),
         "Split": splits,
         "Missing in training": [", ".join(dict.fromkeys(r["missing"] for r in results))],
@@ -185,7 +182,7 @@ def _facts(documents: Sequence[dict], parts: Sequence[Section], comparisons: Seq
 
 
 def _section(part: Section, compared: Sequence[dict]) -> str:
-    loud = ' class="loud"' if part.weights == "random" else ""
+    loud = ' class="loud"' if part.untrained else ""
     out = [f"<h2>{escape(part.title)}</h2>", _table(part)]
     out += [
         f"<p{loud if note.startswith('RANDOM') else ' class=notes'}>{escape(note)}</p>" for note in part.notes(compared)

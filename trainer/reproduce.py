@@ -14,28 +14,24 @@ from ..pipeline.lock import only_one
 from ..pipeline.memory import keep_freed_memory
 from ..pipeline.places import Place
 from ..pipeline.progress import say
-from ..pipeline.store import FeatureStore, find_store, stores_in
+from ..pipeline.store import MEDIA, FeatureStore, find_store, stores_in
 from . import experiments, kept, side_by_side
 from .cells import Cell, Plan, plan_grid, with_seeds
+from .end_to_end import EndToEnd, MediaClips
 from .estimate import duration_text, estimate
-from .job import check_features, shown_progress
-from .paper import EXHIBITS, NOT_YET, Exhibit
+from .job import check_features, clips_as, shown_progress
+from .paper import EXHIBITS, Exhibit
 from .report import write_report
 from .settings import Settings
-from .tables import weights_text
+from .tables import source_text, weights_text
 
 LEAST_SEEDS = 2  # with fewer there is no deviation; a budget takes rows away first
 
 
 def find_exhibit(name: str) -> Exhibit:
-    """InputError: an unknown name, or one that cannot be made yet."""
-    if name in NOT_YET:
-        raise InputError(
-            f"{name} is not available yet: it takes networks trained end to end on eNTERFACE'05, and this version "
-            f"trains on cached features.\nAvailable are {', '.join(EXHIBITS)}."
-        )
+    """InputError: an unknown name."""
     if name not in EXHIBITS:
-        raise InputError(f"unknown exhibit {name!r}: expected {', '.join(EXHIBITS)} (not yet: {', '.join(NOT_YET)}).")
+        raise InputError(f"unknown exhibit {name!r}: expected {', '.join(EXHIBITS)}.")
     return EXHIBITS[name]
 
 
@@ -44,6 +40,7 @@ def choose_stores(
 ) -> tuple[list[FeatureStore], list[str]]:
     """The stores to run on, of the named features, else of those of the exhibit's that are there; and what is absent.
 
+    An exhibit of networks trained end to end runs on media.
     The dataset is the exhibit's where a store of it is there, else the only one. InputError: a named backbone's store,
     or every store, is absent, or several fit.
     """
@@ -52,22 +49,24 @@ def choose_stores(
         dataset = exhibit.dataset
     if features:
         return [FeatureStore.open(find_store(folder, name, dataset)) for name in features], []
+    wanted = (MEDIA,) if exhibit.end_to_end else exhibit.features
+    made = f"mlemiss preprocess --dataset {dataset or exhibit.dataset}" + " --media only" * exhibit.end_to_end
     chosen, absent = [], []
-    for name in exhibit.features:
+    for name in wanted:
         if any(attrs["features"] == name and dataset in (None, attrs["dataset"]) for attrs in there):
             chosen.append(FeatureStore.open(find_store(folder, name, dataset)))
         else:
-            command = f"mlemiss preprocess --dataset {dataset or exhibit.dataset} --features {name}"
-            absent.append(f"{name}: no store of it in {folder}; `{command}` makes one")
+            absent.append(f"{name}: no store of it in {folder}; `{made} --features {name}` makes one")
     if not chosen:
         raise InputError(
-            f"no store of {', '.join(exhibit.features)} in {folder}, and {exhibit.name} needs at least one.\n"
-            f"Make them with `mlemiss preprocess --dataset {dataset or exhibit.dataset}`, or name others' --features."
+            f"no store of {', '.join(wanted)} in {folder}, and {exhibit.name} needs at least one.\n"
+            f"Make {'one' if exhibit.end_to_end else 'them'} with `{made}`"
+            + ("." if exhibit.end_to_end else ", or name others' --features.")
         )
     return chosen, absent
 
 
-def ran_on(exhibit: Exhibit, store: FeatureStore) -> str:
+def ran_on(exhibit: Exhibit, store: FeatureStore, options: EndToEnd | None = None) -> str:
     """What numbers from this store are of, loud where that is not what the paper used."""
     done = set(store.clip_id[store.status == "done"].tolist())
     if store.synthetic:
@@ -80,7 +79,11 @@ def ran_on(exhibit: Exhibit, store: FeatureStore) -> str:
         if done != expected:
             data = f"A SUBSET of {store.dataset}: {len(done & expected)} of its {len(expected)} clips"
             data += f", and {len(done - expected)} CLIPS THAT ARE NOT IN IT" if done - expected else ""
-    return f"{store.features}: {data}; {weights_text(store.weights.get('name'))}, store {store.fingerprint}"
+    if options is None:
+        return f"{store.features}: {data}; {weights_text(store.weights.get('name'))}, store {store.fingerprint}"
+    source = source_text(MediaClips(store, options).describe())
+    other = "" if options.backbone in exhibit.features else f", ANOTHER BACKBONE than the paper's {exhibit.features[0]}"
+    return f"{source}{other}: {data}; store {store.fingerprint}"
 
 
 def reproduce(
@@ -95,21 +98,25 @@ def reproduce(
     device: str,
     absent: Sequence[str] = (),
     budget: float | None = None,
+    end_to_end: EndToEnd | None = None,
 ) -> dict:
     """Run what is not finished yet into ``out``; write report.html, NAME.md and NAME.json; return the latter.
 
     absent: what it cannot run on, in words. budget: hours, which choose the cells by an estimate; it stops nothing.
-    InputError: not enough for any row, or another process works in the folder.
+    end_to_end: how backbones are trained, where the exhibit is of such.
+    InputError: stores of the wrong kind, not enough for any row, or another process works in the folder.
     """
-    check_features(stores)
+    if end_to_end is None:
+        check_features(stores)
+    else:
+        end_to_end.check(settings)
     keep_freed_memory()
     where = experiments.choose_device(device)
-    lines = [ran_on(exhibit, store) for store in stores]
+    lines = [ran_on(exhibit, store, end_to_end) for store in stores]
     for line in [exhibit.title, *(f"left out {line}" for line in absent), *lines]:
         say(line)
-    plan = plan_grid(
-        stores, methods=exhibit.methods, fusions=fusions, missing=exhibit.missing, seeds=seeds, split=splits
-    )
+    grid = {"methods": exhibit.methods, "fusions": fusions, "missing": exhibit.missing}
+    plan = plan_grid(stores, **grid, seeds=seeds, split=splits, clips_of=clips_as(end_to_end))
     with only_one(out / ".lock", str(out)):
         found = kept.take_up(out, exhibit.name)
 
@@ -119,12 +126,14 @@ def reproduce(
         left = [cell for cell in plan.cells if not finished(cell)]
         left_out: list[str] = []
         if left:
-            say(f"timing a short training of each method on {where}")
+            say(f"timing {'steps of the backbone' if end_to_end else 'a short training of each method'} on {where}")
             seconds = estimate(left, settings, where)
             total = sum(seconds.values())
             say(f"{sum(len(c.runs) for c in left)} runs of {len(left)} cells to train: about {duration_text(total)}")
             if budget is not None and total > 3600 * budget:
-                cells, left_out, cost = within_budget(plan.cells, seconds, finished, 3600 * budget)
+                cells, left_out, cost = within_budget(
+                    plan.cells, seconds, finished, 3600 * budget, SMALLEST_CUT if end_to_end else LARGEST_CUT
+                )
                 plan = replace(plan, cells=cells)
                 say(f"for a budget of {duration_text(3600 * budget)}, cells of about {duration_text(cost)} are run")
                 for line in left_out:
@@ -151,17 +160,34 @@ def run_plan(plan: Plan, settings: Settings, where: torch.device, out: Path, exh
         )
 
 
+def _backbone(cell: Cell) -> str:
+    return f"all of {cell.clips.describe()['features']} by {cell.split}"
+
+
+def _column(cell: Cell) -> str:
+    return f"all methods of {cell.fusion} with {cell.missing.name} by {cell.split}"
+
+
+# What a budget takes away at a time, in words that are the same for all of its cells: methods stay comparable. Of
+# networks that are trained end to end a backbone would be everything, so fusions go, column by column.
+LARGEST_CUT, SMALLEST_CUT = _backbone, _column
+
+
 def within_budget(
-    cells: Sequence[Cell], seconds: Mapping[Cell, float], finished: Callable[[Cell], bool], budget: float
+    cells: Sequence[Cell],
+    seconds: Mapping[Cell, float],
+    finished: Callable[[Cell], bool],
+    budget: float,
+    row_of: Callable[[Cell], str] = LARGEST_CUT,
 ) -> tuple[list[Cell], list[str], float]:
     """Cells that fit into so many seconds, what is left out, in words, and the seconds they take.
 
-    First every cell is given fewer seeds, down to two; then rows (all methods of a backbone and split) go, the last
+    First every cell is given fewer seeds, down to two; then rows (all cells that ``row_of`` names alike) go, the last
     first; then one seed for the first row. Finished cells cost nothing and stay, with all their seeds.
     InputError: not even that fits.
     """
     most = max(len(cell.runs) for cell in cells)
-    rows = list(dict.fromkeys((cell.split, cell.clips) for cell in sorted(cells, key=_by_split(cells))))
+    rows = list(dict.fromkeys(map(row_of, sorted(cells, key=_by_split(cells)))))
     few = min(LEAST_SEEDS, most)
     choices = [(n, len(rows)) for n in range(most, few - 1, -1)]
     choices += [(few, count) for count in range(len(rows) - 1, 0, -1)] + [(1, 1)]
@@ -170,17 +196,18 @@ def within_budget(
         for cell in cells:
             if finished(cell):
                 chosen.append(cell)
-            elif (cell.split, cell.clips) in rows[:count]:
+            elif row_of(cell) in rows[:count]:
                 fewer = with_seeds(cell, n)
                 chosen.append(fewer)
                 cost += 0.0 if finished(fewer) else seconds[cell] * n / len(cell.runs)
         if cost <= budget:
-            gone = [f"all of {clips.store.features} by {split}" for split, clips in rows[count:]]
+            gone = list(rows[count:])
             gone += [f"{most - n} of {most} seeds of every cell not finished before"] if n < most else []
             return chosen, gone, cost
+    less = "a smaller --end-to-end" if cells[0].clips.costly else "fewer --features"
     raise InputError(
         f"a budget of {budget:.1f} s is not enough for one row with one seed, which takes about {cost:.1f} s.\n"
-        f"Give more hours, fewer --epochs, or fewer --features."
+        f"Give more hours, fewer --epochs, or {less}."
     )
 
 

@@ -8,10 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from .kept import write_document
-from .paper import Exhibit, table2_value
+from .paper import Exhibit
 from .tables import grouped_text
 
-PAPER = "Ma, Xu, Huang, Zhang (2021), arXiv:2108.10513, Table 2"
 SHOWN_EPOCHS = 8  # of a curve, in tables
 
 
@@ -21,18 +20,23 @@ def compare(exhibit: Exhibit, document: Mapping, ran_on: Sequence[str], left_out
         "schema": 1,
         "exhibit": exhibit.name,
         "title": exhibit.title,
-        "paper": PAPER,
+        "paper": exhibit.source,
+        "end_to_end": exhibit.end_to_end,
+        "shows": exhibit.shows,
         "ran_on": list(ran_on),
         "left_out": list(left_out) + [f"{entry['cell']}: {entry['reason']}" for entry in document["skipped"]],
         "missing": list(exhibit.missing),
         "command": document["command"],
         "created": document["created"],
-        "cells": [_cell(result) for result in document["results"]],
+        "cells": [_cell(exhibit, result) for result in document["results"]],
     }
 
 
-def _cell(result: Mapping) -> dict:
-    paper = table2_value(result["features"], result["method"], result["missing"])
+def _cell(exhibit: Exhibit, result: Mapping) -> dict:
+    paper = exhibit.value(*(result[name] for name in ("features", "method", "fusion", "missing")))
+    confusion = (
+        {"classes": result["classes"], "confusion": result["confusion"]} if exhibit.shows == "confusions" else {}
+    )
     names = ("dataset", "features", "store", "weights", "synthetic", "split", "fusion", "method", "missing", "seeds")
     return {name: result[name] for name in names} | {
         "mean": result["mean"],
@@ -44,6 +48,7 @@ def _cell(result: Mapping) -> dict:
         "seconds_a_run": round(result["seconds"] / len(result["seeds"]), 3),
         "device": result["device"],
         "curve": _mean_curve(result),
+        **confusion,
     }
 
 
@@ -60,27 +65,48 @@ def _mean_curve(result: Mapping) -> dict:
 
 
 def tables(compared: Mapping) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Title, heads and rows of text: accuracies by split and fusion, then (of a figure) curves, then the cost."""
-    cells, several = compared["cells"], len({cell["store"] for cell in compared["cells"]}) > 1
-    several &= len({cell["features"] for cell in cells}) < len({(c["features"], c["store"]) for c in cells})
+    """Title, heads and rows of text: accuracies and what the exhibit shows beside them, then the cost.
 
-    def backbone(cell: Mapping) -> str:
-        return f"{cell['features']} {cell['store']}" if several else cell["features"]
+    Of cached features a table holds a split and fusion, its rows are backbones and methods; of networks trained end to
+    end a split, and its rows are methods and fusions.
+    """
+    cells = compared["cells"]
+    stores = {(cell["features"], cell["store"]) for cell in cells}
+    several = len({features for features, _ in stores}) < len(stores)
 
+    def row_of(cell: Mapping) -> tuple[str, str]:
+        if compared["end_to_end"]:
+            return cell["method"], cell["fusion"]
+        return f"{cell['features']} {cell['store']}" if several else cell["features"], cell["method"]
+
+    def title_of(cell: Mapping) -> str:
+        if compared["end_to_end"]:
+            return f"By {cell['split']}" + (f", store {cell['store']}" if several else "")
+        return f"By {cell['split']}, {cell['fusion']}"
+
+    heads = ["method", "fusion"] if compared["end_to_end"] else ["features", "method"]
     found = []
-    for split, fusion in dict.fromkeys((cell["split"], cell["fusion"]) for cell in cells):
-        part = [cell for cell in cells if (cell["split"], cell["fusion"]) == (split, fusion)]
-        title = f"By {split}, {fusion}: ours ± std (the paper's, difference)"
-        if split != "clip":
-            title += "; the paper splits by clip, an easier test"
+    for title in dict.fromkeys(map(title_of, cells)):
+        part = [cell for cell in cells if title_of(cell) == title]
+        hard = "" if part[0]["split"] == "clip" else "; the paper splits by clip, an easier test"
         rows = []
-        for features, method in dict.fromkeys((backbone(c), c["method"]) for c in part):
-            row = {c["missing"]: c for c in part if (backbone(c), c["method"]) == (features, method)}
-            rows.append([features, method, *(_score(row.get(missing)) for missing in compared["missing"])])
-        found.append((title, ["features", "method", *compared["missing"]], rows))
-        if len(compared["missing"]) == 1:
-            found.append(_curves(part, f"By {split}, {fusion}: test accuracy after epochs of the classifier", backbone))
-    return [*found, _cost(cells, backbone)]
+        for row in dict.fromkeys(map(row_of, part)):
+            by_missing = {c["missing"]: c for c in part if row_of(c) == row}
+            rows.append([*row, *(_score(by_missing.get(missing)) for missing in compared["missing"])])
+        found.append((f"{title}: ours ± std (the paper's, difference){hard}", [*heads, *compared["missing"]], rows))
+        if compared["shows"] == "curves":
+            found.append(_curves(part, f"{title}: test accuracy after epochs of the classifier", heads, row_of))
+        if compared["shows"] == "confusions":
+            found += [_confusion(cell, title, row_of) for cell in part]
+    return [*found, _cost(cells, heads, row_of)]
+
+
+def _confusion(cell: Mapping, title: str, row_of) -> tuple[str, list[str], list[list[str]]]:
+    rows = []
+    for name, counts in zip(cell["classes"], cell["confusion"], strict=True):
+        rows.append([name, str(sum(counts)), *(f"{100 * n / max(sum(counts), 1):.0f}" for n in counts)])
+    what = f"{title}, {', '.join(row_of(cell))}, {cell['missing']}: rows true, columns predicted, % of the row"
+    return what, ["true class", "clips over seeds", *cell["classes"]], rows
 
 
 def _score(cell: Mapping | None) -> str:
@@ -90,7 +116,9 @@ def _score(cell: Mapping | None) -> str:
     return ours if cell["paper"] is None else f"{ours} ({cell['paper']:.2f}, {cell['difference']:+.1f})"
 
 
-def _curves(cells: Sequence[Mapping], title: str, backbone) -> tuple[str, list[str], list[list[str]]]:
+def _curves(
+    cells: Sequence[Mapping], title: str, heads: Sequence[str], row_of
+) -> tuple[str, list[str], list[list[str]]]:
     most = max(len(cell["curve"]["epoch"]) for cell in cells)
     places = sorted({round(p) for p in np.geomspace(1, most, min(SHOWN_EPOCHS, most))})
     rows = []
@@ -98,20 +126,20 @@ def _curves(cells: Sequence[Mapping], title: str, backbone) -> tuple[str, list[s
         curve = cell["curve"]
         before = curve["total_epoch"][0] - 1
         scores = [f"{curve['mean'][p - 1]:.1f}" if p <= len(curve["mean"]) else "–" for p in places]
-        rows.append([backbone(cell), cell["method"], str(before), *scores])
-    return title, ["features", "method", "epochs before it", *map(str, places)], rows
+        rows.append([*row_of(cell), str(before), *scores])
+    return title, [*heads, "epochs before it", *map(str, places)], rows
 
 
-def _cost(cells: Sequence[Mapping], backbone) -> tuple[str, list[str], list[list[str]]]:
+def _cost(cells: Sequence[Mapping], heads: Sequence[str], row_of) -> tuple[str, list[str], list[list[str]]]:
     rows = []
-    for features, method in dict.fromkeys((backbone(c), c["method"]) for c in cells):
-        same = [c for c in cells if (backbone(c), c["method"]) == (features, method)]
+    for row in dict.fromkeys(map(row_of, cells)):
+        same = [c for c in cells if row_of(c) == row]
         epochs, total = (_span([c[name] for c in same], "{:.0f}") for name in ("classifier_epochs", "total_epochs"))
         seeds = _span([len(c["seeds"]) for c in same], "{:.0f}")
-        rows.append([features, method, seeds, epochs, total, _span([c["seconds_a_run"] for c in same], "{:.2f}")])
-    heads = ["features", "method", "seeds", "classifier epochs", "total epochs", "seconds a run"]
+        rows.append([*row, seeds, epochs, total, _span([c["seconds_a_run"] for c in same], "{:.2f}")])
+    heads = [*heads, "seeds", "classifier epochs", "total epochs", "seconds a run"]
     devices = ", ".join(dict.fromkeys(cell["device"] for cell in cells))
-    return f"Cost (runs train side by side; a run's share of the time on {devices})", heads, rows
+    return f"Cost (of runs that train side by side, a run's share of the time; on {devices})", heads, rows
 
 
 def _span(values: Sequence[float], form: str) -> str:
@@ -121,11 +149,13 @@ def _span(values: Sequence[float], form: str) -> str:
 
 def notes(compared: Mapping) -> list[str]:
     """What must be said beside the numbers."""
+    end_to_end = compared["end_to_end"]
     return [
         *(f"Ran on {line}." for line in compared["ran_on"]),
         f"Accuracy in percent of test clips, mean ± standard deviation over seeds; the paper's: {compared['paper']}, "
         "means of five runs.",
-        "Every classifier trains as many epochs; an autoencoder trains as many before it.",
+        *(["Every classifier trains as many epochs; an autoencoder trains as many before it."] * (not end_to_end)),
+        *(["The paper's networks are ResNet-50s; every method of ours trains the same backbone alike."] * end_to_end),
     ]
 
 

@@ -69,7 +69,18 @@ class Section:
     @property
     def title(self) -> str:
         apart = f": {self.apart}" if self.apart else ""
-        return f"{self.data}, {self.features} features ({weights_text(self.weights)}){apart}"
+        return f"{self.data}, {self.source}{apart}"
+
+    @property
+    def source(self) -> str:
+        """What was trained on."""
+        return source_text(self.results[0])
+
+    @property
+    def untrained(self) -> bool:
+        """Its features come from networks that were never trained."""
+        trained = self.results[0].get("end_to_end") and not self.results[0]["end_to_end"]["frozen"]
+        return self.weights == "random" and not trained
 
     @property
     def data(self) -> str:
@@ -84,7 +95,7 @@ class Section:
         clips = " to ".join(map(str, dict.fromkeys([tests[0], tests[-1]])))
         spread = "one seed" if number == "1" else f"mean ± standard deviation of {number} seeds"
         lines = [f"Test accuracy in percent of clips, {spread}, {clips} test clips."]
-        if self.weights == "random":
+        if self.untrained:
             lines.append("RANDOM WEIGHTS: these features come from networks that were never trained.")
         if self.split == "clip":
             lines.append(f"Split by clip: {by_clip_text(compared)}, so this says nothing of new speakers.")
@@ -106,8 +117,20 @@ def by_clip_text(compared: Sequence[dict]) -> str:
     return "clips of one speaker may be in both training and test"
 
 
-def weights_text(weights: str | None) -> str:
-    """How weights are named beside a number; those that were never trained are loud."""
+def source_text(result: Mapping) -> str:
+    """What a result was trained on: cached features, or media end to end."""
+    options = result.get("end_to_end")
+    if not options:
+        return f"{result['features']} features ({weights_text(result['weights'])})"
+    if options["frozen"]:
+        return f"{result['features']} end to end, frozen ({weights_text(result['weights'])})"
+    return f"{result['features']} trained end to end ({weights_text(result['weights'], trained=True)})"
+
+
+def weights_text(weights: str | None, trained: bool = False) -> str:
+    """How weights are named beside a number; those that were never trained are loud. trained: from these on."""
+    if trained:
+        return f"from {weights} weights"
     if weights is None:
         return "weights not recorded"
     return "RANDOM weights, never trained" if weights == "random" else f"{weights} weights"
@@ -144,6 +167,7 @@ def _facts(result: Mapping) -> dict[str, str]:
     """What makes a table besides data, features and weights, each in words that tell different values apart."""
     family = family_of(result)
     facts = {name.replace("_", " "): value for name, value in family["settings"].items()}
+    facts |= {name.replace("_", " "): value for name, value in (family["end_to_end"] or {}).items()}
     given = [f"{kind} {f['file']} ({f['sha256'][:8]})" for kind, f in (family["given"] or {}).items()]
     return {name: f"{name} {value}" for name, value in facts.items()} | {
         "missing_test": f"test clips {missing_text(family['missing_test'])}",

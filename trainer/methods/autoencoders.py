@@ -48,6 +48,7 @@ class Autoencoder1(FusionClassifier):
         Stage("classifier", parts=("encoders", "labels")),
     )
     least_complete = 1
+    reconstructs = True
 
     def __init__(self, runs: Blueprint, settings: Settings, fusion: str):
         super().__init__(runs, settings, fusion)

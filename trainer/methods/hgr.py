@@ -28,7 +28,8 @@ class MaximalCorrelation(FusionClassifier):
     posteriori rule P(z | x) = P(z) (1 + f~(x) . h~(z)), with f~ and h~ centred over the rows trained on; where several
     but not all modalities are observed their products add up. In a batch with fewer than two rows of a kind, that
     kind's correlations are zero. The covariances are a batch's own, as in Soft-HGR: of the dozen complete rows that 5 %
-    of 256 are, they are noisy, which may be part of why this method falls off where little is complete.
+    of 256 are, they are noisy, which may be part of why this method falls off where little is complete. Every kind is a
+    mean over its own rows, so how much a batch weighs one kind against another (`order.Strata`) does not enter.
     """
 
     least_complete = 2
@@ -43,17 +44,18 @@ class MaximalCorrelation(FusionClassifier):
         of_label = self.correlated()  # [R, C, k]
         h = of_label.gather(1, batch.label[..., None].expand(-1, -1, of_label.shape[-1]))  # [R, B, k]
         M = len(embeddings)
+        counted = (batch.weight > 0).to(h.dtype)
         correlation = torch.zeros(len(self.runs), device=h.device)
         for pattern in itertools.product((True, False), repeat=M):
             seen = [m for m in range(M) if pattern[m]]
             if not seen or any(not self.runs.lacking[m] for m in range(M) if not pattern[m]):
                 continue  # no such rows
             wanted = torch.tensor(pattern, device=h.device)
-            weight = batch.weight * (batch.observed == wanted).all(-1)  # [R, B]
+            weight = counted * (batch.observed == wanted).all(-1)  # [R, B]
             variables = [*(embeddings[m] for m in seen), h]
             for one, other in itertools.combinations(variables, 2):
                 correlation = correlation + soft_hgr(one, other, weight)
-        complete = batch.weight * batch.observed.all(-1)
+        complete = counted * batch.observed.all(-1)
         classified = negative_log_likelihood(self.classify(embeddings), batch.label, complete)
         return classified - correlation
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..data import Batch
 from ..likelihood import log_posterior
-from ..marginal import MARGINALS, SupportRows
+from ..marginal import END_TO_END, MARGINALS, SupportRows
 from ..method import FusionClassifier, Stage, negative_log_likelihood
 
 
@@ -29,11 +29,8 @@ class MaximumLikelihood(FusionClassifier):
     @cached_property
     def _marginals(self) -> dict:
         """By modality that training lacks somewhere; made when training begins."""
-        return {
-            m: MARGINALS[self.settings.marginal](self.runs, m, self.encoders[m])
-            for m, lacking in enumerate(self.runs.lacking)
-            if lacking
-        }
+        kind = (END_TO_END if self.runs.costly else MARGINALS)[self.settings.marginal]
+        return {m: kind(self.runs, m, self.encoders[m]) for m, lacking in enumerate(self.runs.lacking) if lacking}
 
     def begin_epoch(self, stage: Stage, steps: int) -> None:
         for marginal in self._marginals.values():
@@ -47,6 +44,13 @@ class MaximumLikelihood(FusionClassifier):
         ]
         log_probability = self._posterior(embeddings, batch.observed, supports)
         return negative_log_likelihood(log_probability, batch.label, batch.weight)
+
+    def training_state(self) -> dict:
+        return {m: marginal.state() for m, marginal in self._marginals.items()}
+
+    def load_training_state(self, state: dict) -> None:
+        for m, kept in state.items():
+            self._marginals[m].load_state(kept)
 
     def prepare_predictions(self, lacking: Sequence[bool]) -> None:
         self.prepared = {}

@@ -1,0 +1,115 @@
+"""The bias of the marginal over the latest embeddings (`bank`) against the full one, while backbones train.
+
+    python benchmarks/marginal_bias.py --store stores/ravdess-media-*.zarr --missing audio:0.8 [--epochs 5] [--seeds 3]
+
+Trains the maximum-likelihood method with `bank`. Before each step the same batch's loss and gradient are taken with
+`full` too, at the same weights: every row of the support embedded anew. Printed for each epoch, means over its steps:
+
+- loss: what `bank` and `full` have, and the difference;
+- bias: length of the mean over steps of the gradients' difference, against the length of full's mean gradient;
+- noise: mean length of the single step's difference, against the same.
+
+With --accuracy whole trainings with either marginal follow: test accuracies over the seeds. A backbone without batch
+norms (timm:test_convnext by default) keeps the two gradients comparable.
+"""
+
+import argparse
+import json
+import statistics
+
+import torch
+from mlemiss.pipeline.backbones import parse_weights
+from mlemiss.pipeline.masks import parse_missing
+from mlemiss.pipeline.store import FeatureStore
+from mlemiss.trainer.data import RunSpec
+from mlemiss.trainer.end_to_end import EndToEnd, MediaClips
+from mlemiss.trainer.experiments import choose_device, run_grid
+from mlemiss.trainer.job import clips_as
+from mlemiss.trainer.marginal import Full
+from mlemiss.trainer.method import Stage, all_rows
+from mlemiss.trainer.methods import load
+from mlemiss.trainer.settings import Settings
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--store", required=True)
+    parser.add_argument("--backbone", default="timm:test_convnext")
+    parser.add_argument("--init", default="random")
+    parser.add_argument("--backbone-lr", type=float, default=1e-3)
+    parser.add_argument("--missing", default="audio:0.8")
+    parser.add_argument("--fusion", default="addition")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--accuracy", action="store_true")
+    o = parser.parse_args()
+    options = EndToEnd(o.backbone, parse_weights([o.init], [o.backbone])[o.backbone], backbone_lr=o.backbone_lr)
+    store, device = FeatureStore.open(o.store), choose_device(o.device)
+    found = {"benchmark": "marginal_bias", "backbone": o.backbone, "missing": o.missing, "fusion": o.fusion}
+    epochs = [gradients(store, options, o, seed, device) for seed in range(o.seeds)]
+    found["epochs"] = [
+        {name: round(statistics.mean(of[name] for of in same), 5) for name in same[0]}
+        for same in zip(*epochs, strict=True)
+    ]
+    for number, epoch in enumerate(found["epochs"], 1):
+        print(f"epoch {number}: " + ", ".join(f"{name} {value}" for name, value in epoch.items()))
+    if o.accuracy:
+        found["accuracy"] = {kind: accuracies(store, options, o, kind) for kind in ("bank", "full")}
+        print(found["accuracy"])
+    print(json.dumps(found))
+
+
+def gradients(store: FeatureStore, options: EndToEnd, o: argparse.Namespace, seed: int, device: torch.device) -> list:
+    """One run's epochs; see the module."""
+    settings = Settings(batch_size=o.batch_size)
+    clips = MediaClips(store, options)
+    runs = clips.load(device).runs([clips.run(RunSpec(seed, parse_missing(o.missing)))], all_rows)
+    method = load("mle")(runs, settings, o.fusion)
+    groups = [{"params": list(method.parameters())}, *runs.trained_parameters()]
+    optimiser = torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay)
+    parameters = [p for group in groups for p in group["params"]]
+    order = runs.order(Stage(), 0, o.batch_size)
+    runs.trunks.train()
+    method.begin_epoch(Stage(), 0)
+    bank = method._marginals
+    full = {m: Full(runs, m, method.encoders[m]) for m in bank}
+
+    def gradient(marginals: dict, rows, weight) -> tuple[float, torch.Tensor]:
+        method._marginals = marginals
+        optimiser.zero_grad(set_to_none=True)
+        loss = method.loss(runs.batch(rows, weight)).sum()
+        loss.backward()
+        return loss.item(), torch.cat(
+            [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
+        )
+
+    found = []
+    for epoch in range(1, o.epochs + 1):
+        losses, exact, difference, noise = [], 0, 0, 0
+        for rows, weight in order.epoch(epoch):
+            of_full, whole = gradient(full, rows, weight)
+            of_bank, latest = gradient(bank, rows, weight)
+            losses.append((of_bank, of_full))
+            exact, difference = exact + whole, difference + (latest - whole)
+            noise += (latest - whole).norm()
+            optimiser.step()
+        steps = len(losses)
+        length = exact.norm() / steps
+        of_bank, of_full = map(statistics.mean, zip(*losses, strict=True))
+        entry = {"loss_bank": of_bank, "loss_full": of_full, "loss_difference": of_bank - of_full}
+        found.append(
+            entry | {"bias": (difference.norm() / steps / length).item(), "noise": (noise / steps / length).item()}
+        )
+    return found
+
+
+def accuracies(store: FeatureStore, options: EndToEnd, o: argparse.Namespace, kind: str) -> list[float]:
+    settings = Settings(epochs=o.epochs, batch_size=o.batch_size, marginal=kind)
+    grid = {"methods": ["mle"], "fusions": [o.fusion], "missing": [o.missing], "seeds": o.seeds, "device": o.device}
+    return run_grid([store], **grid, settings=settings, clips_of=clips_as(options))["results"][0]["test_accuracy"]
+
+
+if __name__ == "__main__":
+    main()

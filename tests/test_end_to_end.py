@@ -1,0 +1,508 @@
+"""Backbones trained with the methods: the same training as on cached features but for where the features come from."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mlemiss.pipeline.backbones import load_network
+from mlemiss.pipeline.errors import InputError
+from mlemiss.pipeline.masks import TRAIN, parse_missing
+from mlemiss.pipeline.store import FeatureStore
+from mlemiss.trainer import job, kept
+from mlemiss.trainer.checkpoint import Checkpoints
+from mlemiss.trainer.data import Clips, Dataset, RunSpec
+from mlemiss.trainer.end_to_end import EndToEnd, MediaClips
+from mlemiss.trainer.fit import fit
+from mlemiss.trainer.marginal import Full, Latest
+from mlemiss.trainer.media import MediaReader
+from mlemiss.trainer.method import Stage, all_rows
+from mlemiss.trainer.methods import load
+from mlemiss.trainer.methods.mle import MaximumLikelihood
+from mlemiss.trainer.order import Strata
+from mlemiss.trainer.settings import Settings
+from mlemiss.trainer.trunks import Trunk, augment_frames, augment_logmels
+
+from .conftest import SMALL
+from .feature_stores import predictions, write_store
+from .media_stores import NORMED, RANDOM, SEGMENTS, TINY, cached, tiny, write_media
+
+QUICK = Settings(epochs=2, batch_size=16, hidden=16, dim=6, lr=1e-2)
+CPU = torch.device("cpu")
+ROWS = [
+    *(("lower-bound", f) for f in ("addition", "concatenation", "outer")),
+    *(("hgr", f) for f in ("addition", "concatenation", "outer")),
+    *(("zero-padding", f) for f in ("addition", "concatenation")),
+    *(("mle", f) for f in ("addition", "concatenation", "outer")),
+]
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory) -> FeatureStore:
+    return write_media(tmp_path_factory.mktemp("media"))
+
+
+@pytest.fixture(scope="module")
+def features(media, tmp_path_factory) -> FeatureStore:
+    return cached(media, tmp_path_factory.mktemp("features"))
+
+
+def trained(media, method="mle", fusion="addition", missing="audio:0.5", settings=QUICK, **options):
+    """One run, as `fit` has it."""
+    clips = MediaClips(media, tiny(**options))
+    run = clips.run(RunSpec(0, parse_missing(missing)))
+    return fit(load(method), clips.load(CPU), [run], settings, fusion)[0]
+
+
+# Frozen, it is the training on cached features.
+
+
+@pytest.mark.parametrize(("method", "fusion"), ROWS)
+def test_frozen_it_is_training_on_cached_features(media, features, method, fusion):
+    spec = RunSpec(0, parse_missing("audio:0.5"))
+    clips = Clips(features)
+    plain = fit(load(method), Dataset(clips), [clips.run(spec)], QUICK, fusion)[0]
+    frozen = trained(media, method, fusion, frozen=True)
+    np.testing.assert_allclose(frozen.probability, plain.probability, atol=0.01)
+    assert np.abs(plain.probability - 1 / 3).max() > 0.05  # it has learned something to agree on
+    assert frozen.best_epoch == plain.best_epoch and frozen.val_accuracy == plain.val_accuracy
+
+
+def test_losses_of_real_clips_are_those_of_cached_features(synthetic_ravdess, tmp_path):
+    """The pipeline's own features and media of the synthetic clips: the same losses to float16 rounding."""
+    from mlemiss.pipeline.preprocess import preprocess
+
+    preprocess("ravdess", synthetic_ravdess, tmp_path, [SMALL], ["random"], media_mode="keep", limit=18)
+    opened = {store.features: store for store in map(FeatureStore.open, sorted(tmp_path.glob("*.zarr")))}
+    clips = Clips(opened[SMALL])
+    run = clips.run(RunSpec(0, parse_missing("audio:0.5")))
+    plain = Dataset(clips).runs([run], all_rows)
+    frozen = MediaClips(opened["media"], EndToEnd(SMALL, RANDOM, frozen=True)).load(CPU).runs([run], all_rows)
+    for one, other in zip(plain.moments, frozen.moments, strict=True):
+        for a, b in zip(one, other, strict=True):
+            torch.testing.assert_close(a, b, rtol=5e-3, atol=5e-4)
+    rows = plain.rows_of(torch.as_tensor(np.flatnonzero(run.part == TRAIN)[:3])[None])
+    weight = torch.ones(rows.shape)
+    losses = []
+    for runs in (plain, frozen):
+        runs.moments = plain.moments  # which float16 features' own rounding would make look worse
+        method = load("zero-padding")(runs, QUICK, "addition")
+        losses.append(method.loss(runs.batch(rows, weight)))
+    torch.testing.assert_close(*losses, rtol=2e-3, atol=2e-3)
+
+
+# Killed and resumed.
+
+ARGUMENTS = ["train", "--end-to-end", NORMED, "--init", "random", "--missing", "audio:0.5", "--epochs", "6", "--seeds"]
+ARGUMENTS += ["2", "--batch-size", "16", "--hidden", "16", "--dim", "6", "--device", "cpu"]
+MAIN = "import sys; from tests import media_stores; from mlemiss import cli; cli.main(sys.argv[1:])"
+
+
+def start(media, out, *more):
+    """The command in a process of its own, which knows the tests' networks."""
+    here = Path(__file__).resolve().parents[1]
+    path = os.pathsep.join([str(here), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    command = [sys.executable, "-c", MAIN, *ARGUMENTS, "--store", str(media.path), "--out", str(out), *more]
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=out.parent, env=environment, text=True, **streams)
+
+
+@pytest.mark.parametrize("option", ["--frozen", "--augment"])
+def test_killed_and_resumed_it_ends_as_if_unbroken(media, tmp_path, option):
+    """Killed in the second run of its only cell; beside an undisturbed process."""
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    process = start(media, cut, option)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if list(cut.glob("checkpoints/*/seed1-*.pt")):
+            os.kill(process.pid, signal.SIGKILL)
+            break
+        time.sleep(0.002)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    assert json.loads((cut / "results.json").read_text())["results"] == []
+    for out in (cut, whole):
+        process = start(media, out, option)
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+    documents = [json.loads((out / "results.json").read_text()) for out in (cut, whole)]
+    values = [predictions(d, out) for d, out in zip(documents, (cut, whole), strict=True)]
+    np.testing.assert_array_equal(*values)
+    results = [{**d["results"][0], "seconds": 0} for d in documents]
+    assert results[0] == results[1]
+    assert not list((cut / "checkpoints").iterdir())  # the cell is finished
+
+
+def test_a_finished_grid_is_not_trained_again(media, tmp_path):
+    options = {"methods": ["mle"], "fusions": ["addition"], "missing": ["audio:0.5"], "seeds": 1, "device": "cpu"}
+    first, _ = job.train([media], tmp_path / "run", end_to_end=tiny(), settings=QUICK, **options)
+    again, _ = job.train([media], tmp_path / "run", end_to_end=tiny(), settings=QUICK, **options)
+    assert again["results"] == first["results"]  # seconds too
+    result = first["results"][0]
+    assert (result["features"], result["weights"], result["marginal"]) == (TINY, "random", "bank")
+    assert result["end_to_end"] | {"weights_hash": 0} == tiny().describe() | {"weights_hash": 0}
+    assert result["weights_hash"] == load_network(TINY, RANDOM).weights_hash
+    assert "trained end to end (from random weights)" in (tmp_path / "run" / "report.html").read_text()
+    other, _ = job.train([media], tmp_path / "run", end_to_end=tiny(backbone_lr=1e-3), settings=QUICK, **options)
+    assert kept.identity(other["results"][0]) != kept.identity(result)
+    assert other["results"][0]["seconds"] != result["seconds"]
+
+
+# Micro-batches.
+
+
+def tiny_trunk(backbone=TINY, **options):
+    how = {"frozen": False, "augment": False, "micro_batch": 64, "precision": "fp32"} | options
+    return Trunk("visual", load_network(backbone, RANDOM), **how)
+
+
+def frames_of(media, n=12):
+    return torch.from_numpy(media.read("frames")).flatten(0, 1)[:n]
+
+
+def coupled(features):
+    """A loss that no sum over parts of the batch is."""
+    centred = features - features.mean(0)
+    return (centred.T @ centred).square().sum() + features.logsumexp(0).sum()
+
+
+def test_micro_batches_give_the_gradient_of_the_whole_batch(media):
+    gradients = []
+    for micro_batch in (64, 5, 1):
+        trunk = tiny_trunk(micro_batch=micro_batch).train()
+        coupled(trunk(frames_of(media), CPU)).backward()
+        gradients.append([p.grad for p in trunk.parameters()])
+    assert all(g.abs().max() > 0 for g in gradients[0])
+    for others in gradients[1:]:
+        for one, other in zip(gradients[0], others, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_computed_again_counts_once_in_batch_norms(media):
+    trunk = tiny_trunk(NORMED, micro_batch=4).train()
+    twin = tiny_trunk(NORMED).train()
+    trunk(frames_of(media), CPU).sum().backward()
+    with torch.no_grad():
+        for part in frames_of(media).split(4):
+            twin(part, CPU)
+    for one, other in zip(trunk.buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(one, other)
+    assert trunk.network.first[1].num_batches_tracked == 3
+
+
+def test_frozen_trunks_stay_as_they_are(media):
+    trunk = tiny_trunk(NORMED, frozen=True).train()
+    before = {n: t.clone() for n, t in trunk.state_dict().items()}
+    found = trunk(frames_of(media), CPU)
+    assert not found.requires_grad
+    for name, tensor in trunk.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+
+
+def test_mixed_precision_is_close(media):
+    full, mixed = (tiny_trunk(precision=p)(frames_of(media), CPU) for p in ("fp32", "bf16"))
+    assert mixed.dtype == torch.float32 and not torch.equal(full, mixed)
+    torch.testing.assert_close(full, mixed, rtol=0.05, atol=0.02)
+
+
+# The order of rows.
+
+
+def patterns(clips=100, complete=5):
+    """Clips of which all but a few lack the second modality."""
+    observed = np.ones((clips, 2), bool)
+    observed[complete:, 1] = False
+    return observed
+
+
+def test_a_batch_holds_complete_rows_at_95_percent_missing():
+    strata = Strata(patterns(), np.ones(100, bool), 4, 32)
+    rows, weights = strata.epoch(torch.Generator().manual_seed(0))
+    assert rows.shape == weights.shape == (13, 32)
+    complete = rows // 4 < 5
+    assert (complete.sum(1) == 8).all()
+    assert len(rows[~complete].unique()) == (~complete).sum()  # none twice before all have come
+    torch.testing.assert_close(weights.sum(1), torch.full((13,), 32.0))
+    torch.testing.assert_close((weights * complete).sum(1) / 32, torch.full((13,), 0.05))
+
+
+@pytest.mark.parametrize(("clips", "complete", "batch"), [(100, 5, 32), (40, 3, 16), (30, 20, 7), (12, 1, 2)])
+def test_weights_make_the_expected_loss_the_plain_mean(clips, complete, batch):
+    strata = Strata(patterns(clips, complete), np.ones(clips, bool), 3, batch)
+    values = torch.randn(clips * 3, generator=torch.Generator().manual_seed(1)) + torch.arange(clips * 3) / 100
+    generator = torch.Generator().manual_seed(2)
+    epochs = [strata.epoch(generator) for _ in range(600)]
+    means = torch.stack([(values[rows] * weights).mean() for rows, weights in epochs])
+    error = means.std() / len(means) ** 0.5
+    assert abs(means.mean() - values.mean()) < 4 * error + 1e-6
+    plain = torch.stack([values[strata.epoch(generator)[0]].mean() for _ in range(50)])
+    assert complete == 20 or abs(plain.mean() - values.mean()) > 4 * error  # without weights it would not
+
+
+def test_an_epoch_depends_on_its_number_alone(media):
+    clips = MediaClips(media, tiny())
+    run = clips.run(RunSpec(0, parse_missing("audio:0.5")))
+    runs = clips.load(CPU).runs([run], all_rows)
+    orders = [runs.order(Stage(), 0, 16) for _ in range(2)]
+    first = [list(orders[0].epoch(n)) for n in (1, 2)]
+    second = list(orders[1].epoch(2))
+    for (rows, weight), (others, weights) in zip(first[1], second, strict=True):
+        assert torch.equal(rows, others) and torch.equal(weight, weights)
+    assert not torch.equal(first[0][0][0], second[0][0])
+
+
+# The marginal.
+
+
+def test_the_latest_embeddings_give_an_unbiased_gradient(tmp_path):
+    """Over fresh embeddings the mean gradient is the full marginal's, the loss's own weights included."""
+    clips = Clips(write_store(tmp_path, clips=60, without_audio=(), failed=()))
+    run = clips.run(RunSpec(0, parse_missing("audio:0.8")))
+    runs = Dataset(clips).runs([run], all_rows)
+    strata = Strata(run.observed, run.training_clips(all_rows), runs.segments, 24)
+    settings = Settings(hidden=8, dim=4)
+
+    def gradient(kind, rows, weight):
+        method = MaximumLikelihood(runs, settings, "addition")
+        with torch.no_grad():
+            for encoder in method.encoders:
+                encoder.embedding.weight.mul_(4)  # a marginal that is far from linear
+        method._marginals = {1: kind(runs, 1, method.encoders[1])}
+        method._marginals[1].begin_epoch(1)
+        method.loss(runs.batch(rows[None], weight[None])).sum().backward()
+        return torch.cat([p.grad.flatten() for p in method.encoders[1].parameters()])
+
+    every = torch.as_tensor(np.flatnonzero(run.part == TRAIN))
+    rows = runs.rows_of(every[None])[0]
+    exact = gradient(Full, rows, torch.ones(len(rows)))
+    generator = torch.Generator().manual_seed(0)
+    found = torch.stack(
+        [gradient(Latest, r, w) for _ in range(150) for r, w in zip(*strata.epoch(generator), strict=True)]
+    )
+    error = found.std(0) / len(found) ** 0.5
+    far = (found.mean(0) - exact).abs() / (error + 1e-7)
+    assert far.square().mean() < 1.5 and far.max() < 5
+    part = torch.stack([gradient(Full, *batch) for batch in zip(*strata.epoch(generator), strict=True)]).mean(0)
+    assert (part - exact).norm() < 0.5 * exact.norm()  # of the same size
+
+
+def test_a_bank_goes_on_where_it_was(media):
+    clips = MediaClips(media, tiny())
+    run = clips.run(RunSpec(0, parse_missing("audio:0.5")))
+    runs = clips.load(CPU).runs([run], all_rows)
+    one, other = (MaximumLikelihood(runs, QUICK, "addition") for _ in range(2))
+    one.begin_epoch(Stage(), 1)
+    assert isinstance(one._marginals[1], Latest)
+    one._marginals[1].bank += 1
+    other.load_training_state(one.training_state())
+    assert torch.equal(one._marginals[1].bank, other._marginals[1].bank)
+
+
+# Every method.
+
+
+@pytest.mark.parametrize(("method", "fusion"), ROWS)
+@pytest.mark.parametrize("backbone", [TINY, NORMED])
+def test_every_row_of_table_1_trains(media, method, fusion, backbone):
+    found = trained(media, method, fusion, "visual:0.8", replace(QUICK, epochs=1), backbone=backbone)
+    assert np.isfinite(found.probability).all() and found.total_epochs == 1
+    np.testing.assert_allclose(found.probability.sum(1), 1, atol=1e-4)
+
+
+def test_the_full_marginal_trains_too(media):
+    found = trained(media, "mle", "outer", "audio:0.8", replace(QUICK, epochs=1, marginal="full"), backbone=NORMED)
+    assert np.isfinite(found.probability).all()
+
+
+def test_both_modalities_may_be_missing(media):
+    found = trained(media, "mle", "addition", "audio:0.4+visual:0.4", QUICK)
+    assert np.isfinite(found.probability).all()
+
+
+def test_backbones_learn(media):
+    clips = MediaClips(media, tiny(backbone_lr=1e-2))
+    run = clips.run(RunSpec(0, parse_missing("audio:0.5")))
+    methods = []
+    fit(load("mle"), clips.load(CPU), [run], replace(QUICK, epochs=3), "addition", on_trained=methods.append)
+    before = load_network(TINY, RANDOM).model.state_dict()
+    for trunk in methods[0].runs.trunks:
+        assert all(not torch.equal(t, before[name]) for name, t in trunk.network.state_dict().items())
+
+
+def test_what_is_missing_is_neither_read_nor_seen(media):
+    clips = MediaClips(media, tiny())
+    run = clips.run(RunSpec(0, parse_missing("audio:0.8")))
+    runs = clips.load(CPU).runs([run], all_rows)
+    read = []
+    whole, runs.reader.read = runs.reader.read, lambda m, rows: read.append((m, rows)) or whole(m, rows)
+    for rows, weight in runs.order(Stage(), 0, 16).epoch(1):
+        batch = runs.batch(rows, weight)
+        for m, x in enumerate(batch.x):
+            assert (x.isnan().all(-1) == ~batch.observed[..., m]).all()
+    assert read and all(run.observed[rows.numpy() // SEGMENTS, m].all() for m, rows in read)
+
+
+# Augmentation.
+
+
+def test_without_augmentation_nothing_is_drawn(media):
+    generator = torch.Generator().manual_seed(0)
+    state = generator.get_state()
+    trunk = tiny_trunk().train()
+    assert torch.equal(trunk(frames_of(media), CPU, generator), trunk(frames_of(media), CPU))
+    assert torch.equal(generator.get_state(), state)
+    changing = tiny_trunk(augment=True).train()
+    seeded = [changing(frames_of(media), CPU, torch.Generator().manual_seed(s)) for s in (0, 0, 1)]
+    assert torch.equal(seeded[0], seeded[1]) and not torch.equal(seeded[0], seeded[2])
+    assert torch.equal(changing.eval()(frames_of(media), CPU, generator), trunk(frames_of(media), CPU))
+
+
+def test_augmented_training_is_reproducible(media):
+    one, other, plain = (trained(media, augment=on).probability for on in (True, True, False))
+    assert np.array_equal(one, other) and not np.array_equal(one, plain)
+
+
+def test_augmented_pictures():
+    pictures = torch.rand(40, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+    changed = augment_frames(pictures, torch.Generator().manual_seed(1))
+    assert changed.shape == pictures.shape and changed.min() >= 0 and changed.max() <= 1
+    constant = augment_frames(torch.full((40, 3, 64, 64), 0.5), torch.Generator().manual_seed(1))
+    assert (constant.std((2, 3)) < 1e-6).all()  # moving and flipping one colour gives one colour
+    assert 0.005 < constant.mean((2, 3)).std() < 0.1  # of another light and hue
+    ramp = torch.arange(64.0).expand(40, 3, 64, 64) / 100
+    flipped = augment_frames(ramp, torch.Generator().manual_seed(1)).mean(2)  # [n, 3, column]
+    turned = (flipped[:, :, 63] < flipped[:, :, 0]).float().mean()
+    assert 0.2 < turned < 0.8
+    sounds = torch.rand(40, 3, 64, 51, generator=torch.Generator().manual_seed(0))
+    masked = augment_logmels(sounds, torch.Generator().manual_seed(1))
+    gone = (masked != sounds).all(1)
+    assert 0 < gone.float().mean() < 0.4
+    mean = sounds.mean((2, 3), keepdim=True).expand_as(sounds)
+    assert torch.equal(masked[gone[:, None].expand_as(masked)], mean[gone[:, None].expand_as(mean)])
+
+
+# Reading ahead.
+
+
+def test_media_are_the_stores(media):
+    kept_clips = np.array([3, 4, 9, 11])
+    reader = MediaReader(media, kept_clips, most_bytes=60_000)  # less than these clips have
+    rows = torch.tensor([0, 7, 1, 0, 5])
+    values = media.read("frames")[kept_clips].reshape(8, 40, 40, 3)
+    for _ in range(2):
+        np.testing.assert_array_equal(reader.read(0, rows).numpy(), values[rows])
+    ahead = list(reader.ahead([{0: rows[:1]}, {0: rows[1:], 1: rows[:2]}, {}, {1: rows}, {0: rows}]))
+    np.testing.assert_array_equal(ahead[1][0].result().numpy(), values[rows[1:]])
+    assert len(ahead) == 5 and ahead[3][1].result().dtype == torch.float16
+    assert reader._bytes <= 60_000 and reader._bytes == sum(v.nbytes for v in reader._clips.values())
+
+
+# Wrong use.
+
+
+def train_as_user(mlemiss, *arguments):
+    result = mlemiss("train", "--missing", "audio:0.5", "--seeds", 1, "--epochs", 1, *arguments)
+    assert result.returncode == 2 and "Traceback" not in result.stderr and result.stdout == ""
+    return result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--init", "random"], "--init belongs to training end to end"),
+        (["--micro-batch", "8"], "--micro-batch belongs to training end to end"),
+        (["--end-to-end", SMALL, "--features", "resnet50"], "exclude each other"),
+        (["--end-to-end", "resnet51"], "unknown features 'resnet51'"),
+        (["--end-to-end", SMALL, "--init", "nowhere.pth"], "neither imagenet nor random nor a file"),
+        (["--end-to-end", SMALL, "--init", "random", "--precision", "fp8"], "expected fp32 or bf16"),
+        (["--end-to-end", SMALL, "--init", "random", "--micro-batch", "0"], "expected 1 or more"),
+        (["--end-to-end", SMALL, "--init", "random", "--backbone-lr", "0"], "expected more than 0"),
+        (["--end-to-end", SMALL, "--init", "random", "--frozen", "--augment"], "exclude each other"),
+        (["--end-to-end", SMALL, "--init", "random"], "mlemiss preprocess --dataset NAME --media only"),
+    ],
+)
+def test_wrong_options_are_told(arguments, why, mlemiss):
+    assert why in train_as_user(mlemiss, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--marginal", "batch"], "--marginal batch is not for training end to end"),
+        (["--save-weights"], "--save-weights keeps what was trained on cached features"),
+        (["--method", "ae1"], "ae1 cannot train end to end: it reconstructs features"),
+    ],
+)
+def test_what_training_end_to_end_has_not_is_told(arguments, why, mlemiss, media):
+    trunk = ["--store", media.path, "--end-to-end", SMALL, "--init", "random"]
+    assert why in train_as_user(mlemiss, *trunk, *arguments)
+
+
+def test_a_store_without_media_is_told(mlemiss, features):
+    said = train_as_user(mlemiss, "--store", features.path, "--end-to-end", SMALL, "--init", "random")
+    assert "holds no media" in said and "mlemiss preprocess --media only" in said
+
+
+def test_features_are_not_taken_for_media(mlemiss, media):
+    assert "holds frames and log-Mels, not features" in train_as_user(mlemiss, "--store", media.path)
+
+
+def test_a_batch_that_does_not_fit_names_the_size_to_try(media, monkeypatch):
+    def hungry(self, x):
+        if torch.is_grad_enabled():
+            torch.empty(2**55)  # what the allocator of the processor says itself
+        return x.mean((2, 3)).repeat(1, 4)
+
+    monkeypatch.setattr("tests.media_stores.Tiny.forward", hungry)
+    with pytest.raises(InputError, match=r"(?s)--micro-batch 8 does not fit into the memory of cpu.*--micro-batch 4"):
+        trained(media, micro_batch=8)
+    with pytest.raises(InputError, match=r"(?s)--micro-batch 1 does not fit.*a smaller --batch-size"):
+        trained(media, micro_batch=1)
+
+    def wrong(self, x):
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr("tests.media_stores.Tiny.forward", wrong)
+    with pytest.raises(RuntimeError, match="shapes cannot"):
+        trained(media)
+
+
+def test_a_checkpoint_of_another_training_is_told(media, tmp_path):
+    clips = MediaClips(media, tiny())
+    run = clips.run(RunSpec(0, parse_missing("audio:0.5")))
+
+    def train(**identity):
+        checkpoints = Checkpoints(tmp_path, {"method": "mle", "lr": 1} | identity)
+        return fit(load("mle"), clips.load(CPU), [run], QUICK, "addition", checkpoints=checkpoints)[0]
+
+    first = train()
+    assert np.array_equal(train().probability, first.probability)  # taken from the file of the last epoch
+    with pytest.raises(InputError, match=r"(?s)seed0-classifier.pt is of another training \(lr: 1 there, 2 here\)"):
+        train(lr=2)
+    (path,) = tmp_path.glob("*.pt")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"(?s)seed0-classifier.pt cannot be read.*Remove it"):
+        train()
+
+
+def test_results_on_features_do_not_make_way(media, features, tmp_path):
+    options = {"methods": ["mle"], "fusions": ["addition"], "missing": ["audio:0.5"], "seeds": 1, "device": "cpu"}
+    job.train([features], tmp_path / "run", settings=QUICK, **options)
+    with pytest.raises(InputError, match="holds the results of another run"):
+        job.train([media], tmp_path / "run", end_to_end=tiny(), settings=QUICK, **options)
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["results"][0]["features"] == "tiny"
+
+
+def test_one_run_at_a_time(media):
+    clips = MediaClips(media, tiny())
+    runs = [clips.run(RunSpec(s)) for s in (0, 1)]
+    with pytest.raises(ValueError, match="one run is trained at a time, found 2"):
+        clips.load(CPU).runs(runs, all_rows)

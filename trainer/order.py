@@ -1,0 +1,109 @@
+"""The order in which runs see their training rows.
+
+Shapes: R runs, B batch, S segments a clip. A row is a segment: clip * S + s.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .data import Runs
+    from .method import Stage
+
+
+TOGETHER = 64  # clips of one pattern whose rows are mixed: 400 MB of media, and many more clips than a batch has rows
+
+
+class EpochOrder:
+    """Every run's rows in a new order each epoch, from the run's own generator."""
+
+    def __init__(self, runs: "Runs", stage: "Stage", steps: int, batch_size: int):
+        self.runs, self.steps = runs, steps
+        self.generators = runs.generators(f"order:{stage.name}")
+        self.rows = [rows_of(run.training_clips(stage.rows), runs.segments) for run in runs.runs]  # on the host
+        self.batch_size = min(batch_size, max(map(len, self.rows)))  # nothing to fill up where one batch holds all
+        self.drawn = 0  # epochs
+
+    def epoch(self, number: int) -> zip:
+        """Steps of rows and weights, [R, B] each; the fillers of a shorter last batch have weight 0.
+
+        number: from 1, growing. An order is a run's number-th draw: those that are passed over are drawn as well.
+        """
+        for _ in range(self.drawn, number - 1):
+            for rows, g in zip(self.rows, self.generators, strict=True):
+                torch.randperm(len(rows), generator=g)
+        self.drawn = number
+        order = torch.stack([rows[:1].expand(self.steps * self.batch_size) for rows in self.rows]).clone()
+        weight = torch.zeros(order.shape)
+        for r, (rows, g) in enumerate(zip(self.rows, self.generators, strict=True)):
+            order[r, : len(rows)] = rows[torch.randperm(len(rows), generator=g)]
+            weight[r, : len(rows)] = 1
+        device = self.runs.device
+        return zip(order.to(device).split(self.batch_size, 1), weight.to(device).split(self.batch_size, 1), strict=True)
+
+
+def rows_of(clips: np.ndarray, segments: int) -> Tensor:
+    """All rows of the chosen clips (bool [clip])."""
+    return (torch.as_tensor(np.flatnonzero(clips))[:, None] * segments + torch.arange(segments)).flatten()
+
+
+class Strata:
+    """One run's batches that each hold rows of every pattern of observed modalities, complete ones above all.
+
+    Where 95 % of the clips are incomplete a batch of 32 would often hold no complete row, and neither classify both
+    modalities nor have anything to marginalise over. So at least a quarter of every batch is complete, the rest is
+    shared out as the patterns occur, and each row counts as often as its pattern was passed over: with N_p of N rows
+    of pattern p and J_p of B rows in a batch, its weight is (N_p / N) (B / J_p), and the expected loss is equation 2.
+
+    Clips are gone through in shuffled groups, and a group's rows in shuffled order, so that a clip is read once an
+    epoch even where memory does not hold all of them. An epoch is drawn from its number alone, so that a run can go on
+    from any.
+    """
+
+    def __init__(self, observed: np.ndarray, trained: np.ndarray, segments: int, batch_size: int):
+        """observed: bool [clip, M]; trained: bool [clip], the clips trained on."""
+        patterns = np.unique(observed[trained], axis=0)[::-1]
+        clips = [np.flatnonzero(trained & (observed == pattern).all(1)) for pattern in patterns]
+        counts = np.array([len(c) * segments for c in clips])
+        self.rows, self.segments = int(counts.sum()), segments
+        self.batch_size = max(min(batch_size, self.rows), len(patterns))  # a row of each pattern at least
+        self.patterns, self.clips, self.shares = patterns, clips, self._shares(counts, patterns.all(1))
+        self.weights = counts / self.rows * self.batch_size / self.shares
+        self.steps = -(-self.rows // self.batch_size)
+
+    def _shares(self, counts: np.ndarray, complete: np.ndarray) -> np.ndarray:
+        """Rows of each pattern in a batch: as they occur, at least one, of complete ones at least a quarter."""
+        B = self.batch_size
+        wanted = counts / counts.sum() * B
+        if complete.any() and not complete.all():
+            place = int(np.flatnonzero(complete)[0])
+            wanted[place] = max(wanted[place], B / 4)
+            others = np.arange(len(counts)) != place
+            wanted[others] *= (B - wanted[place]) / wanted[others].sum()
+        shares = np.maximum(np.floor(wanted), 1).astype(int)
+        while shares.sum() < B:
+            shares[np.argmax(wanted - shares)] += 1
+        while shares.sum() > B and shares.max() > 1:
+            shares[np.argmax(shares)] -= 1
+        return shares
+
+    def epoch(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Rows [steps, B] and weights [steps, B]; a pattern's rows come around again where its share asks for more."""
+        rows = [self._stream(c, self.steps * n, generator) for c, n in zip(self.clips, self.shares, strict=True)]
+        rows = [part.view(self.steps, -1) for part in rows]
+        weights = [torch.full(part.shape, float(w)) for part, w in zip(rows, self.weights, strict=True)]
+        return torch.cat(rows, 1), torch.cat(weights, 1)
+
+    def _stream(self, clips: np.ndarray, count: int, generator: torch.Generator) -> Tensor:
+        parts: list[Tensor] = []
+        found = 0
+        while found < count:
+            shuffled = torch.as_tensor(clips)[torch.randperm(len(clips), generator=generator)]
+            for group in shuffled.split(TOGETHER):
+                rows = (group[:, None] * self.segments + torch.arange(self.segments)).flatten()
+                parts.append(rows[torch.randperm(len(rows), generator=generator)])
+                found += len(rows)
+        return torch.cat(parts)[:count]
