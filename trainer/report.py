@@ -1,6 +1,7 @@
 """One self-contained HTML file of one or more finished runs: it opens offline and prints."""
 
 import json
+import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -131,6 +132,7 @@ def render(documents: Sequence[dict], comparisons: Sequence[dict] | None = None)
             '<p class="loud">Random weights: features marked RANDOM come from networks that were never trained. '
             "Their accuracies say nothing about pretrained features.</p>"
         )
+    body += [_beside_the_paper(d["compared"]) for d in documents if d.get("compared")]
     body.append(_facts(documents, parts, comparisons))
     body += [_section(part, part.compared(comparisons)) for part in parts]
     skipped = [entry for document in documents for entry in document.get("skipped", [])]
@@ -139,6 +141,33 @@ def render(documents: Sequence[dict], comparisons: Sequence[dict] | None = None)
         items = "".join(f"<li><b>{escape(cells)}</b>: {escape(reason)}</li>" for cells, reason in grouped)
         body.append(f"<h2>Skipped combinations</h2><ul>{items}</ul>")
     return page.document(f"mlemiss: {headline}", body, CSS)
+
+
+def _beside_the_paper(compared: dict) -> str:
+    """Ours and the paper's numbers, and what ours ran on: loud where that is not what the paper used."""
+    ran_on = "".join(
+        f"<p{' class=loud' if re.search(r'[A-Z]{5}', line) else ''}>Ran on {escape(line)}.</p>"
+        for line in compared["ran_on"]
+    )
+    columns = list(dict.fromkeys(cell["missing"] for cell in compared["cells"]))
+    rows: dict[tuple, dict[str, str]] = {}
+    for cell in compared["cells"]:
+        text = score_text(cell)
+        if cell["paper"] is not None:
+            text += f" ({cell['paper']:.2f}, {cell['difference']:+.1f})"
+        key = (f"by {cell['split']}", cell["features"], cell["method"], cell["fusion"])
+        rows.setdefault(key, {})[cell["missing"]] = text
+    table = _plain_table(
+        ["split", "features", "method", "fusion", *(f"missing {name}" for name in columns)],
+        [[*key, *(values.get(name, "–") for name in columns)] for key, values in rows.items()],
+        "wide",
+    )
+    note = f"Ours, mean ± standard deviation over seeds; in brackets the paper's, and ours less it. {compared['paper']}"
+    left_out = "".join(f"<li>{escape(line)}</li>" for line in compared["left_out"])
+    return "\n".join(
+        [f"<h2>{escape(compared['title'])}</h2>", ran_on, table, f"<p class=notes>{escape(note)}</p>"]
+        + [f"<p>Left out:</p><ul>{left_out}</ul>"] * bool(left_out)
+    )
 
 
 def _facts(documents: Sequence[dict], parts: Sequence[Section], comparisons: Sequence[dict]) -> str:

@@ -141,6 +141,8 @@ def reproduce(
         document = run_plan(plan, settings, where, out, exhibit)
         compared = side_by_side.compare(exhibit, document, lines, [*absent, *left_out])
         side_by_side.write(compared, out)
+        document["compared"] = side_by_side.in_short(compared)
+        kept.write_document(out / kept.RESULTS, document)
         write_report([document], out / "report.html")
         return compared
 

@@ -32,6 +32,13 @@ def compare(exhibit: Exhibit, document: Mapping, ran_on: Sequence[str], left_out
     }
 
 
+def in_short(compared: Mapping) -> dict:
+    """What a report shows of a comparison: the numbers of each cell and what they are of."""
+    names = ("split", "features", "method", "fusion", "missing", "mean", "std", "paper", "difference")
+    cells = [{name: cell[name] for name in names} for cell in compared["cells"]]
+    return {name: compared[name] for name in ("title", "paper", "ran_on", "left_out")} | {"cells": cells}
+
+
 def _cell(exhibit: Exhibit, result: Mapping) -> dict:
     paper = exhibit.value(*(result[name] for name in ("features", "method", "fusion", "missing")))
     confusion = (
