@@ -30,8 +30,9 @@ import zarr
 import zarr.errors
 from zarr.codecs import BloscCodec
 
-from .checksums import COMPLETE, PUSHING, RUN, checksum, write_json
+from .checksums import COMPLETE, PUSHING, RUN, checksum, recorded_files, write_json
 from .checksums import damaged_files as damaged_files
+from .chunks import VouchedChunks
 from .claim import holder_of
 from .errors import InputError
 from .masks import MODALITIES, STORED_SEEDS, STORED_SETTINGS, TRAIN, Missing, missing_clips, parse_missing, split_clips
@@ -235,8 +236,8 @@ class FeatureStore:
         path = place(path)
         read_attributes(path)
         with reaching(path):
-            options = {} if is_local(path) else {"storage_options": path.storage_options}
-            return cls(path, zarr.open_group(str(path), mode="r", zarr_format=3, **options))
+            chunks = VouchedChunks.at(path, recorded_files(path))
+            return cls(path, zarr.open_group(chunks, mode="r", zarr_format=3))
 
     def _values(self, name: str, clips: slice = slice(None)) -> np.ndarray:
         with reaching(self.path):
