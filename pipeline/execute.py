@@ -14,6 +14,7 @@ from pathlib import Path
 from . import assemble, reuse
 from .backbones import BATCH_CLIPS
 from .claim import Claim
+from .donor import say_once
 from .errors import MACHINE_ERRNOS, MachineError
 from .extract import Outcome, decode, encode
 from .lock import only_one
@@ -91,6 +92,8 @@ def _compute(
             claim.check()
         for stage, spent in outcome.seconds.items():
             seconds[stage] += spent
+        if outcome.note:
+            say_once(outcome.note)
         progress(outcome)
         failures += bool(outcome.failed)
         if max_failures is not None and failures > max_failures:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from . import backbones, media, store
+from .donor import Donor
 from .errors import InputError
 from .memory import keep_freed_memory
 from .parts import Part
@@ -28,6 +29,7 @@ class Outcome:
     index: int
     failed: str = ""
     seconds: dict[str, float] = field(default_factory=dict)  # decode, cnn, write
+    note: str = ""  # for a person to read, once
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Decoded:
 
     clip: media.ClipMedia
     seconds: float
+    note: str = ""
 
 
 def process(task: Task) -> Outcome:
@@ -47,15 +50,19 @@ def decode(task: Task) -> Decoded:
     """The clip's frames and log-Mels, from a media store where there is one, else decoded."""
     keep_freed_memory()
     start = time.perf_counter()
+    clip, note = None, ""
     if task.source.fault:
         clip = _unreadable(task.source.fault)
     elif task.media:
-        clip = _cached_media(task.media)
-    else:
+        try:
+            clip = _cached_media(task.media)
+        except InputError as error:
+            note = f"note: {error}"
+    if clip is None:
         clip = media.read_clip(task.path, task.limits)
         if _changed(task):  # what was read must not be filed under the hash of what was there before
             clip = _unreadable("the file changed after its content was hashed")
-    return Decoded(clip, time.perf_counter() - start)
+    return Decoded(clip, time.perf_counter() - start, note)
 
 
 def _unreadable(cause: str) -> media.ClipMedia:
@@ -90,7 +97,7 @@ def encode(tasks: Sequence[Task], decoded: Sequence[Decoded]) -> list[Outcome]:
         seconds["write"] += time.perf_counter() - start
     share = {stage: spent / len(tasks) for stage, spent in seconds.items()}
     return [
-        Outcome(task.index, failed[place], {"decode": decoded[place].seconds} | share)
+        Outcome(task.index, failed[place], {"decode": decoded[place].seconds} | share, decoded[place].note)
         for place, task in enumerate(tasks)
     ]
 
@@ -127,17 +134,19 @@ def _backbone(output: Output) -> backbones.Backbone:
 
 
 @lru_cache(maxsize=4)
-def _open_media(path: Path) -> store.FeatureStore:
-    return store.FeatureStore.open(path)
+def _open_media(path: Path, revision: int) -> Donor:
+    """``revision``: a worker outlives the one that it has open."""
+    return Donor.open(path)
 
 
 def _cached_media(row: Row) -> media.ClipMedia:
-    """The clip from a media store: the same bytes that decoding gave."""
-    opened = _open_media(row.store)
+    """The clip from a media store: the same bytes that decoding gave. InputError: they are damaged."""
+    donor = _open_media(row.store, row.revision)
+    opened = donor.store
     visual, audio = opened.present[row.index]
     return media.ClipMedia(
-        frames=opened.group["frames"][row.index] if visual else None,
-        logmel=opened.group["logmel"][row.index] if audio else None,
+        frames=donor.block(["frames"], row.index)[0][0] if visual else None,
+        logmel=donor.block(["logmel"], row.index)[0][0] if audio else None,
         causes={"": str(opened.error[row.index])} if opened.error[row.index] else {},  # of one or both modalities
         duration=float(opened.duration[row.index]),
     )

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from . import backbones, ffmpeg, logmel, media, store
 from .backbones import Weights
+from .donor import Donor, say_once
+from .errors import InputError
 from .ffmpeg import Limits
 from .lock import only_one
 from .manifest import Collection
@@ -73,6 +75,7 @@ class Row:
 
     store: Path
     index: int
+    revision: int = 1  # of the store
 
 
 @dataclass(frozen=True)
@@ -111,11 +114,16 @@ class Plan:
         """By content: clips whose frames and log-Mels are in a finished media store of these stores."""
         rows: dict[str, Row] = {}
         for path, attrs in store.stores_in(self.stores):
-            if attrs["features"] == store.MEDIA and attrs["spec"] == MEDIA_SPEC:
-                opened = store.FeatureStore.open(path)
-                for index, (content, status) in enumerate(zip(opened.sha256, opened.status, strict=True)):
-                    if status == store.DONE:
-                        rows.setdefault(str(content), Row(path, index))
+            if attrs["features"] != store.MEDIA or attrs.get("spec") != MEDIA_SPEC:
+                continue
+            try:
+                opened = Donor.open(path).store
+            except InputError as error:
+                say_once(f"note: {error}")
+                continue
+            for index, (content, status) in enumerate(zip(opened.sha256, opened.status, strict=True)):
+                if status == store.DONE:
+                    rows.setdefault(str(content), Row(path, index, attrs["revision"]))
         return rows
 
     def tasks(self) -> list[Task]:
