@@ -4,8 +4,10 @@ One decode pass a clip serves the media store and every backbone. Whatever is wr
 cause; what is wrong with the machine (a full disk, no ffmpeg) is raised.
 """
 
+import platform
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +16,7 @@ import numpy as np
 
 from . import backbones, media, store
 from .donor import Donor
-from .errors import InputError
+from .errors import InputError, MachineError
 from .memory import keep_freed_memory
 from .parts import Part
 from .plan import Output, Row, Task
@@ -61,6 +63,7 @@ def decode(task: Task) -> Decoded:
     if clip is None:
         clip = media.read_clip(task.path, task.limits)
         if _changed(task):  # what was read must not be filed under the hash of what was there before
+            _check_root(task.root)
             clip = _unreadable("the file changed after its content was hashed")
     return Decoded(clip, time.perf_counter() - start, note)
 
@@ -74,6 +77,17 @@ def _changed(task: Task) -> bool:
         return stamp_of(task.path) != task.source.stamp
     except OSError:
         return True
+
+
+def _check_root(root: Path) -> None:
+    """MachineError: what is gone is not a clip but all of them, as where a disk is not mounted (any more)."""
+    with suppress(OSError):
+        if any(root.iterdir()):
+            return
+    raise MachineError(
+        f"no clips at {root} on {platform.node()} (any more).\n"
+        "Mount them there and run the same command again: finished clips are kept."
+    )
 
 
 def encode(tasks: Sequence[Task], decoded: Sequence[Decoded]) -> list[Outcome]:

@@ -83,6 +83,7 @@ class Task:
     """One clip's work: a small message to a worker."""
 
     index: int
+    root: Path
     path: Path
     outputs: tuple[Output, ...]  # the stores that lack this clip
     media: Row | None  # read the media from here instead of decoding
@@ -135,8 +136,9 @@ class Plan:
                 continue
             if not source.fault:
                 seen.add(source.sha256)
-            path = (self.collection.root / clip.path).absolute()
-            tasks.append(Task(index, path, lacking, self.media_rows.get(source.sha256), self.limits, source))
+            root = self.collection.root.absolute()
+            row = self.media_rows.get(source.sha256)
+            tasks.append(Task(index, root, root / clip.path, lacking, row, self.limits, source))
         return tasks
 
 

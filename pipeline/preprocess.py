@@ -23,6 +23,7 @@ from .places import Remote, is_local
 from .plan import Plan, Task, make_plan
 from .progress import Progress, amount, say
 from .share import finished_there, pull
+from .worker_check import checked
 
 
 @dataclass(frozen=True)
@@ -131,20 +132,25 @@ def preprocess(
         if dry_run:
             _estimate(plan, len(cluster.workers_of(client)) if client else max(how.workers, 1))
             return None
-        if client:
-            cluster.check_workers(client, plan)
-        return _run(plan, how, client)
+        if client is None:
+            on_processes = cluster.on_this_machine(how.workers, how.report, say) if how.workers else execute.serial
+            return _run(plan, how, on_processes)
+        with checked(client, plan) as expected:
+            return _run(plan, how, cluster.on_cluster(client, how.report, say, expected))
 
 
 def _device(name: str, client) -> str:
     """Where the CNNs run: of a cluster, on its workers with a GPU, where there are any."""
-    if client is None or name == "cpu":
+    if client is None or name not in ("auto", "cuda"):
         return backbones.device_of(name)
-    if name == "cuda" and not cluster.has_gpu(client):
-        raise InputError(
-            "--device cuda: no worker of the cluster has the resource GPU.\nStart some with --resources GPU=1."
-        )
-    return "cuda" if cluster.has_gpu(client) else "cpu"
+    if name == "cuda":
+        cluster.wait_for_gpu(client, say)
+        return name
+    if cluster.has_gpu(client):
+        say("CNNs on workers with a GPU, as some have one")
+        return "cuda"
+    say("CNNs on CPUs, as no worker here now has the resource GPU; --device cuda waits for one")
+    return "cpu"
 
 
 def _announce(plan: Plan) -> None:
@@ -158,7 +164,7 @@ def _announce(plan: Plan) -> None:
         say(f"frames and log-Mels of {amount(cached, 'clip')} from media stores: no decoding of these")
 
 
-def _run(plan: Plan, how: How, client) -> Summary:
+def _run(plan: Plan, how: How, executor: cluster.Executor) -> Summary:
     progress = None
     computed = 0
 
@@ -169,10 +175,6 @@ def _run(plan: Plan, how: How, client) -> Summary:
         return lambda outcome: progress.advance(failed=bool(outcome.failed))
 
     try:
-        if client:
-            executor = cluster.on_cluster(client, how.report, say)
-        else:
-            executor = cluster.on_this_machine(how.workers, how.report, say) if how.workers else execute.serial
         chosen = {"retry_failed": how.retry_failed, "max_failures": how.max_failures}
         seconds = execute.run(plan, executor, started, say, **chosen)
     finally:
