@@ -5,7 +5,8 @@
 1. rate: `preprocess --media only` as the pipeline runs it on Dask, with 1 and with 2 workers in turns, over clips like
    those of RAVDESS (1280x720 H.264, 3.2 s, different contents), after the workers have started and each has warmed up.
 2. memory: the highest resident memory of any worker, and of any process that decodes, for a growing number of clips,
-   among them costly ones: 29 minutes of sound, pictures of 4096x4096, a minute at 60 frames a second.
+   among them costly ones: 29 minutes of sound, the same in 8 channels, pictures of 4096x4096, a minute at 60 frames a
+   second.
 
 Both within this one run. The last line is JSON.
 """
@@ -30,6 +31,8 @@ from preprocess_decode import make_clips, processor
 
 COSTLY = {
     "long.mkv": "-f lavfi -i testsrc2=s=320x240:r=2:d=1740 -f lavfi -i sine=d=1740:sample_rate=16000 -preset ultrafast",
+    "wide.mkv": "-f lavfi -i testsrc2=s=320x240:r=2:d=1740 -f lavfi -i sine=d=1740:sample_rate=16000 -preset ultrafast "
+    "-ac 8 -c:a flac",
     "large.mkv": "-f lavfi -i testsrc2=s=4096x4096:r=5:d=2 -f lavfi -i sine=d=2 -preset ultrafast",
     "quick.mkv": "-f lavfi -i testsrc2=s=1280x720:r=60:d=60 -f lavfi -i sine=d=60 -preset ultrafast",
 }
