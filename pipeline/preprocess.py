@@ -8,13 +8,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from . import backbones, cluster, execute, extract, logmel, media, store
+from . import assemble, backbones, cluster, execute, extract, logmel, media, store
 from .datasets import collect
 from .errors import InputError
 from .ffmpeg import FRAME_SIZE, Limits
@@ -22,6 +22,7 @@ from .manifest import limit_clips, name_some
 from .places import Remote, is_local
 from .plan import Plan, Task, make_plan
 from .progress import Progress, amount, say
+from .sealed import run_record
 from .share import finished_there, pull
 from .worker_check import checked
 
@@ -167,6 +168,12 @@ def _announce(plan: Plan) -> None:
 def _run(plan: Plan, how: How, executor: cluster.Executor) -> Summary:
     progress = None
     computed = 0
+    record = {
+        "command": shlex.join(["mlemiss", *sys.argv[1:]]),
+        "started": assemble.now(),
+        "host": platform.node(),
+        "workers": how.scheduler.address if how.scheduler else how.workers,
+    }
 
     def started(total: int):
         nonlocal progress, computed
@@ -175,27 +182,24 @@ def _run(plan: Plan, how: How, executor: cluster.Executor) -> Summary:
         return lambda outcome: progress.advance(failed=bool(outcome.failed))
 
     try:
-        chosen = {"retry_failed": how.retry_failed, "max_failures": how.max_failures}
-        seconds = execute.run(plan, executor, started, say, **chosen)
+        seconds = execute.run(plan, executor, started, say, max_failures=how.max_failures, record=record)
     finally:
         if progress:
             progress.__exit__(None, None, None)
     summary = _summarise(plan, {"decode": 0.0, "cnn": 0.0, "write": 0.0} | seconds, computed)
     for output in plan.outputs:
-        if not is_local(output.final) or (output.final / store.RUN).is_file():
-            continue  # of the run that made it
-        record = {
-            "command": shlex.join(["mlemiss", *sys.argv[1:]]),
-            "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "host": platform.node(),
-            "workers": how.scheduler.address if how.scheduler else how.workers,
+        if not is_local(output.final) or not record.items() <= (first := run_record(output.final)).items():
+            continue  # another run made it
+        full = {
+            **first,
             "device": output.device,
             **summary.as_json(),
             "absent": list(summary.absent),
             "unexpected": list(summary.unexpected),
             "stores": [output.final.name],
         }
-        store.write_json(output.final / store.RUN, record)
+        with suppress(OSError):  # a full disk: the first record tells who made it
+            store.write_json(output.final / store.RUN, full)
     return summary
 
 

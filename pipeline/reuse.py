@@ -15,6 +15,7 @@ import zarr
 from . import store
 from .donor import DamagedError, Donor, say_once
 from .errors import InputError
+from .ffmpeg import due_to_limit
 from .parts import UNREADABLE, Part
 from .plan import WORK, WORK_PLAN, Output, Plan
 
@@ -58,13 +59,13 @@ def _donors(plan: Plan, output: Output):
     """What may hold results of this output's spec: functions from wanted contents to those that are there."""
     for path, attrs in store.stores_in(plan.stores):
         if attrs["features"] == output.features and attrs.get("spec") == output.spec:
-            yield lambda wanted, path=path: _from_store(path, output, wanted)
+            yield lambda wanted, path=path: _from_store(path, output, wanted, plan.retry_failed)
     own = output.work
     for work in sorted(path for path in (plan.stores / WORK).glob("*/") if (path / WORK_PLAN).is_file()):
-        yield lambda wanted, work=work: _from_work(work, output, wanted, failed_too=work == own)
+        yield lambda wanted, work=work: _from_work(work, output, wanted, work == own, plan.retry_failed)
 
 
-def _from_store(path: Path, output: Output, wanted: Mapping[str, list[int]]) -> Found:
+def _from_store(path: Path, output: Output, wanted: Mapping[str, list[int]], retry: bool) -> Found:
     """From a finished store, read a chunk of clips at a time; what is damaged is passed by."""
     try:
         donor = Donor.open(path)
@@ -73,7 +74,7 @@ def _from_store(path: Path, output: Output, wanted: Mapping[str, list[int]]) -> 
         return
     opened, rows = donor.store, {}
     for row in np.flatnonzero(opened.status == store.DONE):
-        if opened.sha256[row] in wanted:
+        if opened.sha256[row] in wanted and not (retry and due_to_limit(str(opened.error[row]))):
             rows.setdefault(str(opened.sha256[row]), int(row))
     names = ("frames", "logmel") if output.features == store.MEDIA else store.MODALITIES
     size = opened.group[names[0]].chunks[0]
@@ -95,8 +96,8 @@ def _from_store(path: Path, output: Output, wanted: Mapping[str, list[int]]) -> 
             yield content, Part(present, str(opened.error[row]), arrays=arrays, **facts), media
 
 
-def _from_work(work: Path, output: Output, wanted: Mapping[str, list[int]], failed_too: bool) -> Found:
-    """From unfinished work, another's or this one's own; what vanishes meanwhile is not there."""
+def _from_work(work: Path, output: Output, wanted: Mapping[str, list[int]], own: bool, retry: bool) -> Found:
+    """From unfinished work, another's or this one's own, failures too; what vanishes meanwhile is not there."""
     try:
         planned = json.loads((work / WORK_PLAN).read_text(encoding="utf-8"))
         if planned["spec"] != output.spec or planned["features"] != output.features:
@@ -110,7 +111,7 @@ def _from_work(work: Path, output: Output, wanted: Mapping[str, list[int]], fail
             continue
         try:
             part = Part.load(file)
-            if part.failed and not failed_too:
+            if not own and (part.failed or (retry and due_to_limit(part.cause))):
                 continue
             media = None
             if group is not None:

@@ -20,7 +20,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -140,10 +140,11 @@ def attributes(
     }
 
 
-def publish(built: Path, final: Path, replaced: Path | None = None) -> None:
+def publish(built: Path, final: Path, replaced: Path | None = None, check: Callable[[], object] = lambda: None) -> None:
     """Consolidate the metadata, write the checksums last, move the store to its final place.
 
-    The place must be free, or ``replaced`` say where the older revision there is moved to.
+    The place must be free, or ``replaced`` say where the older revision there is moved to. ``check`` is asked right
+    before, after all that takes long; what it raises leaves the place as it is.
     """
     with warnings.catch_warnings():  # zarr calls consolidation experimental in v3; readers need it (see docs)
         warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
@@ -161,6 +162,7 @@ def publish(built: Path, final: Path, replaced: Path | None = None) -> None:
         _flush(path)  # the marker must not reach the disk before what it vouches for
     write_json(built / COMPLETE, {"schema": SCHEMA, "files": files})
     final.parent.mkdir(parents=True, exist_ok=True)
+    check()
     if replaced is not None:
         final.rename(replaced)
     built.rename(final)
