@@ -7,7 +7,8 @@
    One worker takes 1.1 cores, as ffmpeg decodes and scales in threads of its own, so two on two cores cannot reach
    twice its rate: `one core` is a worker, its ffmpeg and the scheduler held to a single core.
 2. memory: the highest resident memory of any worker, and of any process that decodes, for a growing number of clips,
-   among them costly ones: 29 minutes of sound, pictures of 4096x4096, a minute at 60 frames a second.
+   among them costly ones: 29 minutes of sound, the same in 8 channels, pictures of 4096x4096, a minute at 60 frames a
+   second.
 
 Both within this one run. The last line is JSON.
 """
@@ -33,6 +34,8 @@ from preprocess_decode import make_clips, processor
 
 COSTLY = {
     "long.mkv": "-f lavfi -i testsrc2=s=320x240:r=2:d=1740 -f lavfi -i sine=d=1740:sample_rate=16000 -preset ultrafast",
+    "wide.mkv": "-f lavfi -i testsrc2=s=320x240:r=2:d=1740 -f lavfi -i sine=d=1740:sample_rate=16000 -preset ultrafast "
+    "-ac 8 -c:a flac",
     "large.mkv": "-f lavfi -i testsrc2=s=4096x4096:r=5:d=2 -f lavfi -i sine=d=2 -preset ultrafast",
     "quick.mkv": "-f lavfi -i testsrc2=s=1280x720:r=60:d=60 -f lavfi -i sine=d=60 -preset ultrafast",
 }

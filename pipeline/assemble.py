@@ -1,6 +1,7 @@
 """From the clips' results to a published store; nothing half-made ever looks finished."""
 
-from collections.abc import Callable, Sequence
+import datetime
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import zarr
@@ -12,19 +13,20 @@ from .plan import WORK_PLAN, Output, Plan
 
 
 def set_aside(output: Output, say: Callable[[str], None]) -> None:
-    """An unfinished thing in the store's place makes way; it may be the copy of somebody's work."""
-    if output.final.exists() and not (output.final / store.COMPLETE).is_file():
+    """What stands in the store's place and is no finished store makes way; it may be the copy of somebody's work."""
+    if output.final.exists() and not store.revision_at(output.final):
+        state = "damaged" if (output.final / store.COMPLETE).is_file() else "incomplete"
         aside = output.lock.with_suffix(".set-aside")
         store.remove_tree(aside)
         output.final.rename(aside)
-        say(f"note: {output.final} was incomplete; it is made anew and the old one kept as {aside}")
+        say(f"note: {output.final} was {state}; it is made anew and the old one kept as {aside}")
 
 
 def prepare(plan: Plan, output: Output) -> None:
     """The work folder; for a media store its arrays, whose chunks the workers write (one clip is one chunk)."""
     (output.work / "clips").mkdir(parents=True, exist_ok=True)
     for leftover in output.work.rglob("*.partial"):
-        leftover.unlink()
+        leftover.unlink(missing_ok=True)  # of a worker that is only just ending
     contents = ["" if source.fault else source.sha256 for source in plan.sources]
     planned = {"features": output.features, "spec": output.spec, "sha256": contents}
     store.write_json(output.work / WORK_PLAN, planned)
@@ -42,9 +44,17 @@ def prepare(plan: Plan, output: Output) -> None:
             store.create_array(group, name, (len(plan.sources), *shape), (1, *shape), dtype, dimensions)
 
 
-def finish(plan: Plan, output: Output, say: Callable[[str], None], max_failures: int | None = None) -> None:
+def finish(
+    plan: Plan,
+    output: Output,
+    say: Callable[[str], None],
+    max_failures: int | None = None,
+    check: Callable[[], object] = lambda: None,
+    record: Mapping | None = None,
+) -> None:
     """From the clips' parts to a published store; the parts go when it stands.
 
+    ``check`` is asked right before it is published, `store.publish`; ``record`` goes into its RUN.json.
     InputError: more clips failed than allowed. A next revision in which nothing changed is not published.
     """
     built = output.work / "store.zarr"
@@ -62,12 +72,18 @@ def finish(plan: Plan, output: Output, say: Callable[[str], None], max_failures:
     weights = {"name": output.weights.name, "hash": output.weights_hash} if output.weights else None
     described = (collection.dataset, output.features, output.fingerprint, list(collection.classes), output.spec)
     group.attrs.put(store.attributes(*described, weights, made_by, collection.synthetic, output.revision))
-    if output.revision > 1:
-        store.publish(built, output.final, output.replaced)
-        store.remove_tree(output.replaced)
-    else:
-        store.publish(built, output.final)
+    if record is not None:
+        store.write_json(built / store.RUN, {**record, "finished": now()})
+    replaced = output.replaced if output.revision > 1 else None
+    store.publish(built, output.final, replaced, check)
+    if replaced:
+        store.remove_tree(replaced)
     store.remove_tree(output.work)
+
+
+def now() -> str:
+    """For RUN.json."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def check_failures(output: Output, max_failures: int | None) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,22 +109,33 @@ def find_damage(
     ``checked`` is told of each file's bytes as it is done. Over HTTP, where folders cannot be listed reliably, nothing
     unexpected is looked for.
     """
+    wrong = damage_among(store, recorded, recorded, checked)
+    return dict(sorted((wrong | dict.fromkeys(there(store) - set(recorded), UNEXPECTED)).items()))
+
+
+def damage_among(
+    store: Place,
+    recorded: Mapping[str, Mapping],
+    names: Iterable[str],
+    checked: Callable[[int], None] = lambda size: None,
+) -> dict[str, str]:
+    """`find_damage` of these files alone; one that is not recorded is absent."""
 
     def state(name: str) -> str | None:
         try:
             found = checksum(store / name, recorded[name]["bytes"])
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        except (KeyError, FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return ABSENT
         except OSError:
             return UNREADABLE
         return None if found == recorded[name] else DAMAGED
 
     wrong = {}
-    for name, found in in_parallel(state, recorded):
-        checked(recorded[name]["bytes"])
+    for name, found in in_parallel(state, names):
+        checked(recorded[name]["bytes"] if name in recorded else 0)
         if found:
             wrong[name] = found
-    return dict(sorted((wrong | dict.fromkeys(there(store) - set(recorded), UNEXPECTED)).items()))
+    return wrong
 
 
 def there(store: Place) -> set[str]:

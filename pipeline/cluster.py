@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
 
-from . import parts
 from .backbones import BATCH_CLIPS
 from .errors import InputError, MachineError
 from .extract import Outcome, decode, encode, process
 from .parts import Part
-from .plan import WORK, Plan, Task
+from .plan import Task
 from .progress import amount
+from .worker_check import Expected, no_mlemiss, on_worker
 
 GPU = "GPU"  # the Dask resource of workers that compute on one
 CONNECT_SECONDS, WORKER_SECONDS = 10, 60  # for the scheduler to answer, for a first worker to be there
@@ -31,7 +31,9 @@ SETTINGS = {
     "distributed.scheduler.worker-saturation": 1.0,
     "distributed.logging.distributed": "error",
 }
+SEVERAL = 3  # clips that each took a worker down twice, with none that did not: it is not the clips
 Say = Callable[[str], None]
+Executor = Callable[[Sequence[Task]], Iterator[Outcome]]
 
 
 @dataclass(frozen=True)
@@ -87,44 +89,21 @@ def has_gpu(client) -> bool:
     return any(worker["resources"].get(GPU) for worker in workers_of(client).values())
 
 
-def check_workers(client, plan: Plan) -> None:
-    """InputError: a worker has other versions, or does not see the same clips and stores under the same paths."""
-    token = plan.stores / WORK / f"{uuid4().hex}.token"
-    token.parent.mkdir(parents=True, exist_ok=True)
-    token.touch()
-    clip = (plan.collection.root / plan.collection.clips[0].path).absolute()
-    try:
-        facts = client.run(_worker_facts, token, clip)
-    except ImportError as error:
-        raise InputError(
-            f"a worker cannot import mlemiss ({error}).\nInstall the same version on every worker."
-        ) from None
-    finally:
-        token.unlink()
-    ours = dict(parts.versions())
-    for address, (versions, seen) in facts.items():
-        for name, version in ours.items():
-            if versions.get(name) != version:
-                raise InputError(
-                    f"worker {address} has {name} {versions.get(name)}, here it is {version}: features would differ in "
-                    f"their last bits.\nInstall the same versions everywhere (constraints.txt)."
-                )
-        for path, what in ((token.parent, "stores"), (clip, "clips")):
-            if not seen[what]:
-                raise InputError(
-                    f"worker {address} does not see the {what} at {path}.\nMount them under the same path on every "
-                    f"machine; stores must be writable there."
-                )
+def wait_for_gpu(client, say: Say) -> None:
+    """InputError: no worker with the resource GPU joins in time."""
+    deadline = time.monotonic() + WORKER_SECONDS
+    if not has_gpu(client):
+        say(f"--device cuda: waiting up to {WORKER_SECONDS} s for a worker with the resource GPU")
+    while not has_gpu(client):
+        if time.monotonic() > deadline:
+            raise InputError(
+                f"--device cuda: no worker of the cluster has the resource GPU after {WORKER_SECONDS} s.\n"
+                "Start some with --resources GPU=1."
+            )
+        time.sleep(0.2)
 
 
-def _worker_facts(token: Path, clip: Path) -> tuple[dict[str, str], dict[str, bool]]:
-    import os
-
-    seen = {"stores": token.is_file() and os.access(token.parent, os.W_OK), "clips": clip.is_file()}
-    return dict(parts.versions()), seen
-
-
-def on_cluster(client, report: Path | None, say: Say) -> Callable[[Sequence[Task]], Iterator[Outcome]]:
+def on_cluster(client, report: Path | None, say: Say, expected: Expected | None = None) -> Executor:
     """An executor on a connected cluster; ``report`` is the file of Dask's performance report, if wanted."""
 
     def execute(tasks: Sequence[Task]) -> Iterator[Outcome]:
@@ -133,7 +112,9 @@ def on_cluster(client, report: Path | None, say: Say) -> Callable[[Sequence[Task
         address = client.scheduler.address
         try:
             with performance_report(filename=str(report)) if report else nullcontext():
-                yield from _Schedule(client, say).run(tasks)
+                yield from _Schedule(client, say, expected).run(tasks)
+        except ImportError as error:
+            raise no_mlemiss(error) from None
         except (CancelledError, OSError) as error:
             if getattr(error, "errno", None):  # a worker's own, such as a full disk
                 raise
@@ -145,7 +126,7 @@ def on_cluster(client, report: Path | None, say: Say) -> Callable[[Sequence[Task
     return execute
 
 
-def on_this_machine(workers: int, report: Path | None, say: Say) -> Callable[[Sequence[Task]], Iterator[Outcome]]:
+def on_this_machine(workers: int, report: Path | None, say: Say) -> Executor:
     """An executor on worker processes of one thread each, and one more for each GPU where tasks want it."""
 
     def execute(tasks: Sequence[Task]) -> Iterator[Outcome]:
@@ -197,6 +178,7 @@ class _Schedule:
 
     client: object
     say: Say
+    expected: Expected | None = None
     suspects: list[Task] = field(default_factory=list)  # of workers that died with a clip
     survived: int = 0
     _counted: float = 0.0
@@ -209,15 +191,15 @@ class _Schedule:
     def run(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
         """Every task's outcome; clips that take their workers down come last."""
         self._count()
-        self._with_gpu = bool(self._encoders)
-        if self._with_gpu:
+        wanted = any(output.device == "cuda" for task in tasks for output in task.outputs)
+        self._with_gpu = wanted or bool(self._encoders)
+        if self._encoders:
             decoders = amount(len(self._decoders), "worker")
             self.say(f"decoding on {decoders}, CNNs on {len(self._encoders)} with a GPU")
         for outcomes in self._two_stages(tasks) if self._with_gpu else self._one_stage(tasks):
             self.survived += len(outcomes)
             yield from outcomes
-        for task in self.suspects:
-            yield self._alone(task)
+        yield from self._told_apart()
 
     def _count(self) -> None:
         """Who is there, now and then."""
@@ -254,7 +236,8 @@ class _Schedule:
             yield next(running)
 
     def _submit(self, function, *arguments, **where):
-        return self.client.submit(function, *arguments, pure=False, retries=0, **where)
+        key = f"{function.__name__}-{uuid4().hex}"  # the dashboard shows what comes before the dash
+        return self.client.submit(on_worker, self.expected, function, *arguments, key=key, retries=0, **where)
 
     def _one_stage(self, tasks: Sequence[Task]) -> Iterator[list[Outcome]]:
         from distributed import as_completed
@@ -326,7 +309,31 @@ class _Schedule:
                         done.release()
             top_up()
 
-    def _alone(self, task: Task) -> Outcome:
+    def _told_apart(self) -> Iterator[Outcome]:
+        """Each suspect alone once more; one that takes its worker down again is recorded as failed.
+
+        MachineError: several do, and no clip did not.
+        """
+        fatal: list[Task] = []
+        for task in self.suspects:
+            if (outcome := self._alone(task)) is not None:
+                self.survived += 1
+                yield outcome
+                continue
+            fatal.append(task)
+            if not self.survived and 1 < len(fatal) == min(len(self.suspects), SEVERAL):
+                raise MachineError(
+                    "worker processes die on whatever clip they are given, for lack of memory perhaps.\n"
+                    "Take fewer with --workers; finished clips are kept."
+                )
+        cause = "the worker process died on this clip twice (out of memory?)"
+        for task in fatal:
+            for output in task.outputs:
+                Part((False, False), cause, failed=True).save(output.part(task.index))
+            yield Outcome(task.index, cause)
+
+    def _alone(self, task: Task) -> Outcome | None:
+        """None: its worker died."""
         from distributed import as_completed
         from distributed.scheduler import KilledWorker
 
@@ -334,14 +341,5 @@ class _Schedule:
         try:
             (outcome,) = (done.result() for done in self._done(as_completed([future])))
         except KilledWorker:
-            if not self.survived:
-                raise MachineError(
-                    "worker processes die on whatever clip they are given, for lack of memory perhaps.\n"
-                    "Take fewer with --workers; finished clips are kept."
-                ) from None
-            cause = "the worker process died on this clip twice (out of memory?)"
-            for output in task.outputs:
-                Part((False, False), cause, failed=True).save(output.part(task.index))
-            return Outcome(task.index, cause)
-        self.survived += 1
+            return None
         return outcome

@@ -7,20 +7,22 @@ runs, whole or resumed, give the same bytes.
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from . import assemble, reuse
 from .backbones import BATCH_CLIPS
 from .claim import Claim
-from .errors import MACHINE_ERRNOS, MachineError
+from .donor import say_once
+from .errors import MACHINE_ERRNOS, InputError, MachineError
 from .extract import Outcome, decode, encode
+from .ffmpeg import due_to_limit
 from .lock import only_one
 from .parts import UNREADABLE, Part
-from .plan import Output, Plan, Task, recover
+from .plan import Output, Plan, Task, leftovers, recover
 from .progress import amount
-from .store import remove_tree
 
 Progress = Callable[[Outcome], None]
 Executor = Callable[[Sequence[Task]], Iterator[Outcome]]
@@ -32,14 +34,14 @@ def run(
     started: Callable[[int], Progress],
     say: Callable[[str], None],
     *,
-    retry_failed: bool = False,
     max_failures: int | None = None,
+    record: Mapping | None = None,
 ) -> dict[str, float]:
     """Compute what is lacking and publish every store; returns seconds summed over workers, and `total` on the wall.
 
     ``executor`` runs tasks and yields their outcomes (`serial`, or one of cluster.py). ``started(n)`` is called with
     the number of clips to compute and returns the callback for each outcome. More than ``max_failures`` failed clips
-    are an InputError: nothing is published, and what is finished is kept.
+    are an InputError: nothing is published, and what is finished is kept. ``record`` is for the stores' RUN.json.
     """
     begin = time.perf_counter()
     seconds: dict[str, float] = defaultdict(float)
@@ -47,7 +49,7 @@ def run(
     with ExitStack() as locks, disk_errors(plan.stores):
         for output in plan.outputs:
             if output.finished:
-                remove_tree(output.work)  # a kill just after publishing left it
+                _sweep(output)
                 assemble.check_failures(output, max_failures)
                 continue
             claims[output.work] = locks.enter_context(only_one(output.lock, output.final.name))
@@ -56,7 +58,7 @@ def run(
                 continue
             assemble.set_aside(output, say)
             assemble.prepare(plan, output)
-            if retry_failed:
+            if plan.retry_failed:
                 _drop_failed(output, len(plan.sources))
         reused = reuse.fill(plan)
         if reused:
@@ -66,12 +68,14 @@ def run(
         if tasks and done > reused * len(plan.unfinished()):
             say("going on from the results of an earlier run")
         if tasks:
-            _compute(tasks, executor, started(len(tasks)), seconds, max_failures, list(claims.values()))
+            failures = 0 if max_failures is None else _failed_already(plan, max_failures)
+            _compute(tasks, executor, started(len(tasks)), seconds, failures, max_failures, list(claims.values()))
             reuse.fill(plan)  # clips that share their content with one computed just now
         start = time.perf_counter()
         for output in plan.unfinished():
-            claims[output.work].check(now=True)
-            assemble.finish(plan, output, say, max_failures)
+            check = partial(claims[output.work].check, now=True)
+            check()
+            assemble.finish(plan, output, say, max_failures, check, record)
         seconds["write"] += time.perf_counter() - start
     seconds["total"] = time.perf_counter() - begin
     return dict(seconds)
@@ -82,15 +86,17 @@ def _compute(
     executor: Executor,
     progress: Progress,
     seconds: dict[str, float],
+    failures: int,
     max_failures: int | None,
     claims: Sequence[Claim],
 ) -> None:
-    failures = 0
     for outcome in executor(tasks):
         for claim in claims:  # whoever took one over works in the same folder: stop before publishing anything
             claim.check()
         for stage, spent in outcome.seconds.items():
             seconds[stage] += spent
+        if outcome.note:
+            say_once(outcome.note)
         progress(outcome)
         failures += bool(outcome.failed)
         if max_failures is not None and failures > max_failures:
@@ -106,14 +112,35 @@ def serial(tasks: Sequence[Task]) -> Iterator[Outcome]:
         yield from encode(several, [decode(task) for task in several])
 
 
+def _sweep(output: Output) -> None:
+    """What a kill just after publishing left, unless somebody is at work there or nothing can be written."""
+    if leftovers(output):
+        with suppress(InputError, OSError), only_one(output.lock, output.final.name):
+            recover(output)
+
+
 def _drop_failed(output: Output, clips: int) -> None:
-    """Failed results of unfinished work, which are to be tried again."""
+    """Results of unfinished work that are to be tried again."""
+    for index, part in _parts(output, clips):
+        if part.failed or due_to_limit(part.cause):
+            output.part(index).unlink()
+
+
+def _failed_already(plan: Plan, allowed: int) -> int:
+    """Clips that failed in an earlier run over the same work. InputError: more than allowed."""
+    causes = {}
+    for output in plan.unfinished():
+        causes |= {index: part.cause for index, part in _parts(output, len(plan.sources)) if part.failed}
+    if len(causes) > allowed:
+        raise assemble.too_many(len(causes), allowed, causes[max(causes)])
+    return len(causes)
+
+
+def _parts(output: Output, clips: int) -> Iterator[tuple[int, Part]]:
+    """The results that are there."""
     for index in range(clips):
-        try:
-            if Part.load(output.part(index)).failed:
-                output.part(index).unlink()
-        except UNREADABLE:
-            continue
+        with suppress(*UNREADABLE):
+            yield index, Part.load(output.part(index))
 
 
 @contextmanager

@@ -4,8 +4,10 @@ One decode pass a clip serves the media store and every backbone. Whatever is wr
 cause; what is wrong with the machine (a full disk, no ffmpeg) is raised.
 """
 
+import platform
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from . import backbones, media, store
-from .errors import InputError
+from .donor import Donor
+from .errors import InputError, MachineError
 from .memory import keep_freed_memory
 from .parts import Part
 from .plan import Output, Row, Task
@@ -28,6 +31,7 @@ class Outcome:
     index: int
     failed: str = ""
     seconds: dict[str, float] = field(default_factory=dict)  # decode, cnn, write
+    note: str = ""  # for a person to read, once
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Decoded:
 
     clip: media.ClipMedia
     seconds: float
+    note: str = ""
 
 
 def process(task: Task) -> Outcome:
@@ -47,15 +52,20 @@ def decode(task: Task) -> Decoded:
     """The clip's frames and log-Mels, from a media store where there is one, else decoded."""
     keep_freed_memory()
     start = time.perf_counter()
+    clip, note = None, ""
     if task.source.fault:
         clip = _unreadable(task.source.fault)
     elif task.media:
-        clip = _cached_media(task.media)
-    else:
+        try:
+            clip = _cached_media(task.media)
+        except InputError as error:
+            note = f"note: {error}"
+    if clip is None:
         clip = media.read_clip(task.path, task.limits)
         if _changed(task):  # what was read must not be filed under the hash of what was there before
+            _check_root(task.root)
             clip = _unreadable("the file changed after its content was hashed")
-    return Decoded(clip, time.perf_counter() - start)
+    return Decoded(clip, time.perf_counter() - start, note)
 
 
 def _unreadable(cause: str) -> media.ClipMedia:
@@ -67,6 +77,17 @@ def _changed(task: Task) -> bool:
         return stamp_of(task.path) != task.source.stamp
     except OSError:
         return True
+
+
+def _check_root(root: Path) -> None:
+    """MachineError: what is gone is not a clip but all of them, as where a disk is not mounted (any more)."""
+    with suppress(OSError):
+        if any(root.iterdir()):
+            return
+    raise MachineError(
+        f"no clips at {root} on {platform.node()} (any more).\n"
+        "Mount them there and run the same command again: finished clips are kept."
+    )
 
 
 def encode(tasks: Sequence[Task], decoded: Sequence[Decoded]) -> list[Outcome]:
@@ -90,7 +111,7 @@ def encode(tasks: Sequence[Task], decoded: Sequence[Decoded]) -> list[Outcome]:
         seconds["write"] += time.perf_counter() - start
     share = {stage: spent / len(tasks) for stage, spent in seconds.items()}
     return [
-        Outcome(task.index, failed[place], {"decode": decoded[place].seconds} | share)
+        Outcome(task.index, failed[place], {"decode": decoded[place].seconds} | share, decoded[place].note)
         for place, task in enumerate(tasks)
     ]
 
@@ -127,17 +148,19 @@ def _backbone(output: Output) -> backbones.Backbone:
 
 
 @lru_cache(maxsize=4)
-def _open_media(path: Path) -> store.FeatureStore:
-    return store.FeatureStore.open(path)
+def _open_media(path: Path, revision: int) -> Donor:
+    """``revision``: a worker outlives the one that it has open."""
+    return Donor.open(path)
 
 
 def _cached_media(row: Row) -> media.ClipMedia:
-    """The clip from a media store: the same bytes that decoding gave."""
-    opened = _open_media(row.store)
+    """The clip from a media store: the same bytes that decoding gave. InputError: they are damaged."""
+    donor = _open_media(row.store, row.revision)
+    opened = donor.store
     visual, audio = opened.present[row.index]
     return media.ClipMedia(
-        frames=opened.group["frames"][row.index] if visual else None,
-        logmel=opened.group["logmel"][row.index] if audio else None,
+        frames=donor.block(["frames"], row.index)[0][0] if visual else None,
+        logmel=donor.block(["logmel"], row.index)[0][0] if audio else None,
         causes={"": str(opened.error[row.index])} if opened.error[row.index] else {},  # of one or both modalities
         duration=float(opened.duration[row.index]),
     )

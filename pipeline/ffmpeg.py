@@ -283,6 +283,11 @@ def first_error(log: str, path: Path, codec: str | None = None) -> str:
     return re.sub(r"\s+", " ", re.sub(r" ?@ 0x[0-9a-f]+", "", text)).strip().rstrip(".")
 
 
+def due_to_limit(cause: str) -> bool:
+    """Whether a clip failed, or lacks a modality, because of its `Limits`: others may not apply to it."""
+    return re.search(r"\ballowed\b|exceeds specified max pixel count", cause) is not None
+
+
 def decoder_failed(log: str, kind: str) -> bool:
     """Whether the decoder of `"video"` or `"audio"` rejected a packet or gave a damaged frame."""
     said = r"\[(?:error|fatal)\]|\[warning\] corrupt decoded frame"

@@ -179,11 +179,16 @@ def place(text: str | Path | Place) -> Place:
     if parts.query or parts.fragment:
         raise InputError(f"{scheme}://{parts.netloc}{parts.path}: a URL of stores has no ? or # after it.")
     names = [name for name in parts.path.split("/") if name]
-    if not parts.netloc or ".." in names:
+    if not parts.netloc or any(_leads_elsewhere(unquote(name)) for name in names):
         raise InputError(
             f"{text!r} names no place: expected {scheme}://{'BUCKET' if scheme == 's3' else 'HOST'}/FOLDER."
         )
     return Remote("/".join([f"{scheme}://{parts.netloc}", *names]))
+
+
+def _leads_elsewhere(name: str) -> bool:
+    """As a file of this machine a part of a URL, ``..%2Fx.zarr`` say, would be none in its folder."""
+    return name in (".", "..") or bool(set(name) & set("/\\\0"))
 
 
 def is_local(where: Place) -> bool:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from . import backbones, ffmpeg, logmel, media, store
 from .backbones import Weights
-from .ffmpeg import Limits
+from .donor import Donor, say_once
+from .errors import InputError
+from .ffmpeg import Limits, due_to_limit
 from .lock import only_one
 from .manifest import Collection
 from .sources import Source, read_sources
@@ -73,6 +75,7 @@ class Row:
 
     store: Path
     index: int
+    revision: int = 1  # of the store
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class Task:
     """One clip's work: a small message to a worker."""
 
     index: int
+    root: Path
     path: Path
     outputs: tuple[Output, ...]  # the stores that lack this clip
     media: Row | None  # read the media from here instead of decoding
@@ -96,6 +100,7 @@ class Plan:
     outputs: tuple[Output, ...]
     stores: Path
     limits: Limits
+    retry_failed: bool = False  # take over no clip that failed, or lacks a modality because of a limit
 
     @property
     def hashes(self) -> tuple[str, ...]:
@@ -111,11 +116,16 @@ class Plan:
         """By content: clips whose frames and log-Mels are in a finished media store of these stores."""
         rows: dict[str, Row] = {}
         for path, attrs in store.stores_in(self.stores):
-            if attrs["features"] == store.MEDIA and attrs["spec"] == MEDIA_SPEC:
-                opened = store.FeatureStore.open(path)
-                for index, (content, status) in enumerate(zip(opened.sha256, opened.status, strict=True)):
-                    if status == store.DONE:
-                        rows.setdefault(str(content), Row(path, index))
+            if attrs["features"] != store.MEDIA or attrs.get("spec") != MEDIA_SPEC:
+                continue
+            try:
+                opened = Donor.open(path).store
+            except InputError as error:
+                say_once(f"note: {error}")
+                continue
+            for index, (content, status) in enumerate(zip(opened.sha256, opened.status, strict=True)):
+                if status == store.DONE and not (self.retry_failed and due_to_limit(str(opened.error[index]))):
+                    rows.setdefault(str(content), Row(path, index, attrs["revision"]))
         return rows
 
     def tasks(self) -> list[Task]:
@@ -127,8 +137,9 @@ class Plan:
                 continue
             if not source.fault:
                 seen.add(source.sha256)
-            path = (self.collection.root / clip.path).absolute()
-            tasks.append(Task(index, path, lacking, self.media_rows.get(source.sha256), self.limits, source))
+            root = self.collection.root.absolute()
+            row = self.media_rows.get(source.sha256)
+            tasks.append(Task(index, root, root / clip.path, lacking, row, self.limits, source))
         return tasks
 
 
@@ -149,7 +160,7 @@ def make_plan(
 
     The fingerprints hash the clips (content, id, label, columns), the spec of segments and log-Mels and, for features,
     the backbone, its weights and the precision: what determines the bytes, never paths. ``retry_failed``: a finished
-    store with failed clips is to get its next revision.
+    store with clips that failed, or lack a modality because of a limit, is to get its next revision.
     """
     stores = stores.absolute()
     sources = read_sources(collection, limits.max_bytes, follow_links, stores / HASH_CACHE)
@@ -187,7 +198,7 @@ def make_plan(
             store.FeatureStore.open(made.final)  # an InputError now, before anything is computed
     if retry_failed:
         outputs = [_next_revision(made) for made in outputs]
-    return Plan(collection, tuple(sources), tuple(outputs), stores, limits)
+    return Plan(collection, tuple(sources), tuple(outputs), stores, limits, retry_failed)
 
 
 def recover(output: Output) -> None:
@@ -197,15 +208,24 @@ def recover(output: Output) -> None:
             store.remove_tree(output.replaced)
         else:
             output.replaced.rename(output.final)
-    if output.finished:
-        store.remove_tree(output.work)
+    for work in leftovers(output):
+        store.remove_tree(work)
+
+
+def leftovers(output: Output) -> list[Path]:
+    """Work folders of the revision that stands in an output's place, and of those before it."""
+    standing = store.revision_at(output.final)
+    first = output.work.with_name(output.final.name)
+    works = [first, *(first.with_name(f"{first.name}.{revision}") for revision in range(2, standing + 1))]
+    return [work for work in works if work.is_dir()] if standing else []
 
 
 def _next_revision(output: Output) -> Output:
     if not output.finished:
         return output
     opened = store.FeatureStore.open(output.final)
-    if not (opened.status == store.FAILED).any():
+    failed = opened.status == store.FAILED
+    if not failed.any() and not any(map(due_to_limit, opened.error.tolist())):
         return output
     revision = opened.attrs["revision"] + 1
     return replace(output, revision=revision, work=output.work.with_name(f"{output.final.name}.{revision}"))

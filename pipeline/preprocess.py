@@ -8,13 +8,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from . import backbones, cluster, execute, extract, logmel, media, store
+from . import assemble, backbones, cluster, execute, extract, logmel, media, store
 from .datasets import collect
 from .errors import InputError
 from .ffmpeg import FRAME_SIZE, Limits
@@ -22,7 +22,9 @@ from .manifest import limit_clips, name_some
 from .places import Remote, is_local
 from .plan import Plan, Task, make_plan
 from .progress import Progress, amount, say
+from .sealed import run_record
 from .share import finished_there, pull
+from .worker_check import checked
 
 
 @dataclass(frozen=True)
@@ -131,20 +133,25 @@ def preprocess(
         if dry_run:
             _estimate(plan, len(cluster.workers_of(client)) if client else max(how.workers, 1))
             return None
-        if client:
-            cluster.check_workers(client, plan)
-        return _run(plan, how, client)
+        if client is None:
+            on_processes = cluster.on_this_machine(how.workers, how.report, say) if how.workers else execute.serial
+            return _run(plan, how, on_processes)
+        with checked(client, plan) as expected:
+            return _run(plan, how, cluster.on_cluster(client, how.report, say, expected))
 
 
 def _device(name: str, client) -> str:
     """Where the CNNs run: of a cluster, on its workers with a GPU, where there are any."""
-    if client is None or name == "cpu":
+    if client is None or name not in ("auto", "cuda"):
         return backbones.device_of(name)
-    if name == "cuda" and not cluster.has_gpu(client):
-        raise InputError(
-            "--device cuda: no worker of the cluster has the resource GPU.\nStart some with --resources GPU=1."
-        )
-    return "cuda" if cluster.has_gpu(client) else "cpu"
+    if name == "cuda":
+        cluster.wait_for_gpu(client, say)
+        return name
+    if cluster.has_gpu(client):
+        say("CNNs on workers with a GPU, as some have one")
+        return "cuda"
+    say("CNNs on CPUs, as no worker here now has the resource GPU; --device cuda waits for one")
+    return "cpu"
 
 
 def _announce(plan: Plan) -> None:
@@ -158,9 +165,15 @@ def _announce(plan: Plan) -> None:
         say(f"frames and log-Mels of {amount(cached, 'clip')} from media stores: no decoding of these")
 
 
-def _run(plan: Plan, how: How, client) -> Summary:
+def _run(plan: Plan, how: How, executor: cluster.Executor) -> Summary:
     progress = None
     computed = 0
+    record = {
+        "command": shlex.join(["mlemiss", *sys.argv[1:]]),
+        "started": assemble.now(),
+        "host": platform.node(),
+        "workers": how.scheduler.address if how.scheduler else how.workers,
+    }
 
     def started(total: int):
         nonlocal progress, computed
@@ -169,31 +182,24 @@ def _run(plan: Plan, how: How, client) -> Summary:
         return lambda outcome: progress.advance(failed=bool(outcome.failed))
 
     try:
-        if client:
-            executor = cluster.on_cluster(client, how.report, say)
-        else:
-            executor = cluster.on_this_machine(how.workers, how.report, say) if how.workers else execute.serial
-        chosen = {"retry_failed": how.retry_failed, "max_failures": how.max_failures}
-        seconds = execute.run(plan, executor, started, say, **chosen)
+        seconds = execute.run(plan, executor, started, say, max_failures=how.max_failures, record=record)
     finally:
         if progress:
             progress.__exit__(None, None, None)
     summary = _summarise(plan, {"decode": 0.0, "cnn": 0.0, "write": 0.0} | seconds, computed)
     for output in plan.outputs:
-        if not is_local(output.final) or (output.final / store.RUN).is_file():
-            continue  # of the run that made it
-        record = {
-            "command": shlex.join(["mlemiss", *sys.argv[1:]]),
-            "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "host": platform.node(),
-            "workers": how.scheduler.address if how.scheduler else how.workers,
+        if not is_local(output.final) or not record.items() <= (first := run_record(output.final)).items():
+            continue  # another run made it
+        full = {
+            **first,
             "device": output.device,
             **summary.as_json(),
             "absent": list(summary.absent),
             "unexpected": list(summary.unexpected),
             "stores": [output.final.name],
         }
-        store.write_json(output.final / store.RUN, record)
+        with suppress(OSError):  # a full disk: the first record tells who made it
+            store.write_json(output.final / store.RUN, full)
     return summary
 
 

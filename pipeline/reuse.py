@@ -13,6 +13,9 @@ import numpy as np
 import zarr
 
 from . import store
+from .donor import DamagedError, Donor, say_once
+from .errors import InputError
+from .ffmpeg import due_to_limit
 from .parts import UNREADABLE, Part
 from .plan import WORK, WORK_PLAN, Output, Plan
 
@@ -55,19 +58,23 @@ Found = Iterator[tuple[str, Part, Media | None]]  # content, result, media where
 def _donors(plan: Plan, output: Output):
     """What may hold results of this output's spec: functions from wanted contents to those that are there."""
     for path, attrs in store.stores_in(plan.stores):
-        if attrs["features"] == output.features and attrs["spec"] == output.spec:
-            yield lambda wanted, path=path: _from_store(path, output, wanted)
+        if attrs["features"] == output.features and attrs.get("spec") == output.spec:
+            yield lambda wanted, path=path: _from_store(path, output, wanted, plan.retry_failed)
     own = output.work
     for work in sorted(path for path in (plan.stores / WORK).glob("*/") if (path / WORK_PLAN).is_file()):
-        yield lambda wanted, work=work: _from_work(work, output, wanted, failed_too=work == own)
+        yield lambda wanted, work=work: _from_work(work, output, wanted, work == own, plan.retry_failed)
 
 
-def _from_store(path: Path, output: Output, wanted: Mapping[str, list[int]]) -> Found:
-    """From a finished store, read a chunk of clips at a time."""
-    opened = store.FeatureStore.open(path)
-    rows = {}
+def _from_store(path: Path, output: Output, wanted: Mapping[str, list[int]], retry: bool) -> Found:
+    """From a finished store, read a chunk of clips at a time; what is damaged is passed by."""
+    try:
+        donor = Donor.open(path)
+    except InputError as error:
+        say_once(f"note: {error}")
+        return
+    opened, rows = donor.store, {}
     for row in np.flatnonzero(opened.status == store.DONE):
-        if opened.sha256[row] in wanted:
+        if opened.sha256[row] in wanted and not (retry and due_to_limit(str(opened.error[row]))):
             rows.setdefault(str(opened.sha256[row]), int(row))
     names = ("frames", "logmel") if output.features == store.MEDIA else store.MODALITIES
     size = opened.group[names[0]].chunks[0]
@@ -75,19 +82,22 @@ def _from_store(path: Path, output: Output, wanted: Mapping[str, list[int]]) -> 
     for content, row in rows.items():
         blocks[row // size][content] = row
     for block, contents in sorted(blocks.items()):
-        chunk = slice(block * size, (block + 1) * size)
-        values = [opened.group[name][chunk] for name in names]
+        try:
+            values = donor.block(names, block)
+        except DamagedError as error:
+            say_once(f"note: {error}")
+            continue
         for content, row in contents.items():
             present = tuple(opened.present[row].tolist())
-            clip = [v[row - chunk.start] if there else None for v, there in zip(values, present, strict=True)]
+            clip = [v[row % size] if there else None for v, there in zip(values, present, strict=True)]
             media = tuple(clip) if output.features == store.MEDIA else None
             arrays = {} if media else {m: v for m, v in zip(names, clip, strict=True) if v is not None}
-            facts = {"duration": float(opened.duration[row]), "versions": opened.attrs["versions"]}
+            facts = {"duration": float(opened.duration[row]), "versions": opened.attrs.get("versions") or {}}
             yield content, Part(present, str(opened.error[row]), arrays=arrays, **facts), media
 
 
-def _from_work(work: Path, output: Output, wanted: Mapping[str, list[int]], failed_too: bool) -> Found:
-    """From unfinished work, another's or this one's own; what vanishes meanwhile is not there."""
+def _from_work(work: Path, output: Output, wanted: Mapping[str, list[int]], own: bool, retry: bool) -> Found:
+    """From unfinished work, another's or this one's own, failures too; what vanishes meanwhile is not there."""
     try:
         planned = json.loads((work / WORK_PLAN).read_text(encoding="utf-8"))
         if planned["spec"] != output.spec or planned["features"] != output.features:
@@ -101,7 +111,7 @@ def _from_work(work: Path, output: Output, wanted: Mapping[str, list[int]], fail
             continue
         try:
             part = Part.load(file)
-            if part.failed and not failed_too:
+            if not own and (part.failed or (retry and due_to_limit(part.cause))):
                 continue
             media = None
             if group is not None:

@@ -42,9 +42,10 @@ def read_sources(collection: Collection, max_bytes: int, follow_links: bool, cac
     """
     root = collection.root.resolve()
     try:
-        known = json.loads(cache_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        known = dict(json.loads(cache_file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         known = {}
+    known = {key: entry for key, entry in known.items() if isinstance(entry, list) and len(entry) == 3}
 
     def read(path: Path) -> tuple[Source, str, list]:
         try:

@@ -20,7 +20,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -32,8 +32,9 @@ import zarr.errors
 from zarr.buffer.cpu import NDBuffer
 from zarr.codecs import BloscCodec
 
-from .checksums import COMPLETE, PUSHING, RUN, checksum, write_json
+from .checksums import COMPLETE, PUSHING, RUN, checksum, recorded_files, write_json
 from .checksums import damaged_files as damaged_files
+from .chunks import VouchedChunks
 from .claim import holder_of
 from .errors import InputError
 from .masks import MODALITIES, STORED_SEEDS, STORED_SETTINGS, TRAIN, Missing, missing_clips, parse_missing, split_clips
@@ -142,10 +143,11 @@ def attributes(
     }
 
 
-def publish(built: Path, final: Path, replaced: Path | None = None) -> None:
+def publish(built: Path, final: Path, replaced: Path | None = None, check: Callable[[], object] = lambda: None) -> None:
     """Consolidate the metadata, write the checksums last, move the store to its final place.
 
-    The place must be free, or ``replaced`` say where the older revision there is moved to.
+    The place must be free, or ``replaced`` say where the older revision there is moved to. ``check`` is asked right
+    before, after all that takes long; what it raises leaves the place as it is.
     """
     with warnings.catch_warnings():  # zarr calls consolidation experimental in v3; readers need it (see docs)
         warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
@@ -163,6 +165,7 @@ def publish(built: Path, final: Path, replaced: Path | None = None) -> None:
         _flush(path)  # the marker must not reach the disk before what it vouches for
     write_json(built / COMPLETE, {"schema": SCHEMA, "files": files})
     final.parent.mkdir(parents=True, exist_ok=True)
+    check()
     if replaced is not None:
         final.rename(replaced)
     built.rename(final)
@@ -238,8 +241,8 @@ class FeatureStore:
         path = place(path)
         read_attributes(path)
         with reaching(path):
-            options = {} if is_local(path) else {"storage_options": path.storage_options}
-            return cls(path, zarr.open_group(str(path), mode="r", zarr_format=3, **options))
+            chunks = VouchedChunks.at(path, recorded_files(path))
+            return cls(path, zarr.open_group(chunks, mode="r", zarr_format=3))
 
     def _values(self, name: str, clips: slice = slice(None)) -> np.ndarray:
         with reaching(self.path):

@@ -11,6 +11,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from mlemiss.pipeline import cluster, extract, preprocess
+from mlemiss.pipeline.errors import InputError, MachineError
+from mlemiss.pipeline.media import DEFAULT_LIMITS
+from mlemiss.pipeline.plan import Output, Task
+from mlemiss.pipeline.sources import Source
 from mlemiss.pipeline.store import damaged_files
 
 from .test_preprocess import _staged, content, options
@@ -163,9 +168,93 @@ def test_what_a_cluster_lacks_is_said(dask_processes, synthetic_ravdess, tmp_pat
     processes.worker("--preload", str(tmp_path / "older.py"))
     result = mlemiss(*arguments, "--scheduler", processes.address)
     assert result.returncode == 2 and "the same versions everywhere" in result.stderr, result.stderr
-    result = mlemiss(*arguments, "--scheduler", processes.address, "--device", "cuda")
-    assert result.returncode == 2 and "no worker of the cluster has the resource GPU" in result.stderr
     assert not list((tmp_path / "stores").glob(".partial/*.token"))
+
+
+def test_a_worker_that_joins_late_is_checked(dask_processes, synthetic_ravdess, tmp_path):
+    """At its first task, before anything it computes is kept."""
+    processes = dask_processes()
+    only = processes.worker()
+    stores = tmp_path / "stores"
+    arguments = options(synthetic_ravdess, stores, *SOME, "--scheduler", processes.address)
+    command = [sys.executable, "-m", "mlemiss.cli", *map(str, arguments)]
+    client = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not _staged(stores) and client.poll() is None:
+        time.sleep(0.01)
+    os.killpg(only.pid, signal.SIGKILL)
+    kept = set(stores.rglob("*.npz"))
+    other = "import mlemiss.pipeline.parts as parts; parts.versions = lambda: {'torch': '0.1'}"
+    (tmp_path / "older.py").write_text(other)
+    processes.worker("--preload", str(tmp_path / "older.py"))
+    _, said = client.communicate(timeout=600)
+    assert client.returncode == 2 and "the same versions everywhere" in said and "Traceback" not in said, said
+    assert set(stores.rglob("*.npz")) == kept and content(stores) == {} and not list(stores.glob(".partial/*.token"))
+
+
+def test_a_clip_that_is_gone_with_its_root_is_the_machines_fault(tmp_path):
+    task = Task(0, tmp_path, tmp_path / "clip.mp4", (), None, DEFAULT_LIMITS, Source("0" * 64, (1, 1)))
+    with pytest.raises(MachineError, match=f"no clips at {tmp_path} on "):
+        extract.decode(task)
+    (tmp_path / "another.mp4").touch()
+    assert "the file changed" in extract.decode(task).clip.causes["visual"]
+
+
+def test_device_cuda_waits_for_a_worker_with_a_gpu(dask_processes, monkeypatch, capsys):
+    processes = dask_processes()
+    processes.worker()
+    with cluster.connected(cluster.Scheduler(processes.address), lambda text: None) as client:
+        monkeypatch.setattr(cluster, "WORKER_SECONDS", 1)
+        with pytest.raises(InputError, match="no worker of the cluster has the resource GPU after 1 s"):
+            preprocess._device("cuda", client)
+        assert preprocess._device("auto", client) == "cpu" and "--device cuda waits for one" in capsys.readouterr().err
+        monkeypatch.setattr(cluster, "WORKER_SECONDS", 600)
+        processes.worker("--resources", "GPU=1")
+        assert preprocess._device("cuda", client) == preprocess._device("auto", client) == "cuda"
+
+
+def output(work: Path, device: str = "cpu") -> Output:
+    (work / "clips").mkdir(parents=True)
+    return Output("toy", "0", work / "final", work, {}, device=device)
+
+
+def schedule(tasks: list[Task], fatal: set[int]) -> cluster._Schedule:
+    """Of these suspects, the fatal ones take their workers down again."""
+    made = cluster._Schedule(None, lambda text: None, suspects=tasks)
+    made._alone = lambda task: None if task.index in fatal else extract.Outcome(task.index)
+    return made
+
+
+def test_clips_that_take_their_workers_down_are_told_from_machines_that_lack_memory(tmp_path):
+    to = output(tmp_path)
+    tasks = [Task(i, tmp_path, tmp_path / "x", (to,), None, DEFAULT_LIMITS, Source("0")) for i in range(5)]
+    for suspects, fatal in ((tasks[:1], {0}), (tasks, {0, 1, 3})):
+        found = {outcome.index: outcome.failed for outcome in schedule(suspects, fatal)._told_apart()}
+        assert {index for index, cause in found.items() if "died on this clip twice" in cause} == fatal
+        assert len(found) == len(suspects) and {i for i in range(5) if to.part(i).exists()} == fatal
+        for index in fatal:
+            to.part(index).unlink()
+    for count in (2, 3, 5):
+        with pytest.raises(MachineError, match="die on whatever clip"):
+            list(schedule(tasks[:count], {0, 1, 2, 3, 4})._told_apart())
+        assert not list(tmp_path.rglob("*.npz"))
+
+
+def test_tasks_for_a_gpu_go_to_one_whoever_is_there_first(tmp_path):
+    task = Task(0, tmp_path, tmp_path, (output(tmp_path, "cuda"),), None, DEFAULT_LIMITS, Source("0"))
+    planned = schedule([], set())
+    planned._count = lambda: None
+    planned._two_stages = lambda tasks: iter([[extract.Outcome(0)]])
+    assert [outcome.index for outcome in planned.run([task])] == [0]
+
+
+def test_a_single_clip_that_is_fatal_is_recorded(synthetic_ravdess, tmp_path, mlemiss):
+    """One added to a finished store, say: there is no other clip to show that workers live."""
+    arguments = options(synthetic_ravdess, tmp_path / "stores", "--media", "only", "--limit", 1, "--workers", 1)
+    poison = "import os\nfrom mlemiss.pipeline import media\nmedia.read_clip = lambda path, limits: os._exit(1)\n"
+    (tmp_path / "fatal.py").write_text(poison)
+    result = mlemiss(*arguments, DASK_DISTRIBUTED__WORKER__PRELOAD=str([str(tmp_path / "fatal.py")]))
+    assert result.returncode == 1 and "died on this clip twice" in result.stderr, result.stderr
+    assert mlemiss(*arguments, "--retry-failed").returncode == 0
 
 
 def test_nothing_listens_beyond_loopback(synthetic_ravdess, tmp_path):

@@ -1,5 +1,6 @@
 """Clips and machines that misbehave: each costs what it must and no more, with its cause on record."""
 
+import ctypes
 import json
 import os
 import shutil
@@ -9,10 +10,16 @@ import subprocess
 import sys
 import time
 import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from mlemiss.pipeline.datasets import collect
 from mlemiss.pipeline.ffmpeg_process import ffmpeg_binary
+from mlemiss.pipeline.parts import Part
+from mlemiss.pipeline.sources import read_sources
 from mlemiss.pipeline.store import FeatureStore, damaged_files
 
 from .conftest import SMALL
@@ -83,7 +90,6 @@ def folder(synthetic_ravdess, tmp_path_factory) -> tuple[Path, dict[str, str], P
     root.mkdir()
     good = sorted(synthetic_ravdess.rglob("*.mp4"))[:KINDS]
     shutil.copy(good[0], outside)
-    os.utime(outside, (1e9, 1.5e9))  # read longer ago than written: a reading now would show, whatever the mount
     for i in range(GOOD):
         (root / f"good{i:03}.mp4").hardlink_to(good[i % KINDS])
     causes = hostile_clips(root, good[0], outside)
@@ -94,6 +100,22 @@ def folder(synthetic_ravdess, tmp_path_factory) -> tuple[Path, dict[str, str], P
     return root, causes, outside
 
 
+@contextmanager
+def watched(path: Path) -> Iterator[Callable[[], bool]]:
+    """Tells whether any process opened a file since: by inotify, as many mounts keep no times of access."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    events = libc.inotify_init1(os.O_NONBLOCK)
+    assert libc.inotify_add_watch(events, bytes(path), 0x20) >= 0  # IN_OPEN
+
+    def opened() -> bool:
+        with suppress(BlockingIOError):
+            return bool(os.read(events, 4096))
+        return False
+
+    yield opened
+    os.close(events)
+
+
 LIMITS = ("--clip-timeout", 2, "--clip-bytes", 2_500_000)
 
 
@@ -101,9 +123,13 @@ def test_two_hundred_clips_twenty_of_them_hostile(folder, tmp_path, mlemiss):
     root, causes, outside = folder
     arguments = ["--dataset", root / "mine.csv", "--stores", tmp_path / "stores", "--json", "--workers", 2]
     tag = f"MLEMISS_TEST_TAG={tmp_path.name}"
-    result = mlemiss(
-        "preprocess", *arguments, *LIMITS, "--features", SMALL, "--weights", "random", **dict([tag.split("=")])
-    )
+    with watched(outside) as was_opened:
+        result = mlemiss(
+            "preprocess", *arguments, *LIMITS, "--features", SMALL, "--weights", "random", **dict([tag.split("=")])
+        )
+        assert not was_opened(), "a file outside the root was read"
+        outside.open("rb").close()
+        assert was_opened(), "here it cannot be told whether a file is read"
     assert result.returncode == 1, result.stderr
     summary = json.loads(result.stdout)
     found = {failure["path"]: failure["cause"] for failure in summary["failed"]}
@@ -111,7 +137,6 @@ def test_two_hundred_clips_twenty_of_them_hostile(folder, tmp_path, mlemiss):
     for name, word in causes.items():
         assert found[name] and word in found[name], (name, found[name])
         assert str(tmp_path) not in found[name] and " 0x" not in found[name]
-    assert outside.stat().st_atime == 1e9, "a file outside the root was read"
     assert _processes_mentioning(tag) == []
     stored = FeatureStore.open(summary["stores"][0])
     assert (stored.status == "done").sum() == 180 and stored.present[stored.status == "done"].all()
@@ -124,25 +149,32 @@ def test_too_many_failures_are_an_error(folder, tmp_path, mlemiss):
     result = mlemiss(*arguments, "--max-failures", 3)
     assert result.returncode == 2 and "4 clips failed, more than --max-failures 3" in result.stderr, result.stderr
     assert content(tmp_path / "stores") == {}
+    failed = [path for path in (tmp_path / "stores").rglob("*.npz") if Part.load(path).failed]
+    result = mlemiss(*arguments, "--max-failures", 3)  # those four count, before anything else is decoded
+    assert result.returncode == 2 and "4 clips failed, more than --max-failures 3" in result.stderr, result.stderr
+    assert [path for path in (tmp_path / "stores").rglob("*.npz") if Part.load(path).failed] == failed
     assert mlemiss(*arguments).returncode == 1
     result = mlemiss(*arguments, "--max-failures", 19)
     assert result.returncode == 2 and "20 clips of mine-media" in result.stderr, result.stderr
     assert mlemiss(*arguments, "--max-failures", 20).returncode == 1
 
 
-def test_a_lost_claim_stops_before_publishing(synthetic_ravdess, tmp_path):
-    """Taken over by another machine, as after a suspension: whoever wakes up must not publish beside it."""
-    takeover = """
+@pytest.mark.parametrize("moment", ["reuse.fill", "store.write_table"])
+def test_a_lost_claim_stops_before_publishing(moment, synthetic_ravdess, tmp_path):
+    """Taken over by another machine, as after a suspension, before the last stage or within it: whoever wakes up must
+    not publish beside it."""
+    module, name = moment.split(".")
+    takeover = f"""
 import json, sys
 import mlemiss.cli
-from mlemiss.pipeline import reuse
+from mlemiss.pipeline import {module} as module
 from pathlib import Path
-real = reuse.fill
-def fill(plan):
-    for file in (plan.stores / ".partial").glob("*.lock.json"):
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"token": "another", "host": "elsewhere"}))
-    return real(plan)
-reuse.fill = fill
+real = module.{name}
+def taken(*arguments):
+    for file in Path({str(tmp_path)!r}).rglob("*.lock.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {{"token": "another", "host": "elsewhere"}}))
+    return real(*arguments)
+module.{name} = taken
 mlemiss.cli.main(sys.argv[1:])
 """
     arguments = options(synthetic_ravdess, tmp_path / "stores", "--limit", 2, "--workers", 0, "--media", "only")
@@ -177,6 +209,16 @@ mlemiss.cli.main(sys.argv[1:])
     failed = json.loads(done.stdout)["failed"]
     assert [failure["path"].rpartition("/")[2] for failure in failed] == names
     assert all("changed after its content was hashed" in failure["cause"] for failure in failed)
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "7", '{"x": 3}', "null", "{"])
+def test_a_damaged_list_of_hashes_is_made_anew(text, synthetic_ravdess, tmp_path):
+    cache = tmp_path / "sha256.json"
+    collection = collect("ravdess", synthetic_ravdess, None)
+    collection = replace(collection, clips=collection.clips[:1])
+    cache.write_text(text.replace("x", str(synthetic_ravdess / collection.clips[0].path)))
+    first = read_sources(collection, 1 << 30, False, cache)
+    assert len(first[0].sha256) == 64 and read_sources(collection, 1 << 30, False, cache) == first
 
 
 def test_limits_are_checked(synthetic_ravdess, mlemiss):

@@ -39,6 +39,11 @@ def toy(tmp_path_factory) -> Path:
         ("https://u:hunter2@host/x", "netrc"),
         ("s3://key:hunter2@bucket/x", "AWS_ACCESS_KEY_ID"),
         ("https://host/x?X-Amz-Signature=hunter2", "no [?] or #"),
+        ("https://host/stores/..%2F..%2Foutside.zarr", "names no place"),
+        ("https://host/stores/..%5Coutside.zarr", "names no place"),
+        ("https://host/%2e%2e/outside.zarr", "names no place"),
+        ("https://host/./outside.zarr", "names no place"),
+        ("s3://bucket/outside%00.zarr", "names no place"),
     ],
 )
 def test_what_is_no_place(text, why, mlemiss):

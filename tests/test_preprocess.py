@@ -180,7 +180,9 @@ mlemiss.cli.main(sys.argv[1:])
     rerun = mlemiss(*arguments)
     assert rerun.returncode == 0, rerun.stderr
     assert content(stores) == six
-    assert not list(stores.glob(".partial/*.zarr")) and len(list(stores.glob("*.zarr/RUN.json"))) == 2
+    assert not list(stores.glob(".partial/*.zarr"))
+    records = [json.loads(path.read_text()) for path in stores.glob("*.zarr/RUN.json")]
+    assert len(records) == 2 and all({"command", "finished", "host"} <= set(record) for record in records)
 
 
 def killed_ffmpeg(folder: Path) -> Path:
@@ -271,6 +273,13 @@ def test_incomplete_store_is_made_anew(synthetic_ravdess, tmp_path, mlemiss):
     result = mlemiss(*arguments)
     assert result.returncode == 0 and "was incomplete" in result.stderr
     assert content(tmp_path / "stores") == whole and list((tmp_path / "stores").glob(".partial/*.set-aside"))
+    (store / "zarr.json").write_text("{")
+    result = mlemiss(*arguments)
+    assert result.returncode == 0 and "was damaged" in result.stderr and content(tmp_path / "stores") == whole
+    record = json.loads((store / RUN).read_text())
+    assert record["command"].startswith("mlemiss preprocess") and record["clips"] == 2 and record["started"]
+    (store / RUN).unlink()  # a store pulled without its record, say
+    assert mlemiss(*arguments).returncode == 0 and not (store / RUN).exists()
     document = json.loads((store / "zarr.json").read_text())
     document["attributes"]["schema"] = 99
     (store / "zarr.json").write_text(json.dumps(document))

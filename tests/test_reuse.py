@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from mlemiss.pipeline import store
+from mlemiss.pipeline.ffmpeg import due_to_limit
 from mlemiss.pipeline.ffmpeg_process import ffmpeg_binary
+from mlemiss.pipeline.lock import only_one
 from mlemiss.pipeline.store import FeatureStore, damaged_files
 
 from .conftest import SMALL
@@ -161,6 +164,44 @@ def test_failed_clips_are_retried_alone(slow, grown, tmp_path, mlemiss, counting
     assert not list(path.parent.glob(".partial/*.zarr*")) and mlemiss(*arguments, "--retry-failed").returncode == 0
     assert FeatureStore.open(path).attrs["revision"] == 2  # nothing failed, so nothing was made anew
 
+    leftover = path.parent / ".partial" / f"{path.name}.2"  # of a kill right after publishing
+    (leftover / "clips").mkdir(parents=True)
+    with only_one(leftover.with_name(f"{path.stem}.lock"), path.name):
+        assert mlemiss(*arguments).returncode == 0 and leftover.exists()  # somebody is at work there
+    assert mlemiss(*arguments).returncode == 0 and not leftover.exists()
+
+
+def test_what_a_limit_took_is_retried(grown, tmp_path, mlemiss):
+    """A clip that is done, but without its picture because of a limit: from whatever store its result could come."""
+    arguments = options(grown, tmp_path / "stores", "--limit", 1, "--media", "keep", "--json")
+    result = mlemiss(*arguments, "--clip-pixels", 100)
+    assert result.returncode == 0 and "1 done without visual" in result.stderr, result.stderr
+    paths = json.loads(result.stdout)["stores"]
+    assert all(due_to_limit(FeatureStore.open(path).error[0]) for path in paths)
+    assert mlemiss(*arguments).returncode == 0 and not FeatureStore.open(paths[0]).present.all()
+    retried = mlemiss(*arguments, "--retry-failed")
+    assert retried.returncode == 0, retried.stderr
+    for store_now in map(FeatureStore.open, paths):
+        assert store_now.present.all() and store_now.attrs["revision"] == 2 and store_now.error[0] == ""
+
+
+@pytest.mark.parametrize(
+    ("cause", "expected"),
+    [
+        ("decoding was stopped: it took longer than the time allowed", True),
+        ("decoding was stopped: it gave more than the memory or length allowed", True),
+        ("the decoder crashed, or needs more than the 4 GiB of memory allowed", True),
+        ("the clip lasts 10800 s, longer than the 1800 s allowed", True),
+        ("the file holds 9 bytes, more than the 8 allowed", True),
+        ("visual: the video does not decode: Picture size 9x9 exceeds specified max pixel count 4", True),
+        ("a link that leaves the root, which --follow-links allows", False),
+        ("audio: the audio is digital silence", False),
+        ("", False),
+    ],
+)
+def test_limits_are_told_from_other_causes(cause, expected):
+    assert due_to_limit(cause) == expected
+
 
 @pytest.mark.parametrize("moment", ["store.write_json", "rename"])
 def test_killed_while_replacing_a_revision(moment, slow, mlemiss):
@@ -189,3 +230,81 @@ mlemiss.cli.main(sys.argv[1:])
     assert mlemiss(*arguments, "--retry-failed").returncode == 0
     assert FeatureStore.open(path).attrs["revision"] == 2 and damaged_files(path) == []
     assert not list(path.parent.glob(".partial/*.zarr*"))
+
+
+def _spoil(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_nothing_is_taken_over_from_damaged_chunks(grown, tmp_path, mlemiss, counting, monkeypatch):
+    """Neither results nor media: the clips they hold are decoded again, the others are not."""
+    stores, fresh, (environment, log) = tmp_path / "stores", tmp_path / "fresh", counting
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    for path in sorted(grown.rglob("*.mp4"))[4:]:
+        path.unlink()
+    clips = sorted(path.name for path in grown.rglob("*.mp4"))
+    assert mlemiss(*options(grown, stores, "--media", "only")).returncode == 0
+    log.unlink()
+    (media_store,) = stores.glob("*.zarr")
+    (media_store / "frames" / "c" / "1" / "0" / "0" / "0" / "0").unlink()
+    _spoil(media_store / "logmel" / "c" / "2" / "0" / "0" / "0" / "0")
+    result = mlemiss(*options(grown, stores))
+    assert result.returncode == 0 and result.stderr.count("is damaged") == 1, result.stderr
+    assert sorted(log.read_text().split()) == clips[1:3]
+    next((grown / "Actor_01").glob(clips[-1])).unlink()  # another data set, of clips that the stores have
+    for path in stores.glob("*-media-*.zarr"):
+        shutil.rmtree(path)
+    (features,) = stores.glob("*.zarr")
+    for damage in (
+        lambda: (features / "visual" / "c" / "0" / "0" / "0").unlink(),
+        lambda: _spoil(features / "status" / "c" / "0"),
+    ):
+        log.unlink()
+        damage()
+        result = mlemiss(*options(grown, stores))
+        assert result.returncode == 0 and result.stderr.count("is damaged") == 1, result.stderr
+        assert sorted(log.read_text().split()) == clips[:-1]
+        for path in set(stores.glob("*.zarr")) - {features}:
+            assert damaged_files(path) == []
+            made = content(stores)
+            shutil.rmtree(path)
+    assert mlemiss(*options(grown, fresh)).returncode == 0
+    assert content(fresh).items() <= made.items()
+
+
+def test_a_worker_reads_the_revision_that_stands(grown, tmp_path, mlemiss):
+    """A worker of a cluster serves many runs: what it has open may have been replaced meanwhile."""
+    from mlemiss.pipeline import extract
+    from mlemiss.pipeline.plan import Row
+
+    arguments = options(grown, tmp_path / "stores", "--media", "only", "--limit", 1)
+    assert mlemiss(*arguments).returncode == 0
+    (path,) = (tmp_path / "stores").glob("*.zarr")
+    assert extract._open_media(path, 1) is extract._open_media(path, 1)
+    old = extract._cached_media(Row(path, 0, 1)).frames.copy()
+    with_other = path.with_name("built")
+    shutil.copytree(path, with_other)
+    (with_other / "COMPLETE.json").unlink()
+    group = store.open_group(with_other)
+    group["frames"][0] = 255 - group["frames"][0]
+    group.attrs["revision"] = 2
+    store.publish(with_other, path, tmp_path / "replaced")
+    assert (extract._cached_media(Row(path, 0, 2)).frames == 255 - old).all()
+
+
+def test_a_foreign_store_without_a_spec_is_passed_by(grown, tmp_path, mlemiss):
+    arguments = options(grown, tmp_path / "stores", "--media", "keep", "--limit", 1)
+    assert mlemiss(*arguments).returncode == 0
+    for path in (tmp_path / "stores").glob("*.zarr"):
+        built = path.with_name("built")
+        path.rename(built)
+        (built / "COMPLETE.json").unlink()
+        group = store.open_group(built)
+        attributes = {name: value for name, value in group.attrs.items() if name not in ("spec", "versions")}
+        group.attrs.put(attributes)
+        store.publish(built, path.with_name(f"other-{path.name}"))
+    result = mlemiss(*arguments)
+    assert result.returncode == 0 and "taken over" not in result.stderr, result.stderr

@@ -130,6 +130,28 @@ def test_checksums_name_damaged_absent_and_unexpected_files(tmp_path):
     assert damaged_files(path) == ["label/c/0", "stray", "visual/c/0/0/0"]
 
 
+def test_an_absent_or_cut_chunk_is_not_read_as_fill_values(tmp_path, mlemiss):
+    path = make_store(tmp_path)
+    (path / "visual" / "c" / "1" / "0" / "0").unlink()
+    chunk = path / "audio" / "c" / "0" / "0" / "0"
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    (path / "label" / "c" / "0").unlink()
+    opened = FeatureStore.open(path)
+    assert opened.read("visual", slice(0, 32)).shape == (32, 3, 4)  # what is whole is read
+    for read, name in (
+        (lambda: opened.read("visual"), "visual/c/1/0/0 is absent"),
+        (lambda: opened.read("audio"), r"audio/c/0/0/0 is \d+ bytes, recorded with \d+"),
+        (lambda: opened.label, "label/c/0 is absent"),
+    ):
+        with pytest.raises(InputError, match=rf"{name}.\n`mlemiss store verify"):
+            read()
+    listed = mlemiss("store", "ls", tmp_path, "--json")
+    assert listed.returncode == 0 and json.loads(listed.stdout)[0]["store"] == path.name, listed.stderr
+    assert mlemiss("store", "info", path).returncode == 2  # the classes are counted by label
+    found = json.loads(mlemiss("store", "verify", path, "--json").stdout)
+    assert len(found["damaged"]) == 3 and found["of_clips"] == 40
+
+
 def test_finds_the_one_store_that_fits(tmp_path):
     with pytest.raises(InputError, match="no finished store of resnet50"):
         find_store(tmp_path / "absent", "resnet50")
