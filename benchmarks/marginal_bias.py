@@ -1,10 +1,10 @@
-"""The bias of the marginal over the latest embeddings (`bank`) against the full one, while backbones train.
+"""The bias of the marginal over the latest features (`bank`) against the full one, while backbones train.
 
     python benchmarks/marginal_bias.py --store stores/ravdess-media-*.zarr --missing audio:0.8 [--epochs 5] [--seeds 3]
 
 Trains the maximum-likelihood method with `bank`. Before each step the same batch's loss and gradient are taken at the
-same weights with `full`, every row of the support embedded anew, and with a bank of embeddings that are all fresh,
-which is unbiased: what the bank as it is differs from that by is the age of its embeddings. Printed for each epoch:
+same weights with `full`, every row of the support computed anew, and with a bank of features that are all fresh, which
+is unbiased: what the bank as it is differs from that by is the age of its features. Printed for each epoch:
 
 - loss_bank, loss_full: means over its steps;
 - bias: length of the mean over steps of (gradient with the bank - with a fresh one), over that of full's mean gradient;
@@ -94,7 +94,7 @@ def gradients(store: FeatureStore, options: EndToEnd, o: argparse.Namespace, see
             before = {m: marginal.bank.clone() for m, marginal in bank.items()}
             for marginal in bank.values():
                 with torch.no_grad():
-                    marginal.bank[:, : marginal.N] = marginal.support.embed(marginal.encoder)
+                    marginal.bank[:, : marginal.N] = marginal.support.features(marginal.support.rows)
             _, fresh = gradient(bank, rows, weight)
             for m, marginal in bank.items():
                 marginal.bank = before[m]
