@@ -1,13 +1,14 @@
-"""The bias of the marginal over the latest embeddings (`bank`) against the full one, while backbones train.
+"""The bias of the marginal over the latest features (`bank`) against the full one, while backbones train.
 
     python benchmarks/marginal_bias.py --store stores/ravdess-media-*.zarr --missing audio:0.8 [--epochs 5] [--seeds 3]
 
-Trains the maximum-likelihood method with `bank`. Before each step the same batch's loss and gradient are taken with
-`full` too, at the same weights: every row of the support embedded anew. Printed for each epoch, means over its steps:
+Trains the maximum-likelihood method with `bank`. Before each step the same batch's loss and gradient are taken at the
+same weights with `full`, every row of the support computed anew, and with a bank of features that are all fresh, which
+is unbiased: what the bank as it is differs from that by is the age of its features. Printed for each epoch:
 
-- loss: what `bank` and `full` have, and the difference;
-- bias: length of the mean over steps of the gradients' difference, against the length of full's mean gradient;
-- noise: mean length of the single step's difference, against the same.
+- loss_bank, loss_full: means over its steps;
+- bias: length of the mean over steps of (gradient with the bank - with a fresh one), over that of full's mean gradient;
+- noise: mean length over steps of (gradient with a fresh bank - with full), over the same: the drawing of the batch.
 
 With --accuracy whole trainings with either marginal follow: test accuracies over the seeds. A backbone without batch
 norms (timm:test_convnext by default) keeps the two gradients comparable.
@@ -87,21 +88,26 @@ def gradients(store: FeatureStore, options: EndToEnd, o: argparse.Namespace, see
 
     found = []
     for epoch in range(1, o.epochs + 1):
-        losses, exact, difference, noise = [], 0, 0, 0
+        losses, exact, aged, noise = [], 0, 0, 0
         for rows, weight in order.epoch(epoch):
             of_full, whole = gradient(full, rows, weight)
+            before = {m: marginal.bank.clone() for m, marginal in bank.items()}
+            for marginal in bank.values():
+                with torch.no_grad():
+                    marginal.bank[:, : marginal.N] = marginal.support.features(marginal.support.rows)
+            _, fresh = gradient(bank, rows, weight)
+            for m, marginal in bank.items():
+                marginal.bank = before[m]
             of_bank, latest = gradient(bank, rows, weight)
             losses.append((of_bank, of_full))
-            exact, difference = exact + whole, difference + (latest - whole)
-            noise += (latest - whole).norm()
+            exact, aged = exact + whole, aged + (latest - fresh)
+            noise += (fresh - whole).norm()
             optimiser.step()
         steps = len(losses)
         length = exact.norm() / steps
         of_bank, of_full = map(statistics.mean, zip(*losses, strict=True))
         entry = {"loss_bank": of_bank, "loss_full": of_full, "loss_difference": of_bank - of_full}
-        found.append(
-            entry | {"bias": (difference.norm() / steps / length).item(), "noise": (noise / steps / length).item()}
-        )
+        found.append(entry | {"bias": (aged.norm() / steps / length).item(), "noise": (noise / steps / length).item()})
     return found
 
 

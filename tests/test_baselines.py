@@ -128,7 +128,7 @@ def imputer_alone(dataset, run, kind):
     for epoch in range(SETTINGS.epochs):
         with torch.no_grad():
             pseudo = (x @ w + b).relu() @ v + c  # what is predicted before the epoch
-        for rows, weight in order.epoch():
+        for rows, weight in order.epoch(epoch + 1):
             rows = rows[0][weight[0] > 0]
             target = torch.where(has_audio[rows, None], y[rows].nan_to_num(), pseudo[rows])
             if epoch == 0:

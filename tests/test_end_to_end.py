@@ -262,13 +262,21 @@ def test_an_epoch_depends_on_its_number_alone(media):
 # The marginal.
 
 
-def test_the_latest_embeddings_give_an_unbiased_gradient(tmp_path):
-    """Over fresh embeddings the mean gradient is the full marginal's, the loss's own weights included."""
+def test_the_latest_features_give_an_unbiased_gradient(tmp_path):
+    """Over fresh features the mean gradient of what computes them, here a scale of each, and of the encoder is the full
+    marginal's, the loss's own weights included."""
     clips = Clips(write_store(tmp_path, clips=60, without_audio=(), failed=()))
     run = clips.run(RunSpec(0, parse_missing("audio:0.8")))
     runs = Dataset(clips).runs([run], all_rows)
     strata = Strata(run.observed, run.training_clips(all_rows), runs.segments, 24)
     settings = Settings(hidden=8, dim=4)
+    scale = [torch.ones(n, requires_grad=True) for n in (12, 10)]
+    gather = runs.gather_modality
+
+    def scaled(m, rows, observed):
+        return (gather(m, rows, observed).nan_to_num() * scale[m]).masked_fill(~observed[..., None], torch.nan)
+
+    runs.gather_modality = scaled
 
     def gradient(kind, rows, weight):
         method = MaximumLikelihood(runs, settings, "addition")
@@ -278,7 +286,8 @@ def test_the_latest_embeddings_give_an_unbiased_gradient(tmp_path):
         method._marginals = {1: kind(runs, 1, method.encoders[1])}
         method._marginals[1].begin_epoch(1)
         method.loss(runs.batch(rows[None], weight[None])).sum().backward()
-        return torch.cat([p.grad.flatten() for p in method.encoders[1].parameters()])
+        found, scale[1].grad = scale[1].grad, None
+        return torch.cat([found, *(p.grad.flatten() for p in method.encoders[1].parameters())])
 
     every = torch.as_tensor(np.flatnonzero(run.part == TRAIN))
     rows = runs.rows_of(every[None])[0]
@@ -292,6 +301,7 @@ def test_the_latest_embeddings_give_an_unbiased_gradient(tmp_path):
     assert far.square().mean() < 1.5 and far.max() < 5
     part = torch.stack([gradient(Full, *batch) for batch in zip(*strata.epoch(generator), strict=True)]).mean(0)
     assert (part - exact).norm() < 0.5 * exact.norm()  # of the same size
+    assert exact[:10].norm() > 0.01
 
 
 def test_a_bank_goes_on_where_it_was(media):

@@ -362,7 +362,7 @@ def test_a_reason_for_many_combinations_is_said_once(run):
     assert text.count("too few <clips>") == 1 and "18 combinations, such as toy m0; toy m1; toy m2: too few" in text
     assert "toy alone: of its own" in text
     compared = {"exhibit": "x", "title": "X", "paper": "", "ran_on": [], "command": "", "missing": [], "cells": []}
-    compared["end_to_end"] = False
+    compared |= {"end_to_end": False, "shows": ""}
     compared["left_out"] = ["all of vgg16 by clip", *(f"{s['cell']}: {s['reason']}" for s in skipped)]
     assert [line.split(":")[1].split(",")[0] for line in left_out(compared)] == [
         " all of vgg16 by clip.",

@@ -84,8 +84,8 @@ def test_every_row_is_trained_on_once_an_epoch_in_the_seeds_own_order(store):
     steps = -(-runs.kept[0].sum() * runs.segments // 32)
     order = EpochOrder(runs, Stage(), steps, 32)
     epochs = []
-    for _ in range(2):
-        rows, weight = (torch.cat(parts, 1) for parts in zip(*order.epoch(), strict=True))
+    for number in (1, 2):
+        rows, weight = (torch.cat(parts, 1) for parts in zip(*order.epoch(number), strict=True))
         assert rows.shape == (2, steps * 32)
         for r in range(2):
             expected = runs.rows_of(torch.tensor(np.flatnonzero(runs.kept[r]))[None])[0]
@@ -95,6 +95,8 @@ def test_every_row_is_trained_on_once_an_epoch_in_the_seeds_own_order(store):
     assert not torch.equal(epochs[0], epochs[1])
     rank = [rows.argsort() for rows in epochs[0]]
     assert not torch.equal(*rank)  # the seeds' orders differ
+    again = EpochOrder(runs, Stage(), steps, 32)
+    assert torch.equal(torch.cat([rows for rows, _ in again.epoch(2)], 1), epochs[1])  # as a resumed run draws it
 
 
 def test_fillers_of_a_short_batch_weigh_nothing(store):

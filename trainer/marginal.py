@@ -9,7 +9,7 @@ All give `likelihood.log_posterior` a support [R, N, k]; it need not know which.
 - ``batch``: the batch's own observed rows.
 
 Where training changes what features are (`end_to_end`), a row embedded anew is a whole network's work. There ``bank``
-is `Latest`: the gradient goes through the rows that the batch holds anyway, and there is no ``batch``.
+is `Latest`, a bank of features, whose gradient goes through the rows that the batch holds; there is no ``batch``.
 
 Shapes: R runs, B batch, N support rows, S segments a clip, k embedding.
 """
@@ -47,12 +47,15 @@ class SupportRows:
         S = self.runs.segments
         return self._slot.gather(1, torch.div(rows, S, rounding_mode="floor")) * S + rows % S
 
+    def features(self, rows: Tensor) -> Tensor:
+        """Features [R, n, D] of rows [R, n] of the support."""
+        return self.runs.gather_modality(self.m, rows, self.runs.observed_rows(rows)[..., self.m])
+
     def embed(self, encoder: Encoder, rows: Tensor | None = None) -> Tensor:
         """Embeddings [R, n, k] of these rows (all by default), many of them in blocks that are made again backward."""
 
         def block(part: Tensor) -> Tensor:
-            observed = self.runs.observed_rows(part)[..., self.m]
-            return encoder(self.runs.gather_modality(self.m, part, observed), observed)
+            return encoder(self.features(part), self.runs.observed_rows(part)[..., self.m])
 
         def light(part: Tensor) -> Tensor:
             return checkpoint(block, part, use_reentrant=False, preserve_rng_state=False)
@@ -151,30 +154,51 @@ class Bank:
         return support, self.support.mask
 
 
-class Latest(Bank):
-    """The bank where embedding a row anew is costly: the gradient goes through the batch's observed rows.
+class Latest:
+    """The bank where a row's features are a whole network's work: the latest features of every support row.
 
-    A batch that holds more rows of a pattern than occur weighs them less (`order.Strata`). With N_p of N rows of a
-    pattern and J_p of B in a batch, N_p / J_p is a row's weight times N / B: each fresh row stands for so many of the
-    support, and the gradient is unbiased but for the age of the other embeddings.
+    They are embedded anew each step, which costs little, so only the network's own share of an embedding is old. The
+    encoder's gradient runs over all of them, the network's through the batch's observed rows. A batch that holds more
+    rows of a pattern than occur weighs them less (`order.Strata`): with N_p of N rows of a pattern and J_p of B in a
+    batch, N_p / J_p is a row's weight times N / B. Each fresh row stands for so many of the support, and the gradient
+    is unbiased but for the age of the other features.
     """
 
     def __init__(self, runs: Runs, m: int, encoder: Encoder):
-        super().__init__(runs, m, encoder)
+        self.support, self.encoder, self.m = SupportRows(runs, m), encoder, m
+        with torch.no_grad():
+            filled = in_blocks(self.support.features, self.support.rows, ROWS_AT_ONCE)
+        # One more clip's worth of entries at the end takes what belongs nowhere, and is never part of the support.
+        self.bank = torch.cat([filled, torch.zeros_like(filled[:, : runs.segments])], 1)
+        self.N = filled.shape[1]
         rows = [int(kept.sum()) * runs.segments for kept in runs.kept]
         self.trained = torch.tensor(rows, device=runs.device)[:, None, None]  # N
 
     def begin_epoch(self, steps: int) -> None:
         """Nothing is drawn."""
 
+    def state(self) -> dict:
+        return {"bank": self.bank}
+
+    def load_state(self, state: dict) -> None:
+        self.bank = state["bank"]
+
     def __call__(self, batch: Batch, fresh: Tensor) -> tuple[Tensor, Tensor | None]:
-        k = fresh.shape[-1]
         counted = batch.observed[..., self.m] & (batch.weight > 0)
-        written = torch.where(counted, self.support.position(batch.rows), self.N)[..., None].expand(-1, -1, k)
+        x = batch.x[self.m].masked_fill(~counted[..., None], 0)
+        written = torch.where(counted, self.support.position(batch.rows), self.N)[..., None].expand_as(x)
         scale = batch.weight[..., None] * (self.trained / (batch.weight > 0).sum(1)[:, None, None])
-        scaled = fresh.detach() + (fresh - fresh.detach()) * scale
-        self.bank.scatter_(1, written, fresh.detach())
-        return self.bank.scatter(1, written, scaled)[:, : self.N], self.support.mask
+        self.bank.scatter_(1, written, x.detach())
+        scaled = x.detach() + (x - x.detach()) * scale  # the value of x, N_p / J_p times its gradient
+        return self._embed(self.bank.scatter(1, written, scaled)[:, : self.N]), self.support.mask
+
+    def _embed(self, features: Tensor) -> Tensor:
+        """[R, N, D] to [R, N, k], in blocks that are made again backward where there are several."""
+        present = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
+        parts = list(zip(features.split(ROWS_AT_ONCE, 1), present.split(ROWS_AT_ONCE, 1), strict=True))
+        if len(parts) == 1:
+            return self.encoder(*parts[0])
+        return torch.cat([checkpoint(self.encoder, *part, use_reentrant=False) for part in parts], 1)
 
 
 END_TO_END = {"full": Full, "bank": Latest}
