@@ -70,7 +70,7 @@ def test_logmel_image_is_level_and_slopes(logmel):
     backbone = Backbone(SMALL, Weights("random"))
     seen = {}
     backbone.images = lambda values: seen.setdefault("values", values)[:, :, :224, :51]
-    backbone._network = lambda inputs: lambda _: torch.zeros(1, 1024)
+    backbone._compiled_for = lambda inputs: lambda _: torch.zeros(1, 1024)
     image = np.zeros((1, 3, 64, 51), np.float16)
     image[0, 0, 0], image[0, 0, 1], image[0, 0, 2], image[0, 1, 0] = -100, -40, 10, 10
     backbone.audio([image])

@@ -29,8 +29,8 @@ class Settings:
             if field.name == "marginal":
                 if value not in MARGINALS:
                     raise InputError(f"unknown marginal {value!r}: expected one of {', '.join(MARGINALS)}.")
-            elif field.name == "lr" and value > 1e6:
-                raise InputError(f"lr {value:g} is out of range: expected more than 0 and at most 1e6.")
+            elif field.name == "lr" and value > 1e37:  # AdamW's first step is ten times that, in float32
+                raise InputError(f"lr {value:g} is out of range: expected more than 0 and at most 1e37.")
             elif not (value > 0 or (field.name == "weight_decay" and value == 0)) or value == float("inf"):
                 least = "0 or more" if field.name == "weight_decay" else "more than 0"
                 raise InputError(f"{field.name.replace('_', ' ')} {value} is out of range: expected {least}.")
