@@ -9,10 +9,11 @@ import numpy as np
 
 from .checksums import recorded_files
 from .errors import InputError
+from .finding import look_through, why_not
 from .places import Place, in_parallel
 from .progress import printable
 from .sealed import run_record
-from .store import DONE, FAILED, FeatureStore, look_through, why_not
+from .store import DONE, FAILED, FeatureStore
 
 NUMERIC = ("clips", "failed", "size", "rev")
 WIDEST = 20  # characters of a name in the table; the store's own stands below it in full

@@ -12,6 +12,7 @@ from .backbones import Weights
 from .donor import Donor, say_once
 from .errors import InputError
 from .ffmpeg import Limits, due_to_limit
+from .finding import stores_in
 from .lock import only_one
 from .manifest import Collection
 from .sources import Source, read_sources
@@ -115,7 +116,7 @@ class Plan:
     def media_rows(self) -> dict[str, Row]:
         """By content: clips whose frames and log-Mels are in a finished media store of these stores."""
         rows: dict[str, Row] = {}
-        for path, attrs in store.stores_in(self.stores):
+        for path, attrs in stores_in(self.stores):
             if attrs["features"] != store.MEDIA or attrs.get("spec") != MEDIA_SPEC:
                 continue
             try:

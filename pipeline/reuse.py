@@ -16,6 +16,7 @@ from . import store
 from .donor import DamagedError, Donor, say_once
 from .errors import InputError
 from .ffmpeg import due_to_limit
+from .finding import stores_in
 from .parts import UNREADABLE, Part
 from .plan import WORK, WORK_PLAN, Output, Plan
 
@@ -57,7 +58,7 @@ Found = Iterator[tuple[str, Part, Media | None]]  # content, result, media where
 
 def _donors(plan: Plan, output: Output):
     """What may hold results of this output's spec: functions from wanted contents to those that are there."""
-    for path, attrs in store.stores_in(plan.stores):
+    for path, attrs in stores_in(plan.stores):
         if attrs["features"] == output.features and attrs.get("spec") == output.spec:
             yield lambda wanted, path=path: _from_store(path, output, wanted, plan.retry_failed)
     own = output.work

@@ -15,8 +15,9 @@ import pytest
 from mlemiss.pipeline import sealed, share
 from mlemiss.pipeline.checksums import RUN
 from mlemiss.pipeline.errors import InputError, MachineError
+from mlemiss.pipeline.finding import find_store
 from mlemiss.pipeline.places import place
-from mlemiss.pipeline.store import FeatureStore, find_store
+from mlemiss.pipeline.store import FeatureStore
 
 from .servers import forget_clients, free_port
 from .test_share import MADE, NAME

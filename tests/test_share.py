@@ -14,8 +14,9 @@ import zarr
 from mlemiss.pipeline import checksums, claim, share, store
 from mlemiss.pipeline.checksums import COMPLETE, PUSHING, RUN
 from mlemiss.pipeline.errors import InputError
+from mlemiss.pipeline.finding import find_store
 from mlemiss.pipeline.places import place
-from mlemiss.pipeline.store import FeatureStore, find_store
+from mlemiss.pipeline.store import FeatureStore
 from mlemiss.pipeline.verify import verify_store
 
 from .conftest import SMALL

@@ -84,8 +84,9 @@ def train(
 ) -> int:
     """Train every combination of the repeatable options, each with N seeds; print and keep the results."""
     from ..pipeline.backbones import DEFAULT
+    from ..pipeline.finding import find_store
     from ..pipeline.mask_files import read_given
-    from ..pipeline.store import MEDIA, FeatureStore, find_store
+    from ..pipeline.store import MEDIA, FeatureStore
     from . import job
 
     sizes = {"batch_size": batch_size, "hidden": hidden, "dim": dim}

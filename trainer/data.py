@@ -171,8 +171,12 @@ class Dataset:
         means, spreads = (values[m][chosen].double() for values in (self._means, self._spreads))
         mean = means.mean(0) if len(means) else torch.zeros_like(means.sum(0))
         std = ((self.segments * (means - mean).square_().sum(0) + spreads.sum(0)) / count).sqrt()
-        constant = std <= 1e-6 * mean.abs().clamp_min(1e-3)
-        return mean.float(), std.masked_fill(constant, 1).float()
+        return mean.float(), usable_deviation(mean, std)
+
+
+def usable_deviation(mean: Tensor, std: Tensor) -> Tensor:
+    """What features are divided by, float32 [D]: their deviation; 1 for those that are constant but for rounding."""
+    return std.masked_fill(std <= 1e-6 * mean.abs().clamp_min(1e-3), 1).float()
 
 
 def _load(clips: Clips, modality: str) -> tuple[Tensor, Tensor, Tensor]:

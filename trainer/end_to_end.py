@@ -21,7 +21,7 @@ from ..pipeline.errors import InputError
 from ..pipeline.masks import TRAIN
 from ..pipeline.store import FeatureStore
 from .checkpoint import Checkpoint, Checkpoints
-from .data import Clips, Run, Runs, generator
+from .data import Clips, Run, Runs, generator, usable_deviation
 from .media import MediaReader
 from .method import Method, Stage
 from .order import EpochOrder, Strata
@@ -242,8 +242,7 @@ class MediaRuns(Runs):
         trunk.eval()
         mean, square = total
         std = (square - mean**2).clamp_min(0).sqrt()
-        constant = std <= 1e-6 * mean.abs().clamp_min(1e-3)
-        return mean.float()[None], std.masked_fill(constant, 1).float()[None]
+        return mean.float()[None], usable_deviation(mean, std)[None]
 
 
 class MediaOrder:

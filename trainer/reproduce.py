@@ -10,11 +10,12 @@ import torch
 
 from ..pipeline.datasets import expected_clips
 from ..pipeline.errors import InputError
+from ..pipeline.finding import find_store, stores_in
 from ..pipeline.lock import only_one
 from ..pipeline.memory import keep_freed_memory
 from ..pipeline.places import Place
 from ..pipeline.progress import say
-from ..pipeline.store import MEDIA, FeatureStore, find_store, stores_in
+from ..pipeline.store import MEDIA, FeatureStore
 from . import experiments, kept, side_by_side
 from .cells import Cell, Plan, plan_grid, with_seeds
 from .end_to_end import EndToEnd, MediaClips
