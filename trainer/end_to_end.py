@@ -65,6 +65,17 @@ class EndToEnd:
         """Plain values that results depend on."""
         return asdict(self) | {"init": self.init.name}
 
+    def trunk(self, modality: str) -> Trunk:
+        """One modality's backbone, with its weights at first."""
+        return Trunk(
+            modality,
+            load_network(self.backbone, self.init),
+            frozen=self.frozen,
+            augment=self.augment,
+            micro_batch=self.micro_batch,
+            precision=self.precision,
+        )
+
     def check(self, settings: Settings, save_weights: bool = False) -> None:
         """InputError: an option that training end to end has not."""
         if settings.marginal == "batch":
@@ -155,10 +166,7 @@ class MediaRuns(Runs):
 
     @cached_property
     def trunks(self) -> nn.ModuleList:
-        o = self.options
-        how = {"frozen": o.frozen, "augment": o.augment, "micro_batch": o.micro_batch, "precision": o.precision}
-        trunks = [Trunk(name, load_network(o.backbone, o.init), **how) for name in self.modalities]
-        return nn.ModuleList(trunks).to(self.device)
+        return nn.ModuleList(map(self.options.trunk, self.modalities)).to(self.device)
 
     def trained_parameters(self) -> list[dict]:
         if self.options.frozen:

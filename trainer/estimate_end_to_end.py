@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..pipeline.backbones import load_network
 from ..pipeline.masks import TEST, TRAIN
 from . import methods as registry
 from .cells import Cell
@@ -20,7 +19,6 @@ from .end_to_end import CALIBRATION_STEPS, MediaClips
 from .marginal import DRAWN
 from .order import Strata
 from .settings import Settings
-from .trunks import Trunk
 
 TRIED_IMAGES = {"cpu": 8, "cuda": 1024}  # at most, of a micro-batch
 TRIED_STEPS = 2  # after one that pays for starting up
@@ -44,8 +42,7 @@ def estimate(cells: Sequence[Cell], settings: Settings, device: torch.device) ->
 
 def _measure(clips: MediaClips, m: int, settings: Settings, device: torch.device) -> Cost:
     o = clips.options
-    how = {"frozen": o.frozen, "augment": o.augment, "micro_batch": o.micro_batch, "precision": o.precision}
-    trunk = Trunk(clips.modalities[m], load_network(o.backbone, o.init), **how).to(device)
+    trunk = o.trunk(clips.modalities[m]).to(device)
     n = min(TRIED_IMAGES[device.type], o.micro_batch, settings.batch_size)
     there = torch.as_tensor(np.flatnonzero(clips.present[:, m]))
     S = clips.reader.segments
