@@ -78,6 +78,11 @@ def backbone_names() -> dict[str, str]:
     return names
 
 
+def is_backbone(features: str) -> bool:
+    """Whether `preprocess` can make these features; others are imported."""
+    return features in backbone_names() or features.startswith("timm:")
+
+
 def resolve_tag(features: str) -> str:
     """The full timm tag of a feature name, for example `resnet50.tv_in1k`. InputError: an unknown name.
 

@@ -48,6 +48,8 @@ def fetch_ravdess(root: Path, actors: Sequence[int], record: str = RECORD) -> Fe
         wanted = _wanted(root, actors)
         result = Fetched([actor for actor in actors if not wanted[actor]])
         lacking = [actor for actor in actors if wanted[actor]]
+        for actor in result.there:
+            (root / WORK / zip_name(actor)).unlink(missing_ok=True)  # a kill left it when all of it was unpacked
         if result.there:
             say(f"{len(result.there)} of {len(actors)} actors are in {root} already")
         if not lacking:

@@ -111,7 +111,10 @@ def run(
         received = _drain(sources, sizes, deadline)
         status = process.wait(timeout=max(deadline - time.monotonic(), 0.1))
         if -status in (signal.SIGKILL, signal.SIGTERM) or (status in (126, 127) and command_prefix):
-            raise MachineError(f"ffmpeg was ended from outside or could not start (status {status}): out of memory?")
+            raise MachineError(
+                f"ffmpeg was ended from outside or could not start (status {status}): out of memory?\n"
+                "Run the same command again, with fewer --workers or less --clip-memory: finished clips are kept."
+            )
         if status < 0 or OUT_OF_MEMORY.search(received["log"]):  # a library that is refused memory may crash
             raise DecoderError(
                 f"the decoder crashed, or needs more than the {max_memory / 2**30:.3g} GiB of memory allowed"

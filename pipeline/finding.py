@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from .backbones import is_backbone
 from .errors import InputError
 from .places import Place, in_parallel, is_local
 from .store import MEDIA, FeatureStore, read_attributes
@@ -45,6 +46,15 @@ def why_not(path: Place, error: InputError) -> str:
     return str(error).split("\n")[0].removeprefix(str(path)).strip().rstrip(".")
 
 
+def how_to_make(features: str, dataset: str) -> str:
+    """The command that makes a store of these features."""
+    if features == MEDIA:
+        return f"mlemiss preprocess --dataset {dataset} --media only"
+    if is_backbone(features):
+        return f"mlemiss preprocess --dataset {dataset} --features {features}"
+    return f"mlemiss store import FILE --dataset {dataset} --features {features} --map …"
+
+
 def find_store(folder: Place, features: str, dataset: str | None = None) -> Place:
     """The one store of these features in a folder of stores. InputError: none or several fit (they are listed)."""
     everything = list(stores_in(folder))
@@ -63,11 +73,10 @@ def find_store(folder: Place, features: str, dataset: str | None = None) -> Plac
     wanted = f"{features} features" + (f" of {dataset}" if dataset else "")
     if not fitting:
         there = ", ".join(path.name for path, _ in everything) or "none"
-        option = "--media only" if features == MEDIA else f"--features {features}"
         unusable = "".join(f"; not usable: {path.name}, {why}" for path, why in unusable_in(folder))
         raise InputError(
             f"no finished store of {wanted} in {folder} (stores there: {there}{unusable}).\n"
-            f"Make one with `mlemiss preprocess --dataset {dataset or 'NAME'} {option}`."
+            f"Make one with `{how_to_make(features, dataset or 'NAME')}`."
         )
     rows = "; ".join(
         f"{path} ({len(FeatureStore.open(path).clip_id)} clips, weights {(attrs['weights'] or {}).get('name')})"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import MACHINE_ERRNOS
+from .errors import MACHINE_ERRNOS, MachineError
 from .ffmpeg import Decoded, Limits, Listing, decode, decoder_failed, first_error, list_packets
 from .ffmpeg_process import ClipError, DecoderError, ffmpeg_binary
 from .logmel import SAMPLE_RATE, cut_segments, segment_logmel
@@ -107,6 +107,8 @@ def _read(path: Path, limits: Limits) -> _Clip:
         return _assemble(path, listing, _decode(path, listing, limits, deadline), limits)
     except ClipError as error:
         cause = str(error)
+    except MachineError as error:
+        raise MachineError(f"{path.name}: {error}") from None
     except (ArithmeticError, ValueError, IndexError) as error:  # timestamps or headers beyond all sense
         cause = f"its streams make no sense ({type(error).__name__})"
     return _Clip(causes={"visual": cause, "audio": cause})

@@ -37,15 +37,16 @@ class Progress:
         if sys.stderr.isatty():
             from rich import progress as rich_progress
             from rich.console import Console
+            from rich.table import Column
 
-            columns = (
-                rich_progress.TextColumn("{task.description}"),
-                rich_progress.BarColumn(),
+            columns = (  # where the terminal is narrow the description is cut, never the rest
+                rich_progress.TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True)),
+                rich_progress.BarColumn(bar_width=10),
                 rich_progress.TextColumn("{task.fields[amount]}"),
                 rich_progress.TextColumn("{task.fields[rate]}"),
                 rich_progress.TimeRemainingColumn(),
             )
-            self._bar = rich_progress.Progress(*columns, console=Console(stderr=True), transient=True)
+            self._bar = rich_progress.Progress(*columns, console=Console(stderr=True), transient=True, expand=True)
             self._task = self._bar.add_task(self.what, total=self.total, rate="", amount=self._amount())
             self._bar.start()
         return self

@@ -166,7 +166,7 @@ def _receive(source: Sealed, stores: Path) -> Transfer:
             write_json(built / RUN, record)
         _write(built / COMPLETE, source.marker)
         claim.check(now=True)
-        _swap(built, final, work.with_suffix(".set-aside"), keep=standing is None)
+        _swap(built, final, work, keep=standing is None)
     return Transfer(final, sent, len(source.files) - sent)
 
 
@@ -220,16 +220,17 @@ def _write(file: Path, content: bytes) -> None:
     temporary.replace(file)
 
 
-def _swap(built: Path, final: Path, aside: Path, keep: bool) -> None:
+def _swap(built: Path, final: Path, work: Path, keep: bool) -> None:
     """Put a built store in its place; what stood there goes, or is kept aside where it was unfinished."""
+    replaced = work.with_suffix(".replaced")
     if final.exists():
+        aside = work.with_suffix(".set-aside") if keep else replaced
         remove_tree(aside)
         final.rename(aside)
         if keep:
             say(f"note: {final} was incomplete; the old one is kept as {aside}")
     built.rename(final)
-    if not keep:
-        remove_tree(aside)
+    remove_tree(replaced)  # what a kill left of it too
 
 
 # ---- preprocess into a shared place -----------------------------------------------------------------------------

@@ -100,7 +100,7 @@ def test_losses_of_real_clips_are_those_of_cached_features(synthetic_ravdess, tm
 
 # Killed and resumed.
 
-ARGUMENTS = ["train", "--end-to-end", NORMED, "--init", "random", "--missing", "audio:0.5", "--epochs", "6", "--seeds"]
+ARGUMENTS = ["train", "--end-to-end", NORMED, "--init", "random", "--missing", "audio:0.5", "--epochs", "4", "--seeds"]
 ARGUMENTS += ["2", "--batch-size", "16", "--hidden", "16", "--dim", "6", "--device", "cpu"]
 MAIN = "import sys; from tests import media_stores; from mlemiss import cli; cli.main(sys.argv[1:])"
 

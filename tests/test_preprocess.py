@@ -44,6 +44,18 @@ def serial(synthetic_ravdess, tmp_path_factory) -> tuple[Path, dict]:
     return stores, json.loads(result.stdout)
 
 
+SIX = ("--media", "keep", "--workers", 0, "--limit", 6)
+
+
+@pytest.fixture(scope="module")
+def six(synthetic_ravdess, tmp_path_factory) -> dict[str, bytes]:
+    """An undisturbed run over six clips."""
+    stores = tmp_path_factory.mktemp("six") / "stores"
+    command = [sys.executable, "-m", "mlemiss.cli", *map(str, options(synthetic_ravdess, stores, *SIX))]
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    return content(stores)
+
+
 def test_summary_and_store(serial):
     _, summary = serial
     assert set(summary) == {"stores", "clips", "done", "failed", "absent", "unexpected", "seconds", "limit"}
@@ -120,13 +132,15 @@ def _staged(stores: Path) -> int:
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for left processes in /proc")
 @pytest.mark.parametrize("workers", [0, 2])
-def test_killed_and_rerun_gives_the_same_bytes(workers, serial, synthetic_ravdess, tmp_path, mlemiss):
+def test_killed_and_rerun_gives_the_same_bytes(workers, request, synthetic_ravdess, tmp_path, mlemiss):
     """SIGKILL as the first results appear and past half-way; then a run that ends."""
+    expected = content(request.getfixturevalue("serial")[0]) if workers else request.getfixturevalue("six")
     stores, tag = tmp_path / "stores", f"MLEMISS_TEST_TAG={tmp_path.name}"
     command = [sys.executable, "-m", "mlemiss.cli"]
-    command += map(str, options(synthetic_ravdess, stores, "--media", "keep", "--workers", workers))
+    arguments = ("--media", "keep", "--workers", workers) if workers else SIX
+    command += map(str, options(synthetic_ravdess, stores, *arguments))
     environment = os.environ | dict([tag.split("=")])
-    for enough in (1, 45) if workers else (20,):  # of 72 results: 36 clips in two stores
+    for enough in (1, 45) if workers else (7,):  # of 72 results, 36 clips in two stores; of twelve
         process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
         while _staged(stores) < enough and process.poll() is None:
             time.sleep(0.01)
@@ -140,20 +154,8 @@ def test_killed_and_rerun_gives_the_same_bytes(workers, serial, synthetic_ravdes
         assert _staged(stores) >= enough
     result = mlemiss(*command[3:])
     assert result.returncode == 0, result.stderr
-    assert content(stores) == content(serial[0])
+    assert content(stores) == expected
     assert not list(stores.glob(".partial/*.zarr")) and not list(stores.rglob("*.npz"))
-
-
-SIX = ("--media", "keep", "--workers", 0, "--limit", 6)
-
-
-@pytest.fixture(scope="module")
-def six(synthetic_ravdess, tmp_path_factory) -> dict[str, bytes]:
-    """An undisturbed run over six clips."""
-    stores = tmp_path_factory.mktemp("six") / "stores"
-    command = [sys.executable, "-m", "mlemiss.cli", *map(str, options(synthetic_ravdess, stores, *SIX))]
-    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
-    return content(stores)
 
 
 @pytest.mark.parametrize("moment", ["assemble.load_parts", "store.publish", "store.write_json", "store.remove_tree"])

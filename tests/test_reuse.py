@@ -79,8 +79,7 @@ def test_one_clip_more_in_a_store_of_a_hundred(synthetic_ravdess, tmp_path, mlem
     for i in range(101):
         (root / f"{i:03}.mp4").write_bytes(short.read_bytes() + b"\0\0\0\x0cfree" + i.to_bytes(4, "big"))
         rows.append(f"c{i:03},{i:03}.mp4,{'ab'[i % 2]},s{i % 9}")
-    arguments = ["preprocess", "--dataset", root / "mine.csv", "--stores", stores, "--features", SMALL]
-    arguments += ["--weights", "random", "--workers", 2]
+    arguments = ["preprocess", "--dataset", root / "mine.csv", "--stores", stores, "--media", "only", "--workers", 2]
     for count in (100, 101):
         (root / "mine.csv").write_text("\n".join(rows[: count + 1]) + "\n")
         result = mlemiss(*arguments, **environment)

@@ -1,6 +1,7 @@
 """Stores shared through real servers: pushed, pulled, killed midway and resumed, checked, trained from."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -172,6 +173,25 @@ def test_killed_while_replacing_an_older_revision(toy, s3, tmp_path, impatient):
         share.push(toy, place("s3://bucket/replaced"))
     share.push(tmp_path / "changed" / NAME, place("s3://bucket/replaced"))
     assert content(s3.folder / "replaced" / NAME) == content(tmp_path / "changed" / NAME)
+
+
+def test_killed_between_the_renames_of_a_folder_push(toy, tmp_path, monkeypatch):
+    """The older revision is moved away, the newer one not yet in its place: the next push puts it there."""
+    newer, folder = revised(toy, tmp_path / "new"), tmp_path / "nfs"
+    share.push(toy, folder)
+
+    def cut(built, target):
+        if target.suffix == ".zarr":
+            raise KeyboardInterrupt
+        os.rename(built, target)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "rename", cut)
+        share.push(newer, folder)
+    assert not (folder / NAME).exists()
+    assert share.push(newer, folder).sent == 0
+    assert content(folder / NAME) == content(newer)
+    assert [path.suffix for path in (folder / share.WORK).iterdir()] == [".lock"]
 
 
 def _all_changed(path: Path, folder: Path) -> Path:

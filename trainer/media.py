@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..pipeline.errors import InputError
+from ..pipeline.finding import how_to_make
 from ..pipeline.store import MEDIA, FeatureStore
 
 ARRAYS = {"visual": "frames", "audio": "logmel"}  # what a media store holds of a modality
@@ -34,7 +35,7 @@ class MediaReader:
         if store.features != MEDIA:
             raise InputError(
                 f"{store.path} holds no media: expected a store of frames and log-Mels to train end to end on.\n"
-                f"Make one with `mlemiss preprocess --media only`, or leave out --end-to-end to train on features."
+                f"Make one with `{how_to_make(MEDIA, 'NAME')}`, or leave out --end-to-end to train on features."
             )
         self.names = [ARRAYS[modality] for modality in store.modalities]
         self.segments: int = store.group[self.names[0]].shape[1]

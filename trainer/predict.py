@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..pipeline.errors import InputError
+from ..pipeline.finding import how_to_make
 from ..pipeline.masks import MODALITIES
 from ..pipeline.store import IMPORTED, MEDIA, FeatureStore
 from . import kept, saved
@@ -58,7 +59,7 @@ def choose(run: Path, features: str, **wanted: str | None) -> tuple[Path, dict]:
         there = ", ".join(dict.fromkeys(header["features"] for _, header in fitting))
         raise InputError(
             f"the weights in {run} take {there} features, and the store has {features} features.\n"
-            f"Name a store of the same features, or `mlemiss preprocess --features {there.split(', ')[0]}`."
+            f"Name a store of the same features, or make one: `{how_to_make(there.split(', ')[0], 'NAME')}`."
         )
     if len(same) > 1:
         raise InputError(

@@ -105,6 +105,9 @@ class Section:
         for kind, name in files:
             speakers = ": whether training and test clips share speakers is up to that file" if kind == "splits" else ""
             lines.append(f"{kind.capitalize()} given by {name}{speakers}.")
+        whole = [r for r in self.results if r["missing"] == "none"]
+        if lacking := max((max(np.subtract(r["n_train"], r["n_complete"])) for r in whole), default=0):
+            lines.append(f"Complete is as the data are: {lacking} training clips lack a modality by themselves.")
         if self.missing_test != "none":
             lines.append(f"Validation and test clips lack {self.missing_test} too.")
         return lines
