@@ -172,8 +172,8 @@ def _imagenet_file(tag: str) -> Path:
             break
     raise InputError(
         f"no ImageNet weights for {tag}: {why}; cache folder: {constants.HF_HUB_CACHE}.\n"
-        f"Either give a file, --weights FILE (or {tag.split('.')[0]}=FILE; safetensors or torch), or --weights random "
-        "for an untrained network."
+        f"Name a weights file instead (--weights FILE, end to end --init FILE; safetensors or torch), or random for an "
+        "untrained network."
     )
 
 

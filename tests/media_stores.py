@@ -19,20 +19,20 @@ from mlemiss.trainer.end_to_end import EndToEnd
 from torch import nn
 
 SEGMENTS, SIDE = 2, 40  # a frame's rows and columns
-TINY, NORMED = "timm:mlemiss_tiny", "timm:mlemiss_tiny_normed"
+TINY, NORMED, DROPPING = "timm:mlemiss_tiny", "timm:mlemiss_tiny_normed", "timm:mlemiss_tiny_dropping"
 RANDOM = Weights("random")
 
 
 class Tiny(nn.Module):
-    """Two convolutions over 32 x 32 pictures, with or without batch norms."""
+    """Two convolutions over 32 x 32 pictures, with or without batch norms and dropout."""
 
     num_features = 12
 
-    def __init__(self, normed: bool):
+    def __init__(self, normed: bool, dropped: float = 0.0):
         super().__init__()
         norms = [nn.BatchNorm2d(n) if normed else nn.Identity() for n in (8, 12)]
         self.first = nn.Sequential(nn.Conv2d(3, 8, 5, 4), norms[0], nn.ReLU())
-        self.second = nn.Sequential(nn.Conv2d(8, 12, 3, 2), norms[1], nn.ReLU())
+        self.second = nn.Sequential(nn.Conv2d(8, 12, 3, 2), norms[1], nn.ReLU(), nn.Dropout(dropped))
         size = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3}
         self.pretrained_cfg = size | {"interpolation": "bilinear", "crop_pct": 1.0}
 
@@ -48,6 +48,11 @@ def mlemiss_tiny(pretrained=False, **_):
 @timm.models.register_model
 def mlemiss_tiny_normed(pretrained=False, **_):
     return Tiny(True)
+
+
+@timm.models.register_model
+def mlemiss_tiny_dropping(pretrained=False, **_):
+    return Tiny(True, 0.2)
 
 
 def tiny(backbone: str = TINY, **options) -> EndToEnd:

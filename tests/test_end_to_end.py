@@ -17,11 +17,14 @@ from mlemiss.pipeline.errors import InputError
 from mlemiss.pipeline.masks import TRAIN, parse_missing
 from mlemiss.pipeline.store import FeatureStore
 from mlemiss.trainer import job, kept
+from mlemiss.trainer.cells import plan_grid
 from mlemiss.trainer.checkpoint import Checkpoints
 from mlemiss.trainer.data import Clips, Dataset, RunSpec
 from mlemiss.trainer.end_to_end import EndToEnd, MediaClips
+from mlemiss.trainer.estimate import estimate
 from mlemiss.trainer.fit import fit
-from mlemiss.trainer.marginal import Full, Latest
+from mlemiss.trainer.job import clips_as
+from mlemiss.trainer.marginal import Full, Latest, SupportRows
 from mlemiss.trainer.media import MediaReader
 from mlemiss.trainer.method import Stage, all_rows
 from mlemiss.trainer.methods import load
@@ -32,7 +35,7 @@ from mlemiss.trainer.trunks import Trunk, augment_frames, augment_logmels
 
 from .conftest import SMALL
 from .feature_stores import predictions, write_store
-from .media_stores import NORMED, RANDOM, SEGMENTS, TINY, cached, tiny, write_media
+from .media_stores import DROPPING, NORMED, RANDOM, SEGMENTS, TINY, cached, tiny, write_media
 
 QUICK = Settings(epochs=2, batch_size=16, hidden=16, dim=6, lr=1e-2)
 CPU = torch.device("cpu")
@@ -100,7 +103,18 @@ def test_losses_of_real_clips_are_those_of_cached_features(synthetic_ravdess, tm
 
 # Killed and resumed.
 
-ARGUMENTS = ["train", "--end-to-end", NORMED, "--init", "random", "--missing", "audio:0.5", "--epochs", "4", "--seeds"]
+ARGUMENTS = [
+    "train",
+    "--end-to-end",
+    DROPPING,
+    "--init",
+    "random",
+    "--missing",
+    "audio:0.5",
+    "--epochs",
+    "4",
+    "--seeds",
+]
 ARGUMENTS += ["2", "--batch-size", "16", "--hidden", "16", "--dim", "6", "--device", "cpu"]
 MAIN = "import sys; from tests import media_stores; from mlemiss import cli; cli.main(sys.argv[1:])"
 
@@ -136,6 +150,7 @@ def test_killed_and_resumed_it_ends_as_if_unbroken(media, tmp_path, option):
     documents = [json.loads((out / "results.json").read_text()) for out in (cut, whole)]
     values = [predictions(d, out) for d, out in zip(documents, (cut, whole), strict=True)]
     np.testing.assert_array_equal(*values)
+    assert documents[0]["results"][0]["seconds"] > 0.4 * documents[1]["results"][0]["seconds"]  # with the killed part
     results = [{**d["results"][0], "seconds": 0} for d in documents]
     assert results[0] == results[1]
     assert not list((cut / "checkpoints").iterdir())  # the cell is finished
@@ -230,6 +245,8 @@ def test_a_batch_holds_complete_rows_at_95_percent_missing():
     complete = rows // 4 < 5
     assert (complete.sum(1) == 8).all()
     assert len(rows[~complete].unique()) == (~complete).sum()  # none twice before all have come
+    parts = complete.view(13, 4, 8).sum(2)  # of micro-batches, what their batch norms see
+    assert (parts == 8).sum() == 0 and (parts > 0).float().mean() > 0.75
     torch.testing.assert_close(weights.sum(1), torch.full((13,), 32.0))
     torch.testing.assert_close((weights * complete).sum(1) / 32, torch.full((13,), 0.05))
 
@@ -330,6 +347,28 @@ def test_every_row_of_table_1_trains(media, method, fusion, backbone):
 def test_the_full_marginal_trains_too(media):
     found = trained(media, "mle", "outer", "audio:0.8", replace(QUICK, epochs=1, marginal="full"), backbone=NORMED)
     assert np.isfinite(found.probability).all()
+
+
+def test_a_whole_support_is_embedded_as_its_clips_are(media):
+    """In micro-batches of all kinds of clips: batch norms leave what tells clips apart, and count nothing."""
+    clips = MediaClips(media, tiny(NORMED, micro_batch=4))
+    run = clips.run(RunSpec(0, parse_missing("visual:0.5")))
+    runs = clips.load(CPU).runs([run], all_rows)
+    support = SupportRows(runs, 1)
+    with torch.no_grad():
+        expected = support.features(support.rows)[0]
+    runs.trunks.train()
+    before = {name: value.clone() for name, value in runs.trunks.state_dict().items()}
+    found = support.features(support.rows)[0]
+    found.sum().backward()
+    for name, value in runs.trunks.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+
+    def spread(features):
+        return features.detach().view(-1, SEGMENTS, features.shape[1]).mean(1).std(0).mean()
+
+    in_order = runs.trunks[1](runs.reader.read(1, support.rows[0]), CPU)
+    assert spread(found) > 0.8 * spread(expected) > 1.1 * spread(in_order)
 
 
 def test_both_modalities_may_be_missing(media):
@@ -458,7 +497,7 @@ def test_what_training_end_to_end_has_not_is_told(arguments, why, mlemiss, media
 
 def test_a_store_without_media_is_told(mlemiss, features):
     said = train_as_user(mlemiss, "--store", features.path, "--end-to-end", SMALL, "--init", "random")
-    assert "holds no media" in said and "mlemiss preprocess --media only" in said
+    assert "holds no media" in said and "mlemiss preprocess --dataset NAME --media only" in said
 
 
 def test_features_are_not_taken_for_media(mlemiss, media):
@@ -472,10 +511,17 @@ def test_a_batch_that_does_not_fit_names_the_size_to_try(media, monkeypatch):
         return x.mean((2, 3)).repeat(1, 4)
 
     monkeypatch.setattr("tests.media_stores.Tiny.forward", hungry)
-    with pytest.raises(InputError, match=r"(?s)--micro-batch 8 does not fit into the memory of cpu.*--micro-batch 4"):
+    with pytest.raises(
+        InputError, match=r"(?s)8 segments at once, does not fit into the memory of cpu.*--micro-batch 4"
+    ):
         trained(media, micro_batch=8)
-    with pytest.raises(InputError, match=r"(?s)--micro-batch 1 does not fit.*a smaller --batch-size"):
+    with pytest.raises(InputError, match=r"(?s)16 segments at once.*--micro-batch 8"):  # the batch is 16
+        trained(media, micro_batch=64)
+    with pytest.raises(InputError, match=r"(?s)1 segments at once.*a smaller --batch-size"):
         trained(media, micro_batch=1)
+    with pytest.raises(InputError, match=r"(?s)8 segments at once.*--micro-batch 4"):
+        plan = plan_grid([media], missing=["audio:0.5"], seeds=1, clips_of=clips_as(tiny(micro_batch=8)))
+        estimate(plan.cells, QUICK, CPU)
 
     def wrong(self, x):
         raise RuntimeError("shapes cannot be multiplied")
@@ -501,6 +547,22 @@ def test_a_checkpoint_of_another_training_is_told(media, tmp_path):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(InputError, match=r"(?s)seed0-classifier.pt cannot be read.*Remove it"):
         train()
+
+
+def test_a_checkpoint_of_another_training_is_told_before_anything_is_trained(media, tmp_path, monkeypatch):
+    options = {"fusions": ["addition"], "missing": ["audio:0.5"], "seeds": 1, "device": "cpu", "end_to_end": tiny()}
+    out = tmp_path / "run"
+
+    def killed(*arguments, **named):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("mlemiss.trainer.checkpoint.Checkpoints.remove", killed)
+        job.train([media], out, methods=["hgr"], settings=QUICK, **options)
+    (out / "results.json").unlink()
+    with pytest.raises(InputError, match=r"seed0-classifier.pt is of another training \(settings: .*'epochs': 2"):
+        job.train([media], out, methods=["mle", "hgr"], settings=replace(QUICK, epochs=3), **options)
+    assert json.loads((out / "results.json").read_text())["results"] == []
 
 
 def test_results_on_features_do_not_make_way(media, features, tmp_path):

@@ -17,6 +17,7 @@ from mlemiss.pipeline.store import FeatureStore
 from mlemiss.trainer import kept, paper
 from mlemiss.trainer.cells import plan_grid
 from mlemiss.trainer.experiments import describe
+from mlemiss.trainer.fit import RunResult
 from mlemiss.trainer.reproduce import EXHIBITS, choose_stores, find_exhibit, ran_on, reproduce, within_budget
 from mlemiss.trainer.settings import Settings
 
@@ -62,6 +63,24 @@ def test_finished_cells_are_taken_over_in_plan_order(tmp_path):
     assert third == set() and again["results"] == both["results"]
 
 
+def test_other_seeds_of_a_finished_cell_take_over_what_they_can(tmp_path):
+    """More seeds train what is new, fewer train nothing, and either is what it would be without the other."""
+    store, out = write_store(tmp_path), tmp_path / "run"
+    options = {"methods": ["mle"], "missing": ["audio:0.5"]}
+    trained_cells([store], out, seeds=2, **options)
+    one = grid([store], tmp_path / "alone", seeds=3, **options)["results"][0]
+    said = []
+    more = grid([store], out, resume=True, seeds=3, progress=said.append, **options)["results"][0]
+    assert said[-1].what.startswith("mle addition, 1 runs")
+    same = ("test_accuracy", "val_accuracy", "best_epoch", "total_epochs", "n_test", "device", "confusion", "seeds")
+    assert {name: more[name] for name in same} == {name: one[name] for name in same}
+    pair = [np.load(folder / r["predictions"]) for folder, r in ((out, more), (tmp_path / "alone", one))]
+    np.testing.assert_allclose(*(p["probabilities"] for p in pair), atol=1e-5)  # rounding: another company
+    nothing, fewer = trained_cells([store], out, seeds=[2], **options)
+    assert nothing == set() and fewer["results"][0]["test_accuracy"] == one["test_accuracy"][2:]
+    assert 0 < fewer["results"][0]["seconds"] <= more["seconds"]
+
+
 def test_cells_of_other_plans_are_neither_shown_nor_lost(tmp_path):
     store = write_store(tmp_path)
     out = tmp_path / "run"
@@ -75,7 +94,6 @@ def test_cells_of_other_plans_are_neither_shown_nor_lost(tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        {"seeds": 1},
         {"settings": Settings(epochs=2, batch_size=32, lr=1e-2, hidden=16, dim=6)},
         {"missing_test": "audio:0.5"},
         {"split": "subject"},
@@ -272,8 +290,10 @@ def test_which_stores_are_taken(stores, tmp_path):
 def budgeted(stores, hours, finished=lambda cell: False, seeds=5):
     both = [FeatureStore.open(path) for path in sorted(stores.glob("*.zarr"), reverse=True)]  # vgg16 first
     plan = plan_grid(both, methods=TABLE2.methods, missing=["audio:0.5"], seeds=seeds, split=["clip", "subject"])
-    seconds = dict.fromkeys(plan.cells, 500.0)  # 12 cells, 100 s a run: 6000 s in all
-    chosen, gone, cost = within_budget(plan.cells, seconds, finished, hours * 3600)
+    for cell in filter(finished, plan.cells):
+        cell.results |= {seed: RunResult(None, None, None, 1) for seed in cell.seeds}
+    seconds = {cell: 100.0 * len(cell.left) for cell in plan.cells}  # 12 cells: 6000 s where nothing is finished
+    chosen, gone, cost = within_budget(plan.cells, seconds, hours * 3600)
     assert cost <= hours * 3600
     return [(c.clips.store.features, c.split, c.method, len(c.runs)) for c in chosen], gone
 
@@ -297,7 +317,7 @@ def test_a_budget_takes_seeds_then_rows(stores):
 
 
 def test_what_is_finished_costs_a_budget_nothing(stores):
-    rows, _ = budgeted(stores, 400 / 3600, finished=lambda c: c.split == "subject" and len(c.runs) == 5)
+    rows, _ = budgeted(stores, 400 / 3600, finished=lambda c: c.split == "subject")
     assert [n for _, split, _, n in rows if split == "subject"] == [5] * 6
     assert [n for _, split, _, n in rows if split == "clip"] == [1] * 3
 

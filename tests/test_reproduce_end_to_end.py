@@ -83,7 +83,7 @@ def test_a_budget_takes_seeds_then_fusions_column_by_column(media):
     seconds = dict.fromkeys(plan.cells, 50.0)  # 10 s a run, 3300 s in all
 
     def chosen(budget):
-        cells, gone, cost = within_budget(plan.cells, seconds, lambda cell: False, budget, SMALLEST_CUT)
+        cells, gone, cost = within_budget(plan.cells, seconds, budget, SMALLEST_CUT)
         assert cost <= budget
         return cells, gone
 

@@ -1,7 +1,6 @@
 """Stores shared through real servers: pushed, pulled, killed midway and resumed, checked, trained from."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -180,10 +179,12 @@ def test_killed_between_the_renames_of_a_folder_push(toy, tmp_path, monkeypatch)
     newer, folder = revised(toy, tmp_path / "new"), tmp_path / "nfs"
     share.push(toy, folder)
 
+    rename = Path.rename
+
     def cut(built, target):
         if target.suffix == ".zarr":
             raise KeyboardInterrupt
-        os.rename(built, target)
+        rename(built, target)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Path, "rename", cut)

@@ -28,7 +28,6 @@ class Cell:
     runs: list[Run] = field(default_factory=list)
     results: dict[int, RunResult] = field(default_factory=dict)  # by seed
     trained: list = field(default_factory=list)  # `saved.Part`, where weights are kept
-    seconds: float = 0.0
 
     @property
     def name(self) -> str:
@@ -49,14 +48,14 @@ class Cell:
         return self.missing_test.name
 
     @property
-    def finished(self) -> bool:
-        """All its runs are trained."""
-        return len(self.results) == len(self.runs)
+    def left(self) -> list[Run]:
+        """Its runs that are not trained yet."""
+        return [run for run in self.runs if run.spec.seed not in self.results]
 
     def clip_epochs(self, settings: Settings) -> int:
-        """Clips trained on, over all runs, stages and epochs: near enough proportional to time."""
+        """Clips to train on, over all runs left, stages and epochs: near enough proportional to time."""
         stages = registry.load(self.method).stages
-        return settings.epochs * sum(int(r.training_clips(s.rows).sum()) for r in self.runs for s in stages)
+        return settings.epochs * sum(int(r.training_clips(s.rows).sum()) for r in self.left for s in stages)
 
 
 @dataclass(frozen=True)
@@ -130,8 +129,11 @@ def _draw(cell: Cell, specs: Sequence[RunSpec], drawn: dict[RunSpec, Run]) -> No
 
 
 def with_seeds(cell: Cell, count: int) -> Cell:
-    """The cell with its first seeds only, untrained."""
-    return replace(cell, runs=cell.runs[:count], results={}, trained=[])
+    """The cell with its first seeds only, and what is finished of them."""
+    runs = cell.runs[:count]
+    return replace(
+        cell, runs=runs, results={r.spec.seed: cell.results[r.spec.seed] for r in runs if r not in cell.left}
+    )
 
 
 Group = list[tuple[Cell, Run]]
@@ -144,12 +146,12 @@ def group_runs(cells: Sequence[Cell], segments: int, settings: Settings, most: i
     is 1 every run is a batch of its own, in the order of the cells.
     """
     if most == 1:
-        return [[(cell, run)] for cell in cells for run in cell.runs]
+        return [[(cell, run)] for cell in cells for run in cell.left]
     alike: dict[tuple, list[Group]] = defaultdict(list)  # a cell's runs of one shape each
     for cell in cells:
         kind = registry.load(cell.method)
         shapes: dict[tuple, Group] = defaultdict(list)
-        for run in cell.runs:
+        for run in cell.left:
             lacking = ~run.observed[run.training_clips(kind.stages[-1].rows)]
             shape = (plan_steps(kind, run, segments, settings), tuple(lacking.any(0).tolist()))
             shapes[shape].append((cell, run))

@@ -38,6 +38,7 @@ from .options import (
     SeedsOption,
     StoreOption,
     WeightDecayOption,
+    batch_size_of,
     end_to_end_of,
     named_stores,
 )
@@ -71,7 +72,7 @@ def train(
     marginal: MarginalOption = Settings.marginal,
     epochs: EpochsOption = Settings.epochs,
     lr: LrOption = Settings.lr,
-    batch_size: BatchSizeOption = Settings.batch_size,
+    batch_size: BatchSizeOption = None,
     hidden: HiddenOption = Settings.hidden,
     dim: DimOption = Settings.dim,
     weight_decay: WeightDecayOption = Settings.weight_decay,
@@ -89,13 +90,13 @@ def train(
     from ..pipeline.store import MEDIA, FeatureStore
     from . import job
 
-    sizes = {"batch_size": batch_size, "hidden": hidden, "dim": dim}
-    settings = Settings(epochs=epochs, lr=lr, **sizes, weight_decay=weight_decay, marginal=marginal)
     files = read_given(splits, masks)
     specs = [files.setting(text) for text in comma_list(missing)]
     held_out, split = files.held_out(missing_test).name, files.split_name(split)
     how = {"frozen": frozen, "augment": augment, "backbone_lr": backbone_lr}
     trunk = end_to_end_of(end_to_end, init, **how, micro_batch=micro_batch, precision=precision)
+    sizes = {"batch_size": batch_size_of(batch_size, trunk), "hidden": hidden, "dim": dim}
+    settings = Settings(epochs=epochs, lr=lr, **sizes, weight_decay=weight_decay, marginal=marginal)
     if trunk and features:
         raise InputError("--end-to-end and --features exclude each other: features are cached.\nGive one of them.")
     names = [MEDIA] if trunk else comma_list(features or list(DEFAULT))
@@ -154,7 +155,7 @@ def reproduce(
     marginal: MarginalOption = Settings.marginal,
     epochs: EpochsOption = Settings.epochs,
     lr: LrOption = Settings.lr,
-    batch_size: BatchSizeOption = Settings.batch_size,
+    batch_size: BatchSizeOption = None,
     hidden: HiddenOption = Settings.hidden,
     dim: DimOption = Settings.dim,
     weight_decay: WeightDecayOption = Settings.weight_decay,
@@ -169,8 +170,6 @@ def reproduce(
     from . import reproduce as job
     from . import side_by_side
 
-    sizes = {"batch_size": batch_size, "hidden": hidden, "dim": dim}
-    settings = Settings(epochs=epochs, lr=lr, **sizes, weight_decay=weight_decay, marginal=marginal)
     wanted = job.find_exhibit(exhibit)
     how = {"frozen": frozen, "augment": augment, "backbone_lr": backbone_lr}
     named = comma_list(features) if features else None
@@ -180,6 +179,8 @@ def reproduce(
         raise InputError(f"--end-to-end: {exhibit} is on cached features.\nName others with --features.")
     backbone = (end_to_end or wanted.features[0]) if wanted.end_to_end else None
     trunk = end_to_end_of(backbone, init, **how, micro_batch=micro_batch, precision=precision)
+    sizes = {"batch_size": batch_size_of(batch_size, trunk), "hidden": hidden, "dim": dim}
+    settings = Settings(epochs=epochs, lr=lr, **sizes, weight_decay=weight_decay, marginal=marginal)
     out = writable_folder(out or Path("runs") / wanted.name, "--out")
     if budget is not None and not budget > 0:
         raise InputError(f"a budget of {budget} hours is out of range: expected more than 0.")

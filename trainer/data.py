@@ -82,7 +82,7 @@ class Clips:
                 f"\nPreprocess more clips."
             )
 
-    costly: ClassVar[bool] = False  # features are computed by networks as they are needed (`end_to_end.MediaClips`)
+    end_to_end: ClassVar[bool] = False  # features are computed by networks as they are needed (`end_to_end.MediaClips`)
 
     def describe(self) -> dict:
         """What the features are and where they come from, as results have it."""
@@ -309,8 +309,12 @@ class Runs(Blueprint):
         """What a killed run goes on from, where one is kept."""
         return None
 
-    def within_memory(self) -> AbstractContextManager:
+    def within_memory(self, batch_size: int) -> AbstractContextManager:
         """Around training: InputError that says what to try where memory does not suffice and something can be done."""
+        return nullcontext()
+
+    def randomness(self, purpose: str) -> AbstractContextManager:
+        """Around what networks draw from torch's own generators; over cached features nothing is."""
         return nullcontext()
 
     def _moments(self, m: int) -> tuple[Tensor, Tensor]:

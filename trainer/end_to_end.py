@@ -8,7 +8,7 @@ Shapes: M modalities, S segments a clip, D features, B batch, n rows. A row is a
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
@@ -30,7 +30,7 @@ from .trunks import Trunk, averaging_statistics
 
 READ_ROWS = 256  # read and computed at a time where nothing is trained
 CALIBRATION_STEPS = 32  # micro-batches that set batch norms and standardisation before a network is trained
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # on whatever device, in small letters
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")  # in small letters
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,31 @@ class EndToEnd:
             )
 
 
+@contextmanager
+def within_memory(options: EndToEnd, batch_size: int, device: torch.device) -> Iterator[None]:
+    """InputError that names what to try where memory does not suffice for so many segments a batch."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # torch's OutOfMemoryError is a RuntimeError
+        told = isinstance(error, MemoryError) or any(words in str(error).lower() for words in OUT_OF_MEMORY)
+        if not told:
+            raise
+        size = min(options.micro_batch, batch_size)
+        smaller = (
+            f"Try --micro-batch {size // 2}: the batch stays as large; batch norms then see {size // 2} segments each."
+            if size > 1
+            else "Try a smaller --batch-size, --precision bf16, or a smaller backbone."
+        )
+        raise InputError(
+            f"{options.backbone} end to end, {size} segments at once, does not fit into the memory of {device}.\n"
+            f"{smaller}"
+        ) from error
+
+
 class MediaClips(Clips):
     """The clips of a media store, for a backbone that is trained over them. InputError: no media store."""
 
-    costly = True
+    end_to_end = True
 
     def __init__(self, store: FeatureStore, options: EndToEnd):
         super().__init__(store)
@@ -128,6 +149,8 @@ class MediaDataset:
 
     def __init__(self, clips: MediaClips, device: torch.device):
         self.clips, self.device, self.segments = clips, device, clips.reader.segments
+        clips.reader.pin = device.type == "cuda"
+        torch.backends.cudnn.allow_tf32 = False  # what is called fp32 is float32 on a GPU too
         self.label = torch.as_tensor(clips.label, device=device)
 
     def check_finite(self, run: Run) -> None:
@@ -157,6 +180,7 @@ class MediaRuns(Runs):
         self.options, self.reader, self.checkpoints = dataset.clips.options, dataset.clips.reader, checkpoints
         self.modalities, self.device, self.seeds = dataset.clips.modalities, dataset.device, [runs[0].spec.seed]
         self._ready: tuple[Tensor, dict[int, Future]] | None = None  # rows of the batch that comes, and its media
+        self._seen: list[Tensor] = []  # which of these rows, per modality, are observed
         self._augment = generator(self.seeds[0], "augment")
         super().__init__(dataset, runs, rows)
 
@@ -178,54 +202,40 @@ class MediaRuns(Runs):
 
     def checkpoint(self, stage: Stage) -> Checkpoint | None:
         """Its file, where the caller of `fit` named a folder."""
-        return self.checkpoints and self.checkpoints.of(self.seeds[0], stage.name, self.device)
+        return self.checkpoints and self.checkpoints.of(self.seeds[0], stage.name)
 
     def gather_modality(self, m: int, rows: Tensor, observed: Tensor) -> Tensor:
         """Modality m of rows [1, n]: float32 [1, n, D], NaN where not observed. Only what is observed is computed.
 
         Without gradient in evaluation mode.
         """
-        seen = observed[0].nonzero()[:, 0]
         if self._ready and self._ready[0] is rows:
-            features = self._compute(m, self._ready[1][m].result())
+            seen, features = self._seen[m], self._compute(m, self._ready[1][m].result())
         else:
+            seen = observed[0].nonzero()[:, 0]
+            if torch.is_grad_enabled():  # a whole support, in an order in which batch norms see all kinds of clips
+                shuffled = torch.randperm(len(seen), generator=generator(self.seeds[0], "support"))
+                seen, mode = seen[shuffled.to(seen.device)], self.trunks[m].keeping_statistics()
+            else:
+                mode = self.trunks[m].evaluating()
             wanted = [{m: part} for part in rows[0, seen].cpu().split(READ_ROWS)]
-            with self._mode(m):
+            with mode:
                 features = torch.cat([self._compute(m, media[m].result()) for media in self.reader.ahead(wanted)])
         x = torch.full((rows.shape[1], features.shape[1]), torch.nan, device=self.device)
         return x.index_put((seen,), features)[None]
 
-    @contextmanager
-    def _mode(self, m: int) -> Iterator[None]:
-        if torch.is_grad_enabled():
-            yield
-        else:
-            with self.trunks[m].evaluating():
-                yield
-
     def _compute(self, m: int, media: Tensor) -> Tensor:
-        if self.device.type == "cuda":
-            media = media.pin_memory()
         return self.trunks[m](media, self.device, self._augment)
 
+    def within_memory(self, batch_size: int) -> AbstractContextManager:
+        return within_memory(self.options, batch_size, self.device)
+
     @contextmanager
-    def within_memory(self) -> Iterator[None]:
-        try:
+    def randomness(self, purpose: str) -> Iterator[None]:
+        """Torch's own generators, which a network's dropout draws from, seeded by run and purpose for a while."""
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(generator(self.seeds[0], f"network:{purpose}").initial_seed())
             yield
-        except (RuntimeError, MemoryError) as error:  # torch's OutOfMemoryError is a RuntimeError
-            told = isinstance(error, MemoryError) or any(words in str(error).lower() for words in OUT_OF_MEMORY)
-            if not told:
-                raise
-            size = self.options.micro_batch
-            smaller = (
-                f"Try --micro-batch {size // 2}: the batch stays as large, batch norms see as many segments at once."
-                if size > 1
-                else "Try a smaller --batch-size, --precision bf16, or a smaller backbone."
-            )
-            raise InputError(
-                f"{self.options.backbone} end to end with --micro-batch {size} does not fit into the memory of "
-                f"{self.device}.\n{smaller}"
-            ) from error
 
     @torch.no_grad()
     def _moments(self, m: int) -> tuple[Tensor, Tensor]:
@@ -235,15 +245,21 @@ class MediaRuns(Runs):
         also set the running statistics of its batch norms: a network from elsewhere, or a new one, starts with those
         of this data.
         """
-        run, trunk = self.runs[0], self.trunks[m]
+        run, options = self.runs[0], self.options
+        with within_memory(options, options.micro_batch, self.device):
+            trunk = self.trunks[m]
         rows = self.rows_of(torch.as_tensor(np.flatnonzero(run.observed[:, m] & (run.part == TRAIN)))[None])[0]
-        if not self.options.frozen:
+        if not options.frozen:
             order = torch.randperm(len(rows), generator=generator(run.spec.seed, "calibration"))
-            rows = rows[order[: CALIBRATION_STEPS * self.options.micro_batch]]
-        parts = rows.tensor_split(-(-len(rows) // self.options.micro_batch))
+            rows = rows[order[: CALIBRATION_STEPS * options.micro_batch]]
+        parts = rows.tensor_split(-(-len(rows) // options.micro_batch))
         total = torch.zeros(2, trunk.info.dimension, dtype=torch.float64, device=self.device)
         trunk.train()
-        with self.within_memory(), averaging_statistics([] if self.options.frozen else [trunk]):
+        with (
+            within_memory(options, options.micro_batch, self.device),
+            self.randomness("calibration"),
+            averaging_statistics([] if options.frozen else [trunk]),
+        ):
             for media in self.reader.ahead([{m: part} for part in parts]):
                 found = trunk(media[m].result(), self.device).double()
                 total += torch.stack([found.sum(0), found.square().sum(0)]) / len(rows)
@@ -280,8 +296,9 @@ class MediaOrder:
         seen = [observed[rows[0] // runs.segments] for rows, _ in steps]  # [B, M] each
         places = range(observed.shape[1])
         wanted = [{m: rows[0, here[:, m]] for m in places} for (rows, _), here in zip(steps, seen, strict=True)]
-        for (rows, weight), media in zip(steps, runs.reader.ahead(wanted), strict=True):
+        for (rows, weight), here, media in zip(steps, seen, runs.reader.ahead(wanted), strict=True):
             rows, weight = rows.to(runs.device), weight.to(runs.device)
             runs._ready = (rows, media)
+            runs._seen = [here[:, m].nonzero()[:, 0].to(runs.device) for m in places]
             yield rows, weight
         runs._ready = None

@@ -18,7 +18,7 @@ TRIED_EPOCHS = 2  # the first of which pays for starting up and does not count
 
 
 def estimate(cells: Sequence[Cell], settings: Settings, device: torch.device) -> dict[Cell, float]:
-    """Seconds of each cell: two epochs of a few of its kind's runs (same store, method and fusion) are timed.
+    """Seconds of each cell's runs that are left: two epochs of a few of its kind (store, method, fusion) are timed.
 
     Time is taken as proportional to clips and epochs. Reading the stores is not counted. Of cells that are trained end
     to end, steps of the backbones alone are timed: see `estimate_end_to_end`.
@@ -27,7 +27,7 @@ def estimate(cells: Sequence[Cell], settings: Settings, device: torch.device) ->
     seconds: dict[Cell, float] = {}
     for clips in dict.fromkeys(cell.clips for cell in cells):
         mine = [cell for cell in cells if cell.clips is clips]
-        if clips.costly:
+        if clips.end_to_end:
             seconds |= estimate_end_to_end.estimate(mine, settings, device)
             continue
         dataset = clips.load(device)

@@ -15,7 +15,7 @@ from ..pipeline.masks import TEST, TRAIN
 from . import methods as registry
 from .cells import Cell
 from .data import Run
-from .end_to_end import CALIBRATION_STEPS, MediaClips
+from .end_to_end import CALIBRATION_STEPS, MediaClips, within_memory
 from .marginal import DRAWN
 from .order import Strata
 from .settings import Settings
@@ -34,10 +34,11 @@ class Cost:
 
 
 def estimate(cells: Sequence[Cell], settings: Settings, device: torch.device) -> dict[Cell, float]:
-    """Seconds of each cell, all of one store."""
+    """Seconds of the runs left of each cell, all of one store."""
     clips = cells[0].clips
-    costs = [_measure(clips, m, settings, device) for m in range(len(clips.modalities))]
-    return {cell: sum(_seconds(cell, run, settings, costs) for run in cell.runs) for cell in cells}
+    with within_memory(clips.options, settings.batch_size, device):
+        costs = [_measure(clips, m, settings, device) for m in range(len(clips.modalities))]
+    return {cell: sum(_seconds(cell, run, settings, costs) for run in cell.left) for cell in cells}
 
 
 def _measure(clips: MediaClips, m: int, settings: Settings, device: torch.device) -> Cost:

@@ -105,30 +105,42 @@ def run_plan(
     described = [describe(cell, settings) for cell in plan.cells]
     finished: dict[int, dict] = {}  # by place in the plan
     if out is not None and resume:
-        finished = _take_over(out, described, document, exhibit)
+        finished = _take_over(out, plan, described, document, exhibit)
         if finished:
             say(f"{len(finished)} of {len(plan.cells)} cells are finished and kept")
+        if runs := sum(len(cell.results) for place, cell in enumerate(plan.cells) if place not in finished):
+            say(f"{runs} runs of other cells are finished and kept")
     elif out is not None:
         kept.start_afresh(out)
     left = [cell for place, cell in enumerate(plan.cells) if place not in finished]
+    for cell in left:
+        if out is not None and cell.clips.end_to_end:
+            stages = [stage.name for stage in registry.load(cell.method).stages]
+            _checkpoints(out, cell, settings).check([run.spec.seed for run in cell.left], stages)
     clock = _Clock(left, settings, progress)
+
+    def keep_finished() -> None:
+        for place, cell in enumerate(plan.cells):
+            if place not in finished and not cell.left:
+                finished[place] = described[place] | _result(cell, settings)
+                if out is not None:
+                    finished[place] |= _keep(cell, described[place], out)
+        document["results"] = [finished[place] for place in sorted(finished)]
+        if out is not None:
+            kept.write_document(out / kept.RESULTS, document)
+
+    if resume:
+        keep_finished()
     for clips in dict.fromkeys(cell.clips for cell in left):
         dataset = clips.load(device)  # one store's features in memory at a time
         cells = [cell for cell in left if cell.clips is clips]
-        for group in group_runs(cells, dataset.segments, settings, 1 if clips.costly else MOST_RUNS[device.type]):
-            checkpoints = _checkpoints(out, group, settings)
+        for group in group_runs(cells, dataset.segments, settings, 1 if clips.end_to_end else MOST_RUNS[device.type]):
+            owner = group[0][0]  # the only one, where checkpoints are kept
+            checkpoints = None if out is None else _checkpoints(out, owner, settings)
             _train(group, dataset, settings, clock, checkpoints, save_weights)
-            for place, cell in enumerate(plan.cells):
-                if place not in finished and cell.finished:
-                    finished[place] = described[place] | _result(cell, settings, device)
-                    if out is not None:
-                        finished[place] |= _keep(cell, described[place], out)
-            document["results"] = [finished[place] for place in sorted(finished)]
-            if out is not None:
-                kept.write_document(out / kept.RESULTS, document)
-                if group[0][0].finished:
-                    checkpoints.remove()
-    document["results"] = [finished[place] for place in sorted(finished)]
+            keep_finished()
+            if checkpoints and not owner.left:
+                checkpoints.remove()
     if out is not None:
         document["comparisons"] = compare(document["results"], out)
         kept.write_document(out / kept.RESULTS, document)
@@ -143,13 +155,21 @@ def _by_reason(skipped: Sequence[Mapping]) -> dict[str, list[str]]:
     return reasons
 
 
-def _take_over(out: Path, described: Sequence[Mapping], document: dict, exhibit: str | None) -> dict[int, dict]:
-    """What an earlier run into the folder finished, by place in this plan; what this plan has not is set aside."""
+def _take_over(
+    out: Path, plan: Plan, described: Sequence[Mapping], document: dict, exhibit: str | None
+) -> dict[int, dict]:
+    """What an earlier run into the folder finished, by place in this plan; what this plan has not is set aside.
+
+    Cells that were finished with other seeds give what they have of a cell's.
+    """
     found = kept.take_up(out, exhibit)
     keys = [kept.identity(one) for one in described]
     if any(key not in keys for key in found):
         kept.set_aside(out, document, found.values())
     finished = {place: found[key] for place, key in enumerate(keys) if key in found}
+    for place, cell in enumerate(plan.cells):
+        if place not in finished:
+            kept.take_up_seeds(cell, described[place], found.values(), out)
     kept.write_document(out / kept.RESULTS, document | {"results": list(finished.values())})
     return finished
 
@@ -165,11 +185,9 @@ def _keep(cell: Cell, described: Mapping, out: Path) -> dict:
     return files
 
 
-def _checkpoints(out: Path | None, group: Group, settings: Settings) -> Checkpoints | None:
-    """Where the runs of a group's first cell, its only one where checkpoints are kept, have theirs."""
-    if out is None:
-        return None
-    described = describe(group[0][0], settings)
+def _checkpoints(out: Path, cell: Cell, settings: Settings) -> Checkpoints:
+    """Where a cell's runs keep theirs."""
+    described = describe(cell, settings)
     identity = {name: value for name, value in described.items() if name in kept.IDENTITY and name != "seeds"}
     return Checkpoints(kept.checkpoint_folder(described, out), identity | {"versions": described["versions"]})
 
@@ -205,9 +223,12 @@ def _train(
         **({"on_trained": keep} if save_weights else {}),
     )
     seconds = (time.perf_counter() - start) / len(group)
+    on_gpu = dataset.device.type == "cuda"
+    device = torch.cuda.get_device_name() if on_gpu else f"cpu ({torch.get_num_threads()} threads)"
     for (owner, run), result in zip(group, results, strict=True):
         owner.results[run.spec.seed] = result
-        owner.seconds += seconds
+        result.seconds += seconds
+        result.device = device
 
 
 class _Clock:
@@ -248,7 +269,7 @@ def describe(cell: Cell, settings: Settings) -> dict:
     }
 
 
-def _result(cell: Cell, settings: Settings, device: torch.device) -> dict:
+def _result(cell: Cell, settings: Settings) -> dict:
     """What training a cell found, beside `describe`; lists have one entry a seed."""
     label = cell.clips.label
     results = [cell.results[run.spec.seed] for run in cell.runs]
@@ -276,6 +297,6 @@ def _result(cell: Cell, settings: Settings, device: torch.device) -> dict:
         "n_complete": [int(((run.part == TRAIN) & run.observed.all(1)).sum()) for run in cell.runs],
         "n_test": [len(r.test_clips) for r in results],
         "best_epoch": [r.best_epoch for r in results],
-        "seconds": round(cell.seconds, 3),
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu ({torch.get_num_threads()} threads)",
+        "seconds": round(sum(r.seconds for r in results), 3),
+        "device": " and ".join(dict.fromkeys(r.device for r in results)),
     }

@@ -34,6 +34,8 @@ class RunResult:
     total_epochs: int = 0  # over all stages
     val_accuracy: list[float] = field(default_factory=list)
     test_accuracy: list[float] = field(default_factory=list)
+    seconds: float = 0.0  # its share of its group's
+    device: str = ""
 
 
 class HeldOut:
@@ -115,7 +117,7 @@ def fit(
                 f"{name}: parameter {parameter_name}: expected {len(runs)} runs first, found {list(parameter.shape)}."
             )
     results = [RunResult(run, np.flatnonzero(run.part == TEST), np.empty(0), 0) for run in runs]
-    with batch.within_memory():
+    with batch.within_memory(settings.batch_size):
         for stage, count in zip(kind.stages, steps.pop(), strict=True):
             epochs = _train_stage(method, batch, stage, count, results, name, on_epoch)
             for result in results:
@@ -145,8 +147,9 @@ def _train_stage(
     """
     settings = method.settings
     parameters = _parameters(method, stage)
+    clips = sum(int(run.training_clips(stage.rows).sum()) for run in runs.runs)
     if not parameters:  # such as autoencoders where nothing is missing
-        on_epoch(settings.epochs * sum(int(run.training_clips(stage.rows).sum()) for run in runs.runs))
+        on_epoch(settings.epochs * clips)
         return 0
     groups = [{"params": parameters}, *runs.trained_parameters()]
     optimiser = torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay)
@@ -155,24 +158,27 @@ def _train_stage(
     selection = Selection(method, runs) if stage.selects else None
     checkpoint = runs.checkpoint(stage)
     first = checkpoint.load(method, optimiser, selection, results) if checkpoint else 1
+    if first > 1:
+        on_epoch((first - 1) * clips)
     for epoch in range(first, settings.epochs + 1):
         method.train()
         runs.trunks.train()
         method.begin_epoch(stage, steps)
         total = torch.zeros(len(runs), device=runs.device)
-        for rows, weight in order.epoch(epoch):
-            optimiser.zero_grad(set_to_none=True)
-            loss = loss_of(runs.batch(rows, weight))  # [R]
-            loss.sum().backward()
-            optimiser.step()
-            total += loss.detach()
+        with runs.randomness(f"{stage.name}:{epoch}"):
+            for rows, weight in order.epoch(epoch):
+                optimiser.zero_grad(set_to_none=True)
+                loss = loss_of(runs.batch(rows, weight))  # [R]
+                loss.sum().backward()
+                optimiser.step()
+                total += loss.detach()
         _check_finite(total, runs, name, f"{stage.name}'s loss", epoch, settings)
         if selection:
             method.eval()
             runs.trunks.eval()
             probability = selection.update(epoch, results)
             _check_finite(probability, runs, name, f"{stage.name}'s probability", epoch, settings)
-        on_epoch(sum(int(run.training_clips(stage.rows).sum()) for run in runs.runs))
+        on_epoch(clips)
         if checkpoint:
             checkpoint.save(epoch, method, optimiser, selection, results)
     if selection:
@@ -189,7 +195,7 @@ class Selection:
         self.accuracy = torch.full([len(runs)], -torch.inf, dtype=torch.float64, device=runs.device)
         self.likelihood = self.accuracy.float()
         self.best = {n: p.detach().clone() for n, p in method.named_parameters()}
-        self.best_trunks = on_host(runs.trunks.state_dict())  # of the only run, where there are any
+        self.best_trunks = self._trunks()  # of the only run
 
     def update(self, epoch: int, results: list[RunResult]) -> Tensor:
         """Score an epoch and keep what is better; the validation clips' probabilities [R, c, C]."""
@@ -202,8 +208,8 @@ class Selection:
         for name, parameter in self.method.named_parameters():
             shape = [-1] + [1] * (parameter.ndim - 1)
             self.best[name] = torch.where(better.view(shape), parameter.detach(), self.best[name])
-        if len(self.runs.trunks) and bool(better.all()):
-            self.best_trunks = on_host(self.runs.trunks.state_dict())
+        if self.runs.costly and bool(better.all()):
+            self.best_trunks = self._trunks()
         test_accuracy = self.test.score(self.method)[0]
         rows = zip(better.tolist(), accuracy.tolist(), test_accuracy.tolist(), results, strict=True)
         for improved, val, tested, result in rows:
@@ -218,7 +224,12 @@ class Selection:
         """Give the method each run's best weights."""
         for name, parameter in self.method.named_parameters():
             parameter.copy_(self.best[name])
-        self.runs.trunks.load_state_dict(self.best_trunks)
+        if self.best_trunks:
+            self.runs.trunks.load_state_dict(self.best_trunks)
+
+    def _trunks(self) -> dict[str, Tensor]:
+        """Networks that are trained, as they are."""
+        return on_host(self.runs.trunks.state_dict()) if self.runs.costly else {}
 
     def state(self) -> dict:
         """What a checkpoint keeps of it."""
@@ -227,8 +238,10 @@ class Selection:
 
     def load_state(self, state: dict) -> None:
         """Go on from a checkpoint."""
-        for name, value in state.items():
-            setattr(self, name, value)
+        device = self.runs.device
+        self.accuracy, self.likelihood = state["accuracy"].to(device), state["likelihood"].to(device)
+        self.best = {name: value.to(device) for name, value in state["best"].items()}
+        self.best_trunks = state["best_trunks"]
 
 
 def on_host(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -16,7 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from ..pipeline.errors import InputError
+from ..pipeline.masks import TEST
 from .cells import Cell
+from .fit import RunResult
 
 RESULTS, OTHERS = "results.json", "other-results.json"
 PREDICTIONS, WEIGHTS, CHECKPOINTS = "predictions", "weights", "checkpoints"
@@ -85,6 +87,31 @@ def take_up(out: Path, exhibit: str | None) -> dict[str, dict]:
             )
         found |= dict(zip(keys, document["results"], strict=True))
     return {key: r for key, r in found.items() if r.get("predictions") and zipfile.is_zipfile(out / r["predictions"])}
+
+
+def take_up_seeds(cell: Cell, described: Mapping, results: Iterable[Mapping], out: Path) -> None:
+    """Give a cell the runs that finished cells of ``out`` hold of it, which are the same but for their seeds."""
+    runs = {run.spec.seed: run for run in cell.left}
+    same = identity({**described, "seeds": None})
+    for result in results:
+        if not runs.keys() & set(result["seeds"]) or identity({**result, "seeds": None}) != same:
+            continue
+        with np.load(out / result["predictions"]) as there:
+            probabilities = there["probabilities"]
+        for place, seed in enumerate(result["seeds"]):
+            if run := runs.pop(seed, None):
+                tested, curve = np.flatnonzero(run.part == TEST), result["curve"]
+                cell.results[seed] = RunResult(
+                    run,
+                    tested,
+                    probabilities[place, tested],
+                    result["best_epoch"][place],
+                    result["total_epochs"],
+                    curve["val_accuracy"][place],
+                    curve["test_accuracy"][place],
+                    result["seconds"] / len(result["seeds"]),
+                    result["device"],
+                )
 
 
 def set_aside(out: Path, document: dict, others: Iterable[dict]) -> None:

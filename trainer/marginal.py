@@ -136,7 +136,7 @@ class Bank:
         return {"bank": self.bank, "generators": [g.get_state() for g in self.generators]}
 
     def load_state(self, state: dict) -> None:
-        self.bank = state["bank"]
+        self.bank = state["bank"].to(self.bank.device)
         for g, drawn in zip(self.generators, state["generators"], strict=True):
             g.set_state(drawn.cpu())
 
@@ -181,7 +181,7 @@ class Latest:
         return {"bank": self.bank}
 
     def load_state(self, state: dict) -> None:
-        self.bank = state["bank"]
+        self.bank = state["bank"].to(self.bank.device)
 
     def __call__(self, batch: Batch, fresh: Tensor) -> tuple[Tensor, Tensor | None]:
         counted = batch.observed[..., self.m] & (batch.weight > 0)

@@ -40,6 +40,7 @@ class MediaReader:
         self.names = [ARRAYS[modality] for modality in store.modalities]
         self.segments: int = store.group[self.names[0]].shape[1]
         self.most_bytes = _free_memory() * MEMORY_SHARE if most_bytes is None else most_bytes
+        self.pin = False  # memory that a GPU copies from while it computes
         self._clips: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
         self._bytes, self._lock = 0, Lock()
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="media")
@@ -52,7 +53,8 @@ class MediaReader:
         for clip in np.unique(clips):
             here = np.flatnonzero(clips == clip)
             found[here] = self._clip(m, int(clip))[segments[here]]
-        return torch.from_numpy(found)
+        media = torch.from_numpy(found)
+        return media.pin_memory() if self.pin else media
 
     def ahead(self, batches: Sequence[Mapping[int, Tensor]]) -> Iterator[dict[int, Future]]:
         """For each batch (rows [n] by modality) what will be their media; read ahead in threads."""

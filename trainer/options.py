@@ -6,6 +6,7 @@ import typer
 
 from ..pipeline.errors import InputError
 from ..pipeline.places import Place, place
+from .settings import Settings
 
 if TYPE_CHECKING:
     from .end_to_end import EndToEnd
@@ -41,7 +42,9 @@ SeedsOption = Annotated[int, typer.Option(help="Runs of each cell, with seeds fr
 MarginalOption = Annotated[str, typer.Option(help="Support of the marginal in training: full, bank or batch.")]
 EpochsOption = Annotated[int, typer.Option(help="Epochs of every classifier.")]
 LrOption = Annotated[float, typer.Option(help="Learning rate.")]
-BatchSizeOption = Annotated[int, typer.Option(help="Segments a batch.")]
+BatchSizeOption = Annotated[
+    int | None, typer.Option(help="Segments a batch (default: 256; of a backbone that is trained 64).")
+]
 HiddenOption = Annotated[int, typer.Option(help="Units of an encoder's hidden layer.")]
 DimOption = Annotated[int, typer.Option(help="k, the embedding's width.")]
 WeightDecayOption = Annotated[float, typer.Option(help="Weight decay.")]
@@ -68,6 +71,13 @@ def end_to_end_of(backbone: str | None, init: str | None, **given) -> "EndToEnd 
 
     resolve_tag(backbone)
     return EndToEnd(backbone, parse_weights([init or "imagenet"], [backbone])[backbone], **given)
+
+
+def batch_size_of(given: int | None, trunk: "EndToEnd | None") -> int:
+    """--batch-size, or its default; a backbone's is what goes through it at once, so that nothing is made again."""
+    if given is not None:
+        return given
+    return trunk.micro_batch if trunk and not trunk.frozen else Settings.batch_size
 
 
 def named_stores(store: list[Place] | None, features: list[str] | None) -> list[Place]:

@@ -95,7 +95,10 @@ class Strata:
         rows = [self._stream(c, self.steps * n, generator) for c, n in zip(self.clips, self.shares, strict=True)]
         rows = [part.view(self.steps, -1) for part in rows]
         weights = [torch.full(part.shape, float(w)) for part, w in zip(rows, self.weights, strict=True)]
-        return torch.cat(rows, 1), torch.cat(weights, 1)
+        # Mixed, so that each micro-batch, and what its batch norms see, holds every pattern.
+        order, weight = torch.cat(rows, 1), torch.cat(weights, 1)
+        mixed = torch.rand(order.shape, generator=generator).argsort(1)
+        return order.gather(1, mixed), weight.gather(1, mixed)
 
     def _stream(self, clips: np.ndarray, count: int, generator: torch.Generator) -> Tensor:
         parts: list[Tensor] = []

@@ -121,19 +121,18 @@ def reproduce(
     with only_one(out / ".lock", str(out)):
         found = kept.take_up(out, exhibit.name)
 
-        def finished(cell: Cell) -> bool:
-            return kept.identity(experiments.describe(cell, settings)) in found
-
-        left = [cell for cell in plan.cells if not finished(cell)]
+        for cell in plan.cells:
+            kept.take_up_seeds(cell, experiments.describe(cell, settings), found.values(), out)
+        left = [cell for cell in plan.cells if cell.left]
         left_out: list[str] = []
         if left:
             say(f"timing {'steps of the backbone' if end_to_end else 'a short training of each method'} on {where}")
             seconds = estimate(left, settings, where)
             total = sum(seconds.values())
-            say(f"{sum(len(c.runs) for c in left)} runs of {len(left)} cells to train: about {duration_text(total)}")
+            say(f"{sum(len(c.left) for c in left)} runs of {len(left)} cells to train: about {duration_text(total)}")
             if budget is not None and total > 3600 * budget:
                 cells, left_out, cost = within_budget(
-                    plan.cells, seconds, finished, 3600 * budget, SMALLEST_CUT if end_to_end else LARGEST_CUT
+                    plan.cells, seconds, 3600 * budget, SMALLEST_CUT if end_to_end else LARGEST_CUT
                 )
                 plan = replace(plan, cells=cells)
                 say(f"for a budget of {duration_text(3600 * budget)}, cells of about {duration_text(cost)} are run")
@@ -179,14 +178,14 @@ LARGEST_CUT, SMALLEST_CUT = _backbone, _column
 def within_budget(
     cells: Sequence[Cell],
     seconds: Mapping[Cell, float],
-    finished: Callable[[Cell], bool],
     budget: float,
     row_of: Callable[[Cell], str] = LARGEST_CUT,
 ) -> tuple[list[Cell], list[str], float]:
     """Cells that fit into so many seconds, what is left out, in words, and the seconds they take.
 
     First every cell is given fewer seeds, down to two; then rows (all cells that ``row_of`` names alike) go, the last
-    first; then one seed for the first row. Finished cells cost nothing and stay, with all their seeds.
+    first; then one seed for the first row. Finished runs cost nothing, finished cells stay with all their seeds.
+    seconds: of the runs left of each cell that has any.
     InputError: not even that fits.
     """
     most = max(len(cell.runs) for cell in cells)
@@ -197,17 +196,17 @@ def within_budget(
     for n, count in choices:
         chosen, cost = [], 0.0
         for cell in cells:
-            if finished(cell):
+            if not cell.left:
                 chosen.append(cell)
             elif row_of(cell) in rows[:count]:
                 fewer = with_seeds(cell, n)
                 chosen.append(fewer)
-                cost += 0.0 if finished(fewer) else seconds[cell] * n / len(cell.runs)
+                cost += seconds[cell] * len(fewer.left) / len(cell.left)
         if cost <= budget:
             gone = list(rows[count:])
             gone += [f"{most - n} of {most} seeds of every cell not finished before"] if n < most else []
             return chosen, gone, cost
-    less = "a smaller --end-to-end" if cells[0].clips.costly else "fewer --features"
+    less = "a smaller --end-to-end" if cells[0].clips.end_to_end else "fewer --features"
     raise InputError(
         f"a budget of {budget:.1f} s is not enough for one row with one seed, which takes about {cost:.1f} s.\n"
         f"Give more hours, fewer --epochs, or {less}."

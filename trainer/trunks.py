@@ -70,7 +70,7 @@ class Trunk(nn.Module):
             return self.network(images).float()
 
     def _contexts(self):
-        return nullcontext(), self._statistics_kept()
+        return nullcontext(), self.keeping_statistics()
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -83,8 +83,8 @@ class Trunk(nn.Module):
             self.train(before)
 
     @contextmanager
-    def _statistics_kept(self) -> Iterator[None]:
-        """Batch norms' running statistics stay: the forward pass that is made again has counted already."""
+    def keeping_statistics(self) -> Iterator[None]:
+        """Batch norms' running statistics stay: what passes has counted already."""
         norms = [module for module in self.network.modules() if isinstance(module, BatchNorm)]
         before = [(module.momentum, module.num_batches_tracked) for module in norms]
         for module in norms:
