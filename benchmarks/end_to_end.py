@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--micro-batch", type=int, default=64)
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--augment", action="store_true")
+    parser.add_argument("--compile", action="store_true", help="the product's step, not the bare one")
     parser.add_argument("--backbone-lr", type=float, default=1e-4)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--steps", type=int, default=4, help="a turn")
@@ -56,7 +57,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/end_to_end"), help="of --accuracy")
     o = parser.parse_args()
     weights = parse_weights([o.init], [o.backbone])[o.backbone]
-    how = {"backbone_lr": o.backbone_lr, "micro_batch": o.micro_batch, "precision": o.precision}
+    how = {"backbone_lr": o.backbone_lr, "micro_batch": o.micro_batch, "precision": o.precision, "compiled": o.compile}
     options = EndToEnd(o.backbone, weights, augment=o.augment, **how)
     store = FeatureStore.open(o.store)
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")

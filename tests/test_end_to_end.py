@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -226,6 +227,23 @@ def test_mixed_precision_is_close(media):
     full, mixed = (tiny_trunk(precision=p)(frames_of(media), CPU) for p in ("fp32", "bf16"))
     assert mixed.dtype == torch.float32 and not torch.equal(full, mixed)
     torch.testing.assert_close(full, mixed, rtol=0.05, atol=0.02)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_compiled_it_is_the_same_network(media):
+    """In training as in evaluation, gradients and batch norms' statistics too."""
+    one, other = (tiny_trunk(NORMED, compiled=compiled, micro_batch=8).train() for compiled in (False, True))
+    for part in (frames_of(media), frames_of(media)[:5]):
+        found = [trunk(part, CPU) for trunk in (one, other)]
+        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+        for values in found:
+            coupled(values).backward()
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-4)  # a bias before a norm has none
+    assert one.state_dict().keys() == other.state_dict().keys()
+    for trunk in (one, other):
+        trunk.eval()
+    torch.testing.assert_close(*(trunk(frames_of(media), CPU) for trunk in (one, other)), rtol=1e-4, atol=1e-5)
 
 
 # The order of rows.
@@ -468,6 +486,7 @@ def train_as_user(mlemiss, *arguments):
     [
         (["--init", "random"], "--init belongs to training end to end"),
         (["--micro-batch", "8"], "--micro-batch belongs to training end to end"),
+        (["--compile"], "--compile belongs to training end to end"),
         (["--end-to-end", SMALL, "--features", "resnet50"], "exclude each other"),
         (["--end-to-end", "resnet51"], "unknown features 'resnet51'"),
         (["--end-to-end", SMALL, "--init", "nowhere.pth"], "neither imagenet nor random nor a file"),
@@ -498,6 +517,12 @@ def test_what_training_end_to_end_has_not_is_told(arguments, why, mlemiss, media
 def test_a_store_without_media_is_told(mlemiss, features):
     said = train_as_user(mlemiss, "--store", features.path, "--end-to-end", SMALL, "--init", "random")
     assert "holds no media" in said and "mlemiss preprocess --dataset NAME --media only" in said
+
+
+def test_a_compiler_that_is_not_there_is_told(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(InputError, match=r"(?s)--compile needs a C\+\+ compiler, and there is no no-such-compiler"):
+        tiny(compiled=True)
 
 
 def test_features_are_not_taken_for_media(mlemiss, media):

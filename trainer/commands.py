@@ -23,6 +23,7 @@ from .options import (
     AugmentOption,
     BackboneLrOption,
     BatchSizeOption,
+    CompileOption,
     DimOption,
     EndToEndOption,
     EpochsOption,
@@ -57,6 +58,7 @@ def train(
     backbone_lr: BackboneLrOption = None,
     micro_batch: MicroBatchOption = None,
     precision: PrecisionOption = None,
+    compiled: CompileOption = False,
     method: Annotated[
         list[str] | None, typer.Option(help="Methods (`list methods`), repeated or a list (default: mle).")
     ] = None,
@@ -93,7 +95,7 @@ def train(
     files = read_given(splits, masks)
     specs = [files.setting(text) for text in comma_list(missing)]
     held_out, split = files.held_out(missing_test).name, files.split_name(split)
-    how = {"frozen": frozen, "augment": augment, "backbone_lr": backbone_lr}
+    how = {"frozen": frozen, "augment": augment, "backbone_lr": backbone_lr, "compiled": compiled}
     trunk = end_to_end_of(end_to_end, init, **how, micro_batch=micro_batch, precision=precision)
     sizes = {"batch_size": batch_size_of(batch_size, trunk), "hidden": hidden, "dim": dim}
     settings = Settings(epochs=epochs, lr=lr, **sizes, weight_decay=weight_decay, marginal=marginal)
@@ -142,6 +144,7 @@ def reproduce(
     backbone_lr: BackboneLrOption = None,
     micro_batch: MicroBatchOption = None,
     precision: PrecisionOption = None,
+    compiled: CompileOption = False,
     fusion: FusionOption = None,
     split: Annotated[
         list[str] | None,
@@ -171,7 +174,7 @@ def reproduce(
     from . import side_by_side
 
     wanted = job.find_exhibit(exhibit)
-    how = {"frozen": frozen, "augment": augment, "backbone_lr": backbone_lr}
+    how = {"frozen": frozen, "augment": augment, "backbone_lr": backbone_lr, "compiled": compiled}
     named = comma_list(features) if features else None
     if wanted.end_to_end and named:
         raise InputError(f"--features names cached features; {exhibit} trains a backbone.\nName it: --end-to-end.")

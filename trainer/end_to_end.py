@@ -6,6 +6,8 @@ that is trained with it (`trunks.Trunk`), from frames and log-Mels of a media st
 Shapes: M modalities, S segments a clip, D features, B batch, n rows. A row is a segment: clip * S + s.
 """
 
+import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
@@ -39,7 +41,7 @@ class EndToEnd:
 
     backbone: a name as for --features. init: its weights at first, the same in every run. frozen: it is not trained.
     augment: frames and spectrograms are changed at random in training. backbone_lr: learning rate of the backbones.
-    micro_batch: most segments computed at once. precision: fp32 or bf16 (mixed).
+    micro_batch: most segments computed at once. precision: fp32 or bf16 (mixed). compiled: by torch.compile.
     InputError: a value out of range.
     """
 
@@ -50,6 +52,7 @@ class EndToEnd:
     backbone_lr: float = 1e-4
     micro_batch: int = 64
     precision: str = "fp32"
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.backbone_lr < float("inf"):
@@ -58,6 +61,12 @@ class EndToEnd:
             raise InputError(f"--micro-batch {self.micro_batch} is out of range: expected 1 or more.")
         if self.precision not in ("fp32", "bf16"):
             raise InputError(f"--precision {self.precision!r}: expected fp32 or bf16.")
+        compiler = os.environ.get("CXX") or "g++"
+        if self.compiled and not shutil.which(compiler):
+            raise InputError(
+                f"--compile needs a C++ compiler, and there is no {compiler}.\n"
+                "Install one, name one in CXX, or leave out --compile."
+            )
         if self.frozen and self.augment:
             raise InputError("--frozen and --augment exclude each other.\nLeave out one of the two.")
 
@@ -74,6 +83,7 @@ class EndToEnd:
             augment=self.augment,
             micro_batch=self.micro_batch,
             precision=self.precision,
+            compiled=self.compiled,
         )
 
     def check(self, settings: Settings, save_weights: bool = False) -> None:

@@ -29,6 +29,9 @@ MicroBatchOption = Annotated[
 PrecisionOption = Annotated[
     str | None, typer.Option(metavar="fp32|bf16", help="Of the backbone: bf16 is mixed (default: fp32).")
 ]
+CompileOption = Annotated[
+    bool, typer.Option("--compile", help="Compile the backbone first, which takes minutes and may pay on a GPU.")
+]
 FeaturesOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -62,9 +65,8 @@ def end_to_end_of(backbone: str | None, init: str | None, **given) -> "EndToEnd 
     given = {name: value for name, value in given.items() if value is not None and value is not False}
     if backbone is None:
         if stray := [*(["init"] if init else []), *given]:
-            raise InputError(
-                f"--{stray[0].replace('_', '-')} belongs to training end to end.\nName a backbone with --end-to-end."
-            )
+            option = stray[0].replace("_", "-").replace("compiled", "compile")
+            raise InputError(f"--{option} belongs to training end to end.\nName a backbone with --end-to-end.")
         return None
     from ..pipeline.backbones import parse_weights, resolve_tag
     from .end_to_end import EndToEnd
