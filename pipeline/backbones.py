@@ -6,8 +6,10 @@ ImageNet weights under their full timm tags; `timm:NAME` is any other timm model
 """
 
 import hashlib
+import logging
 import os
 import pickle
+import struct
 import urllib.error
 import urllib.request
 import warnings
@@ -29,6 +31,8 @@ BACKBONES = {
 }
 DEFAULT = ("vgg16", "resnet34", "resnet50")
 RANDOM_SEED = 0
+UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError, AssertionError)
+UNREADABLE += (pickle.UnpicklingError, struct.error)  # what torch's unpickler raises where a file is something else
 HUB_TIMEOUT = 5.0  # seconds for the hub's first answer; the hub client alone would retry for most of a minute
 
 # The log-Mel image: dB in [-80, 0] -> [0, 1]; deltas in dB a frame, in [-range, range] -> [0, 1].
@@ -188,7 +192,7 @@ def _read_weights(path: Path) -> dict:
             loaded = load_file(path)
         else:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+    except (*UNREADABLE, SafetensorError) as error:
         raise InputError(
             f"weights file {path}: not readable as safetensors or a torch file of tensors ({type(error).__name__}).\n"
             "Expected a state dict, tensor names and tensors alone: a pickled model is not loaded, it could run code."
@@ -222,6 +226,7 @@ def _create_model(tag: str, weights: Weights):
         f"weights file {path} does not fit {tag}: expected every tensor of the network in it, classifier apart.\n"
         "Give the weights of this very architecture."
     )
+    logging.getLogger("timm.models._builder").setLevel(logging.ERROR)  # keys that are left over are told below
     try:
         # timm converts other libraries' key names and leaves out the classifier
         model = timm.create_model(tag, pretrained=True, num_classes=0, pretrained_cfg_overlay={"state_dict": tensors})

@@ -92,6 +92,7 @@ def files(tmp_path_factory):
     torch.save(threading.Event, folder / "code.pth")
     for name in ("text.pth", "text.safetensors"):
         (folder / name).write_text("no weights at all")
+    (folder / "hello.pth").write_text("hello")  # its first letter is an instruction of a pickle
     (folder / "empty.pth").touch()
     return folder
 
@@ -123,13 +124,15 @@ def test_random_weights_are_the_same_each_time_and_leave_the_generator_alone():
         ("list.pth", "timm:resnet18", "expected a state dict of tensors, found list"),
         ("code.pth", "timm:resnet18", "not readable"),
         ("text.pth", "timm:resnet18", "not readable"),
+        ("hello.pth", "timm:resnet18", "not readable"),
         ("text.safetensors", "timm:resnet18", "not readable"),
         ("empty.pth", "timm:resnet18", "not readable"),
     ],
 )
-def test_wrong_weights_are_told(files, name, features, why):
+def test_wrong_weights_are_told(files, name, features, why, caplog):
     with pytest.raises(InputError, match=why):
         Backbone(features, Weights(name, str(files / name)))
+    assert not caplog.records  # nothing of timm's beside it
 
 
 def test_weights_options(files):

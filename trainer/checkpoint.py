@@ -70,8 +70,9 @@ class Checkpoint:
                 f"the checkpoint {self.path} cannot be read ({type(error).__name__}).\nRemove it to begin anew."
             ) from None
         if identity != self.identity:
-            names = sorted(n for n in identity.keys() | self.identity.keys() if identity.get(n) != self.identity.get(n))
-            told = "; ".join(f"{n}: {identity.get(n)} there, {self.identity.get(n)} here" for n in names[:3])
+            there, here = _flat(identity), _flat(self.identity)
+            names = sorted(n for n in there.keys() | here.keys() if there.get(n) != here.get(n))
+            told = "; ".join(f"{n.replace('_', ' ')}: {there.get(n)} there, {here.get(n)} here" for n in names[:3])
             raise InputError(
                 f"the checkpoint {self.path} is of another training ({told}).\n"
                 f"Train as it was begun, name another folder with --out, or remove that file."
@@ -131,3 +132,11 @@ class Checkpoint:
         temporary = self.path.with_name(self.path.name + ".partial")
         torch.save(kept, temporary)
         temporary.replace(self.path)
+
+
+def _flat(identity: Mapping) -> dict:
+    """Values by name, those of groups (such as settings) too."""
+    flat = {}
+    for name, value in identity.items():
+        flat |= _flat(value) if isinstance(value, Mapping) else {name: value}
+    return flat

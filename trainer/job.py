@@ -48,7 +48,8 @@ def train(
     keep_freed_memory()
     name = "-".join(dict.fromkeys([store.dataset for store in stores] + list(grid["methods"])))[:60]
     for store in stores:
-        say(f"store {store.path}: {amount(len(store.clip_id), 'clip')}, weights {store.weights.get('name')}")
+        weights = "" if end_to_end else f", weights {store.weights.get('name')}"
+        say(f"store {store.path}: {amount(len(store.clip_id), 'clip')}{weights}")
     settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in vars(grid["settings"]).items())
     say(f"device {experiments.choose_device(grid['device'])}; {grid['seeds']} seeds; {settings}")
     if end_to_end:

@@ -46,7 +46,7 @@ MarginalOption = Annotated[str, typer.Option(help="Support of the marginal in tr
 EpochsOption = Annotated[int, typer.Option(help="Epochs of every classifier.")]
 LrOption = Annotated[float, typer.Option(help="Learning rate.")]
 BatchSizeOption = Annotated[
-    int | None, typer.Option(help="Segments a batch (default: 256; of a backbone that is trained 64).")
+    int | None, typer.Option(help="Segments a batch (default: 256; of a trained backbone --micro-batch).")
 ]
 HiddenOption = Annotated[int, typer.Option(help="Units of an encoder's hidden layer.")]
 DimOption = Annotated[int, typer.Option(help="k, the embedding's width.")]

@@ -12,6 +12,7 @@ from .paper import Exhibit
 from .tables import grouped_text
 
 SHOWN_EPOCHS = 8  # of a curve, in tables
+MOST_LINES = 8  # of what is left out, on a terminal
 
 
 def compare(exhibit: Exhibit, document: Mapping, ran_on: Sequence[str], left_out: Sequence[str]) -> dict:
@@ -111,7 +112,8 @@ def tables(compared: Mapping) -> list[tuple[str, list[str], list[list[str]]]]:
 def _confusion(cell: Mapping, title: str, row_of) -> tuple[str, list[str], list[list[str]]]:
     rows = []
     for name, counts in zip(cell["classes"], cell["confusion"], strict=True):
-        rows.append([name, str(sum(counts)), *(f"{100 * n / max(sum(counts), 1):.0f}" for n in counts)])
+        shares = [f"{100 * n / sum(counts):.0f}" for n in counts] if sum(counts) else ["–"] * len(counts)
+        rows.append([name, str(sum(counts)), *shares])
     what = f"{title}, {', '.join(row_of(cell))}, {cell['missing']}: rows true, columns predicted, % of the row"
     return what, ["true class", "clips over seeds", *cell["classes"]], rows
 
@@ -226,5 +228,8 @@ def print_tables(compared: Mapping) -> None:
             table.add_row("" if row[0] == before else row[0], *(text.replace(" (", "\n(") for text in row[1:]))
             before = row[0]
         console.print(table)
-    for note in ["", *notes(compared), *left_out(compared)]:
+    absent = left_out(compared)
+    if len(absent) > MOST_LINES:
+        absent[MOST_LINES:] = [f"Left out: {len(absent) - MOST_LINES} more, listed in {compared['exhibit']}.md."]
+    for note in ["", *notes(compared), *absent]:
         console.print(note, markup=False, highlight=False)
