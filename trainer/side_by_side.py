@@ -37,7 +37,8 @@ def in_short(compared: Mapping) -> dict:
     """What a report shows of a comparison: the numbers of each cell and what they are of."""
     names = ("split", "features", "method", "fusion", "missing", "mean", "std", "paper", "difference")
     cells = [{name: cell[name] for name in names} for cell in compared["cells"]]
-    return {name: compared[name] for name in ("title", "paper", "ran_on", "left_out")} | {"cells": cells}
+    absent = [line.removeprefix("Left out: ") for line in left_out(compared)]
+    return {name: compared[name] for name in ("title", "paper", "ran_on")} | {"left_out": absent, "cells": cells}
 
 
 def _cell(exhibit: Exhibit, result: Mapping) -> dict:
