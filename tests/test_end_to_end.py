@@ -362,6 +362,14 @@ def test_every_row_of_table_1_trains(media, method, fusion, backbone):
     np.testing.assert_allclose(found.probability.sum(1), 1, atol=1e-4)
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_single_modality_costs_one_network(media, monkeypatch, frozen):
+    computed, real = set(), Trunk._features
+    monkeypatch.setattr(Trunk, "_features", lambda trunk, x: computed.add(trunk.modality) or real(trunk, x))
+    found = trained(media, "audio-only", missing="visual:0.5", settings=replace(QUICK, epochs=1), frozen=frozen)
+    assert computed == {"audio"} and np.isfinite(found.probability).all()
+
+
 def test_the_full_marginal_trains_too(media):
     found = trained(media, "mle", "outer", "audio:0.8", replace(QUICK, epochs=1, marginal="full"), backbone=NORMED)
     assert np.isfinite(found.probability).all()

@@ -153,9 +153,11 @@ class Dataset:
         runs: Sequence[Run],
         rows: Callable[[np.ndarray], np.ndarray],
         checkpoints: "Checkpoints | None" = None,
+        modalities: Sequence[str] | None = None,
     ) -> "Runs":
         """These runs, to be trained side by side on the clips that ``rows`` (of observed [clip, M]) keeps.
 
+        modalities: what the method looks at (None: all), for a data set where the others cost something.
         checkpoints: where to keep what a killed training goes on from; none are made of cached features, which train
         in less time than that would be worth.
         """

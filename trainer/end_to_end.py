@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -150,6 +150,11 @@ class MediaClips(Clips):
                 f"Train it on cached features (--features), or choose another --method."
             )
 
+    def seen(self, run: Run, modalities: Sequence[str] | None) -> Run:
+        """Modalities that the method does not look at are as if never observed, so that no network computes them."""
+        looked_at = np.array([name in (modalities or self.modalities) for name in self.modalities])
+        return replace(run, observed=run.observed & looked_at)
+
     def load(self, device: torch.device) -> "MediaDataset":
         return MediaDataset(self, device)
 
@@ -171,8 +176,9 @@ class MediaDataset:
         runs: Sequence[Run],
         rows: Callable[[np.ndarray], np.ndarray],
         checkpoints: Checkpoints | None = None,
+        modalities: Sequence[str] | None = None,
     ) -> "MediaRuns":
-        return MediaRuns(self, runs, rows, checkpoints)
+        return MediaRuns(self, [self.clips.seen(run, modalities) for run in runs], rows, checkpoints)
 
 
 class MediaRuns(Runs):
@@ -259,6 +265,9 @@ class MediaRuns(Runs):
         with within_memory(options, options.micro_batch, self.device):
             trunk = self.trunks[m]
         rows = self.rows_of(torch.as_tensor(np.flatnonzero(run.observed[:, m] & (run.part == TRAIN)))[None])[0]
+        if not len(rows):  # not looked at
+            mean = torch.zeros(1, trunk.info.dimension, device=self.device)
+            return mean, torch.ones_like(mean)
         if not options.frozen:
             order = torch.randperm(len(rows), generator=generator(run.spec.seed, "calibration"))
             rows = rows[order[: CALIBRATION_STEPS * options.micro_batch]]

@@ -74,6 +74,7 @@ def _timed(work: Callable[[], object], device: torch.device) -> float:
 
 def _seconds(cell: Cell, run: Run, settings: Settings, costs: Sequence[Cost]) -> float:
     kind, options, S = registry.load(cell.method), cell.clips.options, cell.clips.reader.segments
+    run = cell.clips.seen(run, kind.modalities)
     images = np.zeros((2, len(costs)))  # computed alone, and trained on
     steps = 0
     for stage in kind.stages:

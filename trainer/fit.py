@@ -109,7 +109,7 @@ def fit(
     steps = {plan_steps(kind, run, dataset.segments, settings) for run in runs}
     if len(steps) != 1:
         raise ValueError(f"runs of one batch need equal steps an epoch, found {sorted(steps)}.")
-    batch = dataset.runs(runs, kind.stages[-1].rows, checkpoints)
+    batch = dataset.runs(runs, kind.stages[-1].rows, checkpoints, kind.modalities)
     method = kind(batch, settings, fusion)
     for parameter_name, parameter in method.named_parameters():
         if parameter.shape[0] != len(runs):
