@@ -171,7 +171,7 @@ def accuracy(store: FeatureStore, options: EndToEnd, o: argparse.Namespace) -> d
             row = [cell["method"], fusion, missing]
             one, other = trained[tuple(row)]["mean"], cell["mean"]
             rows.append({"row": row, "trained": one, "frozen": other})
-            gains.append(one - other)
+            gains.append(round(one - other, 6))
             print(f"{' '.join(row):40} trained {one:5.1f}  frozen {other:5.1f}")
     mean, better = statistics.mean(gains), sum(gain > 0 for gain in gains)
     print(f"end to end {mean:+.1f} points on average, better in {better} of {len(gains)} rows")

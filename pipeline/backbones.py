@@ -395,13 +395,15 @@ def use_one_thread() -> None:
 
 def device_of(name: str) -> str:
     """`auto` -> cuda where there is one, else cpu. InputError: cuda asked for and absent."""
-    import torch
-
     if name not in ("auto", "cpu", "cuda"):
         raise InputError(f"unknown device {name!r}: expected auto, cpu or cuda.")
+    if name == "cpu":
+        return name
+    import torch
+
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("device cuda: torch finds no CUDA device here.\nUse --device cpu or auto.")
-    return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -198,6 +198,8 @@ class _Schedule:
             self.say(f"decoding on {decoders}, CNNs on {len(self._encoders)} with a GPU")
         for outcomes in self._two_stages(tasks) if self._with_gpu else self._one_stage(tasks):
             self.survived += len(outcomes)
+            if self._lacking:
+                self._counted = 0.0  # somebody is back
             yield from outcomes
         yield from self._told_apart()
 
@@ -235,6 +237,16 @@ class _Schedule:
                 time.sleep(POLL_SECONDS)
             yield next(running)
 
+    def _result(self, future):
+        """What it computed. If the worker that holds it goes first it is computed again, once there is another."""
+        while True:
+            try:
+                return future.result(timeout=RECOUNT_SECONDS)
+            except TimeoutError:
+                if future.status == "error":  # its own
+                    raise
+                self._count()
+
     def _submit(self, function, *arguments, **where):
         key = f"{function.__name__}-{uuid4().hex}"  # the dashboard shows what comes before the dash
         return self.client.submit(on_worker, self.expected, function, *arguments, key=key, retries=0, **where)
@@ -256,7 +268,7 @@ class _Schedule:
         for future in self._done(running):
             task = submitted.pop(future)
             try:
-                yield [future.result()]
+                yield [self._result(future)]
             except KilledWorker:
                 self.suspects.append(task)
             finally:
@@ -301,7 +313,7 @@ class _Schedule:
             else:
                 several = encoding.pop(future)
                 try:
-                    yield future.result()
+                    yield self._result(future)
                 except KilledWorker:
                     self.suspects += [task for task, _ in several]
                 finally:
@@ -339,7 +351,7 @@ class _Schedule:
 
         future = self._submit(process, task, **({"resources": {GPU: 1}} if self._with_gpu else {}))
         try:
-            (outcome,) = (done.result() for done in self._done(as_completed([future])))
+            (outcome,) = (self._result(done) for done in self._done(as_completed([future])))
         except KilledWorker:
             return None
         return outcome

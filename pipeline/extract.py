@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from . import backbones, media, store
 from .donor import Donor
@@ -51,6 +52,7 @@ def process(task: Task) -> Outcome:
 def decode(task: Task) -> Decoded:
     """The clip's frames and log-Mels, from a media store where there is one, else decoded."""
     keep_freed_memory()
+    threadpool_limits(1)  # BLAS: more threads would change the last bits of log-Mels, and a store's bytes
     start = time.perf_counter()
     clip, note = None, ""
     if task.source.fault:
@@ -93,7 +95,6 @@ def _check_root(root: Path) -> None:
 def encode(tasks: Sequence[Task], decoded: Sequence[Decoded]) -> list[Outcome]:
     """Compute and keep what each clip's stores lack; on a GPU all clips of a backbone in large batches."""
     keep_freed_memory()
-    backbones.use_one_thread()
     seconds = {"cnn": 0.0, "write": 0.0}
     failed = dict.fromkeys(range(len(tasks)), "")
     for work, output in {output.work: output for task in tasks for output in task.outputs}.items():
@@ -119,7 +120,8 @@ def encode(tasks: Sequence[Task], decoded: Sequence[Decoded]) -> list[Outcome]:
 def compute(output: Output, clips: Sequence[media.ClipMedia]) -> list[Part]:
     """What one store keeps of each of some clips."""
     features: dict[str, list[np.ndarray | None]] = {}
-    if output.weights is not None:
+    if output.weights is not None:  # media alone need no torch
+        backbones.use_one_thread()
         backbone = _backbone(output)
         features["visual"] = backbone.visual([clip.frames for clip in clips])
         features["audio"] = backbone.audio([clip.logmel for clip in clips])

@@ -120,7 +120,8 @@ def preprocess(
         say(f"note: {note}")
     with cluster.connected(how.scheduler, say) if how.scheduler else nullcontext() as client:
         options = {"media_mode": media_mode, "precision": precision, "limits": limits, "follow_links": follow_links}
-        options |= {"device": _device(device, client), "retry_failed": how.retry_failed}
+        wanted = "cpu" if media_mode == "only" and device == "auto" else device  # media need no torch
+        options |= {"device": _device(wanted, client), "retry_failed": how.retry_failed}
         plan = make_plan(collection, stores, features, chosen, **options)
         if shared:
             plan = replace(plan, outputs=tuple(finished_there(output, shared) for output in plan.outputs))
@@ -281,7 +282,6 @@ def _estimate(plan: Plan, workers: int) -> None:
 
 
 def _time_clip(task: Task) -> dict[str, float]:
-    backbones.use_one_thread()
     start = time.perf_counter()
     clip = extract.decode(task).clip
     decoded = time.perf_counter()

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import distributed
 import psutil
 import pytest
 from mlemiss.pipeline import cluster, extract, preprocess
@@ -123,7 +124,7 @@ def test_workers_that_all_go_are_said_and_waited_for(dask_processes, serial, syn
     only = processes.worker()
     stores = tmp_path / "stores"
     command = [sys.executable, "-m", "mlemiss.cli"]
-    command += map(str, options(synthetic_ravdess, stores, *SOME, "--scheduler", processes.address))
+    command += map(str, options(synthetic_ravdess, stores, *SOME, "--media", "only", "--scheduler", processes.address))
     client = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while not _staged(stores) and client.poll() is None:
         time.sleep(0.01)
@@ -135,14 +136,32 @@ def test_workers_that_all_go_are_said_and_waited_for(dask_processes, serial, syn
     processes.worker()
     _, said = client.communicate(timeout=120)
     assert client.returncode == 0 and "workers are back" in said, said
-    assert content(stores) == serial
+    assert content(stores) == {name: data for name, data in serial.items() if "-media-" in name}
+
+
+def test_a_result_that_goes_with_its_worker_is_computed_again(dask_processes):
+    """It was there, but nobody had asked for it: that no worker is left is said, as ever."""
+    processes = dask_processes()
+    only, said = processes.worker(), []
+
+    def say(text: str) -> None:
+        said.append(text)
+        if "no worker is left" in text:
+            processes.worker()
+
+    with cluster.connected(cluster.Scheduler(processes.address), said.append) as client:
+        future = client.submit(int, "7")
+        distributed.wait(future)
+        os.killpg(only.pid, signal.SIGKILL)
+        assert cluster._Schedule(client, say)._result(future) == 7
+    assert any("no worker is left" in text for text in said)
 
 
 def test_a_scheduler_that_goes_is_said(dask_processes, synthetic_ravdess, tmp_path):
     processes = dask_processes()
     processes.worker()
     stores = tmp_path / "stores"
-    arguments = options(synthetic_ravdess, stores, "--scheduler", processes.address)
+    arguments = options(synthetic_ravdess, stores, "--media", "only", "--scheduler", processes.address)
     client = subprocess.Popen(
         list(map(str, [sys.executable, "-m", "mlemiss.cli", *arguments])), stderr=subprocess.PIPE, text=True
     )
@@ -176,7 +195,7 @@ def test_a_worker_that_joins_late_is_checked(dask_processes, synthetic_ravdess, 
     processes = dask_processes()
     only = processes.worker()
     stores = tmp_path / "stores"
-    arguments = options(synthetic_ravdess, stores, *SOME, "--scheduler", processes.address)
+    arguments = options(synthetic_ravdess, stores, *SOME, "--media", "only", "--scheduler", processes.address)
     command = [sys.executable, "-m", "mlemiss.cli", *map(str, arguments)]
     client = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while not _staged(stores) and client.poll() is None:
@@ -258,7 +277,7 @@ def test_a_single_clip_that_is_fatal_is_recorded(synthetic_ravdess, tmp_path, ml
 
 
 def test_nothing_listens_beyond_loopback(synthetic_ravdess, tmp_path):
-    arguments = options(synthetic_ravdess, tmp_path / "stores", "--limit", 4, "--workers", 2)
+    arguments = options(synthetic_ravdess, tmp_path / "stores", "--limit", 4, "--workers", 2, "--media", "only")
     command = [sys.executable, "-m", "mlemiss.cli", *map(str, arguments)]
     client = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while "dashboard" not in client.stderr.readline():
