@@ -243,8 +243,8 @@ class _Schedule:
             try:
                 return future.result(timeout=RECOUNT_SECONDS)
             except TimeoutError:
-                if future.status == "error":  # its own
-                    raise
+                if future.status == "error":
+                    return future.result()  # raises the task's own
                 self._count()
 
     def _submit(self, function, *arguments, **where):
