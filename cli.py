@@ -18,10 +18,10 @@ from .pipeline.console import (
     WRONG_INPUT,
     JsonOption,
     print_json,
+    say,
     writable_folder,
 )
 from .pipeline.errors import InputError, MachineError
-from .pipeline.progress import say
 from .trainer import commands as trainer_commands
 from .trainer.settings import Settings
 
@@ -64,8 +64,8 @@ def _options(
 def demo(out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo")) -> int:
     """Synthetic clips, features of a small random network, three methods at growing missing rates, a report."""
     from .pipeline import preprocess as job
-    from .pipeline.store import FeatureStore
-    from .trainer import job as train_job
+    from .pipeline.stores.store import FeatureStore
+    from .trainer.experiments import job as train_job
 
     clips, stores, run = (writable_folder(out / part, "--out") for part in ("clips", "stores", "run"))
     pipeline_commands.synth(clips, subjects=DEMO_SUBJECTS, clips_per_subject=DEMO_CLIPS)
@@ -102,9 +102,9 @@ def list_(
         def names() -> dict[str, str]:
             return {name: methods.summary(name) for name in methods.method_names()}
     elif what == "features":
-        from .pipeline.backbones import backbone_names as names
+        from .pipeline.encoders.images import backbone_names as names
     elif what == "datasets":
-        from .pipeline.datasets import dataset_names as names
+        from .pipeline.clips.datasets import dataset_names as names
     else:
         raise InputError(f"cannot list {what!r}: expected methods, features or datasets.")
     rows = names()

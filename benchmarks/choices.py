@@ -14,9 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from mlemiss.pipeline.memory import keep_freed_memory
-from mlemiss.pipeline.store import FeatureStore
-from mlemiss.trainer.experiments import run_grid
+from mlemiss.pipeline.encoders.images import keep_freed_memory
+from mlemiss.pipeline.stores.store import FeatureStore
+from mlemiss.trainer.experiments.experiments import run_grid
 from mlemiss.trainer.settings import MARGINALS, Settings
 
 METHODS = ("mle", "zero-padding", "lower-bound", "hgr", "ae1")

@@ -24,15 +24,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from mlemiss.pipeline.backbones import load_network, parse_weights
-from mlemiss.pipeline.store import FeatureStore
+from mlemiss.pipeline.encoders.images import load_network, parse_weights
+from mlemiss.pipeline.stores.store import FeatureStore
 from mlemiss.trainer.data import RunSpec
-from mlemiss.trainer.end_to_end import EndToEnd, MediaClips
-from mlemiss.trainer.experiments import choose_device
+from mlemiss.trainer.end_to_end.end_to_end import EndToEnd, MediaClips
+from mlemiss.trainer.experiments.experiments import choose_device
+from mlemiss.trainer.experiments.paper import EXHIBITS
+from mlemiss.trainer.experiments.reproduce import reproduce
 from mlemiss.trainer.method import Stage, all_rows
 from mlemiss.trainer.methods import load
-from mlemiss.trainer.paper import EXHIBITS
-from mlemiss.trainer.reproduce import reproduce
 from mlemiss.trainer.settings import Settings
 
 

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 from mlemiss import cli
-from mlemiss.pipeline.synth import synthesize
+from mlemiss.pipeline.clips.synth import synthesize
 
 FEATURES = "timm:mobilenetv3_small_050"
 
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     draw = random.Random(arguments.seed)
-    for name in ("timm", "distributed", "librosa", "mlemiss.pipeline.preprocess", "mlemiss.pipeline.share"):
+    for name in ("timm", "distributed", "librosa", "mlemiss.pipeline.preprocess", "mlemiss.pipeline.stores.share"):
         importlib.import_module(name)
     with tempfile.TemporaryDirectory() as folder:
         root, stores, whole = (Path(folder) / name for name in ("clips", "stores", "whole"))

@@ -27,8 +27,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mlemiss.pipeline.memory import keep_freed_memory
-from mlemiss.pipeline.store import FeatureStore, attributes, create_array, open_group, publish, write_table
+from mlemiss.pipeline.encoders.images import keep_freed_memory
+from mlemiss.pipeline.stores.store import FeatureStore, attributes, create_array, open_group, publish, write_table
 from mlemiss.trainer.data import Clips, Dataset
 
 CLASSES, SEGMENTS, CHUNK = 6, 30, 32

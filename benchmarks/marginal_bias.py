@@ -19,13 +19,13 @@ import json
 import statistics
 
 import torch
-from mlemiss.pipeline.backbones import parse_weights
-from mlemiss.pipeline.masks import parse_missing
-from mlemiss.pipeline.store import FeatureStore
+from mlemiss.pipeline.encoders.images import parse_weights
+from mlemiss.pipeline.stores.masks import parse_missing
+from mlemiss.pipeline.stores.store import FeatureStore
 from mlemiss.trainer.data import RunSpec
-from mlemiss.trainer.end_to_end import EndToEnd, MediaClips
-from mlemiss.trainer.experiments import choose_device, run_grid
-from mlemiss.trainer.job import clips_as
+from mlemiss.trainer.end_to_end.end_to_end import EndToEnd, MediaClips
+from mlemiss.trainer.experiments.experiments import choose_device, run_grid
+from mlemiss.trainer.experiments.job import clips_as
 from mlemiss.trainer.marginal import Full
 from mlemiss.trainer.method import Stage, all_rows
 from mlemiss.trainer.methods import load

@@ -18,8 +18,7 @@ def serve(features: str, stage: bool, connection) -> None:
     """In a process of its own: build and warm up, then time one batch whenever asked."""
     import timm
     import torch
-    from mlemiss.pipeline.backbones import Backbone, Weights, resolve_tag, use_one_thread
-    from mlemiss.pipeline.memory import keep_freed_memory
+    from mlemiss.pipeline.encoders.images import Backbone, Weights, keep_freed_memory, resolve_tag, use_one_thread
 
     if stage:
         keep_freed_memory()

@@ -13,8 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from mlemiss.pipeline import media
-from mlemiss.pipeline.ffmpeg_process import ffmpeg_binary, ffmpeg_version
+from mlemiss.pipeline.media import decode as media
+from mlemiss.pipeline.media.process import ffmpeg_binary, ffmpeg_version
 
 CLIPS = 4
 

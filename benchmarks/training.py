@@ -28,10 +28,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mlemiss.pipeline.memory import keep_freed_memory
-from mlemiss.pipeline.store import FeatureStore, attributes, create_array, open_group, publish, write_table
+from mlemiss.pipeline.encoders.images import keep_freed_memory
+from mlemiss.pipeline.stores.store import FeatureStore, attributes, create_array, open_group, publish, write_table
 from mlemiss.trainer.data import Clips, Dataset, RunSpec
-from mlemiss.trainer.experiments import choose_device, run_grid
+from mlemiss.trainer.experiments.experiments import choose_device, run_grid
 from mlemiss.trainer.settings import Settings
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -179,7 +179,7 @@ def grid(width: int, runs: int, clips: int, settings: Settings, device: torch.de
 
 
 def _specs(texts):
-    from mlemiss.pipeline.masks import parse_missing
+    from mlemiss.pipeline.stores.masks import parse_missing
 
     return [parse_missing(text) for text in texts]
 

@@ -26,10 +26,11 @@ import time
 from pathlib import Path
 
 import psutil
-from mlemiss.pipeline import cluster, execute
-from mlemiss.pipeline.datasets import collect
-from mlemiss.pipeline.ffmpeg_process import ffmpeg_binary
-from mlemiss.pipeline.plan import make_plan
+from mlemiss.pipeline.clips.datasets import collect
+from mlemiss.pipeline.media.process import ffmpeg_binary
+from mlemiss.pipeline.run import cluster
+from mlemiss.pipeline.run import run as execute
+from mlemiss.pipeline.run.plan import make_plan
 from preprocess_decode import make_clips, processor
 
 COSTLY = {

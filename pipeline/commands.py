@@ -11,14 +11,16 @@ from .console import (
     FAILURES,
     DeviceOption,
     JsonOption,
+    Progress,
     StoresOption,
+    amount,
     comma_list,
     print_json,
+    say,
     writable_file,
     writable_folder,
 )
 from .errors import InputError
-from .progress import Progress, amount, say
 
 
 def all_cores() -> int:
@@ -48,7 +50,7 @@ def synth(
     Layout enterface05 has the irregularities of the recorded set, with their subjects: 2, 3, 6 (one file an emotion),
     11, 16 and 23 (three clips absent).
     """
-    from .synth import synthesize
+    from .clips.synth import synthesize
 
     def show(done: int, total: int) -> None:
         bar.total = total
@@ -80,8 +82,8 @@ def fetch(
     ] = None,
 ) -> int:
     """Download a data set from its official record: checksums verified, resumed where it was cut, unpacked safely."""
-    from . import fetch as job
-    from .datasets import default_root
+    from .clips import fetch as job
+    from .clips.datasets import default_root
 
     if dataset != "ravdess":
         raise InputError(f"cannot fetch {dataset!r}: only ravdess has a record that anybody may download.")
@@ -151,10 +153,10 @@ def preprocess(
 ) -> int:
     """Decode clips, compute CNN features of every segment, cache them in Zarr stores."""
     from . import preprocess as job
-    from . import share
-    from .backbones import DEFAULT
-    from .cluster import Scheduler
-    from .ffmpeg import Limits
+    from .encoders.images import DEFAULT
+    from .media.ffmpeg import Limits
+    from .run.cluster import Scheduler
+    from .stores import share
 
     existing = Scheduler(scheduler, tls_ca, tls_cert, tls_key) if scheduler else None
     if not scheduler and (tls_ca or tls_cert or tls_key):

@@ -1,19 +1,25 @@
-"""What the self-contained HTML pages share: their look, a document, pictures as data, a palette for figures.
+"""What the self-contained HTML pages share: templates, pictures as data, a palette for figures.
 
-A page opens offline and prints: pictures are data URIs, nothing is fetched, nothing runs. Colours are told apart with
-any colour vision and, by markers, without colour.
+A page opens offline and prints: pictures are data URIs, nothing is fetched, nothing runs. Templates are Jinja2's with
+autoescape, so that text is text whatever somebody's store says. Colours are told apart with any colour vision and, by
+markers, without colour.
 """
 
 import base64
 import io
 from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .files import whole_file
+
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from matplotlib.figure import Figure
 
+TEMPLATES = Path(__file__).parent / "templates"  # page.html, the base of every page
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F", "#882255")
 # Okabe and Ito's, less yellow, which does not print; grey and wine added.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
@@ -26,6 +32,45 @@ STYLE = {  # of matplotlib
     "svg.hashsalt": "mlemiss",  # the same results draw the same bytes
     "text.parse_math": False,  # names are text, whatever stands in them
 }
+
+
+def render(templates: Path, name: str, **facts: object) -> str:
+    """Render the template ``name`` of a folder; it may extend `page.html`. A fact that is absent is an error."""
+    return _environment(templates).get_template(name).render(**facts)
+
+
+@cache
+def _environment(templates: Path) -> "Environment":
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    loader = FileSystemLoader([templates, TEMPLATES])
+    options = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(loader=loader, **options)
+    environment.globals["data_uri"] = data_uri
+    return environment
+
+
+def write(page: str, out: Path) -> int:
+    """Write a page, whole or not at all, and return its bytes. Lone surrogates become question marks."""
+    with whole_file(out) as file:
+        return file.write(page.encode("utf-8", errors="replace"))
+
+
+def data_uri(data: bytes | str, kind: str) -> str:
+    """Return a picture of a media type (`image/jpeg`, `image/svg+xml`) as the text of an `src`."""
+    data = data.encode() if isinstance(data, str) else data
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def svg(figure: "Figure", crop: str | None = "tight") -> str:
+    """A figure of matplotlib as SVG, the same bytes each time."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", bbox_inches=crop, metadata={"Date": None, "Creator": None})
+    return buffer.getvalue().decode()
+
+
+# ---- to go when both pages are templates ----
+
 CSS = """
 :root { color-scheme: light; }
 body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 1080px; margin: 2em auto;
@@ -58,15 +103,6 @@ def document(title: str, body: Sequence[str], css: str = "") -> str:
     )
 
 
-def write(page: str, out: Path) -> int:
-    """Write a page, whole or not at all; how many bytes. Characters that cannot be written become question marks."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(out.name + ".partial")
-    size = temporary.write_bytes(page.encode("utf-8", errors="replace"))
-    temporary.replace(out)
-    return size
-
-
 def definitions(facts: Mapping[str, str]) -> str:
     """Facts, text by text; those that are empty are left out."""
     rows = [f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts.items() if text]
@@ -82,13 +118,6 @@ def table(names: Sequence[str], rows: Sequence[Sequence[object]], text: Collecti
         cells = "".join(f"<td{c}>{escape(str(value))}</td>" for c, value in zip(classes, row, strict=True))
         body += f"<tr>{cells}</tr>\n"
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def svg(figure: "Figure", crop: str | None = "tight") -> str:
-    """A figure of matplotlib as SVG, the same bytes each time."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", bbox_inches=crop, metadata={"Date": None, "Creator": None})
-    return buffer.getvalue().decode()
 
 
 def picture(data: bytes, kind: str, alternative: str, attributes: str = "") -> str:

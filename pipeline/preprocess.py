@@ -14,17 +14,23 @@ from pathlib import Path
 
 import numpy as np
 
-from . import assemble, backbones, cluster, execute, extract, logmel, media, store
-from .datasets import collect
+from .clips.datasets import collect
+from .clips.manifest import limit_clips
+from .console import Progress, amount, name_some, say
+from .encoders import images as backbones
 from .errors import InputError
-from .ffmpeg import FRAME_SIZE, Limits
-from .manifest import limit_clips, name_some
-from .places import Remote, is_local
-from .plan import Plan, Task, make_plan
-from .progress import Progress, amount, say
-from .sealed import run_record
-from .share import finished_there, pull
-from .worker_check import checked
+from .media import decode as media
+from .media import logmel
+from .media.ffmpeg import FRAME_SIZE, Limits
+from .run import cluster, extract
+from .run import run as assemble
+from .run import run as execute
+from .run.cluster import checked
+from .run.plan import Output, Plan, Task, make_plan
+from .stores import store
+from .stores.remote import Remote, is_local
+from .stores.share import pull, standing_at
+from .stores.store import revision_at, run_record
 
 
 @dataclass(frozen=True)
@@ -139,6 +145,14 @@ def preprocess(
             return _run(plan, how, on_processes)
         with checked(client, plan) as expected:
             return _run(plan, how, cluster.on_cluster(client, how.report, say, expected))
+
+
+def finished_there(output: Output, shared: Remote) -> Output:
+    """An output of a plan; or where its store is finished at ``shared`` and here is none as new: that one."""
+    standing = standing_at(shared / output.final.name)
+    if standing is None or revision_at(output.final) >= standing.attrs["revision"]:
+        return output
+    return replace(output, final=standing.place)
 
 
 def _device(name: str, client) -> str:

@@ -12,14 +12,15 @@ from .console import (
     JsonOption,
     StoreArgument,
     StoresOption,
+    amount,
     comma_list,
     print_json,
+    say,
     writable_file,
     writable_folder,
 )
 from .errors import InputError
-from .places import Place, local_folder, place
-from .progress import amount, say
+from .stores.remote import Place, local_folder, place
 
 app = typer.Typer(
     name="store",
@@ -37,7 +38,7 @@ def ls(
     as_json: JsonOption = False,
 ) -> int:
     """List a team's finished stores: what they hold, what is missing, and who made them when and how."""
-    from .catalogue import catalogue, table
+    from .stores.catalogue import catalogue, table
 
     folder = where or stores
     rows, unusable = catalogue(folder)
@@ -55,8 +56,8 @@ def ls(
 @app.command()
 def info(path: StoreArgument, as_json: JsonOption = False) -> int:
     """All about a store: weights, classes, failed clips and causes, spec, settings, versions, how it was made."""
-    from .catalogue import describe, description
-    from .store import FeatureStore
+    from .stores.catalogue import describe, description
+    from .stores.store import FeatureStore
 
     facts = describe(FeatureStore.open(path))
     if as_json:
@@ -69,7 +70,7 @@ def info(path: StoreArgument, as_json: JsonOption = False) -> int:
 @app.command()
 def verify(path: StoreArgument, as_json: JsonOption = False) -> int:
     """Check every byte of a store against its checksums; name what is damaged, and the clips that this hits."""
-    from .verify import print_damage, verify_store
+    from .stores.catalogue import print_damage, verify_store
 
     found = verify_store(path)
     if as_json:
@@ -86,7 +87,7 @@ def push(
     ],
 ) -> int:
     """Copy finished stores into a shared folder or s3:// place; run again, a push that was cut short goes on."""
-    from .share import push as push_store
+    from .stores.share import push as push_store
 
     if len(places) < 2:
         raise InputError(f"push {places[0]} where? Name a folder or s3://BUCKET/FOLDER after the stores.")
@@ -105,7 +106,7 @@ def pull(
     stores: FolderOption = Path("stores"),
 ) -> int:
     """Copy finished stores to this machine; run again, a pull that was cut short goes on."""
-    from .share import pull as pull_store
+    from .stores.share import pull as pull_store
 
     folder = writable_folder(local_folder(stores, "--stores"), "--stores")
     for source in places:
@@ -128,8 +129,8 @@ def preview(
     limit: Annotated[int, typer.Option(min=1, help="Clips to show beside the failed ones.")] = 96,
 ) -> int:
     """Look at a store: one page that opens offline, failures first; frames and log-Mels, or norms and a projection."""
-    from .preview import write_preview
-    from .store import FeatureStore
+    from .stores.preview import write_preview
+    from .stores.store import FeatureStore
 
     store = FeatureStore.open(path)
     out = writable_file(out or Path(f"{store.path.resolve().name.removesuffix('.zarr')}.html"), "--out")
@@ -161,7 +162,7 @@ def import_(
     stores: FolderOption = Path("stores"),
 ) -> int:
     """Make a store of features computed elsewhere; prints its path. See docs/own-features.md."""
-    from .importing import Request, import_features, parse_maps
+    from .stores.importing import Request, import_features, parse_maps
 
     stores = local_folder(stores, "--stores")
     if not stores.is_dir():  # which may be read only where it has this store already
@@ -191,8 +192,8 @@ def masks(
     split: Annotated[str, typer.Option(help="clip, or a column whose equal values stay together.")] = "clip",
 ) -> int:
     """Export splits and masks as CSV, for other software and for `train --splits FILE --masks FILE`."""
-    from .mask_files import export_masks
-    from .store import FeatureStore
+    from .stores.mask_files import export_masks
+    from .stores.store import FeatureStore
 
     writable_folder(out, "--out")
     store = FeatureStore.open(path)

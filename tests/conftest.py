@@ -26,7 +26,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def synthetic_ravdess(tmp_path_factory) -> Path:
     """Three subjects, twelve clips each, in the RAVDESS layout. Read only."""
-    from mlemiss.pipeline.synth import synthesize
+    from mlemiss.pipeline.clips.synth import synthesize
 
     root = tmp_path_factory.mktemp("ravdess")
     synthesize(root, subjects=3, clips_per_subject=12, seed=7, workers=2)
@@ -51,7 +51,8 @@ def http(tmp_path_factory):
 # of its own with its own streams and status, without seconds of importing each time.
 SERVER = """
 import atexit, importlib, json, os, signal, sys
-for name in "timm distributed librosa mlemiss.pipeline.preprocess mlemiss.trainer.reproduce mlemiss.cli".split():
+heavy = "timm distributed librosa mlemiss.pipeline.preprocess mlemiss.trainer.experiments.reproduce mlemiss.cli"
+for name in heavy.split():
     importlib.import_module(name)
 for line in sys.stdin:
     job = json.loads(line)

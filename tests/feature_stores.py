@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import numpy as np
-from mlemiss.pipeline.store import FeatureStore, attributes, create_array, open_group, publish, write_table
-from mlemiss.trainer.experiments import run_grid
+from mlemiss.pipeline.stores.store import FeatureStore, attributes, create_array, open_group, publish, write_table
+from mlemiss.trainer.experiments.experiments import run_grid
 from mlemiss.trainer.settings import Settings
 
 CHUNK = 16  # clips

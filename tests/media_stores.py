@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
-from mlemiss.pipeline.backbones import Backbone, Weights
-from mlemiss.pipeline.store import (
+from mlemiss.pipeline.encoders.images import Backbone, Weights
+from mlemiss.pipeline.stores.store import (
     MEDIA,
     FeatureStore,
     attributes,
@@ -15,7 +15,7 @@ from mlemiss.pipeline.store import (
     publish,
     write_table,
 )
-from mlemiss.trainer.end_to_end import EndToEnd
+from mlemiss.trainer.end_to_end.end_to_end import EndToEnd
 from torch import nn
 
 SEGMENTS, SIDE = 2, 40  # a frame's rows and columns

@@ -8,7 +8,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from mlemiss.pipeline.backbones import BACKBONES, Backbone, Weights, parse_weights, resolve_tag
+from mlemiss.pipeline.encoders.images import BACKBONES, Backbone, Weights, parse_weights, resolve_tag
 from mlemiss.pipeline.errors import InputError
 
 SMALL = "timm:mobilenetv3_small_050"

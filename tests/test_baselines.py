@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from mlemiss.pipeline.masks import parse_missing
+from mlemiss.pipeline.stores.masks import parse_missing
+from mlemiss.trainer.batches import EpochOrder
 from mlemiss.trainer.data import Clips, Dataset, Runs, RunSpec
 from mlemiss.trainer.fit import fit, plan_steps
 from mlemiss.trainer.methods import load
 from mlemiss.trainer.methods.hgr import LEAST_PROBABILITY, soft_hgr
-from mlemiss.trainer.order import EpochOrder
 from mlemiss.trainer.settings import Settings
 
 from .feature_stores import write_store

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from mlemiss import cli
 from mlemiss.pipeline.errors import InputError
-from mlemiss.pipeline.store import FeatureStore
-from mlemiss.trainer import job, options
+from mlemiss.pipeline.stores.store import FeatureStore
+from mlemiss.trainer import options
+from mlemiss.trainer.experiments import job
 from mlemiss.trainer.settings import Settings
 
 from .feature_stores import write_store

@@ -12,12 +12,12 @@ from pathlib import Path
 import distributed
 import psutil
 import pytest
-from mlemiss.pipeline import cluster, extract, preprocess
+from mlemiss.pipeline import preprocess
 from mlemiss.pipeline.errors import InputError, MachineError
-from mlemiss.pipeline.media import DEFAULT_LIMITS
-from mlemiss.pipeline.plan import Output, Task
-from mlemiss.pipeline.sources import Source
-from mlemiss.pipeline.store import damaged_files
+from mlemiss.pipeline.media.decode import DEFAULT_LIMITS
+from mlemiss.pipeline.run import cluster, extract
+from mlemiss.pipeline.run.plan import Output, Source, Task
+from mlemiss.pipeline.stores.store import damaged_files
 
 from .test_preprocess import _staged, content, options
 
@@ -182,7 +182,7 @@ def test_what_a_cluster_lacks_is_said(dask_processes, synthetic_ravdess, tmp_pat
     assert result.returncode == 2 and "exclude each other" in result.stderr
     result = mlemiss(*arguments, "--tls-ca", "ca.pem")
     assert result.returncode == 2 and "--scheduler ADDRESS" in result.stderr
-    other = "import mlemiss.pipeline.parts as parts; parts.versions = lambda: {'torch': '0.1'}"
+    other = "import mlemiss.pipeline.run.parts as parts; parts.versions = lambda: {'torch': '0.1'}"
     (tmp_path / "older.py").write_text(other)
     processes.worker("--preload", str(tmp_path / "older.py"))
     result = mlemiss(*arguments, "--scheduler", processes.address)
@@ -202,7 +202,7 @@ def test_a_worker_that_joins_late_is_checked(dask_processes, synthetic_ravdess, 
         time.sleep(0.01)
     os.killpg(only.pid, signal.SIGKILL)
     kept = set(stores.rglob("*.npz"))
-    other = "import mlemiss.pipeline.parts as parts; parts.versions = lambda: {'torch': '0.1'}"
+    other = "import mlemiss.pipeline.run.parts as parts; parts.versions = lambda: {'torch': '0.1'}"
     (tmp_path / "older.py").write_text(other)
     processes.worker("--preload", str(tmp_path / "older.py"))
     _, said = client.communicate(timeout=600)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from mlemiss.pipeline.errors import InputError
-from mlemiss.trainer.comparisons import compare, holm, paired, read_outcomes
 from mlemiss.trainer.evaluate import mean_interval
-from mlemiss.trainer.report import load_runs
-from mlemiss.trainer.tables import comparisons_text, sections
+from mlemiss.trainer.report.comparisons import compare, holm, paired, read_outcomes
+from mlemiss.trainer.report.report import load_runs
+from mlemiss.trainer.report.tables import comparisons_text, sections
 
 from .feature_stores import grid, write_store
 

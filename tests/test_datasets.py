@@ -8,8 +8,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from mlemiss.pipeline import listing, synth
-from mlemiss.pipeline.datasets import collect, load_dataset
+from mlemiss.pipeline.clips import manifest as listing
+from mlemiss.pipeline.clips import synth
+from mlemiss.pipeline.clips.datasets import collect, load_dataset
 from mlemiss.pipeline.errors import InputError
 
 from .conftest import SMALL
@@ -206,7 +207,7 @@ def test_classes_of_a_manifest(mp4, tmp_path):
 
 def test_preprocess_takes_classes_and_avi(avi, mp4, tmp_path, mlemiss):
     """Through the command: an avi of every irregular kind is decoded; label codes follow --classes."""
-    from mlemiss.pipeline.store import FeatureStore
+    from mlemiss.pipeline.stores.store import FeatureStore
 
     irregular = ("subject 3/happiness/sentence 1/s_3_ha_1", "subject 6/anger/s6_an", "subject 16/surprise/s16_su_3avi")
     root = link(tmp_path / "avi", avi, *(f"{path}.avi" for path in irregular))

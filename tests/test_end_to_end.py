@@ -13,26 +13,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mlemiss.pipeline.backbones import load_network
+from mlemiss.pipeline.encoders.images import load_network
 from mlemiss.pipeline.errors import InputError
-from mlemiss.pipeline.masks import TRAIN, parse_missing
-from mlemiss.pipeline.store import FeatureStore
-from mlemiss.trainer import job, kept
-from mlemiss.trainer.cells import plan_grid
-from mlemiss.trainer.checkpoint import Checkpoints
+from mlemiss.pipeline.stores.masks import TRAIN, parse_missing
+from mlemiss.pipeline.stores.store import FeatureStore
+from mlemiss.trainer.batches import Strata
 from mlemiss.trainer.data import Clips, Dataset, RunSpec
-from mlemiss.trainer.end_to_end import EndToEnd, MediaClips
-from mlemiss.trainer.estimate import estimate
+from mlemiss.trainer.end_to_end.checkpoint import Checkpoints
+from mlemiss.trainer.end_to_end.end_to_end import EndToEnd, MediaClips
+from mlemiss.trainer.end_to_end.media import MediaReader
+from mlemiss.trainer.end_to_end.trunks import Trunk, augment_frames, augment_logmels
+from mlemiss.trainer.experiments import job
+from mlemiss.trainer.experiments import run_folder as kept
+from mlemiss.trainer.experiments.estimate import estimate
+from mlemiss.trainer.experiments.grid import plan_grid
+from mlemiss.trainer.experiments.job import clips_as
 from mlemiss.trainer.fit import fit
-from mlemiss.trainer.job import clips_as
 from mlemiss.trainer.marginal import Full, Latest, SupportRows
-from mlemiss.trainer.media import MediaReader
 from mlemiss.trainer.method import Stage, all_rows
 from mlemiss.trainer.methods import load
 from mlemiss.trainer.methods.mle import MaximumLikelihood
-from mlemiss.trainer.order import Strata
 from mlemiss.trainer.settings import Settings
-from mlemiss.trainer.trunks import Trunk, augment_frames, augment_logmels
 
 from .conftest import SMALL
 from .feature_stores import predictions, write_store
@@ -590,7 +591,7 @@ def test_a_checkpoint_of_another_training_is_told_before_anything_is_trained(med
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("mlemiss.trainer.checkpoint.Checkpoints.remove", killed)
+        patched.setattr("mlemiss.trainer.end_to_end.checkpoint.Checkpoints.remove", killed)
         job.train([media], out, methods=["hgr"], settings=QUICK, **options)
     (out / "results.json").unlink()
     with pytest.raises(InputError, match=r"seed0-classifier.pt is of another training \(epochs: 2 there, 3 here\)"):

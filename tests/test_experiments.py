@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from mlemiss.pipeline.errors import InputError
-from mlemiss.pipeline.masks import TEST
-from mlemiss.trainer.experiments import run_grid
+from mlemiss.pipeline.stores.masks import TEST
+from mlemiss.trainer.experiments.experiments import run_grid
 from mlemiss.trainer.settings import Settings
 
 from .feature_stores import grid, predictions, write_store

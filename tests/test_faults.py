@@ -16,11 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from mlemiss.pipeline.datasets import collect
-from mlemiss.pipeline.ffmpeg_process import ffmpeg_binary
-from mlemiss.pipeline.parts import Part
-from mlemiss.pipeline.sources import read_sources
-from mlemiss.pipeline.store import FeatureStore, damaged_files
+from mlemiss.pipeline.clips.datasets import collect
+from mlemiss.pipeline.media.process import ffmpeg_binary
+from mlemiss.pipeline.run.parts import Part
+from mlemiss.pipeline.run.plan import read_sources
+from mlemiss.pipeline.stores.store import FeatureStore, damaged_files
 
 from .conftest import SMALL
 from .test_preprocess import _processes_mentioning, content, options

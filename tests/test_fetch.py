@@ -16,11 +16,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from mlemiss.pipeline import download, fetch, listing
-from mlemiss.pipeline.datasets import ravdess
+from mlemiss.pipeline.clips import download, fetch
+from mlemiss.pipeline.clips import manifest as listing
+from mlemiss.pipeline.clips.datasets import ravdess
+from mlemiss.pipeline.clips.manifest import files_below
+from mlemiss.pipeline.clips.unpack import ArchiveError, unpack
 from mlemiss.pipeline.errors import InputError, MachineError
-from mlemiss.pipeline.manifest import files_below
-from mlemiss.pipeline.unpack import ArchiveError, unpack
 
 RECORD = "/api/records/1188976"
 

@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 from mlemiss.pipeline.errors import InputError
-from mlemiss.pipeline.mask_files import export_masks, read_given, read_masks, read_splits
-from mlemiss.pipeline.masks import TEST, TRAIN, parse_missing
-from mlemiss.trainer.report import render
+from mlemiss.pipeline.stores.mask_files import export_masks, read_given, read_masks, read_splits
+from mlemiss.pipeline.stores.masks import TEST, TRAIN, parse_missing
+from mlemiss.trainer.report.report import render
 
 from .feature_stores import grid, predictions, write_store
 

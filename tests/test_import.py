@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mlemiss.pipeline import importing
 from mlemiss.pipeline.errors import InputError
-from mlemiss.pipeline.importing import Request, import_features, parse_maps
-from mlemiss.pipeline.store import FeatureStore, damaged_files
+from mlemiss.pipeline.stores import importing
+from mlemiss.pipeline.stores.importing import Request, import_features, parse_maps
+from mlemiss.pipeline.stores.store import FeatureStore, damaged_files
 
 CLIPS, SEGMENTS = 24, 3
 EMOTIONS = np.array(["sad", "happy", "angry"])

@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-from mlemiss.pipeline import claim
 from mlemiss.pipeline.errors import InputError
-from mlemiss.pipeline.lock import only_one
+from mlemiss.pipeline.stores import claim
+from mlemiss.pipeline.stores.claim import only_one
 
 HOLDER = """
 import fcntl, sys

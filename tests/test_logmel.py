@@ -3,7 +3,7 @@
 import librosa
 import numpy as np
 import pytest
-from mlemiss.pipeline.logmel import MEL_FRAMES, N_MELS, segment_logmel
+from mlemiss.pipeline.media.logmel import MEL_FRAMES, N_MELS, segment_logmel
 
 
 def voice(seconds):

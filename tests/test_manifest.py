@@ -5,10 +5,10 @@ import os
 from pathlib import Path
 
 import pytest
-from mlemiss.pipeline.datasets import collect, dataset_names, expected_clips, load_dataset
+from mlemiss.pipeline.clips.datasets import collect, dataset_names, expected_clips, load_dataset
+from mlemiss.pipeline.clips.manifest import Clip, Collection, limit_clips, read_manifest, write_manifest
 from mlemiss.pipeline.errors import InputError
-from mlemiss.pipeline.manifest import Clip, Collection, limit_clips, read_manifest, write_manifest
-from mlemiss.pipeline.sources import read_sources
+from mlemiss.pipeline.run.plan import read_sources
 
 HEADER = "clip_id,path,label,subject"
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mlemiss.pipeline.datasets import ravdess
+from mlemiss.pipeline.clips.datasets import ravdess
+from mlemiss.pipeline.clips.manifest import read_manifest
 from mlemiss.pipeline.errors import InputError
-from mlemiss.pipeline.manifest import read_manifest
-from mlemiss.pipeline.masks import TEST, TRAIN, VALIDATION, Missing, missing_clips, parse_missing, split_clips
+from mlemiss.pipeline.stores.masks import TEST, TRAIN, VALIDATION, Missing, missing_clips, parse_missing, split_clips
 
 MANIFESTS = Path(__file__).parents[1] / "data_manifests"
 

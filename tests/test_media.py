@@ -14,10 +14,10 @@ import cv2
 import librosa
 import numpy as np
 import pytest
-from mlemiss.pipeline import media
 from mlemiss.pipeline.errors import InputError
-from mlemiss.pipeline.ffmpeg import Limits
-from mlemiss.pipeline.ffmpeg_process import ffmpeg_binary, ffmpeg_version
+from mlemiss.pipeline.media import decode as media
+from mlemiss.pipeline.media.ffmpeg import Limits
+from mlemiss.pipeline.media.process import ffmpeg_binary, ffmpeg_version
 
 SHARED = Path(os.environ.get("MLEMISS_SHARED_DATA", "/nonexistent"))
 ODD = SHARED / "decoder_oddities"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from mlemiss.pipeline.errors import InputError
-from mlemiss.pipeline.masks import parse_missing
+from mlemiss.pipeline.stores.masks import parse_missing
 from mlemiss.trainer import methods as registry
 from mlemiss.trainer.data import Clips, Dataset, Runs, RunSpec
 from mlemiss.trainer.fit import fit, plan_steps

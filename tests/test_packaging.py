@@ -30,8 +30,8 @@ def test_wheel_installs_and_works_elsewhere(tmp_path):
 import sys
 sys.path.insert(0, {str(tmp_path / "site")!r})
 sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
-import mlemiss.cli, mlemiss.pipeline.datasets
-print(mlemiss.cli.__file__, len(mlemiss.pipeline.datasets.expected_clips("ravdess")))
+import mlemiss.cli, mlemiss.pipeline.clips.datasets
+print(mlemiss.cli.__file__, len(mlemiss.pipeline.clips.datasets.expected_clips("ravdess")))
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     where, clips = result.stdout.split()

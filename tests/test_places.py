@@ -12,12 +12,13 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from mlemiss.pipeline import sealed, share
-from mlemiss.pipeline.checksums import RUN
 from mlemiss.pipeline.errors import InputError, MachineError
-from mlemiss.pipeline.finding import find_store
-from mlemiss.pipeline.places import place
-from mlemiss.pipeline.store import FeatureStore
+from mlemiss.pipeline.stores import share
+from mlemiss.pipeline.stores import share as sealed
+from mlemiss.pipeline.stores.catalogue import find_store
+from mlemiss.pipeline.stores.checksums import RUN
+from mlemiss.pipeline.stores.remote import place
+from mlemiss.pipeline.stores.store import FeatureStore
 
 from .servers import forget_clients, free_port
 from .test_share import MADE, NAME

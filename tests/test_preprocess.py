@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mlemiss.pipeline import media
-from mlemiss.pipeline.ffmpeg_process import ffmpeg_binary
-from mlemiss.pipeline.store import COMPLETE, RUN, FeatureStore, damaged_files
+from mlemiss.pipeline.media import decode as media
+from mlemiss.pipeline.media.process import ffmpeg_binary
+from mlemiss.pipeline.stores.store import COMPLETE, RUN, FeatureStore, damaged_files
 
 from .conftest import SMALL
 

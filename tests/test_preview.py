@@ -11,13 +11,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from mlemiss.pipeline import media, store
-from mlemiss.pipeline.ffmpeg_process import ffmpeg_binary
+from mlemiss.pipeline.media import decode as media
+from mlemiss.pipeline.media.process import ffmpeg_binary
 from mlemiss.pipeline.preprocess import preprocess
-from mlemiss.pipeline.preview import write_preview
-from mlemiss.pipeline.preview_clips import choose
-from mlemiss.pipeline.preview_features import look_through, principal_components
-from mlemiss.pipeline.store import FeatureStore
+from mlemiss.pipeline.stores import store
+from mlemiss.pipeline.stores.preview import write_preview
+from mlemiss.pipeline.stores.preview_clips import choose
+from mlemiss.pipeline.stores.preview_features import look_through, principal_components
+from mlemiss.pipeline.stores.store import FeatureStore
 
 from .conftest import SMALL
 from .feature_stores import write_store

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mlemiss.pipeline.masks import MODALITIES, TRAIN, parse_missing
-from mlemiss.pipeline.store import FeatureStore
+from mlemiss.pipeline.stores.masks import MODALITIES, TRAIN, parse_missing
+from mlemiss.pipeline.stores.store import FeatureStore
 
 from .conftest import SMALL
 

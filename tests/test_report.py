@@ -16,13 +16,13 @@ import pytest
 import torch
 from mlemiss.pipeline.errors import InputError
 from mlemiss.pipeline.page import COLOURS
-from mlemiss.trainer.experiments import run_grid
-from mlemiss.trainer.export import write_csv, write_latex
-from mlemiss.trainer.figures import accuracy_by_epoch, accuracy_by_rate, groups, offsets, rates
-from mlemiss.trainer.report import load_results, render, write_report
+from mlemiss.trainer.experiments.experiments import run_grid
+from mlemiss.trainer.experiments.side_by_side import left_out, markdown
+from mlemiss.trainer.report.export import write_csv, write_latex
+from mlemiss.trainer.report.figures import accuracy_by_epoch, accuracy_by_rate, groups, offsets, rates
+from mlemiss.trainer.report.report import load_results, render, write_report
+from mlemiss.trainer.report.tables import print_results, results_table, sections
 from mlemiss.trainer.settings import Settings
-from mlemiss.trainer.side_by_side import left_out, markdown
-from mlemiss.trainer.tables import print_results, results_table, sections
 from rich.console import Console
 
 from .feature_stores import write_store

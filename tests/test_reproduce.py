@@ -10,15 +10,23 @@ import time
 import numpy as np
 import pytest
 import torch
-from mlemiss.pipeline.datasets import expected_clips
+from mlemiss.pipeline.clips.datasets import expected_clips
 from mlemiss.pipeline.errors import InputError
-from mlemiss.pipeline.lock import only_one
-from mlemiss.pipeline.store import FeatureStore
-from mlemiss.trainer import kept, paper
-from mlemiss.trainer.cells import plan_grid
-from mlemiss.trainer.experiments import describe
+from mlemiss.pipeline.stores.claim import only_one
+from mlemiss.pipeline.stores.store import FeatureStore
+from mlemiss.trainer.experiments import paper
+from mlemiss.trainer.experiments import run_folder as kept
+from mlemiss.trainer.experiments.experiments import describe
+from mlemiss.trainer.experiments.grid import plan_grid
+from mlemiss.trainer.experiments.reproduce import (
+    EXHIBITS,
+    choose_stores,
+    find_exhibit,
+    ran_on,
+    reproduce,
+    within_budget,
+)
 from mlemiss.trainer.fit import RunResult
-from mlemiss.trainer.reproduce import EXHIBITS, choose_stores, find_exhibit, ran_on, reproduce, within_budget
 from mlemiss.trainer.settings import Settings
 
 from .feature_stores import QUICK, grid, predictions, write_store

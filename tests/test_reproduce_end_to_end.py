@@ -6,15 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 from mlemiss.pipeline.errors import InputError
-from mlemiss.pipeline.masks import parse_missing
-from mlemiss.trainer import estimate_end_to_end, paper
-from mlemiss.trainer.cells import plan_grid
-from mlemiss.trainer.end_to_end import MediaClips
+from mlemiss.pipeline.stores.masks import parse_missing
+from mlemiss.trainer.end_to_end.end_to_end import MediaClips
+from mlemiss.trainer.experiments import estimate_end_to_end, paper
+from mlemiss.trainer.experiments.grid import plan_grid
+from mlemiss.trainer.experiments.job import clips_as
+from mlemiss.trainer.experiments.paper import EXHIBITS
+from mlemiss.trainer.experiments.reproduce import SMALLEST_CUT, choose_stores, reproduce, within_budget
 from mlemiss.trainer.fit import fit
-from mlemiss.trainer.job import clips_as
 from mlemiss.trainer.methods import load
-from mlemiss.trainer.paper import EXHIBITS
-from mlemiss.trainer.reproduce import SMALLEST_CUT, choose_stores, reproduce, within_budget
 from mlemiss.trainer.settings import Settings
 
 from .media_stores import TINY, tiny, write_media

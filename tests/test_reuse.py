@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from mlemiss.pipeline import store
-from mlemiss.pipeline.ffmpeg import due_to_limit
-from mlemiss.pipeline.ffmpeg_process import ffmpeg_binary
-from mlemiss.pipeline.lock import only_one
-from mlemiss.pipeline.store import FeatureStore, damaged_files
+from mlemiss.pipeline.media.ffmpeg import due_to_limit
+from mlemiss.pipeline.media.process import ffmpeg_binary
+from mlemiss.pipeline.stores import store
+from mlemiss.pipeline.stores.claim import only_one
+from mlemiss.pipeline.stores.store import FeatureStore, damaged_files
 
 from .conftest import SMALL
 from .test_preprocess import content
@@ -276,8 +276,8 @@ def test_nothing_is_taken_over_from_damaged_chunks(grown, tmp_path, mlemiss, cou
 
 def test_a_worker_reads_the_revision_that_stands(grown, tmp_path, mlemiss):
     """A worker of a cluster serves many runs: what it has open may have been replaced meanwhile."""
-    from mlemiss.pipeline import extract
-    from mlemiss.pipeline.plan import Row
+    from mlemiss.pipeline.run import extract
+    from mlemiss.pipeline.run.plan import Row
 
     arguments = options(grown, tmp_path / "stores", "--media", "only", "--limit", 1)
     assert mlemiss(*arguments).returncode == 0

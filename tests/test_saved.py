@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from mlemiss.pipeline.errors import InputError
-from mlemiss.pipeline.masks import TEST, parse_missing
+from mlemiss.pipeline.stores.masks import TEST, parse_missing
 from mlemiss.trainer import methods as registry
-from mlemiss.trainer import predict, saved
 from mlemiss.trainer.data import Clips, Dataset, RunSpec
+from mlemiss.trainer.experiments import predict
+from mlemiss.trainer.experiments import weights as saved
 from mlemiss.trainer.fit import fit
 from safetensors import safe_open
 

@@ -11,13 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from mlemiss.pipeline import checksums, claim, share, store
-from mlemiss.pipeline.checksums import COMPLETE, PUSHING, RUN
 from mlemiss.pipeline.errors import InputError
-from mlemiss.pipeline.finding import find_store
-from mlemiss.pipeline.places import place
-from mlemiss.pipeline.store import FeatureStore
-from mlemiss.pipeline.verify import verify_store
+from mlemiss.pipeline.stores import checksums, claim, share, store
+from mlemiss.pipeline.stores.catalogue import find_store, verify_store
+from mlemiss.pipeline.stores.checksums import COMPLETE, PUSHING, RUN
+from mlemiss.pipeline.stores.remote import place
+from mlemiss.pipeline.stores.store import FeatureStore
 
 from .conftest import SMALL
 from .feature_stores import grid, write_store

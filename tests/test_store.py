@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from mlemiss.pipeline import store
 from mlemiss.pipeline.errors import InputError
-from mlemiss.pipeline.finding import find_store
-from mlemiss.pipeline.masks import TRAIN, missing_clips, parse_missing, split_clips
-from mlemiss.pipeline.store import FeatureStore, damaged_files, store_name
+from mlemiss.pipeline.stores import store
+from mlemiss.pipeline.stores.catalogue import find_store
+from mlemiss.pipeline.stores.masks import TRAIN, missing_clips, parse_missing, split_clips
+from mlemiss.pipeline.stores.store import FeatureStore, damaged_files, store_name
 
 
 def make_store(folder: Path, dataset: str = "toy", features: str = "resnet50", fingerprint: str = "abc") -> Path:

@@ -8,7 +8,9 @@ from dataclasses import replace
 import av
 import numpy as np
 import pytest
-from mlemiss.pipeline import synth, synth_face, synth_voice
+from mlemiss.pipeline.clips import synth
+from mlemiss.pipeline.clips.synth import face as synth_face
+from mlemiss.pipeline.clips.synth import voice as synth_voice
 from mlemiss.pipeline.errors import InputError
 
 

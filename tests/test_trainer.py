@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from mlemiss.pipeline.errors import InputError
-from mlemiss.pipeline.masks import TEST, TRAIN, VALIDATION, parse_missing
+from mlemiss.pipeline.stores.masks import TEST, TRAIN, VALIDATION, parse_missing
+from mlemiss.trainer.batches import EpochOrder
 from mlemiss.trainer.data import Clips, Dataset, Run, Runs, RunSpec, generator
 from mlemiss.trainer.evaluate import accuracy, confusion, macro_f1, mean_and_std, unweighted_average_recall
 from mlemiss.trainer.fit import fit
@@ -17,7 +18,6 @@ from mlemiss.trainer.method import Stage, all_rows
 from mlemiss.trainer.methods import load, method_names
 from mlemiss.trainer.methods.mle import MaximumLikelihood
 from mlemiss.trainer.networks import Encoder
-from mlemiss.trainer.order import EpochOrder
 from mlemiss.trainer.settings import Settings
 
 from .feature_stores import CHUNK, QUICK, WIDTHS, grid, predictions, write_store
@@ -400,7 +400,8 @@ def test_metrics_on_a_small_example():
 
 def test_trainer_loads_neither_dask_nor_decoders():
     code = (
-        "import sys, mlemiss.trainer.reproduce, mlemiss.trainer.predict, mlemiss.trainer.methods as m\n"
+        "import sys, mlemiss.trainer.methods as m\n"
+        "import mlemiss.trainer.experiments.reproduce, mlemiss.trainer.experiments.predict\n"
         "[m.load(n) for n in m.method_names()]\n"
         "print([n for n in ('dask', 'distributed', 'ffmpeg', 'imageio_ffmpeg', 'cv2', 'librosa', 'timm') "
         "if n in sys.modules])"

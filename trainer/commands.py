@@ -11,14 +11,15 @@ from ..pipeline.console import (
     DeviceOption,
     JsonOption,
     StoresOption,
+    amount,
     comma_list,
     print_json,
+    say,
     writable_file,
     writable_folder,
 )
 from ..pipeline.errors import InputError
-from ..pipeline.places import Place, place
-from ..pipeline.progress import amount, say
+from ..pipeline.stores.remote import Place, place
 from .options import (
     AugmentOption,
     BackboneLrOption,
@@ -86,11 +87,11 @@ def train(
     as_json: JsonOption = False,
 ) -> int:
     """Train every combination of the repeatable options, each with N seeds; print and keep the results."""
-    from ..pipeline.backbones import DEFAULT
-    from ..pipeline.finding import find_store
-    from ..pipeline.mask_files import read_given
-    from ..pipeline.store import MEDIA, FeatureStore
-    from . import job
+    from ..pipeline.encoders.images import DEFAULT
+    from ..pipeline.stores.catalogue import find_store
+    from ..pipeline.stores.mask_files import read_given
+    from ..pipeline.stores.store import MEDIA, FeatureStore
+    from .experiments import job
 
     files = read_given(splits, masks)
     specs = [files.setting(text) for text in comma_list(missing)]
@@ -123,7 +124,7 @@ def train(
 
 def finish_training(document: dict, out: Path, as_json: bool) -> None:
     """Print a run's results and say where they are kept."""
-    from .tables import print_results
+    from .report.tables import print_results
 
     if as_json:
         print_json(document)
@@ -169,9 +170,9 @@ def reproduce(
     as_json: JsonOption = False,
 ) -> int:
     """Run one of the paper's tables or figures and set our numbers beside the paper's; run again, it goes on."""
-    from ..pipeline.store import FeatureStore
-    from . import reproduce as job
-    from . import side_by_side
+    from ..pipeline.stores.store import FeatureStore
+    from .experiments import reproduce as job
+    from .experiments import side_by_side
 
     wanted = job.find_exhibit(exhibit)
     how = {"frozen": frozen, "augment": augment, "backbone_lr": backbone_lr, "compiled": compiled}
@@ -226,10 +227,10 @@ def predict(
     """Apply trained weights: each clip's label, predicted class and probabilities, the mean over the seeds."""
     import sys
 
-    from ..pipeline.store import FeatureStore
+    from ..pipeline.stores.store import FeatureStore
     from . import methods
-    from . import predict as job
-    from .experiments import choose_device
+    from .experiments import predict as job
+    from .experiments.experiments import choose_device
 
     if out is not None:
         writable_file(out, "--out")
@@ -252,7 +253,7 @@ def predict(
 
 def _missing_name(text: str) -> str:
     """As results call it: a spec in its own order, else the name of a setting of somebody's masks."""
-    from ..pipeline.masks import parse_missing
+    from ..pipeline.stores.masks import parse_missing
 
     try:
         return parse_missing(text).name
@@ -267,8 +268,8 @@ def report(
     latex: Annotated[bool, typer.Option("--latex", help="Also results.tex (booktabs), beside it.")] = False,
 ) -> int:
     """Write one self-contained HTML report of one or more runs, with paired comparisons over all of them."""
-    from .export import write_csv, write_latex
-    from .report import load_runs, write_report
+    from .report.export import write_csv, write_latex
+    from .report.report import load_runs, write_report
 
     if not runs:
         kept = sorted(Path("runs").glob("*/results.json"), key=lambda path: path.stat().st_mtime)

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from ..pipeline.errors import InputError
-from ..pipeline.mask_files import Setting
-from ..pipeline.masks import TEST, TRAIN, VALIDATION, Missing
-from ..pipeline.store import FeatureStore
-from .order import EpochOrder
+from ..pipeline.stores.mask_files import Setting
+from ..pipeline.stores.masks import TEST, TRAIN, VALIDATION, Missing
+from ..pipeline.stores.store import FeatureStore
+from .batches import EpochOrder
 
 if TYPE_CHECKING:
-    from .checkpoint import Checkpoint, Checkpoints
+    from .end_to_end.checkpoint import Checkpoint, Checkpoints
     from .method import Method, Stage
 
 COMPLETE = Missing()

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from ..pipeline.errors import InputError
-from ..pipeline.masks import TEST, TRAIN, VALIDATION
-from .checkpoint import Checkpoints
+from ..pipeline.stores.masks import TEST, TRAIN, VALIDATION
 from .data import Clips, Dataset, Run, Runs
+from .end_to_end.checkpoint import Checkpoints
 from .evaluate import clip_probabilities
 from .method import Method, Stage
 from .settings import Settings

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..pipeline.errors import InputError
-from ..pipeline.places import Place, place
+from ..pipeline.stores.remote import Place, place
 from .settings import Settings
 
 if TYPE_CHECKING:
-    from .end_to_end import EndToEnd
+    from .end_to_end.end_to_end import EndToEnd
 
 EndToEndOption = Annotated[
     str | None,
@@ -68,8 +68,8 @@ def end_to_end_of(backbone: str | None, init: str | None, **given) -> "EndToEnd 
             option = stray[0].replace("_", "-").replace("compiled", "compile")
             raise InputError(f"--{option} belongs to training end to end.\nName a backbone with --end-to-end.")
         return None
-    from ..pipeline.backbones import parse_weights, resolve_tag
-    from .end_to_end import EndToEnd
+    from ..pipeline.encoders.images import parse_weights, resolve_tag
+    from .end_to_end.end_to_end import EndToEnd
 
     resolve_tag(backbone)
     return EndToEnd(backbone, parse_weights([init or "imagenet"], [backbone])[backbone], **given)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ...pipeline.masks import MODALITIES
+from ...pipeline.stores.masks import MODALITIES
 from ..data import Batch
 from ..method import FusionClassifier, Stage, negative_log_likelihood
 

@@ -1,1 +1,0 @@
-"""From raw clips to cached features: manifest, decoding, CNN features, masks, Zarr stores."""

@@ -1,0 +1,83 @@
+"""One dataset a file: how its raw folder becomes clips, and what it should hold.
+
+A dataset module has ``NAME``, ``SUMMARY`` (one line with the citation), ``CLASSES`` (label names in the order of the
+store's label codes), where it finds more classes than these also ``ALL_CLASSES``, and ``find(root, files) -> (clips,
+notes)`` of what `files_below` lists; what data_manifests/ knows of NAME is compared with what is found. Other packages
+add theirs through the entry-point group ``mlemiss.datasets``.
+"""
+
+import importlib
+import os
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+
+from ...errors import InputError
+from ..manifest import (
+    Collection,
+    check_root,
+    choose_classes,
+    collect_manifest,
+    compare,
+    files_below,
+    keep_classes,
+    known_clips,
+)
+
+BUILT_IN = ("ravdess", "enterface05")
+
+
+def dataset_names() -> dict[str, str]:
+    """name -> one line: built-in datasets first, then installed plug-ins."""
+    plugins = sorted(plugin.name for plugin in entry_points(group="mlemiss.datasets"))
+    return {name: load_dataset(name).SUMMARY for name in (*BUILT_IN, *plugins)}
+
+
+def load_dataset(name: str) -> ModuleType:
+    """The module of a named dataset. InputError: an unknown name."""
+    if name in BUILT_IN:
+        return importlib.import_module(f".{name}", __name__)
+    for plugin in entry_points(group="mlemiss.datasets"):
+        if plugin.name == name:
+            return plugin.load()
+    raise InputError(
+        f"unknown dataset {name!r}: expected {', '.join(dataset_names())}, or the path of a CSV manifest.\n"
+        "`mlemiss list datasets` describes them; a manifest has the columns clip_id,path,label,subject."
+    )
+
+
+def default_root(name: str) -> Path:
+    """$MLEMISS_DATA/NAME, or data/NAME."""
+    return Path(os.environ.get("MLEMISS_DATA") or "data") / name
+
+
+def expected_clips(name: str) -> list[str] | None:
+    """The clip ids that a dataset should hold of its default classes, or None where no listing is known."""
+    return known_clips(name, load_dataset(name).CLASSES)
+
+
+def collect(
+    dataset: str, root: Path | None = None, classes: Sequence[str] | None = None, follow_links: bool = False
+) -> Collection:
+    """Find the clips of a named dataset or of a CSV manifest; ``classes``: only these, in the order of the label codes.
+
+    ``follow_links``: look for a named dataset's clips in folders that are links, too.
+
+    InputError: no such dataset, class or root, or no clip in it.
+    """
+    if dataset.lower().endswith(".csv"):
+        return collect_manifest(Path(dataset), root, classes)
+    module = load_dataset(dataset)
+    there = getattr(module, "ALL_CLASSES", module.CLASSES)
+    classes = choose_classes(classes, there, module.CLASSES, dataset)
+    root = check_root(root or default_root(dataset), f"the raw files of {dataset}")
+    files, linked = files_below(root, follow_links)
+    found, notes = module.find(root, files)
+    clips, others = keep_classes(found, classes)
+    if not clips:
+        hint = f"\n{(*others, *linked)[0]}." if others or linked else "\nIs this the right folder?"
+        raise InputError(f"no clip of {dataset} in {root}: expected {module.EXAMPLE}.{hint}")
+    absent, unexpected = compare(dataset, clips, classes)
+    clips = tuple(sorted(clips, key=lambda clip: clip.clip_id))
+    return Collection(dataset, root, classes, clips, tuple(absent), (*linked, *notes, *others), tuple(unexpected))

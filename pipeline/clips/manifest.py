@@ -1,0 +1,314 @@
+"""Clip records: read a CSV manifest, check it, hash the clips' contents."""
+
+import csv
+import io
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path, PurePosixPath
+
+from ..console import name_some
+from ..errors import InputError
+from ..stores.masks import stratified_order
+from ..stores.store import RESERVED
+
+REQUIRED = ("clip_id", "path", "label", "subject")
+SYNTHETIC = "SYNTHETIC.json"  # lies in a root whose clips are drawn, not recorded; says with what parameters
+SEPARATORS = {";": "semicolons", "\t": "tabs"}  # of other programs' exports
+COLUMN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One clip: a row of a manifest. `path` is relative to the root; `columns` are (name, value) beyond the four."""
+
+    clip_id: str
+    path: str
+    label: str
+    subject: str
+    columns: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What a dataset's folder holds, against what it should hold."""
+
+    dataset: str
+    root: Path
+    classes: tuple[str, ...]
+    clips: tuple[Clip, ...]  # found, sorted by clip_id
+    absent: tuple[str, ...] = ()  # clip ids of the dataset's manifest that are not in the root
+    notes: tuple[str, ...] = ()  # what a user should know, duplicates for example
+    unexpected: tuple[str, ...] = ()  # clips found that the dataset's manifest does not have
+
+    @property
+    def synthetic(self) -> bool:
+        """Some clips were made by `mlemiss synth` (its marker lies above them); stores and reports say so."""
+        folders = {folder for clip in self.clips for folder in PurePosixPath(clip.path).parents}
+        return any((self.root / folder / SYNTHETIC).is_file() for folder in folders)
+
+
+def read_manifest(path: Path) -> list[Clip]:
+    """Read a manifest CSV. InputError names file and line of whatever is wrong."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"manifest {path}: not UTF-8 text (byte {error.start}).\nSave it as UTF-8 CSV.") from None
+    except OSError as error:
+        raise InputError(f"manifest {path}: {error.strerror}.\nName a CSV with --dataset FILE.csv.") from None
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+
+    def wrong(line: int, why: str) -> InputError:
+        return InputError(f"manifest {path}, line {line}: {why}.\nExpected the columns {','.join(REQUIRED)}[,more].")
+
+    clips: list[Clip] = []
+    seen: dict[str, int] = {}
+    try:
+        header = next(rows, None)
+        if not header:
+            raise wrong(1, "the file is empty")
+        header = [name.strip() for name in header]
+        if absent := [name for name in REQUIRED if name not in header]:
+            why = f"column {', '.join(absent)} is missing from the header {','.join(header)!r}"
+            separators = [name for mark, name in SEPARATORS.items() if len(header) == 1 and mark in header[0]]
+            raise wrong(1, why + (f": its fields are separated by {separators[0]}, not commas" if separators else ""))
+        _check_columns(header, lambda why: wrong(1, why))
+        for values in rows:
+            line = rows.line_num
+            if not values:
+                continue
+            if len(values) != len(header):
+                raise wrong(line, f"expected {len(header)} fields, found {len(values)}")
+            row = dict(zip(header, (value.strip() for value in values), strict=True))
+            if empty := [name for name in ("clip_id", "path", "label") if not row[name]]:
+                raise wrong(line, f"{', '.join(empty)} is empty")
+            if row["clip_id"] in seen:
+                raise wrong(line, f"clip_id {row['clip_id']!r} stands on line {seen[row['clip_id']]} already")
+            relative = PurePosixPath(row["path"])
+            if relative.is_absolute() or ".." in relative.parts:
+                raise wrong(line, f"path {row['path']!r} leaves the root; paths are relative to it")
+            seen[row["clip_id"]] = line
+            more = tuple((name, row[name]) for name in header if name not in REQUIRED)
+            clips.append(Clip(*(row[name] for name in REQUIRED), more))
+    except csv.Error as error:
+        raise wrong(rows.line_num, str(error)) from None
+    if not clips:
+        raise wrong(rows.line_num, "no clips below the header")
+    return clips
+
+
+def _check_columns(header: Sequence[str], wrong: Callable[[str], InputError]) -> None:
+    for name in header:
+        if header.count(name) > 1:
+            raise wrong(f"column {name!r} stands twice")
+        if name in REQUIRED:
+            continue
+        if name in RESERVED:
+            raise wrong(f"column {name!r} is a name the store uses itself; rename it")
+        if not COLUMN_NAME.fullmatch(name):
+            raise wrong(f"column name {name!r} is not made of letters, digits, '_' and '-'")
+
+
+def write_manifest(path: Path, clips: Iterable[Clip]) -> None:
+    """Write clips as a manifest CSV."""
+    clips = list(clips)
+    more = [name for name, _ in clips[0].columns] if clips else []
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([*REQUIRED, *more])
+        for clip in clips:
+            writer.writerow([clip.clip_id, clip.path, clip.label, clip.subject, *(value for _, value in clip.columns)])
+
+
+def collect_manifest(path: Path, root: Path | None, classes: Sequence[str] | None = None) -> Collection:
+    """A user's own CSV as a dataset: named after the file, its root the CSV's folder unless given."""
+    listed = read_manifest(path)
+    labels = tuple(sorted({c.label for c in listed}))
+    classes = choose_classes(classes, labels, labels, str(path))
+    clips, notes = keep_classes(listed, classes)
+    root = check_root(root or path.parent, f"the folder the paths of {path.name} are relative to")
+    # What lies there and is no file (a pipe, a link to nowhere) is a failed clip with its cause, not an absent one.
+    found = tuple(sorted((c for c in clips if os.path.lexists(root / c.path)), key=lambda c: c.clip_id))
+    absent = tuple(sorted({c.clip_id for c in clips} - {c.clip_id for c in found}))
+    if not found:
+        raise InputError(
+            f"none of the {len(clips)} clips of {path} is in {root} (first looked for: {clips[0].path}).\n"
+            "Say with --root which folder the paths are relative to."
+        )
+    name = re.sub(r"[^A-Za-z0-9_.]+", "_", path.stem).strip("_.") or "manifest"
+    return Collection(name, root, classes, found, absent, tuple(notes))
+
+
+def choose_classes(
+    asked: Sequence[str] | None, there: Sequence[str], default: Sequence[str], dataset: str
+) -> tuple[str, ...]:
+    """The classes to keep, in the order of their label codes. InputError: one is not ``there``, or fewer than two."""
+    if asked is None:
+        return tuple(default)
+    unknown = [name for name in asked if name not in there]
+    if unknown or len(asked) < 2:
+        what = f"{', '.join(unknown)} is no class of it" if unknown else f"{asked[0]} alone is no choice"
+        raise InputError(f"--classes of {dataset}: {what}.\nExpected two or more of {', '.join(there)}.")
+    return tuple(asked)
+
+
+def keep_classes(clips: Iterable[Clip], classes: Sequence[str]) -> tuple[list[Clip], list[str]]:
+    """The clips of these classes, and a note on how many of others are left out."""
+    kept, others = [], Counter()
+    for clip in clips:
+        if clip.label in classes:
+            kept.append(clip)
+        else:
+            others[clip.label] += 1
+    if not others:
+        return kept, []
+    counted = ", ".join(f"{label} {count}" for label, count in sorted(others.items()))
+    return kept, [f"{others.total()} clips of other classes are left out ({counted}); --classes chooses"]
+
+
+def files_below(root: Path, follow_links: bool = False) -> tuple[list[Path], list[str]]:
+    """Everything below ``root`` that has the name of a file, the shallowest first, then by name; and notes.
+
+    What is no file (a pipe, a link to nowhere) is among them: a clip that cannot be read, not an absent one. Not the
+    `._` files that macOS leaves in copies. Folders that are links are entered, once each, where ``follow_links``.
+    """
+    found, linked, entered = [], [], set()
+    for folder, folders, names in os.walk(root, followlinks=follow_links):
+        real = os.path.realpath(folder)
+        if real in entered:  # a loop, or a second link
+            folders.clear()
+            continue
+        entered.add(real)
+        paths = [Path(folder, name) for name in (*folders, *names)]
+        found += [path for path in paths if path.suffix and not path.name.startswith("._")]
+        linked += [path for path in paths[: len(folders)] if path.is_symlink()]
+    notes = []
+    if linked and not follow_links:
+        names = name_some(path.relative_to(root).as_posix() for path in sorted(linked))
+        notes = [f"folders that are links are not entered, which --follow-links allows: {names}"]
+    return sorted(found, key=lambda path: (len(path.parts), path)), notes
+
+
+def note_copies(root: Path, copies: Iterable[tuple[Path, Path]]) -> list[str]:
+    """Notes on second files of clips, given as (left out, kept); one for all files of a folder's second copy."""
+    places: dict[tuple[str, str], list[tuple[Path, Path]]] = {}
+    for copy, kept in copies:
+        places.setdefault(_where_they_part(copy.relative_to(root), kept.relative_to(root)), []).append((copy, kept))
+    notes = []
+    for (folder, other), pairs in places.items():
+        if len(pairs) == 1:
+            copy, kept = (path.relative_to(root).as_posix() for path in pairs[0])
+            text = f"{copy} is a second copy of {kept} and is left out"
+        else:
+            names = name_some(copy.relative_to(root).as_posix() for copy, _ in pairs)
+            text = f"{len(pairs)} files in {folder} are second copies of clips in {other} and are left out: {names}"
+        sizes = sum(copy.stat().st_size != kept.stat().st_size for copy, kept in pairs)
+        notes.append(text + (f" ({sizes} not of the kept file's size: see which is right)" if sizes else ""))
+    return notes
+
+
+def _where_they_part(path: Path, other: Path) -> tuple[str, str]:
+    """Both paths without the folders and the name that they share at the end: x/a/b and y/a/b -> x and y."""
+    parts, others = list(path.parts), list(other.parts)
+    while parts and others and parts[-1] == others[-1]:
+        parts.pop()
+        others.pop()
+    return "/".join(parts) or "the root", "/".join(others) or "the root"
+
+
+def check_root(root: Path, what: str) -> Path:
+    """The root folder if it is there and holds anything, else an InputError."""
+    if root.exists() and not root.is_dir():
+        raise InputError(f"{root} is a file: expected a folder with {what}.\nName the folder with --root DIR.")
+    if not root.is_dir():
+        raise InputError(
+            f"no folder {root}: expected {what}.\nName it with --root DIR, or set MLEMISS_DATA to its parent folder."
+        )
+    if next(root.iterdir(), None) is None:
+        raise InputError(f"the folder {root} is empty: expected {what}.\nUnpack the data set there first.")
+    return root
+
+
+def limit_clips(clips: Sequence[Clip], limit: int) -> tuple[Clip, ...]:
+    """The first ``limit`` clips of a fixed shuffle that is balanced over classes, sorted by clip_id again."""
+    order = stratified_order([c.clip_id for c in clips], [c.label for c in clips], "limit")
+    return tuple(sorted((clips[i] for i in order[:limit]), key=lambda c: c.clip_id))
+
+
+# ---- What data_manifests/ knows that a dataset holds, and the clips that were found against it ----
+
+
+@dataclass(frozen=True)
+class Count:
+    """Clips of one label: at most ``each`` of every one of these subjects, and ``clips`` of all of them together."""
+
+    subjects: tuple[str, ...]
+    label: str
+    each: int
+    clips: int
+
+
+def known_clips(dataset: str, classes: Sequence[str]) -> list[str] | None:
+    """The clip ids of these classes that a dataset should hold, or None where no listing is known."""
+    listing = _file(f"{dataset}.csv")
+    return [clip.clip_id for clip in read_manifest(listing) if clip.label in classes] if listing.is_file() else None
+
+
+def known_counts(dataset: str, classes: Sequence[str]) -> list[Count] | None:
+    """How many clips of these classes a dataset should hold, or None where no counts are known."""
+    path = _file(f"{dataset}.counts.csv")
+    if not path.is_file():
+        return None
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["label"] in classes]
+    return [Count(_subjects(row["subjects"]), row["label"], int(row["each"]), int(row["clips"])) for row in rows]
+
+
+def compare(dataset: str, clips: Sequence[Clip], classes: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(absent, unexpected), an entry for each clip; both empty where nothing is known of the dataset.
+
+    Of clips that are only counted, an absent one is called `subject-label-?`, with `?` too for a subject that the
+    counts do not tell; an unexpected one is the last by id of its subject and label.
+    """
+    if (names := known_clips(dataset, classes)) is not None:
+        expected, found = set(names), {clip.clip_id for clip in clips}
+        return sorted(expected - found), sorted(found - expected)
+    if (counts := known_counts(dataset, classes)) is not None:
+        return _compare_counts(counts, clips)
+    return [], []
+
+
+def _compare_counts(counts: Sequence[Count], clips: Sequence[Clip]) -> tuple[list[str], list[str]]:
+    found: dict[tuple[str, str], list[str]] = {}
+    for clip in sorted(clips, key=lambda clip: clip.clip_id):
+        found.setdefault((clip.subject, clip.label), []).append(clip.clip_id)
+    absent: Counter[str] = Counter()
+    unexpected: list[str] = []
+    for count in counts:
+        there = {subject: found.pop((subject, count.label), []) for subject in count.subjects}
+        unexpected += [clip_id for ids in there.values() for clip_id in ids[count.each :]]
+        lacking = {subject: count.each - min(len(ids), count.each) for subject, ids in there.items()}
+        untold = count.each * len(count.subjects) - count.clips  # absent from the dataset itself, nobody says where
+        if not untold:
+            absent.update({f"{subject}-{count.label}-?": lack for subject, lack in lacking.items()})
+        difference = sum(lacking.values()) - untold
+        anywhere = f"?-{count.label}-?"
+        if untold and difference > 0:
+            absent[anywhere] += difference
+        elif untold:
+            unexpected += [anywhere] * -difference
+    unexpected += [clip_id for ids in found.values() for clip_id in ids]  # of subjects that are not in the counts
+    return list(absent.elements()), unexpected
+
+
+def _subjects(text: str) -> tuple[str, ...]:
+    """`1-3 7` -> 1, 2, 3, 7."""
+    spans = [span.partition("-") for span in text.split()]
+    return tuple(str(number) for first, _, last in spans for number in range(int(first), int(last or first) + 1))
+
+
+def _file(name: str) -> Path:
+    return Path(str(files("mlemiss.data_manifests") / name))

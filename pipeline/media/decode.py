@@ -1,0 +1,288 @@
+"""One clip -> 30 central frames and 30 log-Mel images, each modality with the reason where it is missing.
+
+Time 0 is the earliest presented timestamp of the first real video stream and the first audio stream; T is the end of
+the last decoded video frame (without video: of the audio). 30 segments of 0.5 s start evenly spaced from 0 to
+max(T - 0.5, 0). A segment's picture is the last frame whose timestamp is not after the segment's centre.
+"""
+
+import os
+import stat
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import MACHINE_ERRNOS, MachineError
+from .ffmpeg import Decoded, Limits, Listing, decode, decoder_failed, first_error, list_packets
+from .logmel import SAMPLE_RATE, cut_segments, segment_logmel
+from .process import ClipError, DecoderError, ffmpeg_binary
+
+SEGMENTS = 30
+SEGMENT_SECONDS = 0.5
+SILENCE = 2.0**-16  # amplitude: half a step of 16-bit sound, what rounds to digital silence
+AUDIO_TOLERANCE = 0.1  # seconds by which sound may end before its packets do (encoders pad their last one)
+CLOCK = 1e5  # per second: timestamps that round to the same tick are the same
+JITTER = 0.005  # seconds by which a piece of sound may start early or late and still join the one before it
+ROUNDING = 1e-9  # seconds
+MODALITIES = {"video": "visual", "audio": "audio"}  # by kind of stream
+DEFAULT_LIMITS = Limits()
+
+
+@dataclass(frozen=True)
+class ClipMedia:
+    """What one clip shows and sounds like.
+
+    Args:
+        frames: uint8 [30, 256, 256, 3] RGB, or None where the picture is missing.
+        logmel: float16 [30, 3, 64, 51] (`segment_logmel`), or None where the sound is missing.
+        causes: why a modality (`"visual"`, `"audio"`) is missing; empty for a complete clip.
+        duration: T in seconds, 0.0 if neither modality is there.
+        frame_times: float64 [30] timestamps of the frames in seconds after time 0, or None.
+    """
+
+    frames: np.ndarray | None
+    logmel: np.ndarray | None
+    causes: dict[str, str]
+    duration: float
+    frame_times: np.ndarray | None = None
+
+
+@dataclass
+class _Clip:
+    """A decoded clip on its own clock."""
+
+    duration: float = 0.0
+    frames: np.ndarray | None = None
+    frame_times: np.ndarray | None = None
+    waveform: np.ndarray | None = None  # float32 [round(16000 T)]
+    causes: dict[str, str] = field(default_factory=dict)
+
+
+def segment_starts(duration: float) -> np.ndarray:
+    """Starts of the 30 segments of a clip of `duration` seconds: float64 [30] in seconds."""
+    return np.linspace(0.0, max(duration - SEGMENT_SECONDS, 0.0), SEGMENTS)
+
+
+def segment_centres(duration: float) -> np.ndarray:
+    """Centres of the 30 segments of a clip of `duration` seconds: float64 [30] in seconds."""
+    return segment_starts(duration) + min(duration, SEGMENT_SECONDS) / 2
+
+
+def read_clip(path: str | os.PathLike, limits: Limits = DEFAULT_LIMITS) -> ClipMedia:
+    """Decode one clip: its 30 central frames and log-Mel images.
+
+    A modality is missing, with a cause, if it has no stream, if its stream fails before its last needed frame or
+    sample, or if it is digital silence. A file that cannot be read misses both; that is not an exception.
+
+    Args:
+        path: video or audio file; only real containers are opened, never a playlist.
+        limits: what it may cost; a clip beyond them is not read.
+
+    Raises:
+        InputError: there is no ffmpeg to decode with.
+        MachineError: ffmpeg was killed, by a lack of memory for example.
+    """
+    clip = _read(Path(path), limits)
+    logmel = None
+    if clip.waveform is not None:
+        logmel = segment_logmel(clip.waveform, segment_starts(clip.duration))
+    return ClipMedia(clip.frames, logmel, clip.causes, clip.duration, clip.frame_times)
+
+
+def read_waveform(path: str | os.PathLike, limits: Limits = DEFAULT_LIMITS) -> np.ndarray | None:
+    """The sound that `read_clip` makes its log-Mels from: float32 [round(16000 T)], mono, 16 kHz, from time 0 to T.
+
+    Returns None where the sound is missing; arguments and errors as for `read_clip`.
+    """
+    return _read(Path(path), limits).waveform
+
+
+def _read(path: Path, limits: Limits) -> _Clip:
+    ffmpeg_binary()  # its absence is no fault of the clip
+    deadline = time.monotonic() + limits.timeout
+    try:
+        check_file(path, limits.max_bytes)
+        listing = list_packets(path, limits, deadline)
+        return _assemble(path, listing, _decode(path, listing, limits, deadline), limits)
+    except ClipError as error:
+        cause = str(error)
+    except MachineError as error:
+        raise MachineError(f"{path.name}: {error}") from None
+    except (ArithmeticError, ValueError, IndexError) as error:  # timestamps or headers beyond all sense
+        cause = f"its streams make no sense ({type(error).__name__})"
+    return _Clip(causes={"visual": cause, "audio": cause})
+
+
+def check_file(path: Path, max_bytes: int) -> None:
+    """ClipError: not a regular file, empty, larger than allowed, or not to be opened."""
+    try:
+        state = path.stat()
+        if not stat.S_ISREG(state.st_mode):
+            raise ClipError("not a regular file")  # a pipe or device might never end
+        if state.st_size == 0:
+            raise ClipError("the file is empty")
+        if state.st_size > max_bytes:
+            raise ClipError(f"the file holds {state.st_size} bytes, more than the {max_bytes} allowed")
+        path.open("rb").close()
+    except OSError as error:
+        if error.errno in MACHINE_ERRNOS:
+            raise
+        raise ClipError(error.strerror or type(error).__name__) from None
+
+
+def _decode(path: Path, listing: Listing, limits: Limits, deadline: float) -> Decoded:
+    """Decode once, keeping the frames that the packets' timestamps ask for; again if the frames say otherwise."""
+    kinds = tuple(listing.streams)
+    streams = listing.streams.values()
+    _check_length(max(s.ends.max() for s in streams) - min(s.times.min() for s in streams), limits)
+    wanted = np.zeros(0, np.int64)
+    if "video" in kinds:
+        packets = listing.streams["video"]
+        start = min(stream.times.min() for stream in listing.streams.values())
+        wanted, _ = _choose_frames(packets.times, packets.ends - packets.times, start)
+    decoded = _decode_kinds(path, kinds, wanted, limits, deadline)
+    if len(kinds) == 2 and (not len(decoded.frame_times) or not len(decoded.audio_times)):
+        # One stream that cannot even be opened ends the whole process: give each its own.
+        video = _decode_kinds(path, ("video",), wanted, limits, deadline)
+        audio = _decode_kinds(path, ("audio",), wanted, limits, deadline)
+        decoded = Decoded(
+            video.frame_times, video.frame_durations, video.images, audio.audio_times, audio.audio_counts,
+            audio.samples, video.log + audio.log,
+        )  # fmt: skip
+    if len(decoded.frame_times):
+        truth, _ = _choose_frames(decoded.frame_times, decoded.frame_durations, _time_zero(decoded))
+        if not np.array_equal(np.unique(truth), wanted):
+            decoded.images = decode(path, ("video",), np.unique(truth), limits, deadline).images
+    return decoded
+
+
+def _decode_kinds(path: Path, kinds: tuple[str, ...], wanted: np.ndarray, limits: Limits, deadline: float) -> Decoded:
+    try:
+        return decode(path, kinds, wanted, limits, deadline)
+    except DecoderError as error:
+        return Decoded(log=f"[error] {error}")
+
+
+def _check_length(seconds: float, limits: Limits) -> None:
+    if seconds > limits.max_seconds:
+        raise ClipError(f"the clip lasts {seconds:.0f} s, longer than the {limits.max_seconds:.0f} s allowed")
+
+
+def _time_zero(decoded: Decoded) -> float:
+    return min(times.min() for times in (decoded.frame_times, decoded.audio_times) if len(times))
+
+
+def _choose_frames(times: np.ndarray, durations: np.ndarray, zero: float) -> tuple[np.ndarray, float]:
+    """Which frames are on screen at the segments' centres, and T.
+
+    Args:
+        times: float64 [F] timestamps in seconds, in any order.
+        durations: float64 [F] seconds, 0 where unknown.
+        zero: the clip's time 0 on the clock of `times`.
+
+    Returns:
+        int [30] indexes into `times`; the end of the last frame in seconds after `zero`.
+    """
+    order = np.argsort(times, kind="stable")
+    ordered, last = times[order], durations[order[-1]]
+    if last <= 0 and len(times) > 1:
+        last = np.median(np.diff(ordered))
+    duration = round(float(ordered[-1] + max(last, 0.0) - zero), 9)
+    position = np.searchsorted(ordered - zero, segment_centres(duration) + ROUNDING, side="right") - 1
+    return order[np.maximum(position, 0)], duration
+
+
+def _assemble(path: Path, listing: Listing, decoded: Decoded, limits: Limits) -> _Clip:
+    clip = _Clip()
+    if not len(decoded.frame_times) and not len(decoded.audio_times):
+        for kind, modality in MODALITIES.items():
+            clip.causes[modality] = _undecodable(kind, listing, decoded, path)
+        return clip
+    zero = _time_zero(decoded)
+    ends = [*(decoded.frame_times + decoded.frame_durations)[-1:], *decoded.audio_ends[-1:]]
+    _check_length(max(ends) - zero, limits)
+    fault = _video_fault(path, listing, decoded, zero)
+    if fault is None:
+        chosen, clip.duration = _choose_frames(decoded.frame_times, decoded.frame_durations, zero)
+        clip.frames = decoded.images[np.searchsorted(np.unique(chosen), chosen)]
+        clip.frame_times = decoded.frame_times[chosen] - zero
+    else:
+        clip.causes["visual"] = fault
+        if len(decoded.audio_times):
+            clip.duration = round(float(decoded.audio_ends.max() - zero), 9)
+    fault = _audio_fault(path, listing, decoded, zero, np.inf if clip.frames is None else clip.duration)
+    if fault is None:
+        waveform = _on_the_clock(decoded, zero, clip.duration)
+        if np.abs(cut_segments(waveform, segment_starts(clip.duration))).max() < SILENCE:
+            fault = "the audio is digital silence"
+        else:
+            clip.waveform = waveform
+    if fault is not None:
+        clip.causes["audio"] = fault
+    if clip.frames is None and clip.waveform is None:
+        clip.duration = 0.0
+    return clip
+
+
+def _undecodable(kind: str, listing: Listing, decoded: Decoded, path: Path) -> str:
+    if kind in listing.empty:
+        return f"the {kind} stream holds nothing" + (": the file is truncated" if listing.promised else "")
+    if kind not in listing.streams:
+        return f"no {kind} stream"
+    return f"the {kind} does not decode: {first_error(decoded.log, path, listing.streams[kind].codec) or 'no output'}"
+
+
+def _video_fault(path: Path, listing: Listing, decoded: Decoded, zero: float) -> str | None:
+    if not len(decoded.frame_times):
+        return _undecodable("video", listing, decoded, path)
+    packets, times = listing.streams["video"], decoded.frame_times
+    why = first_error(decoded.log, path, packets.codec) or "the file is truncated"
+    expected = max(packets.ends.max(), listing.promised or 0.0) - zero
+    needed = segment_centres(expected)[-1]
+    chosen, end = _choose_frames(times, decoded.frame_durations, zero)
+    if end < needed - ROUNDING:
+        return f"the video stops at {end:.2f} s of {expected:.2f} s: {why}"
+    if decoder_failed(decoded.log, "video"):
+        # Some codecs have packets that show nothing; only when the decoder complained is such a packet a lost frame.
+        # Before the first decoded frame none is missed: a recording may start between two key frames.
+        lost = packets.times[~np.isin(np.rint(packets.times * CLOCK), np.rint(times * CLOCK))] - zero
+        lost = lost[(lost > times.min() - zero) & (lost <= needed)]
+        if len(lost):
+            return f"the video fails at {lost.min():.2f} s of {expected:.2f} s: {why}"
+    if len(decoded.images) != len(np.unique(chosen)):
+        return f"{len(decoded.images)} of {len(np.unique(chosen))} frames could be converted: {why}"
+    return None
+
+
+def _audio_fault(path: Path, listing: Listing, decoded: Decoded, zero: float, duration: float) -> str | None:
+    if not len(decoded.audio_times):
+        return _undecodable("audio", listing, decoded, path)
+    packets = listing.streams["audio"]
+    why = first_error(decoded.log, path, packets.codec) or "the file is truncated"
+    expected = min(max(packets.ends.max(), listing.promised or 0.0) - zero, duration)
+    ends = decoded.audio_ends
+    tolerance = max(AUDIO_TOLERANCE, (packets.ends - packets.times).max())
+    if ends.max() - zero < expected - tolerance:
+        return f"the audio stops at {ends.max() - zero:.2f} s of {expected:.2f} s: {why}"
+    if decoder_failed(decoded.log, "audio"):
+        holes = ends[:-1][decoded.audio_times[1:] - ends[:-1] > JITTER] - zero
+        if len(holes) and holes[0] < expected:
+            return f"the audio fails at {holes[0]:.2f} s of {expected:.2f} s: {why}"
+    return None
+
+
+def _on_the_clock(decoded: Decoded, zero: float, duration: float) -> np.ndarray:
+    """Samples from time 0 to T, float32 [round(16000 T)]; silence where the timestamps leave a gap."""
+    waveform = np.zeros(round(duration * SAMPLE_RATE), np.float32)
+    heard = np.concatenate([[0], np.cumsum(decoded.audio_counts)])  # samples before each piece
+    drift = decoded.audio_times - heard[:-1] / SAMPLE_RATE
+    first = 0
+    for index in range(1, len(drift) + 1):
+        if index < len(drift) and abs(drift[index] - drift[first]) <= JITTER:
+            continue
+        at = round((decoded.audio_times[first] - zero) * SAMPLE_RATE)
+        piece = decoded.samples[heard[first] : heard[index]][: max(len(waveform) - at, 0)]
+        waveform[at : at + len(piece)] = piece
+        first = index
+    return waveform

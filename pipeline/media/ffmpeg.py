@@ -1,0 +1,294 @@
+"""What ffmpeg is asked by `media`: list a clip's packets, decode it once, say what went wrong.
+
+A clip is hostile until read: only containers of sound and pictures are opened (a playlist could name other files),
+only from the file itself, within limits of time, size and picture size.
+"""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import ffmpeg
+import numpy as np
+
+from .logmel import SAMPLE_RATE
+from .process import ClipError, run
+
+FRAME_SIZE = 256  # pixels, both sides
+FRAME_BYTES = FRAME_SIZE * FRAME_SIZE * 3  # RGB
+CONTAINERS = "mov,matroska,webm,avi,flv,mpegts,mpeg,ogg,wav,w64,aiff,flac,mp3,aac,ac3,eac3,asf,dv,mxf,gxf,rm,caf,amr,au"
+LIST_BYTES = 1 << 28  # of packet lists and logs: days of video
+MAX_CHANNELS = 8  # of a clip that lasts as long as allowed
+DECLARED_TOLERANCE = 0.25  # seconds by which a header may overstate a clip: no segment's centre lies that late
+PACKET_DISCARD = 4  # flag of a packet that is decoded but not presented
+ERROR = re.compile(r"\[(?:error|fatal)\] (?!.*pipe:\d)")
+NO_CONTAINER = re.compile(r"Format not on whitelist|Not detecting m3u8/hls")
+STREAMED = b"\xff" * 4  # a size that was not known when the header was written
+NO_STREAM = "does not contain any stream"
+INPUT_STREAM = r"(?m)^\[info\] +Stream #0:\d+.*: (?:Video|Audio|Subtitle|Data): (?!.* q=)"
+SCALER = "bilinear+accurate_rnd+full_chroma_int+bitexact"  # antialiased: the kernel widens with the reduction
+# Frames arrive upright (ffmpeg applies the rotation) with their true timestamps; only interlaced ones are deinterlaced.
+VIDEO_FILTERS = (
+    "bwdif=mode=send_frame:deint=interlaced,select={select},"
+    "crop=min(iw\\,ih/sar):min(ih\\,iw*sar),scale={size}:{size}:flags=" + SCALER
+)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one clip may cost.
+
+    Args:
+        timeout: seconds of wall time for all of the clip's processes together.
+        max_seconds: longest clip.
+        max_pixels: largest picture, width times height.
+        max_bytes: largest file.
+        max_memory: bytes of address space of the process that decodes, and of what it may send.
+    """
+
+    timeout: float = 600.0
+    max_seconds: float = 1800.0
+    max_pixels: int = 8192 * 8192
+    max_bytes: int = 8 << 30
+    max_memory: int = 4 << 30
+
+
+@dataclass(frozen=True)
+class Packets:
+    """The packets of one stream that are to be presented, in order of their timestamps (seconds, the file's clock)."""
+
+    codec: str
+    times: np.ndarray  # float64 [packets]
+    ends: np.ndarray  # float64 [packets]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a clip's container says, before anything is decoded."""
+
+    streams: dict[str, Packets]  # by "video", "audio"
+    empty: tuple[str, ...]  # kinds that are declared and have no packets
+    promised: float | None  # seconds, where the header says that the clip ends, if the packets stop well before that
+
+
+@dataclass
+class Decoded:
+    """What one decoding pass gave. Times are seconds of the file's own clock, in decoding order."""
+
+    frame_times: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    frame_durations: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    images: np.ndarray = field(default_factory=lambda: np.zeros((0, FRAME_SIZE, FRAME_SIZE, 3), np.uint8))
+    audio_times: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    audio_counts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # samples from each time on
+    samples: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # mono, 16 kHz, gaps left out
+    log: str = ""
+
+    @property
+    def audio_ends(self) -> np.ndarray:
+        """Where each piece of sound ends, in seconds."""
+        return self.audio_times + self.audio_counts / SAMPLE_RATE
+
+
+def _input(path: Path, limits: Limits):
+    with path.open("rb") as file:
+        indexed = file.read(8)[4:] == b"ftyp"
+    # An mp4's index tells what its streams are: do not decode a few pictures beforehand to find out.
+    probing = {"analyzeduration": 0, "probesize": 32} if indexed else {}
+    return ffmpeg.input(
+        f"file:{path.absolute()}",  # whatever the name holds: a colon, a leading dash
+        threads=1,  # many short clips: parallel across clips
+        protocol_whitelist="file",
+        format_whitelist=CONTAINERS,
+        max_pixels=limits.max_pixels,
+        copyts=None,
+        **probing,
+    )
+
+
+def _command(*outputs, loglevel: str = "warning"):
+    return ffmpeg.merge_outputs(*outputs).global_args(
+        "-nostdin", "-hide_banner", "-nostats", "-loglevel", f"repeat+level+{loglevel}", "-filter_threads", "1"
+    )
+
+
+def list_packets(path: Path, limits: Limits, deadline: float) -> Listing:
+    """List the packets of the first video stream (no cover picture) and of the first audio stream, without decoding.
+
+    Raises:
+        ClipError: the file cannot be opened, or holds neither stream.
+    """
+    streams, log = _list(path, ("V:0?", "a:0?"), limits, deadline)
+    end = _riff_end(path) or _declared_end(log)
+    last = max((packets.ends.max() for _, packets in streams if len(packets.times)), default=0.0)
+    if end is not None and end - last > DECLARED_TOLERANCE and len(re.findall(INPUT_STREAM, log)) > len(streams):
+        # Another stream, such as subtitles, may be what lasts as long as the header says.
+        everything, _ = _list(path, ("v?", "a?", "s?", "d?"), limits, deadline)
+        last = max((packets.ends.max() for _, packets in everything if len(packets.times)), default=0.0)
+    promised = end if end is not None and end - last > DECLARED_TOLERANCE else None
+    empty = tuple(kind for kind, packets in streams if not len(packets.times))
+    return Listing({kind: packets for kind, packets in streams if len(packets.times)}, empty, promised)
+
+
+def _list(path: Path, which: tuple[str, ...], limits: Limits, deadline: float) -> tuple[list, str]:
+    def outputs(urls):
+        source = _input(path, limits)
+        streams = [source[name] for name in which]
+        listed = ffmpeg.output(*streams, urls["packets"], codec="copy", format="framecrc", flush_packets=0)
+        return _command(listed, loglevel="info")
+
+    sizes = {"packets": LIST_BYTES, "log": LIST_BYTES}
+    _, received = run(outputs, ("packets",), sizes, deadline, limits.max_memory)
+    log = received["log"].decode("utf-8", "replace")
+    streams = _parse_framecrc(received["packets"].decode("ascii", "replace"))
+    if not streams:
+        raise ClipError(
+            "no video and no audio stream"
+            if NO_STREAM in log
+            else f"not readable: {first_error(log, path) or 'no reason given'}"
+        )
+    return [(kind, Packets(codec, *rows[:2])) for kind, codec, rows in streams], log
+
+
+def _riff_end(path: Path) -> float | None:
+    """Where the header of an avi or wav that was cut short says that it ends, in seconds: ffmpeg adjusts it unasked."""
+    with path.open("rb") as file:
+        head = file.read(4096)
+    if head[:4] != b"RIFF" or len(head) < 64 or int.from_bytes(head[4:8], "little") + 8 <= path.stat().st_size:
+        return None
+    if head[8:12] == b"AVI " and head[24:28] == b"avih":
+        microseconds, frames = (int.from_bytes(head[at : at + 4], "little") for at in (32, 48))
+        return microseconds * frames / 1e6 or None
+    data = head.find(b"data", 12)
+    if head[8:16] == b"WAVEfmt " and data > 0 and head[4:8] != STREAMED:
+        size, rate = (int.from_bytes(head[at : at + 4], "little") for at in (data + 4, 28))
+        return size / rate if rate else None
+    return None
+
+
+def _declared_end(log: str) -> float | None:
+    """Where the container's header says that the clip ends, in seconds, if it says so."""
+    match = re.search(r"Duration: (\d+):(\d+):([\d.]+), start: (-?[\d.]+)", log)
+    if match is None or "Estimating duration from bitrate" in log:
+        return None
+    hours, minutes, seconds, start = map(float, match.groups())
+    return start + 3600 * hours + 60 * minutes + seconds
+
+
+def _parse_framecrc(text: str) -> list[tuple[str, str, np.ndarray]]:
+    """Streams of a framecrc listing: kind, codec, float64 [3, packets] start, end (seconds), bytes, sorted by start."""
+    heads: dict[str, dict[str, str]] = {}
+    rows: dict[str, list[tuple[int, int, int]]] = {}
+    for line in text.splitlines():
+        if line.startswith("#"):
+            name, _, value = line[1:].partition(": ")
+            key, _, index = name.partition(" ")
+            heads.setdefault(index, {})[key] = value
+            continue
+        parts = line.split(",")
+        flags = next((part.strip() for part in parts[6:] if part.strip().startswith("F=")), "F=0x1")
+        if len(parts) < 6 or not parts[2].strip().lstrip("-").isdigit() or int(flags[2:], 16) & PACKET_DISCARD:
+            continue  # without a timestamp, or decoded only for what follows: not presented
+        start = int(parts[2])
+        rows.setdefault(parts[0], []).append((start, start + int(parts[3]), int(parts[4])))
+    streams = []
+    for index, head in heads.items():
+        if "media_type" not in head:
+            continue
+        numerator, denominator = map(int, head["tb"].split("/"))
+        table = np.array(sorted(rows.get(index, [])), dtype=np.float64).reshape(-1, 3).T
+        table[:2] = table[:2] * numerator / denominator
+        streams.append((head["media_type"], head.get("codec_id", ""), table))
+    return streams
+
+
+def decode(path: Path, kinds: tuple[str, ...], wanted: np.ndarray, limits: Limits, deadline: float) -> Decoded:
+    """Decode streams once, keeping some of the frames and all of the sound.
+
+    Args:
+        path: the clip.
+        kinds: `"video"`, `"audio"` or both, which must exist.
+        wanted: int [W] numbers of the decoded frames to keep, ascending.
+        limits: what it may cost.
+        deadline: `time.monotonic()` at which it is stopped.
+
+    Returns:
+        True timestamps of every frame and of every piece of sound; images uint8 [W, 256, 256, 3] (fewer if they did
+        not all come); mono 16 kHz samples.
+    """
+
+    def outputs(urls):
+        source = _input(path, limits)
+        made = []
+        if "video" in kinds:
+            picture = source["V:0"]
+            filters = VIDEO_FILTERS.format(select="+".join(f"eq(n\\,{n})" for n in wanted) or "0", size=FRAME_SIZE)
+            raw = {"format": "rawvideo", "pix_fmt": "gbrp", "fps_mode": "passthrough"}
+            made.append(ffmpeg.output(picture, urls["frames"], vf=filters, **raw))
+            # A listing of the decoded frames' headers: their own timestamps, at no cost.
+            bare = {"format": "framecrc", "vcodec": "wrapped_avframe", "fps_mode": "passthrough", "flush_packets": 0}
+            made.append(ffmpeg.output(picture, urls["picture"], enc_time_base="filter", **bare))
+        if "audio" in kinds:
+            # One encoder, two outputs: the samples and a listing of their timestamps.
+            both = f"[f=f32le]{urls['samples']}|[f=framecrc:flush_packets=0]{urls['sound']}"
+            made.append(ffmpeg.output(source["a:0"], both, format="tee", ar=SAMPLE_RATE, acodec="pcm_f32le"))
+        return _command(*made)
+
+    names = ("frames", "picture") * ("video" in kinds) + ("samples", "sound") * ("audio" in kinds)
+    sizes = {"frames": (len(wanted) + 1) * FRAME_BYTES, "picture": LIST_BYTES, "sound": LIST_BYTES, "log": LIST_BYTES}
+    sizes["samples"] = min(int(limits.max_seconds * SAMPLE_RATE) * 4 * MAX_CHANNELS, limits.max_memory)
+    _, received = run(outputs, names, sizes, deadline, limits.max_memory)
+    decoded = Decoded(log=received["log"].decode("utf-8", "replace"))
+    if "video" in kinds:
+        _read_frames(decoded, received["frames"], received["picture"].decode("ascii", "replace"))
+    if "audio" in kinds:
+        _read_sound(decoded, received["samples"], received["sound"].decode("ascii", "replace"))
+    return decoded
+
+
+def _read_frames(decoded: Decoded, frames: bytearray, listing: str) -> None:
+    for _, _, (starts, ends, _) in _parse_framecrc(listing):
+        decoded.frame_times, decoded.frame_durations = starts, ends - starts
+    count = len(frames) // FRAME_BYTES
+    planes = np.frombuffer(frames, np.uint8, count * FRAME_BYTES).reshape(count, 3, FRAME_SIZE, FRAME_SIZE)
+    decoded.images = np.empty((count, FRAME_SIZE, FRAME_SIZE, 3), np.uint8)
+    for channel, plane in enumerate((2, 0, 1)):  # ffmpeg's planes are green, blue, red: three times as fast as packed
+        decoded.images[..., channel] = planes[:, plane]
+
+
+def _read_sound(decoded: Decoded, samples: bytearray, listing: str) -> None:
+    for _, _, (starts, ends, sizes) in _parse_framecrc(listing):
+        if not len(starts) or ends[0] <= starts[0]:
+            continue
+        channels = max(round(sizes[0] / ((ends[0] - starts[0]) * SAMPLE_RATE * 4)), 1)
+        decoded.audio_times, decoded.audio_counts = starts, (sizes / (4 * channels)).astype(np.int64)
+        whole = len(samples) // (4 * channels) * channels
+        # ffmpeg's own downmix to one channel is louder by the square root of two.
+        decoded.samples = np.frombuffer(samples, "<f4", whole).reshape(-1, channels).mean(axis=1, dtype=np.float32)
+
+
+def first_error(log: str, path: Path, codec: str | None = None) -> str:
+    """The first error of a log as one line, the same at every run: without addresses, contexts and paths.
+
+    Args:
+        log: ffmpeg's standard error.
+        path: the clip, whose name is taken out.
+        codec: name of the codec whose own errors come first, if any.
+    """
+    lines = log.replace(f"file:{path.absolute()}", "the file").splitlines()
+    errors = [line for line in lines if ERROR.search(line)]
+    own = [line for line in errors if codec and f"[{codec} @" in line]
+    text = ERROR.split((own or errors or [""])[0])[-1]
+    if NO_CONTAINER.search(text):
+        return "a playlist, a still picture or the like, no container of video or sound"
+    return re.sub(r"\s+", " ", re.sub(r" ?@ 0x[0-9a-f]+", "", text)).strip().rstrip(".")
+
+
+def due_to_limit(cause: str) -> bool:
+    """Whether a clip failed, or lacks a modality, because of its `Limits`: others may not apply to it."""
+    return re.search(r"\ballowed\b|exceeds specified max pixel count", cause) is not None
+
+
+def decoder_failed(log: str, kind: str) -> bool:
+    """Whether the decoder of `"video"` or `"audio"` rejected a packet or gave a damaged frame."""
+    said = r"\[(?:error|fatal)\]|\[warning\] corrupt decoded frame"
+    return re.search(rf"\[{kind[0]}ist#\S+ @ \w+\] \[dec:\S+ @ \w+\] (?:{said})", log) is not None

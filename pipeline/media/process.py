@@ -1,0 +1,154 @@
+"""Run one ffmpeg process and leave nothing behind: within its time, its output bounded, gone when its parent is."""
+
+import contextlib
+import fcntl
+import functools
+import os
+import re
+import resource
+import selectors
+import shutil
+import signal
+import subprocess
+import time
+
+import ffmpeg
+
+from ..errors import InputError, MachineError
+
+PIPE_BYTES = 1 << 20  # the most an unprivileged process may ask for
+READ_BYTES = 1 << 18
+OUT_OF_MEMORY = re.compile(
+    rb"Cannot allocate memory|get_buffer\(\) failed|pthread_create\(\) failed|thread_encoder_init failed"
+)
+
+
+class ClipError(Exception):
+    """Why a clip cannot be read; one line without paths or addresses."""
+
+
+class DecoderError(ClipError):
+    """ffmpeg crashed or ran out of the memory allowed; another stream of the clip may still decode."""
+
+
+@functools.cache
+def ffmpeg_binary() -> str:
+    """Path of the ffmpeg that decodes: `$MLEMISS_FFMPEG`, else the one that imageio-ffmpeg ships.
+
+    Raises:
+        InputError: there is none.
+    """
+    chosen = os.environ.get("MLEMISS_FFMPEG")
+    if chosen:
+        found = shutil.which(chosen)
+        if found is None:
+            raise InputError(f"MLEMISS_FFMPEG: expected an ffmpeg program, found nothing to run at {chosen!r}")
+        return found
+    import imageio_ffmpeg
+
+    try:
+        return imageio_ffmpeg.get_ffmpeg_exe()
+    except RuntimeError as error:
+        raise InputError("ffmpeg: none found; install ffmpeg 5.1 or newer, or name one in MLEMISS_FFMPEG") from error
+
+
+@functools.cache
+def ffmpeg_version() -> str:
+    """Version of `ffmpeg_binary()`, such as `n9.0.2`."""
+    banner = subprocess.run([ffmpeg_binary(), "-version"], capture_output=True, text=True, check=True).stdout
+    return banner.split()[2]
+
+
+@functools.cache
+def _die_with_parent() -> tuple[str, ...]:
+    # A preexec_fn would fork a process that may hold gigabytes; setpriv keeps the cheap vfork. Without it (not Linux)
+    # ffmpeg ends when it next writes to the closed pipe.
+    setpriv = shutil.which("setpriv")
+    return (setpriv, "--pdeathsig", "KILL", "--") if setpriv else ()
+
+
+def run(
+    outputs, names: tuple[str, ...], sizes: dict[str, int], deadline: float, max_memory: int
+) -> tuple[int, dict[str, bytearray]]:
+    """Run one ffmpeg and read all its pipes at once, so that none of them can block it.
+
+    Args:
+        outputs: function from {name: url of its pipe} to an ffmpeg-python output.
+        names: the pipes that the command writes, beside the log.
+        sizes: most bytes by name; `log` is standard error.
+        deadline: `time.monotonic()` at which it is killed.
+        max_memory: bytes of address space, beyond which it is refused more and fails by itself (Linux).
+
+    Returns:
+        Exit status; what came through each pipe and, as `log`, through standard error.
+
+    Raises:
+        ClipError: out of time, or more output than allowed. The process is gone in any case.
+        DecoderError: it crashed, or needs more memory.
+        MachineError: ffmpeg was killed by another hand.
+    """
+    ends = {name: os.pipe() for name in names}
+    process, command_prefix = None, _die_with_parent()
+    try:
+        urls = {name: f"pipe:{write}" for name, (_, write) in ends.items()}
+        command = ffmpeg.compile(outputs(urls), cmd=ffmpeg_binary())
+        environment = {k: v for k, v in os.environ.items() if k not in ("FFREPORT", "AV_LOG_FORCE_COLOR")}
+        process = subprocess.Popen(
+            [*command_prefix, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            pass_fds=[write for _, write in ends.values()],
+            env=environment | {"AV_LOG_FORCE_NOCOLOR": "1"},
+        )
+        if hasattr(resource, "prlimit"):
+            with contextlib.suppress(ProcessLookupError):  # it is done already
+                resource.prlimit(process.pid, resource.RLIMIT_AS, (max_memory, max_memory))
+        for name, (read, write) in ends.items():
+            os.close(write)
+            ends[name] = (read, -1)
+        sources = {name: read for name, (read, _) in ends.items()} | {"log": process.stderr.fileno()}
+        received = _drain(sources, sizes, deadline)
+        status = process.wait(timeout=max(deadline - time.monotonic(), 0.1))
+        if -status in (signal.SIGKILL, signal.SIGTERM) or (status in (126, 127) and command_prefix):
+            raise MachineError(
+                f"ffmpeg was ended from outside or could not start (status {status}): out of memory?\n"
+                "Run the same command again, with fewer --workers or less --clip-memory: finished clips are kept."
+            )
+        if status < 0 or OUT_OF_MEMORY.search(received["log"]):  # a library that is refused memory may crash
+            raise DecoderError(
+                f"the decoder crashed, or needs more than the {max_memory / 2**30:.3g} GiB of memory allowed"
+            )
+        return status, received
+    except subprocess.TimeoutExpired as error:
+        raise ClipError("decoding was stopped: it took longer than the time allowed") from error
+    finally:
+        if process is not None:
+            process.kill()
+            process.wait()
+            process.stderr.close()
+        for descriptor in (d for pair in ends.values() for d in pair if d >= 0):
+            os.close(descriptor)
+
+
+def _drain(sources: dict[str, int], sizes: dict[str, int], deadline: float) -> dict[str, bytearray]:
+    received = {name: bytearray() for name in sources}
+    with selectors.DefaultSelector() as selector:
+        for name, descriptor in sources.items():
+            if hasattr(fcntl, "F_SETPIPE_SZ"):  # fewer switches between the two processes
+                with contextlib.suppress(PermissionError):  # the user's share of pipe memory may be spent
+                    fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+            selector.register(descriptor, selectors.EVENT_READ, name)
+        while selector.get_map():
+            left = deadline - time.monotonic()
+            ready = selector.select(left) if left > 0 else []
+            if not ready and left <= 0:
+                raise ClipError("decoding was stopped: it took longer than the time allowed")
+            for key, _ in ready:
+                data = os.read(key.fd, READ_BYTES)
+                if not data:
+                    selector.unregister(key.fd)
+                received[key.data] += data
+                if len(received[key.data]) > sizes[key.data]:
+                    raise ClipError("decoding was stopped: it gave more than the memory or length allowed")
+    return received

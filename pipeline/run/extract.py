@@ -1,0 +1,167 @@
+"""One clip's work, in whatever process: decode it, compute what its stores lack, keep each result at once.
+
+One decode pass a clip serves the media store and every backbone. Whatever is wrong with the clip becomes its recorded
+cause; what is wrong with the machine (a full disk, no ffmpeg) is raised.
+"""
+
+import platform
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from ..encoders import images as backbones
+from ..encoders.images import keep_freed_memory
+from ..errors import InputError, MachineError
+from ..media import decode as media
+from ..stores import store
+from .parts import Donor, Part, write_media
+from .plan import Output, Row, Task, stamp_of
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one clip: the cause if it failed in any store, and the seconds it took."""
+
+    index: int
+    failed: str = ""
+    seconds: dict[str, float] = field(default_factory=dict)  # decode, cnn, write
+    note: str = ""  # for a person to read, once
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A clip between its two stages."""
+
+    clip: media.ClipMedia
+    seconds: float
+    note: str = ""
+
+
+def process(task: Task) -> Outcome:
+    """Both stages of one clip."""
+    return encode([task], [decode(task)])[0]
+
+
+def decode(task: Task) -> Decoded:
+    """The clip's frames and log-Mels, from a media store where there is one, else decoded."""
+    keep_freed_memory()
+    threadpool_limits(1)  # BLAS: more threads would change the last bits of log-Mels, and a store's bytes
+    start = time.perf_counter()
+    clip, note = None, ""
+    if task.source.fault:
+        clip = _unreadable(task.source.fault)
+    elif task.media:
+        try:
+            clip = _cached_media(task.media)
+        except InputError as error:
+            note = f"note: {error}"
+    if clip is None:
+        clip = media.read_clip(task.path, task.limits)
+        if _changed(task):  # what was read must not be filed under the hash of what was there before
+            _check_root(task.root)
+            clip = _unreadable("the file changed after its content was hashed")
+    return Decoded(clip, time.perf_counter() - start, note)
+
+
+def _unreadable(cause: str) -> media.ClipMedia:
+    return media.ClipMedia(None, None, dict.fromkeys(store.MODALITIES, cause), 0.0)
+
+
+def _changed(task: Task) -> bool:
+    try:
+        return stamp_of(task.path) != task.source.stamp
+    except OSError:
+        return True
+
+
+def _check_root(root: Path) -> None:
+    """MachineError: what is gone is not a clip but all of them, as where a disk is not mounted (any more)."""
+    with suppress(OSError):
+        if any(root.iterdir()):
+            return
+    raise MachineError(
+        f"no clips at {root} on {platform.node()} (any more).\n"
+        "Mount them there and run the same command again: finished clips are kept."
+    )
+
+
+def encode(tasks: Sequence[Task], decoded: Sequence[Decoded]) -> list[Outcome]:
+    """Compute and keep what each clip's stores lack; on a GPU all clips of a backbone in large batches."""
+    keep_freed_memory()
+    seconds = {"cnn": 0.0, "write": 0.0}
+    failed = dict.fromkeys(range(len(tasks)), "")
+    for work, output in {output.work: output for task in tasks for output in task.outputs}.items():
+        places = [place for place, task in enumerate(tasks) if any(o.work == work for o in task.outputs)]
+        start = time.perf_counter()
+        parts = compute(output, [decoded[place].clip for place in places])
+        seconds["cnn"] += time.perf_counter() - start
+        start = time.perf_counter()
+        for place, part in zip(places, parts, strict=True):
+            clip, index = decoded[place].clip, tasks[place].index
+            if output.features == store.MEDIA and not part.failed:
+                write_media(output.work, index, clip.frames, clip.logmel)
+            part.save(output.part(index))
+            failed[place] = part.cause if part.failed else failed[place]
+        seconds["write"] += time.perf_counter() - start
+    share = {stage: spent / len(tasks) for stage, spent in seconds.items()}
+    return [
+        Outcome(task.index, failed[place], {"decode": decoded[place].seconds} | share, decoded[place].note)
+        for place, task in enumerate(tasks)
+    ]
+
+
+def compute(output: Output, clips: Sequence[media.ClipMedia]) -> list[Part]:
+    """What one store keeps of each of some clips."""
+    features: dict[str, list[np.ndarray | None]] = {}
+    if output.weights is not None:  # media alone need no torch
+        backbones.use_one_thread()
+        backbone = _backbone(output)
+        features["visual"] = backbone.visual([clip.frames for clip in clips])
+        features["audio"] = backbone.audio([clip.logmel for clip in clips])
+    return [_part(output, clip, {m: f[i] for m, f in features.items()}) for i, clip in enumerate(clips)]
+
+
+def _part(output: Output, clip: media.ClipMedia, features: dict[str, np.ndarray | None]) -> Part:
+    present = (clip.frames is not None, clip.logmel is not None)
+    arrays = {modality: values for modality, values in features.items() if values is not None}
+    if any(not np.isfinite(values).all() for values in arrays.values()):
+        cause = f"{output.features} gave features beyond float16 or not finite"
+        return Part((False, False), cause, failed=True, duration=clip.duration)
+    causes = sorted(clip.causes.items(), reverse=True)
+    cause = "; ".join(f"{modality}: {why}" if modality else why for modality, why in causes)
+    return Part(present, cause, failed=not any(present), duration=clip.duration, arrays=arrays)
+
+
+def _backbone(output: Output) -> backbones.Backbone:
+    backbone = backbones.load_backbone(output.features, output.weights, output.precision, output.device)
+    if backbone.spec.weights_hash != output.weights_hash:
+        raise InputError(
+            f"the weights of {output.features} have hash {backbone.spec.weights_hash} on this worker and "
+            f"{output.weights_hash} in the plan.\nGive every worker the same weights file and the same versions."
+        )
+    return backbone
+
+
+@lru_cache(maxsize=4)
+def _open_media(path: Path, revision: int) -> Donor:
+    """``revision``: a worker outlives the one that it has open."""
+    return Donor.open(path)
+
+
+def _cached_media(row: Row) -> media.ClipMedia:
+    """The clip from a media store: the same bytes that decoding gave. InputError: they are damaged."""
+    donor = _open_media(row.store, row.revision)
+    opened = donor.store
+    visual, audio = opened.present[row.index]
+    return media.ClipMedia(
+        frames=donor.block(["frames"], row.index)[0][0] if visual else None,
+        logmel=donor.block(["logmel"], row.index)[0][0] if audio else None,
+        causes={"": str(opened.error[row.index])} if opened.error[row.index] else {},  # of one or both modalities
+        duration=float(opened.duration[row.index]),
+    )

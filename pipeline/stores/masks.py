@@ -1,0 +1,158 @@
+"""Splits and simulated missingness: the same for every method, every machine and every team member.
+
+Both are pure functions of the clips' ids, labels, group, the rate and the seed. Clips are put in one order, a
+stratified shuffle, and a rate takes a prefix of it, so whatever is missing at 0.8 is also missing at 0.9.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import InputError
+
+TRAIN, VALIDATION, TEST = 0, 1, 2
+HELD_OUT = 0.15  # of all clips, for validation and for test each
+MODALITIES = ("visual", "audio")
+
+# Settings and seeds every store carries, so that a team trains on the same masks.
+STORED_SETTINGS = tuple(f"{modality}:{rate}" for modality in ("audio", "visual") for rate in (0.5, 0.8, 0.9, 0.95))
+STORED_SEEDS = 10
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Which share of the clips lacks which modality, for example ``audio:0.3+visual:0.3`` (disjoint clips)."""
+
+    rates: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Canonical spelling; ``none`` for complete data."""
+        return "+".join(f"{modality}:{rate:g}" for modality, rate in self.rates) or "none"
+
+
+def parse_missing(text: str, modalities: Sequence[str] = MODALITIES) -> Missing:
+    """Parse ``none``, ``audio:0.5`` or ``audio:0.3+visual:0.3``. InputError: what is wrong with anything else."""
+
+    def wrong(why: str) -> InputError:
+        return InputError(
+            f"missing spec {text!r}: {why}.\n"
+            f"Write MODALITY:RATE, for example audio:0.5, or several joined by '+' (audio:0.3+visual:0.3), or none; "
+            f"modalities are {', '.join(modalities)}, rates lie between 0 and 1."
+        )
+
+    if text.strip() == "none":
+        return Missing()
+    rates: dict[str, float] = {}
+    for part in text.split("+"):
+        modality, separator, number = part.strip().partition(":")
+        if not separator or modality not in modalities:
+            raise wrong(f"{part.strip()!r} names no known modality with a rate")
+        if modality in rates:
+            raise wrong(f"{modality} stands twice")
+        try:
+            rate = float(number)
+        except ValueError:
+            raise wrong(f"{number!r} is no number") from None
+        if not 0 <= rate <= 1:
+            raise wrong(f"rate {number} is not between 0 and 1")
+        rates[modality] = rate
+    if sum(rates.values()) > 1 + 1e-9:
+        raise wrong(f"the rates add up to {sum(rates.values()):g}, and the modalities go missing in disjoint clips")
+    kept = tuple((modality, rates[modality]) for modality in sorted(rates) if rates[modality] > 0)
+    return Missing(kept)
+
+
+def split_clips(
+    clip_ids: Sequence[str], labels: Sequence[int], seed: int, groups: Sequence[str] | None = None
+) -> np.ndarray:
+    """Split into train (0), validation (1) and test (2): int8 [clip].
+
+    Without groups test and validation get round(0.15 n) clips each, stratified by class. With groups (a subject per
+    clip, say) clips that share a group stay together: whole groups are taken in a shuffled order, each held-out part
+    as near to its share of the clips as whole groups come, and at least one group each. Of two groups (RAVDESS's
+    statements) one is the test part, and validation is round(0.15 n) clips of the other, stratified by
+    class: the test's group is unseen, validation's is not.
+    InputError: one group alone.
+    """
+    n = len(clip_ids)
+    held_out = round(HELD_OUT * n)
+    parts = np.full(n, TRAIN, np.int8)
+    if groups is None:
+        order = stratified_order(clip_ids, labels, f"split:{seed}")
+        parts[order[:held_out]] = TEST
+        parts[order[held_out : 2 * held_out]] = VALIDATION
+        return parts
+    names, members = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    if len(names) < 2:
+        raise InputError(
+            f"a split by group needs at least 2 groups, found {len(names)}: {', '.join(names)}.\n"
+            "Split by another column, or by clip."
+        )
+    sizes = np.bincount(members)
+    waiting = sorted(range(len(names)), key=lambda g: _key(f"group:{seed}", names[g]))
+    if len(names) == 2:
+        parts[members == waiting[0]] = TEST
+        others = np.flatnonzero(members == waiting[1])
+        order = stratified_order([clip_ids[i] for i in others], np.asarray(labels)[others], f"split:{seed}")
+        parts[others[order[:held_out]]] = VALIDATION
+        return parts
+    for part in (TEST, VALIDATION):
+        taken, reserve = 0, 1 if part == VALIDATION else 2  # groups that must be left for the other parts
+        while len(waiting) > reserve:
+            size = sizes[waiting[0]]
+            if taken and abs(taken + size - held_out) >= abs(taken - held_out):
+                break
+            parts[members == waiting.pop(0)] = part
+            taken += size
+    return parts
+
+
+def missing_clips(
+    clip_ids: Sequence[str],
+    labels: Sequence[int],
+    among: np.ndarray,
+    spec: Missing,
+    seed: int,
+    modalities: Sequence[str] = MODALITIES,
+) -> np.ndarray:
+    """Draw which clips lack which modality: bool [clip, modality], True only where ``among`` (bool [clip]) is True.
+
+    Exactly round(rate * n) of the n clips in ``among``, stratified by class. The first modality takes from the front
+    of one order and the second from its back, so the two never meet and each is nested over its rates.
+    """
+    among = np.asarray(among, bool)
+    mask = np.zeros((len(among), len(modalities)), bool)
+    chosen = np.flatnonzero(among)
+    order = chosen[stratified_order([clip_ids[i] for i in chosen], np.asarray(labels)[chosen], f"missing:{seed}")]
+    taken = 0
+    for modality, rate in spec.rates:
+        position = list(modalities).index(modality)
+        count = min(round(rate * len(order)), len(order) - taken)  # two roundings must not overlap
+        taken += count
+        if position == 0:
+            mask[order[:count], position] = True
+        else:
+            mask[order[len(order) - count :], position] = True
+    return mask
+
+
+def _key(purpose: str, name: str) -> bytes:
+    return hashlib.sha256(f"{purpose}\0{name}".encode()).digest()
+
+
+def stratified_order(clip_ids: Sequence[str], labels: Sequence[int], purpose: str) -> np.ndarray:
+    """Shuffle so that every prefix holds each class in its overall proportion, to one clip: int [clip].
+
+    Within its class a clip's place is its hash's rank; over all classes clips are ordered by relative rank.
+    """
+    keys = [_key(purpose, str(clip)) for clip in clip_ids]
+    labels = np.asarray(labels)
+    relative = np.empty(len(keys))
+    for label in np.unique(labels):
+        of_class = np.flatnonzero(labels == label)
+        ranked = sorted(of_class, key=lambda i: keys[i])
+        relative[ranked] = (np.arange(len(ranked)) + 0.5) / len(ranked)
+    return np.array(sorted(range(len(keys)), key=lambda i: (relative[i], keys[i])), dtype=np.int64)

@@ -1,0 +1,406 @@
+"""The Zarr v3 stores: create, write, publish, find, open.
+
+A feature store holds what the trainer reads, a media store what another backbone can be computed from:
+
+    features  visual, audio   float16 [clip, segment, feature]        NaN where missing
+    media     frames          uint8   [clip, segment, row, column, channel]
+              logmel          float16 [clip, segment, channel, mel, time]
+    both      present         bool    [clip, modality]
+              label           int16   [clip] into attribute ``classes``
+              duration        float64 [clip]                          seconds
+              clip_id, subject, other manifest columns, sha256, status, error    str [clip]
+              split           int8    [seed, clip]                    0 train, 1 validation, 2 test
+              missing         bool    [setting, seed, clip, modality] attribute ``settings`` names the settings
+
+A store is built in a hidden folder beside its final place. Checksums of every file go into COMPLETE.json, written
+last; then the folder is renamed. Readers refuse a store without that marker. A finished store never changes.
+"""
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+import zarr.errors
+from zarr.abc.store import Store
+from zarr.buffer.cpu import NDBuffer
+from zarr.codecs import BloscCodec
+from zarr.storage import FsspecStore, LocalStore, WrapperStore
+
+from ..errors import InputError
+from .checksums import COMPLETE, PUSHING, RUN, checksum, recorded_files, write_json
+from .checksums import damaged_files as damaged_files
+from .claim import holder_of
+from .masks import MODALITIES, STORED_SEEDS, STORED_SETTINGS, TRAIN, Missing, missing_clips, parse_missing, split_clips
+from .remote import Place, is_local, place, reaching
+
+SCHEMA = 1
+FEATURE_CHUNK = 32  # clips a chunk: 4 to 8 MB files
+# Features are read far more often than written. LZ4 is read as fast as a disk gives it, and as HC keeps VGG's zeros
+# small; zstd (Zarr's own choice) would take a seventh off other features and read at a tenth of the speed.
+FEATURE_CODEC = {"cname": "lz4hc", "clevel": 2, "shuffle": "noshuffle", "typesize": 2}
+WORK = ".partial"  # folder of unfinished work inside the stores folder
+MEDIA = "media"  # the `features` name of a media store
+IMPORTED = "imported"  # the name of the weights where not this package made the features
+DONE, FAILED = "done", "failed"
+ATTRIBUTES = {"dataset", "features", "fingerprint", "revision"}  # what every reader takes for granted
+ATTRIBUTES |= {"modalities", "classes", "settings", "weights", "synthetic"}
+NUMBERS = {"label": "int16", "duration": "float64"}  # columns that are not strings
+RESERVED = frozenset(
+    {"visual", "audio", "frames", "logmel", "present", "label", "clip_id", "status", "error", "duration"}
+    | {"split", "missing", "sha256", "path", "clip", "segment", "feature", "modality", "setting", "seed"}
+)
+
+
+def store_name(dataset: str, features: str, fingerprint: str) -> str:
+    """The folder's name; ``timm:NAME`` becomes ``timm.NAME`` (a colon is no good in a file name)."""
+    return f"{dataset}-{features.replace(':', '.').replace('/', '.')}-{fingerprint}.zarr"
+
+
+def open_group(path: Path, mode: str = "a") -> zarr.Group:
+    """A group open for writing. Chunks of only fill values are written too, so that an absent file is no value."""
+    zarr.config.set({"array.write_empty_chunks": True})
+    return zarr.open_group(path, mode=mode, zarr_format=3)
+
+
+def create_array(
+    group: zarr.Group, name: str, shape: Sequence[int], chunks: Sequence[int], dtype: Any, dimensions: Sequence[str]
+) -> zarr.Array:
+    """An empty array with named dimensions; floats are NaN where nothing was written."""
+    fill = np.nan if np.issubdtype(np.dtype(dtype), np.floating) else 0
+    compressor = BloscCodec(**FEATURE_CODEC) if "feature" in dimensions else "auto"
+    return group.create_array(
+        name,
+        shape=shape,
+        chunks=chunks,
+        dtype=dtype,
+        dimension_names=dimensions,
+        fill_value=fill,
+        compressors=compressor,
+        overwrite=True,
+    )
+
+
+def write_table(group: zarr.Group, table: Mapping[str, np.ndarray], present: np.ndarray) -> None:
+    """Everything that has one row a clip: ids, labels, columns, status, presence, splits and masks.
+
+    table: clip_id, subject, status, error, sha256 and the manifest's columns as str [clip], label and duration.
+    present: bool [clip, modality].
+    """
+    clips = len(table["clip_id"])
+    for name, values in table.items():
+        if name in NUMBERS:
+            array = create_array(group, name, [clips], [clips], NUMBERS[name], ["clip"])
+        else:
+            array = group.create_array(
+                name, shape=[clips], chunks=[clips], dtype=str, dimension_names=["clip"], overwrite=True
+            )
+        array[:] = np.asarray(values, dtype=array.dtype)
+    create_array(group, "present", present.shape, present.shape, bool, ["clip", "modality"])[:] = present
+    ids, labels = list(table["clip_id"]), np.asarray(table["label"])
+    splits = np.stack([split_clips(ids, labels, seed) for seed in range(STORED_SEEDS)])
+    create_array(group, "split", splits.shape, splits.shape, "int8", ["seed", "clip"])[:] = splits
+    masks = np.stack(
+        [
+            np.stack([missing_clips(ids, labels, split == TRAIN, spec, seed) for seed, split in enumerate(splits)])
+            for spec in map(parse_missing, STORED_SETTINGS)
+        ]
+    )  # [setting, seed, clip, modality]
+    dimensions = ["setting", "seed", "clip", "modality"]
+    create_array(group, "missing", masks.shape, (1, *masks.shape[1:]), bool, dimensions)[:] = masks
+
+
+def attributes(
+    dataset: str,
+    features: str,
+    fingerprint: str,
+    classes: Sequence[str],
+    spec: Mapping,
+    weights: Mapping | None,
+    versions: Mapping,
+    synthetic: bool = False,
+    revision: int = 1,
+) -> dict:
+    """The group attributes of a new store."""
+    return {
+        "schema": SCHEMA,
+        "dataset": dataset,
+        "features": features,
+        "fingerprint": fingerprint,
+        "revision": revision,
+        "modalities": list(MODALITIES),
+        "classes": list(classes),
+        "settings": list(STORED_SETTINGS),
+        "spec": dict(spec),
+        "weights": dict(weights) if weights else None,
+        "synthetic": synthetic,
+        "versions": dict(versions),
+    }
+
+
+def publish(built: Path, final: Path, replaced: Path | None = None, check: Callable[[], object] = lambda: None) -> None:
+    """Consolidate the metadata, write the checksums last, move the store to its final place.
+
+    The place must be free, or ``replaced`` say where the older revision there is moved to. ``check`` is asked right
+    before, after all that takes long; what it raises leaves the place as it is.
+    """
+    with warnings.catch_warnings():  # zarr calls consolidation experimental in v3; readers need it (see docs)
+        warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        zarr.consolidate_metadata(str(built))
+    files = {}
+    for path in sorted(built.rglob("*"), key=lambda p: p.relative_to(built).as_posix()):
+        name = path.relative_to(built).as_posix()
+        if not path.is_file() or name in (COMPLETE, RUN):
+            continue
+        if path.name.endswith(".partial"):  # zarr's temporary file, left by a kill
+            path.unlink()
+            continue
+        files[name] = checksum(path)
+        _flush(path)  # the marker must not reach the disk before what it vouches for
+    write_json(built / COMPLETE, {"schema": SCHEMA, "files": files})
+    final.parent.mkdir(parents=True, exist_ok=True)
+    check()
+    if replaced is not None:
+        final.rename(replaced)
+    built.rename(final)
+
+
+def revision_at(path: Place) -> int:
+    """The revision of the finished store at this place; 0 where there is none."""
+    try:
+        if (path / COMPLETE).is_file():
+            return int(json.loads((path / "zarr.json").read_bytes())["attributes"]["revision"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return 0
+
+
+def run_record(store: Place) -> dict:
+    """A store's RUN.json; empty where there is none that can be read."""
+    try:
+        found = json.loads((store / RUN).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def read_attributes(path: Place) -> dict[str, Any]:
+    """The group attributes of a store. InputError: it is absent, no store, incomplete or of another schema version."""
+    if is_local(path) and not path.is_dir():
+        raise InputError(f"no store at {path}.\n`mlemiss store ls` lists the stores there are.")
+    try:
+        attrs = json.loads((path / "zarr.json").read_bytes())["attributes"]
+        schema = attrs["schema"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, FileNotFoundError) and not is_local(path):
+            ls = f"`mlemiss store ls {path.parent}` lists the stores there are."
+            raise InputError(f"no store at {path}: there is no zarr.json.\n{ls}") from None
+        raise InputError(
+            f"{path} is no mlemiss store: expected a zarr.json with a `schema` attribute.\n"
+            f"Name the folder that ends in .zarr itself."
+        ) from None
+    if schema != SCHEMA:
+        raise InputError(
+            f"{path} has schema version {schema}, this version of mlemiss reads {SCHEMA}.\n"
+            f"Move it away and preprocess again, or install mlemiss {attrs.get('versions', {}).get('mlemiss')}."
+        )
+    if absent := sorted(ATTRIBUTES - set(attrs)):
+        raise InputError(
+            f"{path} is no mlemiss store: its zarr.json lacks {', '.join(absent)}.\n`mlemiss store import` makes one."
+        )
+    if not (path / COMPLETE).is_file():
+        pushed = (holder := holder_of(path / PUSHING)) and f" ({holder} was or is pushing it)"
+        raise InputError(
+            f"{path} is incomplete: it has no {COMPLETE}, so its writing or copying was cut short{pushed or ''}.\n"
+            f"Run the preprocess or the copy that makes it again."
+        )
+    return attrs
+
+
+class FeatureStore:
+    """A finished store, open for reading. Small columns are read once and kept; features by `read`."""
+
+    def __init__(self, path: Place, group: zarr.Group):
+        self.path = path
+        self.group = group
+        self.attrs: dict[str, Any] = dict(group.attrs)
+        self.dataset: str = self.attrs["dataset"]
+        self.features: str = self.attrs["features"]
+        self.fingerprint: str = self.attrs["fingerprint"]
+        self.weights: dict[str, str] = self.attrs["weights"] or {}
+        self.synthetic: bool = self.attrs["synthetic"]  # drawn clips, not recorded ones
+        self.modalities: tuple[str, ...] = tuple(self.attrs["modalities"])
+        self.classes: tuple[str, ...] = tuple(self.attrs["classes"])
+        self.given: dict | None = None  # files that stand in for its splits and masks: see mask_files.py
+
+    @classmethod
+    def open(cls, path: str | Place) -> "FeatureStore":
+        """Open a store, a folder or a URL. InputError: it is absent, no store, incomplete or of another schema."""
+        path = place(path)
+        read_attributes(path)
+        with reaching(path):
+            chunks = VouchedChunks.at(path, recorded_files(path))
+            return cls(path, zarr.open_group(chunks, mode="r", zarr_format=3))
+
+    def _values(self, name: str, clips: slice = slice(None)) -> np.ndarray:
+        with reaching(self.path):
+            return self.group[name][clips]
+
+    def _strings(self, name: str) -> np.ndarray:
+        return np.array(self._values(name).tolist(), dtype=str)
+
+    @cached_property
+    def clip_id(self) -> np.ndarray:
+        """str [clip], sorted."""
+        return self._strings("clip_id")
+
+    @cached_property
+    def sha256(self) -> np.ndarray:
+        """str [clip]: of the clip's content."""
+        return self._strings("sha256")
+
+    @cached_property
+    def status(self) -> np.ndarray:
+        """str [clip]: done or failed."""
+        return self._strings("status")
+
+    @cached_property
+    def error(self) -> np.ndarray:
+        """str [clip]: why a clip failed or lacks a modality, else empty."""
+        return self._strings("error")
+
+    @cached_property
+    def subject(self) -> np.ndarray:
+        """str [clip]."""
+        return self._strings("subject")
+
+    @cached_property
+    def label(self) -> np.ndarray:
+        """int [clip] into `classes`."""
+        return self._values("label").astype(np.int64)
+
+    @cached_property
+    def duration(self) -> np.ndarray:
+        """float [clip]: seconds."""
+        return self._values("duration")
+
+    @cached_property
+    def present(self) -> np.ndarray:
+        """bool [clip, modality]: the clip itself carries a signal (before any simulated missingness)."""
+        return self._values("present")
+
+    @cached_property
+    def columns(self) -> dict[str, np.ndarray]:
+        """The manifest's columns a split can keep together, subject included: name -> str [clip]."""
+        names = [name for name in self.group.array_keys() if name not in RESERVED]
+        return {name: self._strings(name) for name in sorted(names)}
+
+    def read(self, name: str, clips: slice = slice(None)) -> np.ndarray:
+        """An array, or of these clips alone; a modality's features are float16 [clip, segment, feature], NaN where
+        missing. InputError: damaged chunks."""
+        with self._told(name):
+            return self._values(name, clips)
+
+    def read_into(self, out: np.ndarray, name: str, clips: slice) -> None:
+        """As `read`, without a copy: into an array of the right shape and type."""
+        with self._told(name), reaching(self.path):
+            self.group[name].get_basic_selection(clips, out=NDBuffer(out))
+
+    @contextmanager
+    def _told(self, name: str) -> Iterator[None]:
+        """InputError: an array's chunks are damaged."""
+        try:
+            yield
+        except (OSError, RuntimeError, ValueError) as error:
+            raise InputError(
+                f"{self.path}: the array {name} cannot be read ({error}).\n"
+                f"`mlemiss store verify {self.path}` names the damaged files; preprocess or copy the store again."
+            ) from None
+
+    def split(self, seed: int, by: str = "clip") -> np.ndarray:
+        """int8 [clip]: 0 train, 1 validation, 2 test; ``by`` a column keeps clips that share its value together."""
+        if by == "clip":
+            return self._stored_splits[seed] if seed < STORED_SEEDS else split_clips(self.clip_id, self.label, seed)
+        if by not in self.columns:
+            raise InputError(
+                f"cannot split by {by!r}: the store {self.path.name} has no such column.\n"
+                f"Columns are clip, {', '.join(self.columns)}."
+            )
+        if not self.columns[by].astype(bool).any():
+            raise InputError(
+                f"cannot split by {by!r}: no clip of the store {self.path.name} has a {by}.\n"
+                f"Split by another column, or by clip."
+            )
+        return split_clips(self.clip_id, self.label, seed, self.columns[by])
+
+    @cached_property
+    def _stored_splits(self) -> np.ndarray:
+        return self._values("split")
+
+    def missing(self, spec: Missing, seed: int, among: np.ndarray) -> np.ndarray:
+        """bool [clip, modality]: what ``spec`` hides of the clips ``among`` (bool [clip]) under this seed.
+
+        A clip split's training masks of the stored settings are read, anything else is computed by the same function.
+        """
+        stored = spec.name in self.attrs["settings"] and seed < STORED_SEEDS
+        if stored and np.array_equal(among, self._stored_splits[seed] == TRAIN):
+            with reaching(self.path):
+                return self.group["missing"][self.attrs["settings"].index(spec.name), seed]
+        return missing_clips(self.clip_id, self.label, among, spec, seed, self.modalities)
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a folder of ours if it is there."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
+# ---- Chunks of a finished store as zarr reads them: never a fill value where a file is gone ----
+
+
+class VouchedChunks(WrapperStore):
+    """A zarr store whose chunks must be there in their recorded sizes; zarr alone reads an absent one as fill values.
+
+    Bytes are not hashed: that is for `store verify`, and for whoever copies results (donor.py).
+    """
+
+    def __init__(self, store: Store, place: Place, files: Mapping[str, Mapping]):
+        super().__init__(store)
+        self.place, self.files = place, files
+
+    @classmethod
+    def at(cls, place: Place, files: Mapping[str, Mapping]) -> "VouchedChunks":
+        """``files``: what the store's COMPLETE.json records."""
+        if is_local(place):
+            return cls(LocalStore(place, read_only=True), place, files)
+        remote = FsspecStore.from_url(str(place), storage_options=place.storage_options, read_only=True)
+        return cls(remote, place, files)
+
+    def _with_store(self, store: Store) -> "VouchedChunks":
+        return type(self)(store, self.place, self.files)
+
+    async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
+        """InputError: a chunk is absent, or of another size than was recorded."""
+        found = await super().get(key, prototype, byte_range)
+        if "/c/" in key and (found is None or (byte_range is None and len(found) != self._size(key))):
+            state = "absent" if found is None else f"{len(found)} bytes, recorded with {self._size(key)}"
+            raise InputError(
+                f"{self.place}: its file {key} is {state}.\n`mlemiss store verify {self.place}` names all damaged "
+                "files; preprocess or copy the store again."
+            )
+        return found
+
+    def _size(self, key: str) -> int | None:
+        return self.files.get(key, {}).get("bytes")

@@ -1,1 +1,0 @@
-"""Training and evaluation over cached features; never imports Dask or ffmpeg."""

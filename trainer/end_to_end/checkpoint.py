@@ -1,0 +1,142 @@
+"""What a killed training goes on from: everything that an epoch leaves behind, in a file of its own."""
+
+import itertools
+import json
+import pickle
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ...pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    from ..fit import RunResult, Selection
+    from ..method import Method
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Where the runs of one cell keep theirs, and what these are of: plain values."""
+
+    folder: Path
+    identity: Mapping
+
+    def of(self, seed: int, stage: str) -> "Checkpoint":
+        """One run's of one stage."""
+        name = "".join(c if c.isalnum() else "-" for c in stage)
+        return Checkpoint(self.folder / f"seed{seed}-{name}.pt", {**self.identity, "seed": seed, "stage": stage})
+
+    def check(self, seeds: Sequence[int], stages: Sequence[str]) -> None:
+        """InputError: one of these that is there is damaged, or of another training."""
+        for seed, stage in itertools.product(seeds, stages):
+            checkpoint = self.of(seed, stage)
+            if checkpoint.path.is_file():
+                checkpoint.read(whole=False)
+
+    def remove(self) -> None:
+        """The cell is finished."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Checkpoint:
+    """One stage of one run, kept after every epoch.
+
+    identity: plain values that say what is trained and how; a file of another identity is refused. What is random in
+    an epoch must depend on its number, or on a generator that the method keeps (`Method.training_state`).
+    """
+
+    def __init__(self, path: Path, identity: Mapping):
+        self.path = path
+        self.identity = json.loads(json.dumps(dict(identity) | {"schema": SCHEMA}, sort_keys=True))
+        self._seconds, self._started = 0.0, time.perf_counter()  # of this stage before a kill; since when it goes on
+
+    def read(self, whole: bool = True) -> dict:
+        """What was kept, on the host; only the parts that are looked at are read unless ``whole``.
+
+        InputError: the file is damaged, or of another training.
+        """
+        try:
+            kept = torch.load(self.path, map_location="cpu", weights_only=True, mmap=not whole)
+            identity = json.loads(kept["identity"])
+        except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+            raise InputError(
+                f"the checkpoint {self.path} cannot be read ({type(error).__name__}).\nRemove it to begin anew."
+            ) from None
+        if identity != self.identity:
+            there, here = _flat(identity), _flat(self.identity)
+            names = sorted(n for n in there.keys() | here.keys() if there.get(n) != here.get(n))
+            told = "; ".join(f"{n.replace('_', ' ')}: {there.get(n)} there, {here.get(n)} here" for n in names[:3])
+            raise InputError(
+                f"the checkpoint {self.path} is of another training ({told}).\n"
+                f"Train as it was begun, name another folder with --out, or remove that file."
+            )
+        return kept
+
+    def load(
+        self, method: "Method", optimiser: torch.optim.Optimizer, selection: "Selection | None", results: list
+    ) -> int:
+        """Take up what was kept, if anything; returns the epoch to go on with, 1 where nothing was.
+
+        InputError: the file is damaged, or of another training.
+        """
+        self._started = time.perf_counter()
+        if not self.path.is_file():
+            return 1
+        kept = self.read()
+        method.load_state_dict(kept["method"])
+        if kept["trunks"]:
+            method.runs.trunks.load_state_dict(kept["trunks"])
+        method.load_training_state(kept["training"])
+        optimiser.load_state_dict(kept["optimiser"])
+        if selection is not None:
+            selection.load_state(kept["selection"])
+        for result, curve in zip(results, kept["results"], strict=True):
+            result.val_accuracy, result.test_accuracy = curve["val"], curve["test"]
+            result.best_epoch, result.total_epochs = curve["best"], curve["epochs"]
+            result.seconds += kept["seconds"]
+        self._seconds = kept["seconds"]
+        return kept["epoch"] + 1
+
+    def save(
+        self,
+        epoch: int,
+        method: "Method",
+        optimiser: torch.optim.Optimizer,
+        selection: "Selection | None",
+        results: "list[RunResult]",
+    ) -> None:
+        """Keep what the epoch left; the file is whole or the one before."""
+        curves = [
+            {"val": r.val_accuracy, "test": r.test_accuracy, "best": r.best_epoch, "epochs": r.total_epochs}
+            for r in results
+        ]
+        kept = {
+            "identity": json.dumps(self.identity),
+            "epoch": epoch,
+            "method": method.state_dict(),
+            "trunks": method.runs.trunks.state_dict() if method.runs.costly else {},
+            "training": method.training_state(),
+            "optimiser": optimiser.state_dict(),
+            "selection": selection.state() if selection else None,
+            "results": curves,
+            "seconds": self._seconds + time.perf_counter() - self._started,
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(self.path.name + ".partial")
+        torch.save(kept, temporary)
+        temporary.replace(self.path)
+
+
+def _flat(identity: Mapping) -> dict:
+    """Values by name, those of groups (such as settings) too."""
+    flat = {}
+    for name, value in identity.items():
+        flat |= _flat(value) if isinstance(value, Mapping) else {name: value}
+    return flat

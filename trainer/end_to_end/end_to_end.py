@@ -1,0 +1,323 @@
+"""Training end to end: a backbone for each modality in place of the cached features; everything else is as for these.
+
+The same methods, encoders, label embedding and loop train; what a method is given as features comes from a network
+that is trained with it (`trunks.Trunk`), from frames and log-Mels of a media store. One run at a time.
+
+Shapes: M modalities, S segments a clip, D features, B batch, n rows. A row is a segment: clip * S + s.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...pipeline.encoders.images import Weights, load_network
+from ...pipeline.errors import InputError
+from ...pipeline.stores.masks import TRAIN
+from ...pipeline.stores.store import FeatureStore
+from ..batches import EpochOrder, Strata
+from ..data import Clips, Run, Runs, generator, usable_deviation
+from ..method import Method, Stage
+from ..settings import Settings
+from .checkpoint import Checkpoint, Checkpoints
+from .media import MediaReader
+from .trunks import Trunk, averaging_statistics
+
+READ_ROWS = 256  # read and computed at a time where nothing is trained
+CALIBRATION_STEPS = 32  # micro-batches that set batch norms and standardisation before a network is trained
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")  # in small letters
+
+
+@dataclass(frozen=True)
+class EndToEnd:
+    """What training end to end takes beside `Settings`.
+
+    backbone: a name as for --features. init: its weights at first, the same in every run. frozen: it is not trained.
+    augment: frames and spectrograms are changed at random in training. backbone_lr: learning rate of the backbones.
+    micro_batch: most segments computed at once. precision: fp32 or bf16 (mixed). compiled: by torch.compile.
+    InputError: a value out of range.
+    """
+
+    backbone: str
+    init: Weights
+    frozen: bool = False
+    augment: bool = False
+    backbone_lr: float = 1e-4
+    micro_batch: int = 64
+    precision: str = "fp32"
+    compiled: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.backbone_lr < float("inf"):
+            raise InputError(f"--backbone-lr {self.backbone_lr} is out of range: expected more than 0.")
+        if self.micro_batch < 1:
+            raise InputError(f"--micro-batch {self.micro_batch} is out of range: expected 1 or more.")
+        if self.precision not in ("fp32", "bf16"):
+            raise InputError(f"--precision {self.precision!r}: expected fp32 or bf16.")
+        compiler = os.environ.get("CXX") or "g++"
+        if self.compiled and not shutil.which(compiler):
+            raise InputError(
+                f"--compile needs a C++ compiler, and there is no {compiler}.\n"
+                "Install one, name one in CXX, or leave out --compile."
+            )
+        if self.frozen and self.augment:
+            raise InputError("--frozen and --augment exclude each other.\nLeave out one of the two.")
+
+    def describe(self) -> dict:
+        """Plain values that results depend on."""
+        return asdict(self) | {"init": self.init.name}
+
+    def trunk(self, modality: str) -> Trunk:
+        """One modality's backbone, with its weights at first."""
+        return Trunk(
+            modality,
+            load_network(self.backbone, self.init),
+            frozen=self.frozen,
+            augment=self.augment,
+            micro_batch=self.micro_batch,
+            precision=self.precision,
+            compiled=self.compiled,
+        )
+
+    def check(self, settings: Settings, save_weights: bool = False) -> None:
+        """InputError: an option that training end to end has not."""
+        if settings.marginal == "batch":
+            raise InputError(
+                "--marginal batch is not for training end to end: at high missing rates a batch has few complete rows."
+                "\nChoose --marginal bank, or full for a small problem."
+            )
+        if save_weights:
+            raise InputError(
+                "--save-weights keeps what was trained on cached features, not backbones trained end to end.\n"
+                "Leave it out; predictions of the test clips are kept without it."
+            )
+
+
+@contextmanager
+def within_memory(options: EndToEnd, batch_size: int, device: torch.device) -> Iterator[None]:
+    """InputError that names what to try where memory does not suffice for so many segments a batch."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # torch's OutOfMemoryError is a RuntimeError
+        told = isinstance(error, MemoryError) or any(words in str(error).lower() for words in OUT_OF_MEMORY)
+        if not told:
+            raise
+        size = min(options.micro_batch, batch_size)
+        smaller = (
+            f"Try --micro-batch {size // 2}: the batch stays as large; batch norms then see {size // 2} segments each."
+            if size > 1
+            else "Try a smaller --batch-size, --precision bf16, or a smaller backbone."
+        )
+        raise InputError(
+            f"{options.backbone} end to end, {size} segments at once, does not fit into the memory of {device}.\n"
+            f"{smaller}"
+        ) from error
+
+
+class MediaClips(Clips):
+    """The clips of a media store, for a backbone that is trained over them. InputError: no media store."""
+
+    end_to_end = True
+
+    def __init__(self, store: FeatureStore, options: EndToEnd):
+        super().__init__(store)
+        self.reader, self.options = MediaReader(store, self.kept), options
+
+    def describe(self) -> dict:
+        return {
+            "features": self.options.backbone,
+            "weights": self.options.init.name,
+            "weights_hash": self.network_hash,
+            "end_to_end": self.options.describe() | {"weights_hash": self.network_hash},
+        }
+
+    @cached_property
+    def network_hash(self) -> str:
+        """Of the backbone's weights at first."""
+        return load_network(self.options.backbone, self.options.init).weights_hash
+
+    def check(self, kind: type[Method], name: str) -> None:
+        if kind.reconstructs:
+            raise InputError(
+                f"{name} cannot train end to end: it reconstructs features, which change while their network trains.\n"
+                f"Train it on cached features (--features), or choose another --method."
+            )
+
+    def seen(self, run: Run, modalities: Sequence[str] | None) -> Run:
+        """Modalities that the method does not look at are as if never observed, so that no network computes them."""
+        looked_at = np.array([name in (modalities or self.modalities) for name in self.modalities])
+        return replace(run, observed=run.observed & looked_at)
+
+    def load(self, device: torch.device) -> "MediaDataset":
+        return MediaDataset(self, device)
+
+
+class MediaDataset:
+    """Stands in for `data.Dataset`: labels on a device, media read when they are needed."""
+
+    def __init__(self, clips: MediaClips, device: torch.device):
+        self.clips, self.device, self.segments = clips, device, clips.reader.segments
+        clips.reader.pin = device.type == "cuda"
+        torch.backends.cudnn.allow_tf32 = False  # what is called fp32 is float32 on a GPU too
+        self.label = torch.as_tensor(clips.label, device=device)
+
+    def check_finite(self, run: Run) -> None:
+        """Media are: frames are integers, and the pipeline checks log-Mels."""
+
+    def runs(
+        self,
+        runs: Sequence[Run],
+        rows: Callable[[np.ndarray], np.ndarray],
+        checkpoints: Checkpoints | None = None,
+        modalities: Sequence[str] | None = None,
+    ) -> "MediaRuns":
+        return MediaRuns(self, [self.clips.seen(run, modalities) for run in runs], rows, checkpoints)
+
+
+class MediaRuns(Runs):
+    """One run whose features come from trunks. ValueError: more than one."""
+
+    def __init__(
+        self,
+        dataset: MediaDataset,
+        runs: Sequence[Run],
+        rows: Callable[[np.ndarray], np.ndarray],
+        checkpoints: Checkpoints | None = None,
+    ):
+        if len(runs) != 1:
+            raise ValueError(f"end to end one run is trained at a time, found {len(runs)}.")
+        self.options, self.reader, self.checkpoints = dataset.clips.options, dataset.clips.reader, checkpoints
+        self.modalities, self.device, self.seeds = dataset.clips.modalities, dataset.device, [runs[0].spec.seed]
+        self._ready: tuple[Tensor, dict[int, Future]] | None = None  # rows of the batch that comes, and its media
+        self._seen: list[Tensor] = []  # which of these rows, per modality, are observed
+        self._augment = generator(self.seeds[0], "augment")
+        super().__init__(dataset, runs, rows)
+
+    @property
+    def costly(self) -> bool:
+        return not self.options.frozen
+
+    @cached_property
+    def trunks(self) -> nn.ModuleList:
+        return nn.ModuleList(map(self.options.trunk, self.modalities)).to(self.device)
+
+    def trained_parameters(self) -> list[dict]:
+        if self.options.frozen:
+            return []
+        return [{"params": list(self.trunks.parameters()), "lr": self.options.backbone_lr}]
+
+    def order(self, stage: Stage, steps: int, batch_size: int) -> "MediaOrder":
+        return MediaOrder(self, stage, steps, batch_size)
+
+    def checkpoint(self, stage: Stage) -> Checkpoint | None:
+        """Its file, where the caller of `fit` named a folder."""
+        return self.checkpoints and self.checkpoints.of(self.seeds[0], stage.name)
+
+    def gather_modality(self, m: int, rows: Tensor, observed: Tensor) -> Tensor:
+        """Modality m of rows [1, n]: float32 [1, n, D], NaN where not observed. Only what is observed is computed.
+
+        Without gradient in evaluation mode.
+        """
+        if self._ready and self._ready[0] is rows:
+            seen, features = self._seen[m], self._compute(m, self._ready[1][m].result())
+        else:
+            seen = observed[0].nonzero()[:, 0]
+            if torch.is_grad_enabled():  # a whole support, in an order in which batch norms see all kinds of clips
+                shuffled = torch.randperm(len(seen), generator=generator(self.seeds[0], "support"))
+                seen, mode = seen[shuffled.to(seen.device)], self.trunks[m].keeping_statistics()
+            else:
+                mode = self.trunks[m].evaluating()
+            wanted = [{m: part} for part in rows[0, seen].cpu().split(READ_ROWS)]
+            with mode:
+                features = torch.cat([self._compute(m, media[m].result()) for media in self.reader.ahead(wanted)])
+        x = torch.full((rows.shape[1], features.shape[1]), torch.nan, device=self.device)
+        return x.index_put((seen,), features)[None]
+
+    def _compute(self, m: int, media: Tensor) -> Tensor:
+        return self.trunks[m](media, self.device, self._augment)
+
+    def within_memory(self, batch_size: int) -> AbstractContextManager:
+        return within_memory(self.options, batch_size, self.device)
+
+    @contextmanager
+    def randomness(self, purpose: str) -> Iterator[None]:
+        """Torch's own generators, which a network's dropout draws from, seeded by run and purpose for a while."""
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(generator(self.seeds[0], f"network:{purpose}").initial_seed())
+            yield
+
+    @torch.no_grad()
+    def _moments(self, m: int) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the features as training begins, [1, D] each, of the run's observed training entries.
+
+        Of a frozen network: over all of them, as of cached features. Else over some batches in training mode, which
+        also set the running statistics of its batch norms: a network from elsewhere, or a new one, starts with those
+        of this data.
+        """
+        run, options = self.runs[0], self.options
+        with within_memory(options, options.micro_batch, self.device):
+            trunk = self.trunks[m]
+        rows = self.rows_of(torch.as_tensor(np.flatnonzero(run.observed[:, m] & (run.part == TRAIN)))[None])[0]
+        if not len(rows):  # not looked at
+            mean = torch.zeros(1, trunk.info.dimension, device=self.device)
+            return mean, torch.ones_like(mean)
+        if not options.frozen:
+            order = torch.randperm(len(rows), generator=generator(run.spec.seed, "calibration"))
+            rows = rows[order[: CALIBRATION_STEPS * options.micro_batch]]
+        parts = rows.tensor_split(-(-len(rows) // options.micro_batch))
+        total = torch.zeros(2, trunk.info.dimension, dtype=torch.float64, device=self.device)
+        trunk.train()
+        with (
+            within_memory(options, options.micro_batch, self.device),
+            self.randomness("calibration"),
+            averaging_statistics([] if options.frozen else [trunk]),
+        ):
+            for media in self.reader.ahead([{m: part} for part in parts]):
+                found = trunk(media[m].result(), self.device).double()
+                total += torch.stack([found.sum(0), found.square().sum(0)]) / len(rows)
+        trunk.eval()
+        mean, square = total
+        std = (square - mean**2).clamp_min(0).sqrt()
+        return mean.float()[None], usable_deviation(mean, std)[None]
+
+
+class MediaOrder:
+    """The order of one run's rows, and their media read ahead.
+
+    Over frozen backbones it is the order of cached features, so that training is the same; else `order.Strata`, each
+    epoch's drawn from the run's seed and its number.
+    """
+
+    def __init__(self, runs: MediaRuns, stage: Stage, steps: int, batch_size: int):
+        self.runs, self.purpose = runs, f"order:{stage.name}"
+        self.plain = EpochOrder(runs, stage, steps, batch_size) if runs.options.frozen else None
+        trained = runs.runs[0].training_clips(stage.rows)
+        self.strata = Strata(runs.runs[0].observed, trained, runs.segments, batch_size)
+
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Steps of rows and weights, [1, B] each."""
+        runs, seed = self.runs, self.runs.seeds[0]
+        if self.plain:
+            drawn = [(rows.cpu(), weight.cpu()) for rows, weight in self.plain.epoch(number)]
+            steps = [(rows[weight > 0][None], weight[weight > 0][None]) for rows, weight in drawn]  # without fillers
+        else:
+            drawn = self.strata.epoch(generator(seed, f"{self.purpose}:{number}"))
+            steps = [(rows[None], weight[None]) for rows, weight in zip(*drawn, strict=True)]
+        runs._augment = generator(seed, f"augment:{number}")
+        observed = torch.as_tensor(runs.runs[0].observed)
+        seen = [observed[rows[0] // runs.segments] for rows, _ in steps]  # [B, M] each
+        places = range(observed.shape[1])
+        wanted = [{m: rows[0, here[:, m]] for m in places} for (rows, _), here in zip(steps, seen, strict=True)]
+        for (rows, weight), here, media in zip(steps, seen, runs.reader.ahead(wanted), strict=True):
+            rows, weight = rows.to(runs.device), weight.to(runs.device)
+            runs._ready = (rows, media)
+            runs._seen = [here[:, m].nonzero()[:, 0].to(runs.device) for m in places]
+            yield rows, weight
+        runs._ready = None
