@@ -1,15 +1,14 @@
-"""The command line: verbs only. Whatever is heavy is imported inside the command that needs it."""
+"""The command line: verbs only. Heavy modules are imported inside the verb that needs them."""
 
 import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from .pipeline import commands as pipeline_commands
-from .pipeline import store_commands
 from .pipeline.console import (
     DONE,
     FAILURES,
@@ -37,7 +36,7 @@ for verb in (pipeline_commands.synth, pipeline_commands.fetch, pipeline_commands
     app.command()(verb)
 for verb in (trainer_commands.train, trainer_commands.reproduce, trainer_commands.predict, trainer_commands.report):
     app.command()(verb)
-app.add_typer(store_commands.app)
+app.add_typer(pipeline_commands.store_app)
 
 GOES_ON = "; what is finished is kept, run the same command again to go on"
 WHEN_INTERRUPTED = {
@@ -46,16 +45,33 @@ WHEN_INTERRUPTED = {
     "reproduce": GOES_ON,
     "store push": GOES_ON,
     "store pull": GOES_ON,
-    "train": "; the cells that were finished are kept in the run's folder; another run begins anew, but with "
-    "--end-to-end and the same --out it goes on",
+    "train": "; the cells that were finished are kept in the run's folder; another run starts from the beginning, but "
+    "with --end-to-end and the same --out it goes on",
 }
 DEMO_SUBJECTS, DEMO_CLIPS = 24, 12
 DEMO_FEATURES = "timm:mobilenetv3_small_050"
 
 
+def _print_versions(wanted: bool) -> None:
+    if not wanted:
+        return
+    from importlib.metadata import version
+
+    from .pipeline.media.process import ffmpeg_version
+
+    for name in ("mlemiss", "torch", "timm", "zarr", "dask"):
+        print(f"{name} {version(name)}")
+    print(f"ffmpeg {ffmpeg_version()}")
+    raise typer.Exit
+
+
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error (at any place).")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_print_versions, help="Print the versions of what computes."),
+    ] = False,
 ) -> None:
     """`--debug` is taken from anywhere on the line by `main`; declared here for the help."""
 
@@ -64,13 +80,15 @@ def _options(
 def demo(out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo")) -> int:
     """Synthetic clips, features of a small random network, three methods at growing missing rates, a report."""
     from .pipeline import preprocess as job
+    from .pipeline.encoders.images import Weights
+    from .pipeline.run.plan import FeatureRequest
     from .pipeline.stores.store import FeatureStore
     from .trainer.experiments import job as train_job
 
     clips, stores, run = (writable_folder(out / part, "--out") for part in ("clips", "stores", "run"))
     pipeline_commands.synth(clips, subjects=DEMO_SUBJECTS, clips_per_subject=DEMO_CLIPS)
-    how = job.How(workers=pipeline_commands.all_cores())
-    summary = job.preprocess("ravdess", clips, stores, [DEMO_FEATURES], ["random"], how=how)
+    features, where = FeatureRequest({DEMO_FEATURES: Weights("random")}), job.Where(pipeline_commands.all_cores())
+    summary = job.preprocess(job.ClipRequest("ravdess", clips), features, stores, where=where)
     job.print_summary(summary)
     document, run = train_job.train(
         [FeatureStore.open(summary.stores[0])],
@@ -92,22 +110,22 @@ def demo(out: Annotated[Path, typer.Option(help="Folder for everything the demo 
 
 @app.command(name="list")
 def list_(
-    what: Annotated[str, typer.Argument(metavar="methods|features|datasets", help="What to list.")],
+    kind: Annotated[Literal["methods", "features", "datasets"], typer.Argument(help="What to list.")],
     as_json: JsonOption = False,
 ) -> int:
     """List the methods, features or datasets there are, with a line each."""
-    if what == "methods":
+    if kind == "methods":
         from .trainer import methods
 
-        def names() -> dict[str, str]:
-            return {name: methods.summary(name) for name in methods.method_names()}
-    elif what == "features":
-        from .pipeline.encoders.images import backbone_names as names
-    elif what == "datasets":
-        from .pipeline.clips.datasets import dataset_names as names
+        rows = {name: methods.summary(name) for name in methods.method_names()}
+    elif kind == "features":
+        from .pipeline.encoders.images import backbone_names
+
+        rows = backbone_names()
     else:
-        raise InputError(f"cannot list {what!r}: expected methods, features or datasets.")
-    rows = names()
+        from .pipeline.clips.datasets import dataset_names
+
+        rows = dataset_names()
     if as_json:
         print_json(rows)
     else:
@@ -141,14 +159,9 @@ def _run(arguments: list[str], debug: bool) -> int:
         error.show()
         return WRONG_INPUT
     except (KeyboardInterrupt, typer.Abort):
-        status, text = (
-            INTERRUPTED,
-            "interrupted"
-            + next(
-                (said for verb, said in WHEN_INTERRUPTED.items() if f"{' '.join(arguments)} ".startswith(f"{verb} ")),
-                "",
-            ),
-        )
+        line = f"{' '.join(arguments)} "
+        goes_on = next((words for verb, words in WHEN_INTERRUPTED.items() if line.startswith(f"{verb} ")), "")
+        status, text = INTERRUPTED, f"interrupted{goes_on}"
     except PermissionError as error:
         status, text = WRONG_INPUT, f"error: {error.filename or error}: permission denied.\nName another place."
     except BrokenPipeError:

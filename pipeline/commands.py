@@ -1,8 +1,8 @@
-"""The verbs `synth`, `fetch` and `preprocess`. Whatever is heavy is imported inside the command."""
+"""The verbs `synth`, `fetch`, `preprocess` and those of `store`. Heavy modules are imported inside the verbs."""
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -10,8 +10,10 @@ from .console import (
     DONE,
     FAILURES,
     DeviceOption,
+    FolderOption,
     JsonOption,
     Progress,
+    StoreArgument,
     StoresOption,
     amount,
     comma_list,
@@ -21,20 +23,18 @@ from .console import (
     writable_folder,
 )
 from .errors import InputError
+from .stores.remote import Place, local_folder, place
 
 
 def all_cores() -> int:
-    """Processors this process may use."""
+    """Return how many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def synth(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write the clips into.")],
     layout: Annotated[
-        str,
-        typer.Option(
-            help="Names, folders and file format of the data set to imitate: ravdess (mp4), enterface05 (avi)."
-        ),
+        Literal["ravdess", "enterface05"], typer.Option(help="Names, folders and file format (mp4, avi) to imitate.")
     ] = "ravdess",
     subjects: Annotated[
         int | None, typer.Option(help="Number of subjects; at most, and by default, 24 (ravdess), 44 (enterface05).")
@@ -99,100 +99,96 @@ def fetch(
     return DONE
 
 
+# ---- preprocess ----
+
+RootOption = Annotated[
+    Path | None, typer.Option(help="Folder of the raw clips (default: $MLEMISS_DATA/DATASET or data/DATASET).")
+]
+BackbonesOption = Annotated[
+    list[str] | None, typer.Option(help="Backbones, repeated or a comma list (default: the paper's three).")
+]
+WeightsOption = Annotated[
+    list[str] | None, typer.Option(help="imagenet (default), random, FILE, or NAME=FILE for one of several.")
+]
+MediaOption = Annotated[
+    Literal["keep", "only"] | None, typer.Option(help="keep: cache frames and log-Mels too; only: nothing else.")
+]
+ClassesOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Other classes than the dataset's own, a comma list in the order of their label codes."),
+]
+WorkersOption = Annotated[
+    int | None, typer.Option(min=0, help="Worker processes (default: all cores); 0: serial, in this process.")
+]
+SchedulerOption = Annotated[
+    str | None, typer.Option(metavar="ADDRESS", help="An existing Dask cluster instead (docs/cluster.md).")
+]
+ReportOption = Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write Dask's performance report.")]
+RetryOption = Annotated[
+    bool, typer.Option("--retry-failed", help="Try failed clips again; a finished store gets its next revision.")
+]
+MaxFailuresOption = Annotated[
+    int | None, typer.Option(min=0, help="More failed clips than this are an error, and nothing is published.")
+]
+MemoryOption = Annotated[int, typer.Option(min=1, help="Memory of the process that decodes a clip, in bytes.")]
+LinksOption = Annotated[
+    bool, typer.Option("--follow-links", help="Read clips and enter folders that are links to elsewhere.")
+]
+TINY = 0.001  # seconds: the least of a time limit
+
+
 def preprocess(
     dataset: Annotated[
         str, typer.Option(help="A known dataset (`list datasets`), or a CSV: clip_id,path,label,subject.")
     ],
-    root: Annotated[
-        Path | None, typer.Option(help="Folder of the raw clips (default: $MLEMISS_DATA/DATASET or data/DATASET).")
-    ] = None,
-    features: Annotated[
-        list[str] | None, typer.Option(help="Backbones, repeated or a comma list (default: the paper's three).")
-    ] = None,
-    weights: Annotated[
-        list[str] | None, typer.Option(help="imagenet (default), random, FILE, or NAME=FILE for one of several.")
-    ] = None,
-    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
-    media: Annotated[str | None, typer.Option(help="keep: cache frames and log-Mels too; only: nothing else.")] = None,
+    root: RootOption = None,
+    features: BackbonesOption = None,
+    weights: WeightsOption = None,
+    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="Of the CNNs.")] = "fp32",
+    media: MediaOption = None,
     stores: StoresOption = Path("stores"),
-    classes: Annotated[
-        list[str] | None,
-        typer.Option(help="Other classes than the dataset's own, a comma list in the order of their label codes."),
-    ] = None,
+    classes: ClassesOption = None,
     local: Annotated[Path, typer.Option(help="Folder to work in where --stores is a URL.")] = Path("stores"),
-    limit: Annotated[int | None, typer.Option(help="Only N clips, balanced over classes.")] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="Worker processes (default: all cores); 0: serial, in this process.")
-    ] = None,
-    scheduler: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="An existing Dask cluster instead (docs/cluster.md).")
-    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only N clips, balanced over classes.")] = None,
+    workers: WorkersOption = None,
+    scheduler: SchedulerOption = None,
     tls_ca: Annotated[Path | None, typer.Option(help="TLS to the scheduler: PEM file of the authority.")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM file of this client's certificate.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file of this client's key.")] = None,
-    performance_report: Annotated[
-        Path | None, typer.Option(metavar="FILE.html", help="Write Dask's performance report.")
-    ] = None,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try failed clips again; a finished store gets its next revision.")
-    ] = False,
-    max_failures: Annotated[
-        int | None, typer.Option(help="More failed clips than this are an error, and nothing is published.")
-    ] = None,
-    clip_timeout: Annotated[float, typer.Option(help="Seconds a clip may take to decode.")] = 600,
-    clip_seconds: Annotated[float, typer.Option(help="Longest clip, in seconds.")] = 1800,
-    clip_pixels: Annotated[int, typer.Option(help="Largest picture, width times height.")] = 8192 * 8192,
-    clip_bytes: Annotated[int, typer.Option(help="Largest file, in bytes.")] = 8 << 30,
-    clip_memory: Annotated[int, typer.Option(help="Memory of the process that decodes a clip, in bytes.")] = 4 << 30,
-    follow_links: Annotated[
-        bool, typer.Option("--follow-links", help="Read clips and enter folders that are links to elsewhere.")
-    ] = False,
+    performance_report: ReportOption = None,
+    retry_failed: RetryOption = False,
+    max_failures: MaxFailuresOption = None,
+    clip_timeout: Annotated[float, typer.Option(min=TINY, help="Seconds a clip may take to decode.")] = 600,
+    clip_seconds: Annotated[float, typer.Option(min=TINY, help="Longest clip, in seconds.")] = 1800,
+    clip_pixels: Annotated[int, typer.Option(min=1, help="Largest picture, width times height.")] = 8192 * 8192,
+    clip_bytes: Annotated[int, typer.Option(min=1, help="Largest file, in bytes.")] = 8 << 30,
+    clip_memory: MemoryOption = 4 << 30,
+    follow_links: LinksOption = False,
     device: DeviceOption = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Estimate time and disk, compute nothing.")] = False,
     as_json: JsonOption = False,
 ) -> int:
     """Decode clips, compute CNN features of every segment, cache them in Zarr stores."""
     from . import preprocess as job
-    from .encoders.images import DEFAULT
+    from .encoders.images import DEFAULT, parse_weights
     from .media.ffmpeg import Limits
-    from .run.cluster import Scheduler
+    from .run.plan import FeatureRequest
     from .stores import share
 
-    existing = Scheduler(scheduler, tls_ca, tls_cert, tls_key) if scheduler else None
-    if not scheduler and (tls_ca or tls_cert or tls_key):
-        raise InputError("--tls-ca, --tls-cert and --tls-key are for a --scheduler ADDRESS, which is not given.")
-    if scheduler and workers is not None:
-        raise InputError("--scheduler and --workers exclude each other: a cluster has its workers.\nGive one of them.")
-    if performance_report:
-        writable_file(performance_report, "--performance-report")
-    limits = Limits(clip_timeout, clip_seconds, clip_pixels, clip_bytes, clip_memory)
-    how = job.How(
-        workers=0 if scheduler else all_cores() if workers is None else workers,
-        scheduler=existing,
-        report=performance_report,
-        retry_failed=retry_failed,
-        max_failures=max_failures,
-    )
-    job.check_options(media, precision, limit, limits, how)
-    shared, stores = share.split(stores, local)
-    if not stores.is_dir():  # which may be read only where everything is finished
-        writable_folder(stores, "--stores")
     if dry_run and as_json:
         raise InputError("--dry-run has no JSON: its estimate goes to standard error.\nLeave out one of the two.")
+    where = _where(job, workers, scheduler, (tls_ca, tls_cert, tls_key), performance_report, device)
+    limits = Limits(clip_timeout, clip_seconds, clip_pixels, clip_bytes, clip_memory)
+    shared, stores = share.split(stores, local)
+    if not stores.is_dir():  # a folder of finished stores may be read only
+        writable_folder(stores, "--stores")
+    chosen = parse_weights(comma_list(weights or ["imagenet"]), comma_list(features or list(DEFAULT)))
     summary = job.preprocess(
-        dataset,
-        root,
+        job.ClipRequest(dataset, root, comma_list(classes) if classes else None, limit, limits, follow_links),
+        FeatureRequest(chosen, precision, media),
         stores,
-        comma_list(features or list(DEFAULT)),
-        comma_list(weights or ["imagenet"]),
-        classes=comma_list(classes) if classes else None,
-        media_mode=media,
-        precision=precision,
-        device=device,
-        limit=limit,
-        limits=limits,
-        follow_links=follow_links,
-        how=how,
+        where=where,
+        failures=job.FailurePolicy(retry_failed, max_failures),
         dry_run=dry_run,
         shared=shared,
     )
@@ -204,3 +200,204 @@ def preprocess(
     if as_json:
         print_json(summary.as_json())
     return FAILURES if summary.failed else DONE
+
+
+def _where(job, workers: int | None, scheduler: str | None, tls: tuple, report: Path | None, device: str):
+    """Return the `Where` of these options. InputError: they exclude each other."""
+    from .run.cluster import Scheduler
+
+    if not scheduler and any(tls):
+        raise InputError("--tls-ca, --tls-cert and --tls-key are for a --scheduler ADDRESS, which is not given.")
+    if scheduler and workers is not None:
+        raise InputError("--scheduler and --workers exclude each other: a cluster has its workers.\nGive one of them.")
+    if report and workers == 0:
+        raise InputError(
+            "--performance-report is Dask's, and --workers 0 runs without Dask.\nLeave out one of the two."
+        )
+    if report:
+        writable_file(report, "--performance-report")
+    if scheduler:
+        return job.Where(scheduler=Scheduler(scheduler, *tls), device=device, report=report)
+    return job.Where(all_cores() if workers is None else workers, device=device, report=report)
+
+
+# ---- mlemiss store ----
+
+store_app = typer.Typer(
+    name="store",
+    help="Stores of cached features: list, check and share them, bring your own features, export splits and masks.",
+    no_args_is_help=True,
+)
+
+
+@store_app.command(name="ls")
+def ls(
+    where: Annotated[
+        Place | None, typer.Argument(parser=place, metavar="[DIR|URL]", help="Stores (default: --stores).")
+    ] = None,
+    stores: StoresOption = Path("stores"),
+    as_json: JsonOption = False,
+) -> int:
+    """List a team's finished stores: what they hold, what is missing, and who made them when and how."""
+    from .stores.catalogue import catalogue, table
+
+    folder = where or stores
+    rows, unusable = catalogue(folder)
+    if as_json:
+        print_json(rows)
+    elif rows:
+        print("\n".join(table(rows)))
+    for path, why in unusable:
+        say(f"not usable: {path.name}, {why}")
+    if not rows:
+        say(f"no finished stores in {folder}")
+    return DONE
+
+
+@store_app.command()
+def info(path: StoreArgument, as_json: JsonOption = False) -> int:
+    """All about a store: weights, classes, failed clips and causes, spec, settings, versions, how it was made."""
+    from .stores.catalogue import describe, description
+    from .stores.store import FeatureStore
+
+    facts = describe(FeatureStore.open(path))
+    if as_json:
+        print_json(facts)
+    else:
+        print("\n".join(description(facts)))
+    return DONE
+
+
+@store_app.command()
+def verify(path: StoreArgument, as_json: JsonOption = False) -> int:
+    """Check every byte of a store against its checksums; name what is damaged, and the clips that this hits."""
+    from .stores.catalogue import print_damage, verify_store
+
+    damage = verify_store(path)
+    if as_json:
+        print_json(damage)
+    else:
+        print_damage(damage)
+    return FAILURES if damage["damaged"] else DONE
+
+
+@store_app.command()
+def push(
+    places: Annotated[
+        list[Place], typer.Argument(parser=place, metavar="STORE... DIR|URL", help="Stores, then where to push them.")
+    ],
+) -> int:
+    """Copy finished stores into a shared folder or s3:// place; run again, a push that was cut short goes on."""
+    from .stores.share import push as push_store
+
+    if len(places) < 2:
+        raise InputError(f"push {places[0]} where? Name a folder or s3://BUCKET/FOLDER after the stores.")
+    *stores, destination = places
+    for store in stores:
+        _print_copied(push_store(store, destination))
+    return DONE
+
+
+@store_app.command()
+def pull(
+    places: Annotated[
+        list[Place], typer.Argument(parser=place, metavar="STORE...", help="Stores: URLs, or folders of a shared disk.")
+    ],
+    stores: FolderOption = Path("stores"),
+) -> int:
+    """Copy finished stores to this machine; run again, a pull that was cut short goes on."""
+    from .stores.share import pull as pull_store
+
+    folder = writable_folder(local_folder(stores, "--stores"), "--stores")
+    for source in places:
+        _print_copied(pull_store(source, folder))
+    return DONE
+
+
+def _print_copied(done) -> None:
+    sent, present = amount(done.sent, "file"), done.found
+    say(f"{sent} copied and checked on arrival, {present} there already" if done.sent else "there already")
+    print(done.place)
+
+
+@store_app.command()
+def preview(
+    path: StoreArgument,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Page to write (default: the store's name here).")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Clips to show beside the failed ones.")] = 96,
+) -> int:
+    """Look at a store: one page that opens offline, failures first; frames and log-Mels, or norms and a projection."""
+    from .stores.preview import write_preview
+    from .stores.store import FeatureStore
+
+    store = FeatureStore.open(path)
+    out = writable_file(out or Path(f"{store.path.resolve().name.removesuffix('.zarr')}.html"), "--out")
+    shown, size = write_preview(store, out, limit)
+    say(f"{shown.text()}\n{out}: {size / 1e6:.1f} MB")
+    print(out)
+    return DONE
+
+
+@store_app.command(name="import")
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE.npz|.parquet|.csv", help="Features of all clips.")],
+    dataset: Annotated[str, typer.Option(help="What to call the data set.")],
+    features: Annotated[str, typer.Option(help="What to call these features, for `train --features`.")],
+    map_: Annotated[
+        list[str],
+        typer.Option(
+            "--map", help="visual=ARRAY and audio=ARRAY: arrays, or columns or globs of columns (visual=face_*)."
+        ),
+    ],
+    label: Annotated[str, typer.Option(help="Array or column of the classes, words or whole numbers.")],
+    clip: Annotated[
+        str | None, typer.Option(help="Clip ids (default: row numbers); rows that share one are its segments.")
+    ] = None,
+    subject: Annotated[str | None, typer.Option(help="Who is seen and heard, for `train --split subject`.")] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(help="More arrays or columns with one value a clip to keep, repeated or a list.")
+    ] = None,
+    stores: FolderOption = Path("stores"),
+) -> int:
+    """Make a store of features computed elsewhere; prints its path. See docs/own-features.md."""
+    from .stores.importing import Request, import_features, parse_maps
+
+    stores = local_folder(stores, "--stores")
+    if not stores.is_dir():  # which may be read only where it has this store already
+        writable_folder(stores, "--stores")
+    request = Request(
+        file=file,
+        dataset=dataset,
+        features=features,
+        maps=parse_maps(comma_list(map_)),
+        label=label,
+        clip=clip,
+        subject=subject,
+        columns=tuple(comma_list(column)) if column else (),
+    )
+    print(import_features(request, stores))
+    return DONE
+
+
+@store_app.command()
+def masks(
+    path: StoreArgument,
+    out: Annotated[Path, typer.Option(help="Folder to write splits.csv and masks.csv into.")],
+    seeds: Annotated[int, typer.Option(help="Seeds from 0.")] = 5,
+    missing: Annotated[
+        list[str] | None, typer.Option(help="Settings, repeated or a list (default: those in the store).")
+    ] = None,
+    split: Annotated[str, typer.Option(help="clip, or a column whose equal values stay together.")] = "clip",
+) -> int:
+    """Export splits and masks as CSV, for other software and for `train --splits FILE --masks FILE`."""
+    from .stores.mask_files import export_masks
+    from .stores.store import FeatureStore
+
+    writable_folder(out, "--out")
+    store = FeatureStore.open(path)
+    settings = comma_list(missing) if missing else store.attrs["settings"]
+    for written in export_masks(store, out, seeds, settings, split):
+        print(written)
+    return DONE

@@ -1,4 +1,4 @@
-"""What all verbs share: exit statuses, common options, lists on the command line, JSON."""
+"""The parts that all verbs share: exit statuses, common options, checks of folders, JSON, lines and progress."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -24,12 +24,13 @@ FolderOption = Annotated[
     Place, typer.Option("--stores", metavar="DIR", help="Folder of stores on this machine.", **_STORES)
 ]
 StoreArgument = Annotated[Place, typer.Argument(parser=place, metavar="STORE", help="A store: its folder or URL.")]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+DeviceOption = Annotated[Device, typer.Option(help="Where the networks run; auto: on a GPU if there is one.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document to standard output.")]
 
 
 def comma_list(values: list[str]) -> list[str]:
-    """A repeatable option also takes a comma list; doubles are dropped. InputError: nothing is in it."""
+    """Split the values of a repeatable option at commas, and drop duplicates. InputError: nothing is left."""
     items = list(dict.fromkeys(item.strip() for value in values for item in value.split(",") if item.strip()))
     if not items:
         raise InputError(f"an empty list {','.join(values)!r}: expected at least one name in it.")
@@ -37,58 +38,68 @@ def comma_list(values: list[str]) -> list[str]:
 
 
 def writable_folder(path: Path, option: str) -> Path:
-    """The folder to write into that ``option`` names; not made yet, so that wrong input leaves nothing behind.
+    """Check that a folder can be written into, or made; do not make it, so that wrong input leaves nothing behind.
 
-    InputError: something else than a folder is in the way, or nothing can be written there.
+    Args:
+        path: the folder.
+        option: its name on the command line.
+
+    Raises:
+        InputError: a file is in the way, or nothing can be written there.
     """
-    there = path
+    nearest = path
     try:
-        while not (there.exists() or there.is_symlink()):  # a dangling link is in the way too
-            there = there.parent
+        while not (nearest.exists() or nearest.is_symlink()):  # a dangling link is in the way too
+            nearest = nearest.parent
     except OSError as error:
         raise InputError(f"{option} {path}: {error.strerror}.\nExpected a folder, made if absent.") from None
-    if not there.is_dir():
-        raise InputError(f"{option} {path}: {there} is a file.\nExpected a folder, made if absent: name another.")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"{option} {path}: nothing can be written into {there}.\nName another folder.")
+    if not nearest.is_dir():
+        raise InputError(f"{option} {path}: {nearest} is a file.\nExpected a folder, made if absent: name another.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"{option} {path}: nothing can be written into {nearest}.\nName another folder.")
     return path
 
 
 def writable_file(path: Path, option: str) -> Path:
-    """The file to write that ``option`` names; its folder need not be there yet, and is not made.
+    """Check that a file can be written; its folder may be absent, and is not made.
 
-    InputError: it is a folder, or cannot be written.
+    Args:
+        path: the file.
+        option: its name on the command line.
+
+    Raises:
+        InputError: it is a folder, or cannot be written.
     """
     writable_folder(path.parent, option)
     try:
-        there = path.exists()
+        exists = path.exists()
     except OSError as error:
         raise InputError(f"{option} {path}: {error.strerror}.\nExpected a file to write.") from None
     if path.is_dir():
         raise InputError(f"{option} {path} is a folder: expected a file to write.\nName a file in it.")
-    if there and not os.access(path, os.W_OK):
+    if exists and not os.access(path, os.W_OK):
         raise InputError(f"{option} {path} cannot be written.\nName another file.")
     return path
 
 
 def print_json(document: dict | list) -> None:
-    """The one document of a verb with --json, on standard output."""
+    """Print the one document of a verb with --json on standard output."""
     print(json.dumps(document, ensure_ascii=False))
 
 
-# ---- Progress on standard error: a bar with rate and ETA on a terminal, plain lines elsewhere ----
+# ---- Lines and progress on standard error ----
 
 PLAIN_EVERY = 10.0  # seconds between plain lines
 BYTES = "bytes"  # a unit that is shown in MB
 
 
 def printable(text: object) -> str:
-    """One line that a terminal only shows, whatever somebody else's store says."""
+    """Return one line without control characters, as the text may come from somebody else's store."""
     return "".join(character if character.isprintable() else "?" for character in str(text))
 
 
 def amount(number: int, noun: str) -> str:
-    """`1 clip`, `2 clips`."""
+    """Return a number with its noun: `1 clip`, `2 clips`."""
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
@@ -100,19 +111,22 @@ def name_some(names: Iterable[object], most: int = 3) -> str:
 
 
 def say(text: str) -> None:
-    """A line or several on standard error, where logs and progress go."""
+    """Print one or several lines on standard error, where logs and progress go."""
     print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
 
 
 class Progress:
-    """Counts finished items; use as a context manager and call `advance` for each."""
+    """Progress of long work: a bar with rate and ETA on a terminal, plain lines elsewhere.
+
+    Use it as a context manager and call `advance` for each item.
+    """
 
     def __init__(self, what: str, total: int, unit: str = "clips"):
         self.what, self.total, self.unit = what, total, unit
         self.done = self.failed = 0
         self._said = time.monotonic()
-        self._first: tuple[float, int] | None = None  # when the first items were finished, and how many: start-up is
-        self._bar = None  # no part of the rate
+        self._first: tuple[float, int] | None = None  # time and number of the first finished items
+        self._bar = None
 
     def __enter__(self) -> "Progress":
         if sys.stderr.isatty():
@@ -133,7 +147,7 @@ class Progress:
         return self
 
     def advance(self, count: int = 1, failed: bool = False) -> None:
-        """``count`` more items are finished."""
+        """Count more finished items, and show them."""
         self.done += count
         self.failed += failed
         self._first = self._first or (time.monotonic(), self.done)
@@ -146,7 +160,7 @@ class Progress:
 
     def _rate(self) -> float:
         since, before = self._first
-        return (self.done - before) / max(time.monotonic() - since, 1e-9)
+        return (self.done - before) / max(time.monotonic() - since, 1e-9)  # without the time of starting up
 
     def _amount(self) -> str:
         if self.unit == BYTES:

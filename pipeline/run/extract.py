@@ -1,14 +1,14 @@
-"""One clip's work, in whatever process: decode it, compute what its stores lack, keep each result at once.
+"""Work on one clip, in any process: decode it, compute the results that its stores lack, save each result at once.
 
-One decode pass a clip serves the media store and every backbone. Whatever is wrong with the clip becomes its recorded
-cause; what is wrong with the machine (a full disk, no ffmpeg) is raised.
+One decode pass serves the media store and every backbone. A fault of the clip becomes its recorded cause; a fault of
+the machine (a full disk, no ffmpeg) is raised.
 """
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -26,12 +26,15 @@ from .plan import Output, Row, Task, stamp_of
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one clip: the cause if it failed in any store, and the seconds it took."""
+    """The end of one task."""
 
-    index: int
-    failed: str = ""
+    rows: tuple[int, ...]  # the task's
+    failed: str = ""  # the cause, if the clip failed in any store
     seconds: dict[str, float] = field(default_factory=dict)  # decode, cnn, write
-    note: str = ""  # for a person to read, once
+    note: str = ""  # to print once
+
+
+Executor = Callable[[Sequence[Task]], Iterator[Outcome]]  # runs tasks, yields their outcomes as they end
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,12 @@ class Decoded:
 
 
 def process(task: Task) -> Outcome:
-    """Both stages of one clip."""
+    """Do both stages of one task."""
     return encode([task], [decode(task)])[0]
 
 
 def decode(task: Task) -> Decoded:
-    """The clip's frames and log-Mels, from a media store where there is one, else decoded."""
+    """Read a clip's frames and log-Mels: from a media store that has them, else from the clip's file."""
     keep_freed_memory()
     threadpool_limits(1)  # BLAS: more threads would change the last bits of log-Mels, and a store's bytes
     start = time.perf_counter()
@@ -63,7 +66,7 @@ def decode(task: Task) -> Decoded:
             note = f"note: {error}"
     if clip is None:
         clip = media.read_clip(task.path, task.limits)
-        if _changed(task):  # what was read must not be filed under the hash of what was there before
+        if _changed(task):  # the results must not be saved under the hash of the earlier content
             _check_root(task.root)
             clip = _unreadable("the file changed after its content was hashed")
     return Decoded(clip, time.perf_counter() - start, note)
@@ -81,7 +84,7 @@ def _changed(task: Task) -> bool:
 
 
 def _check_root(root: Path) -> None:
-    """MachineError: what is gone is not a clip but all of them, as where a disk is not mounted (any more)."""
+    """Raise MachineError if all clips are gone, not one of them, as where a disk is not mounted."""
     with suppress(OSError):
         if any(root.iterdir()):
             return
@@ -92,32 +95,32 @@ def _check_root(root: Path) -> None:
 
 
 def encode(tasks: Sequence[Task], decoded: Sequence[Decoded]) -> list[Outcome]:
-    """Compute and keep what each clip's stores lack; on a GPU all clips of a backbone in large batches."""
+    """Compute and save the results that each clip's stores lack; on a GPU the clips of a backbone in large batches."""
     keep_freed_memory()
     seconds = {"cnn": 0.0, "write": 0.0}
-    failed = dict.fromkeys(range(len(tasks)), "")
+    failed = [""] * len(tasks)
     for work, output in {output.work: output for task in tasks for output in task.outputs}.items():
-        places = [place for place, task in enumerate(tasks) if any(o.work == work for o in task.outputs)]
+        lacking = [i for i, task in enumerate(tasks) if any(o.work == work for o in task.outputs)]
         start = time.perf_counter()
-        parts = compute(output, [decoded[place].clip for place in places])
+        parts = compute(output, [decoded[i].clip for i in lacking])
         seconds["cnn"] += time.perf_counter() - start
         start = time.perf_counter()
-        for place, part in zip(places, parts, strict=True):
-            clip, index = decoded[place].clip, tasks[place].index
+        for i, part in zip(lacking, parts, strict=True):
+            clip, task = decoded[i].clip, tasks[i]
             if output.features == store.MEDIA and not part.failed:
-                write_media(output.work, index, clip.frames, clip.logmel)
-            part.save(output.part(index))
-            failed[place] = part.cause if part.failed else failed[place]
+                write_media(work, task.rows, clip.frames, clip.logmel)
+            replace(part, row=task.rows[0]).save(output.part(task.key))
+            failed[i] = part.cause if part.failed else failed[i]
         seconds["write"] += time.perf_counter() - start
     share = {stage: spent / len(tasks) for stage, spent in seconds.items()}
     return [
-        Outcome(task.index, failed[place], {"decode": decoded[place].seconds} | share, decoded[place].note)
-        for place, task in enumerate(tasks)
+        Outcome(task.rows, cause, {"decode": each.seconds} | share, each.note)
+        for task, cause, each in zip(tasks, failed, decoded, strict=True)
     ]
 
 
 def compute(output: Output, clips: Sequence[media.ClipMedia]) -> list[Part]:
-    """What one store keeps of each of some clips."""
+    """Compute the results of several clips in one store."""
     features: dict[str, list[np.ndarray | None]] = {}
     if output.weights is not None:  # media alone need no torch
         backbones.use_one_thread()
@@ -150,12 +153,12 @@ def _backbone(output: Output) -> backbones.Backbone:
 
 @lru_cache(maxsize=4)
 def _open_media(path: Path, revision: int) -> Donor:
-    """``revision``: a worker outlives the one that it has open."""
+    """Open a media store once a process; the ``revision`` tells it from its successor, as a worker serves many runs."""
     return Donor.open(path)
 
 
 def _cached_media(row: Row) -> media.ClipMedia:
-    """The clip from a media store: the same bytes that decoding gave. InputError: they are damaged."""
+    """Read a clip from a media store: the same bytes that decoding gave. InputError: they are damaged."""
     donor = _open_media(row.store, row.revision)
     opened = donor.store
     visual, audio = opened.present[row.index]

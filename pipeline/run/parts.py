@@ -1,9 +1,11 @@
-"""One clip's result in one store, kept as a file as soon as it is there: what a killed job goes on from."""
+"""A clip's result in one store, in a file of its own as soon as it is computed: a killed run resumes from these files.
+
+Also the finished stores that such results are taken from.
+"""
 
 import json
-import os
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
@@ -13,36 +15,42 @@ import numpy as np
 
 from ..console import say
 from ..errors import InputError
+from ..files import whole_file
+from ..media.ffmpeg import due_to_limit
 from ..media.process import ffmpeg_version
+from ..stores.catalogue import stores_in
 from ..stores.checksums import damage_among, recorded_files
-from ..stores.store import MODALITIES, FeatureStore, open_group
+from ..stores.store import DONE, MODALITIES, FeatureStore, open_group
+
+UNREADABLE = (OSError, ValueError, KeyError, zipfile.BadZipFile)  # of a part or store that is damaged or absent
 
 
 @dataclass(frozen=True)
 class Part:
     """One clip's result in one store."""
 
-    present: tuple[bool, bool]  # visual, audio
+    present: tuple[bool, ...]  # by modality
     cause: str = ""  # why the clip failed or lacks a modality
     failed: bool = False
     duration: float = 0.0  # seconds
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)  # modality -> float16 [segment, feature]
-    versions: Mapping[str, str] = field(default_factory=lambda: versions())  # of what made it
+    versions: Mapping[str, str] = field(default_factory=lambda: versions())  # of the software that computed it
+    row: int = 0  # of the clip in the unfinished store, where its media are
 
     def save(self, path: Path) -> None:
-        """Whole or not at all."""
-        temporary = path.with_suffix(f".{os.getpid()}.partial")
-        with temporary.open("wb") as file:
-            facts = {"present": self.present, "failed": self.failed, "duration": self.duration}
-            texts = {"cause": np.array(self.cause), "versions": np.array(json.dumps(dict(self.versions)))}
+        """Write the part to a file, whole or not at all."""
+        facts = {"present": self.present, "failed": self.failed, "duration": self.duration, "row": self.row}
+        texts = {"cause": np.array(self.cause), "versions": np.array(json.dumps(dict(self.versions)))}
+        with whole_file(path) as file:
             np.savez(file, **facts, **texts, **self.arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> "Part":
-        """OSError, ValueError, KeyError or BadZipFile: the file is not whole."""
+        """Read a part from its file.
+
+        Raises:
+            OSError, ValueError, KeyError, BadZipFile: the file is absent or damaged (`UNREADABLE`).
+        """
         with np.load(path) as saved:
             return cls(
                 present=tuple(saved["present"].tolist()),
@@ -51,61 +59,91 @@ class Part:
                 duration=float(saved["duration"]),
                 arrays={name: saved[name] for name in MODALITIES if name in saved},
                 versions=json.loads(str(saved["versions"])),
+                row=int(saved["row"]),
             )
 
 
-def write_media(work: Path, index: int, frames: np.ndarray | None, logmel: np.ndarray | None) -> None:
-    """One clip's media into the unfinished media store: one chunk an array, so one writer a chunk."""
+def write_media(work: Path, rows: Sequence[int], frames: np.ndarray | None, logmel: np.ndarray | None) -> None:
+    """Write a clip's media into an unfinished media store: one chunk a row and array, so that each has one writer.
+
+    Args:
+        work: the store's work folder.
+        rows: of all clips that have this content.
+        frames: uint8 [segment, row, column, channel], None where the clip has no picture.
+        logmel: float16 [segment, channel, mel, time], None where the clip has no sound.
+    """
     group = open_group(work / "store.zarr", "r+")
     for name, values, filler in (("frames", frames, 0), ("logmel", logmel, np.nan)):
         array = group[name]
-        array[index] = np.full(array.shape[1:], filler, array.dtype) if values is None else values
-
-
-UNREADABLE = (OSError, ValueError, KeyError, zipfile.BadZipFile)
+        for row in rows:
+            array[row] = np.full(array.shape[1:], filler, array.dtype) if values is None else values
 
 
 @cache
 def versions() -> Mapping[str, str]:
-    """What makes the bytes here: this package, the libraries that compute, ffmpeg."""
+    """Return the versions of what determines the bytes: this package, the libraries that compute, ffmpeg."""
     libraries = ("mlemiss", "numpy", "librosa", "torch", "timm", "zarr")
     return {name: version(name) for name in libraries} | {"ffmpeg": ffmpeg_version()}
 
 
 def merged_versions(several: Iterable[Mapping[str, str]]) -> dict[str, str]:
-    """Versions of a store whose clips were made at different times: `2.14.0, 2.15.0` where they differ."""
-    found: dict[str, set[str]] = {}
+    """Join the versions of a store whose clips were computed at different times: `2.14.0, 2.15.0` where they differ."""
+    merged: dict[str, set[str]] = {}
     for each in several:
         for name, text in each.items():
-            found.setdefault(name, set()).update(text.split(", "))
-    return {name: ", ".join(sorted(texts)) for name, texts in found.items()}
+            merged.setdefault(name, set()).update(text.split(", "))
+    return {name: ", ".join(sorted(texts)) for name, texts in merged.items()}
 
 
-# ---- finished stores that results are taken from ----
+# ---- Finished stores that results are taken from ----
 
 TABLE = ("label", "status", "sha256", "present", "error", "duration")
 
 
 class DamagedError(InputError):
-    """A store's bytes are not what its checksums say; one line."""
+    """A store's bytes are not those of its checksums; the message is one line."""
 
 
 @dataclass(frozen=True)
 class Donor:
-    """A finished store whose metadata and table are as they were written."""
+    """A finished store whose metadata and table agree with its checksums."""
 
     store: FeatureStore
-    files: Mapping[str, Mapping]  # what its COMPLETE.json vouches for
+    files: Mapping[str, Mapping]  # name -> checksum, from COMPLETE.json
 
     @classmethod
     def open(cls, path: Path) -> "Donor":
-        """DamagedError: its metadata or table are damaged, absent, or not those of a store of clips."""
+        """Open a store and check its metadata and table.
+
+        Raises:
+            DamagedError: they are damaged, absent, or not those of a store of clips.
+        """
         donor = cls(FeatureStore.open(path), recorded_files(path))
         donor._check(["zarr.json", *(name for array in TABLE for name in donor._chunks(f"{array}/c/"))])
         return donor
 
+    def rows(self, retry_failed: bool) -> dict[str, int]:
+        """Return the row of each content (sha256) that has a result here.
+
+        Args:
+            retry_failed: leave out clips that lack a modality because of a limit.
+        """
+        rows: dict[str, int] = {}
+        for row in np.flatnonzero(self.store.status == DONE):
+            if not (retry_failed and due_to_limit(str(self.store.error[row]))):
+                rows.setdefault(str(self.store.sha256[row]), int(row))
+        return rows
+
     def block(self, names: Sequence[str], block: int) -> list[np.ndarray]:
-        """The ``block``-th chunk along the clips of arrays that share their chunks. DamagedError: one is damaged."""
+        """Read a chunk of clips of arrays that share their chunks.
+
+        Args:
+            names: of the arrays.
+            block: position of the chunk along the clips.
+
+        Raises:
+            DamagedError: a chunk is damaged.
+        """
         self._check([name for array in names for name in self._chunks(f"{array}/c/{block}/")])
         size = self.store.group[names[0]].chunks[0]
         return [self.store.group[name][block * size : (block + 1) * size] for name in names]
@@ -116,10 +154,22 @@ class Donor:
     def _check(self, names: Sequence[str]) -> None:
         path = self.store.path
         if damage_among(path, self.files, names):
-            raise DamagedError(f"{path} is damaged (`mlemiss store verify` says where); clips hit are decoded again")
+            raise DamagedError(
+                f"{path} is damaged (`mlemiss store verify` names the files); its damaged clips are decoded again"
+            )
+
+
+def donors(stores: Path, features: str, spec: Mapping) -> Iterator[Donor]:
+    """Open the finished stores of these features and this spec; name a damaged one once and skip it."""
+    for path, attrs in stores_in(stores):
+        if attrs["features"] == features and attrs.get("spec") == spec:
+            try:
+                yield Donor.open(path)
+            except InputError as error:
+                say_once(f"note: {error}")
 
 
 @cache
 def say_once(text: str) -> None:
-    """A store that serves many clips is complained of once."""
+    """Print a line unless it was printed before: one damaged store may serve many clips."""
     say(text)

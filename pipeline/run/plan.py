@@ -1,43 +1,45 @@
-"""What a preprocessing run will do, decided before it starts: stores, fingerprints, one task a clip."""
+"""Plan a preprocessing run before it starts: the stores to make, their fingerprints, one task for each content."""
 
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from ..clips.manifest import Collection
+from ..console import name_some, say
 from ..encoders import images as backbones
 from ..encoders.images import Weights
-from ..errors import MACHINE_ERRNOS, InputError, MachineError
+from ..errors import MACHINE_ERRNOS, MachineError
+from ..files import sha256_of, write_json
 from ..media import decode as media
 from ..media import ffmpeg, logmel
 from ..media.decode import check_file
 from ..media.ffmpeg import Limits, due_to_limit
 from ..media.process import ClipError
 from ..stores import store
-from ..stores.catalogue import stores_in
 from ..stores.claim import only_one
-from ..stores.store import WORK, write_json
-from .parts import Donor, say_once
+from ..stores.store import WORK
+from .parts import donors
 
-UNREAD = "unread"  # stands for the content of a file that may not be read
+UNREAD = "unread"  # in place of the sha256 of a file that may not be read
 Stamp = tuple[int, int]  # size in bytes, time of the last change in nanoseconds
 
 
 def stamp_of(path: Path) -> Stamp:
-    """OSError: there is no such file any more."""
+    """Return a file's size and time of change. OSError: the file is gone."""
     state = path.stat()
     return state.st_size, state.st_mtime_ns
 
 
 @dataclass(frozen=True)
 class Source:
-    """A clip's file: the sha256 of its content, and what shows whether it is the same file still; or why it is not
-    to be opened."""
+    """A clip's file: the sha256 of its content and its stamp then; or why the file must not be opened."""
 
     sha256: str
     stamp: Stamp | None = None
@@ -45,11 +47,22 @@ class Source:
 
 
 def read_sources(collection: Collection, max_bytes: int, follow_links: bool, cache_file: Path) -> list[Source]:
-    """Each clip's source; sha256s are remembered in ``cache_file`` by path, size and modification time.
+    """Hash each clip's file.
 
-    A file that is no regular file, empty, larger than ``max_bytes`` or not to be opened costs its clip, not the run.
-    So does one outside the root, where a link leads: a data set from elsewhere must not make this machine read its
-    own files. ``follow_links`` allows it.
+    A file that is not regular, is empty, too large or cannot be opened costs its clip, not the run. So does a link that
+    leads out of the root: a data set from elsewhere must not make this machine read its own files.
+
+    Args:
+        collection: the clips.
+        max_bytes: of the largest file.
+        follow_links: read links that lead out of the root.
+        cache_file: JSON with the hashes of earlier runs by path, size and time of change; updated.
+
+    Returns:
+        A source for each clip, in order.
+
+    Raises:
+        MachineError: the disk or network failed.
     """
     root = collection.root.resolve()
     try:
@@ -65,10 +78,8 @@ def read_sources(collection: Collection, max_bytes: int, follow_links: bool, cac
                 raise ClipError("a link that leaves the root, which --follow-links allows")
             check_file(path, max_bytes)
             stamp = stamp_of(path)
-            if known.get(str(real), [])[:2] == [*stamp]:
-                return Source(known[str(real)][2], stamp), str(real), known[str(real)]
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            entry = known.get(str(real), [])
+            digest = entry[2] if entry[:2] == [*stamp] else sha256_of(path)
             return Source(digest, stamp), str(real), [*stamp, digest]
         except ClipError as error:
             return Source(UNREAD, fault=str(error)), "", []
@@ -78,19 +89,17 @@ def read_sources(collection: Collection, max_bytes: int, follow_links: bool, cac
             return Source(UNREAD, fault=getattr(error, "strerror", None) or "a loop of links"), "", []
 
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
-        found = list(pool.map(read, [collection.root / clip.path for clip in collection.clips]))
-    fresh = {key: entry for _, key, entry in found if key}
-    if any(known.get(key) != entry for key, entry in fresh.items()):
+        results = list(pool.map(read, [collection.root / clip.path for clip in collection.clips]))
+    fresh = {real: entry for _, real, entry in results if real}
+    if any(known.get(real) != entry for real, entry in fresh.items()):
         with contextlib.suppress(OSError):  # a folder that others may only read: hash again next time
-            cache_file.parent.mkdir(parents=True, exist_ok=True)
             write_json(cache_file, known | fresh)
-    return [source for source, _, _ in found]
+    return [source for source, _, _ in results]
 
 
-# ---- plan ----
+# ---- The plan ----
 
 HASH_CACHE = Path(".cache") / "sha256.json"
-WORK_PLAN = "plan.json"  # in a work folder: which content its clips have, for a run over other clips to reuse them
 MEDIA_SPEC = {
     "segments": media.SEGMENTS,
     "segment_seconds": media.SEGMENT_SECONDS,
@@ -103,6 +112,23 @@ MEDIA_SPEC = {
     "amin": logmel.AMIN,
     "silence": media.SILENCE,
 }
+Precision = Literal["fp32", "bf16"]
+MediaMode = Literal["keep", "only"]
+
+
+@dataclass(frozen=True)
+class FeatureRequest:
+    """The stores that a run is asked for.
+
+    Args:
+        weights: of each backbone by its name.
+        precision: of the backbones.
+        media: `keep` a media store beside the features, or make `only` that.
+    """
+
+    weights: Mapping[str, Weights] = field(default_factory=dict)
+    precision: Precision = "fp32"
+    media: MediaMode | None = None
 
 
 @dataclass(frozen=True)
@@ -112,33 +138,33 @@ class Output:
     features: str
     fingerprint: str
     final: Path
-    work: Path  # unfinished: store.zarr/, and clips/ with one file a finished clip
-    spec: Mapping  # as JSON gives it back, so that it equals a finished store's
+    work: Path  # store.zarr/, unfinished, and clips/ with a part for each content
+    spec: Mapping  # as read back from JSON, so that it equals a finished store's
     weights: Weights | None = None
     weights_hash: str = ""
     dimension: int = 0
     precision: str = "fp32"
     device: str = "cpu"
-    revision: int = 1  # above 1: the store that stands there is to be replaced, its failed clips tried again
+    revision: int = 1  # above 1: replaces the finished store, whose failed clips are tried again
 
     @property
     def finished(self) -> bool:
-        """The store is published, in this revision or a later one."""
+        """Return whether the store is published, in this revision or a later one."""
         return store.revision_at(self.final) >= self.revision
 
     @property
     def lock(self) -> Path:
-        """The lock file of whoever makes this store, in whatever revision."""
+        """Return the lock file, the same for all revisions of the store."""
         return self.work.parent / f"{self.final.name.removesuffix('.zarr')}.lock"
 
     @property
     def replaced(self) -> Path:
-        """Where the older revision stands for the moment in which the newer one takes its place."""
+        """Return where the older revision is for the moment in which the newer one is moved into its place."""
         return self.work.parent / f"{self.final.name}.replaced"
 
-    def part(self, index: int) -> Path:
-        """The file that holds, and whose presence tells, the finished result of one clip."""
-        return self.work / "clips" / f"{index:06d}.npz"
+    def part(self, key: str) -> Path:
+        """Return the file of the result of one content; a file that exists is a finished result."""
+        return self.work / "clips" / f"{key}.npz"
 
 
 @dataclass(frozen=True)
@@ -152,87 +178,94 @@ class Row:
 
 @dataclass(frozen=True)
 class Task:
-    """One clip's work: a small message to a worker."""
+    """The work on one content: a small message to a worker."""
 
-    index: int
+    key: str  # names the results: the sha256 of the content
+    rows: tuple[int, ...]  # on the clip axis, of all clips with this content
     root: Path
-    path: Path
-    outputs: tuple[Output, ...]  # the stores that lack this clip
+    path: Path  # of the first of these clips
+    outputs: tuple[Output, ...]  # the stores that lack this content
     media: Row | None  # read the media from here instead of decoding
     limits: Limits
-    source: Source  # what the file was when it was hashed, or why it is not to be opened
+    source: Source
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run: its clips, and every store asked for, finished ones included."""
+    """A run: its clips and every store asked for, finished ones included."""
 
     collection: Collection
-    sources: tuple[Source, ...]  # each clip's file: its sha256, or why it is not to be opened
+    sources: tuple[Source, ...]  # a file for each clip
     outputs: tuple[Output, ...]
     stores: Path
     limits: Limits
     retry_failed: bool = False  # take over no clip that failed, or lacks a modality because of a limit
 
-    @property
-    def hashes(self) -> tuple[str, ...]:
-        """sha256 of each clip's content."""
-        return tuple(source.sha256 for source in self.sources)
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """Return each clip's key: the sha256 of its content; a file that may not be read has a key of its own."""
+        clips = zip(self.collection.clips, self.sources, strict=True)
+        return tuple(f"{UNREAD}-{_sha256(c.clip_id)}" if source.fault else source.sha256 for c, source in clips)
+
+    @cached_property
+    def rows(self) -> dict[str, tuple[int, ...]]:
+        """Return, for each key, its rows on the clip axis: clips of equal content share their result."""
+        rows = defaultdict(list)
+        for row, key in enumerate(self.keys):
+            rows[key].append(row)
+        return {key: tuple(several) for key, several in rows.items()}
 
     def unfinished(self) -> tuple[Output, ...]:
-        """The stores that are not published yet."""
+        """Return the stores that are not published yet."""
         return tuple(output for output in self.outputs if not output.finished)
 
     @cached_property
     def media_rows(self) -> dict[str, Row]:
-        """By content: clips whose frames and log-Mels are in a finished media store of these stores."""
+        """Return, for each content (sha256) with media in a finished store, the row there."""
         rows: dict[str, Row] = {}
-        for path, attrs in stores_in(self.stores):
-            if attrs["features"] != store.MEDIA or attrs.get("spec") != MEDIA_SPEC:
-                continue
-            try:
-                opened = Donor.open(path).store
-            except InputError as error:
-                say_once(f"note: {error}")
-                continue
-            for index, (content, status) in enumerate(zip(opened.sha256, opened.status, strict=True)):
-                if status == store.DONE and not (self.retry_failed and due_to_limit(str(opened.error[index]))):
-                    rows.setdefault(str(content), Row(path, index, attrs["revision"]))
+        for donor in donors(self.stores, store.MEDIA, MEDIA_SPEC):
+            path, revision = donor.store.path, donor.store.attrs["revision"]
+            for content, row in donor.rows(self.retry_failed).items():
+                rows.setdefault(content, Row(path, row, revision))
         return rows
 
     def tasks(self) -> list[Task]:
-        """One task for each content that lacks its result in any store; clips of equal content share its result."""
-        tasks, unfinished, seen = [], self.unfinished(), set()
-        for index, (clip, source) in enumerate(zip(self.collection.clips, self.sources, strict=True)):
-            lacking = tuple(output for output in unfinished if not output.part(index).is_file())
-            if not lacking or source.sha256 in seen:
-                continue
-            if not source.fault:
-                seen.add(source.sha256)
-            root = self.collection.root.absolute()
-            row = self.media_rows.get(source.sha256)
-            tasks.append(Task(index, root, root / clip.path, lacking, row, self.limits, source))
+        """Return a task for each content that some store lacks."""
+        tasks, unfinished, root = [], self.unfinished(), self.collection.root.absolute()
+        for key, rows in self.rows.items():
+            if lacking := tuple(output for output in unfinished if not output.part(key).is_file()):
+                path, source = root / self.collection.clips[rows[0]].path, self.sources[rows[0]]
+                tasks.append(Task(key, rows, root, path, lacking, self.media_rows.get(key), self.limits, source))
         return tasks
 
 
 def make_plan(
     collection: Collection,
     stores: Path,
-    features: Sequence[str],
-    weights: Mapping[str, Weights],
+    request: FeatureRequest,
     *,
-    media_mode: str | None = None,
-    precision: str = "fp32",
     device: str = "cpu",
     limits: Limits = media.DEFAULT_LIMITS,
     follow_links: bool = False,
     retry_failed: bool = False,
 ) -> Plan:
-    """Decide which stores to make and where. ``media_mode``: None, `keep` (the media store too) or `only`.
+    """Decide which stores to make and where.
 
     The fingerprints hash the clips (content, id, label, columns), the spec of segments and log-Mels and, for features,
-    the backbone, its weights and the precision: what determines the bytes, never paths. ``retry_failed``: a finished
-    store with clips that failed, or lack a modality because of a limit, is to get its next revision.
+    the backbone, its weights and the precision: what determines the bytes, never paths.
+
+    Args:
+        collection: the clips.
+        stores: folder of the stores.
+        request: which stores.
+        device: where the backbones run.
+        limits: of each clip.
+        follow_links: read links that lead out of the clips' root.
+        retry_failed: a finished store with clips that failed, or lack a modality because of a limit, gets its next
+            revision.
+
+    Raises:
+        InputError: unknown features, weights that cannot be loaded, a store that cannot be opened.
     """
     stores = stores.absolute()
     sources = read_sources(collection, limits.max_bytes, follow_links, stores / HASH_CACHE)
@@ -240,41 +273,35 @@ def make_plan(
     rows = [[c.clip_id, c.label, c.subject, c.columns, source.sha256] for c, source in clips]
     content = _fingerprint(store.SCHEMA, rows, collection.classes, collection.synthetic, MEDIA_SPEC)
 
-    def output(name: str, fingerprint: str, spec: Mapping) -> Output:
+    def output(name: str, fingerprint: str, spec: Mapping, **more: object) -> Output:
         folder = store.store_name(collection.dataset, name, fingerprint)
-        return Output(name, fingerprint, stores / folder, stores / WORK / folder, json.loads(json.dumps(spec)))
+        return Output(name, fingerprint, stores / folder, stores / WORK / folder, json.loads(json.dumps(spec)), **more)
 
-    outputs = [output(store.MEDIA, content, MEDIA_SPEC)] if media_mode else []
-    for name in () if media_mode == "only" else features:
-        backbone = backbones.load_backbone(name, weights[name], precision, device)
+    outputs = [output(store.MEDIA, content, MEDIA_SPEC)] if request.media else []
+    wanted = {} if request.media == "only" else request.weights
+    if wanted:
+        say(f"loading {name_some(wanted)} …")
+    for name, weights in wanted.items():
+        backbone = backbones.load_backbone(name, weights, request.precision, device)
         described = backbone.describe()
-        outputs.append(
-            replace(
-                output(
-                    name,
-                    _fingerprint(content, described, weights[name].name, store.FEATURE_CODEC),
-                    MEDIA_SPEC | {"backbone": described, "codec": store.FEATURE_CODEC},
-                ),
-                weights=weights[name],
-                weights_hash=backbone.spec.weights_hash,
-                dimension=backbone.dimension,
-                precision=precision,
-                device=device,
-            )
-        )
-    for made in outputs:
-        if made.replaced.exists():
-            with only_one(made.lock, made.final.name):
-                recover(made)
-        if made.finished:
-            store.FeatureStore.open(made.final)  # an InputError now, before anything is computed
+        facts = {"weights_hash": backbone.spec.weights_hash, "dimension": backbone.dimension}
+        facts |= {"weights": weights, "precision": request.precision, "device": device}
+        fingerprint = _fingerprint(content, described, weights.name, store.FEATURE_CODEC)
+        spec = MEDIA_SPEC | {"backbone": described, "codec": store.FEATURE_CODEC}
+        outputs.append(output(name, fingerprint, spec, **facts))
+    for each in outputs:
+        if each.replaced.exists():
+            with only_one(each.lock, each.final.name):
+                recover(each)
+        if each.finished:
+            store.FeatureStore.open(each.final)  # an InputError now, before anything is computed
     if retry_failed:
-        outputs = [_next_revision(made) for made in outputs]
+        outputs = list(map(_next_revision, outputs))
     return Plan(collection, tuple(sources), tuple(outputs), stores, limits, retry_failed)
 
 
 def recover(output: Output) -> None:
-    """Whatever a kill left: an older revision that had just made way comes back, work on a finished store goes."""
+    """Clean up after a killed run: bring back a revision that has no successor, remove work on a finished store."""
     if output.replaced.exists():
         if output.final.exists():
             store.remove_tree(output.replaced)
@@ -285,11 +312,11 @@ def recover(output: Output) -> None:
 
 
 def leftovers(output: Output) -> list[Path]:
-    """Work folders of the revision that stands in an output's place, and of those before it."""
-    standing = store.revision_at(output.final)
+    """Return the work folders of the published revision and of those before it."""
+    published = store.revision_at(output.final)
     first = output.work.with_name(output.final.name)
-    works = [first, *(first.with_name(f"{first.name}.{revision}") for revision in range(2, standing + 1))]
-    return [work for work in works if work.is_dir()] if standing else []
+    works = [first, *(first.with_name(f"{first.name}.{revision}") for revision in range(2, published + 1))]
+    return [work for work in works if work.is_dir()] if published else []
 
 
 def _next_revision(output: Output) -> Output:
@@ -303,6 +330,9 @@ def _next_revision(output: Output) -> Output:
     return replace(output, revision=revision, work=output.work.with_name(f"{output.final.name}.{revision}"))
 
 
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _fingerprint(*parts: object) -> str:
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return _sha256(json.dumps(parts, sort_keys=True, ensure_ascii=True))[:12]

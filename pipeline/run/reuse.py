@@ -1,115 +1,103 @@
-"""Results that need not be computed again: clips of the same content in stores, finished or not, of the same spec.
+"""Take over results of equal content and spec instead of computing them again, from finished and unfinished stores.
 
-A clip that is added, removed or renamed changes a store's fingerprint, and so its name; what the other clips gave is
-taken over from where it lies. A store in its next revision takes its clips that did not fail from the one before.
+A clip that is added, removed or renamed changes a store's fingerprint and name; the results of the other clips stay
+valid. The next revision of a store takes the clips that did not fail from the revision before.
 """
 
-import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Set
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import zarr
 
-from ..errors import InputError
 from ..media.ffmpeg import due_to_limit
 from ..stores import store
-from ..stores.catalogue import stores_in
 from ..stores.store import WORK
-from .parts import UNREADABLE, DamagedError, Donor, Part, say_once, write_media
-from .plan import WORK_PLAN, Output, Plan
+from .parts import UNREADABLE, DamagedError, Donor, Part, donors, say_once, write_media
+from .plan import Output, Plan
+
+MEDIA_ARRAYS = ("frames", "logmel")
+Media = tuple[np.ndarray | None, ...]  # frames and log-Mels of a clip, None where it lacks them
+Results = Iterator[tuple[str, Part, Media | None]]  # key, result, media of a media store
 
 
 def fill(plan: Plan) -> int:
-    """Keep the results that are found elsewhere as if they had just been computed; returns of how many clips.
+    """Save the results that other stores and unfinished work have, media included, as if they were computed now.
 
-    Media (frames, log-Mels) are copied too. Run again after computing, it serves clips that share their content.
+    Returns:
+        The number of clips whose results were taken over.
     """
-    filled: set[int] = set()
+    filled: set[str] = set()
     for output in plan.unfinished():
-        wanted: dict[str, list[int]] = defaultdict(list)
-        for index, source in enumerate(plan.sources):
-            if not source.fault and not output.part(index).is_file():
-                wanted[source.sha256].append(index)
-        for donor in _donors(plan, output):
-            if not wanted:
-                break
-            for content, part, media in donor(wanted):
-                for index in wanted.pop(content):
-                    if media is not None:
-                        write_media(output.work, index, *media)
-                    part.save(output.part(index))
-                    filled.add(index)
-    return len(filled)
+        wanted = {key for key in plan.rows if not output.part(key).is_file()}
+        for key, part, media in _results(plan, output, wanted):
+            rows = plan.rows[key]
+            if media is not None:
+                write_media(output.work, rows, *media)
+            replace(part, row=rows[0]).save(output.part(key))
+            wanted.remove(key)
+            filled.add(key)
+    return sum(len(plan.rows[key]) for key in filled)
 
 
-Media = tuple[np.ndarray | None, np.ndarray | None]  # frames, log-Mels
-Found = Iterator[tuple[str, Part, Media | None]]  # content, result, media where the store keeps them
+def _results(plan: Plan, output: Output, wanted: Set[str]) -> Results:
+    for donor in donors(plan.stores, output.features, output.spec):
+        yield from _from_store(donor, output, wanted, plan.retry_failed)
+    for work in sorted((plan.stores / WORK).glob("*/")):
+        if work != output.work:
+            yield from _from_work(work, output, wanted, plan.retry_failed)
 
 
-def _donors(plan: Plan, output: Output):
-    """What may hold results of this output's spec: functions from wanted contents to those that are there."""
-    for path, attrs in stores_in(plan.stores):
-        if attrs["features"] == output.features and attrs.get("spec") == output.spec:
-            yield lambda wanted, path=path: _from_store(path, output, wanted, plan.retry_failed)
-    own = output.work
-    for work in sorted(path for path in (plan.stores / WORK).glob("*/") if (path / WORK_PLAN).is_file()):
-        yield lambda wanted, work=work: _from_work(work, output, wanted, work == own, plan.retry_failed)
-
-
-def _from_store(path: Path, output: Output, wanted: Mapping[str, list[int]], retry: bool) -> Found:
-    """From a finished store, read a chunk of clips at a time; what is damaged is passed by."""
-    try:
-        donor = Donor.open(path)
-    except InputError as error:
-        say_once(f"note: {error}")
-        return
-    opened, rows = donor.store, {}
-    for row in np.flatnonzero(opened.status == store.DONE):
-        if opened.sha256[row] in wanted and not (retry and due_to_limit(str(opened.error[row]))):
-            rows.setdefault(str(opened.sha256[row]), int(row))
-    names = ("frames", "logmel") if output.features == store.MEDIA else store.MODALITIES
+def _from_store(donor: Donor, output: Output, wanted: Set[str], retry_failed: bool) -> Results:
+    """Read a finished store, a chunk of clips at a time; skip damaged chunks."""
+    opened, media = donor.store, output.features == store.MEDIA
+    names = MEDIA_ARRAYS if media else store.MODALITIES
     size = opened.group[names[0]].chunks[0]
     blocks: dict[int, dict[str, int]] = defaultdict(dict)
-    for content, row in rows.items():
-        blocks[row // size][content] = row
-    for block, contents in sorted(blocks.items()):
+    for key, row in donor.rows(retry_failed).items():
+        if key in wanted:
+            blocks[row // size][key] = row
+    for block, rows in sorted(blocks.items()):
         try:
             values = donor.block(names, block)
         except DamagedError as error:
             say_once(f"note: {error}")
             continue
-        for content, row in contents.items():
+        for key, row in rows.items():
             present = tuple(opened.present[row].tolist())
-            clip = [v[row % size] if there else None for v, there in zip(values, present, strict=True)]
-            media = tuple(clip) if output.features == store.MEDIA else None
-            arrays = {} if media else {m: v for m, v in zip(names, clip, strict=True) if v is not None}
+            clip = {n: v[row % size] for n, v, has in zip(names, values, present, strict=True) if has}
             facts = {"duration": float(opened.duration[row]), "versions": opened.attrs.get("versions") or {}}
-            yield content, Part(present, str(opened.error[row]), arrays=arrays, **facts), media
+            part = Part(present, str(opened.error[row]), arrays={} if media else clip, **facts)
+            yield key, part, tuple(map(clip.get, names)) if media else None
 
 
-def _from_work(work: Path, output: Output, wanted: Mapping[str, list[int]], own: bool, retry: bool) -> Found:
-    """From unfinished work, another's or this one's own, failures too; what vanishes meanwhile is not there."""
+def _from_work(work: Path, output: Output, wanted: Set[str], retry_failed: bool) -> Results:
+    """Read the unfinished work of another fingerprint; its process may be at work, or remove the folder meanwhile."""
+    built = work / "store.zarr"
     try:
-        planned = json.loads((work / WORK_PLAN).read_text(encoding="utf-8"))
-        if planned["spec"] != output.spec or planned["features"] != output.features:
+        group = zarr.open_group(built, mode="r")
+        if group.attrs["features"] != output.features or group.attrs["spec"] != output.spec:
             return
-        group = zarr.open_group(work / "store.zarr", mode="r") if output.features == store.MEDIA else None
-    except (*UNREADABLE, FileNotFoundError):
+    except UNREADABLE:  # also the work of an earlier version, which is computed again
         return
-    for index, content in enumerate(planned["sha256"]):
-        file = work / "clips" / f"{index:06d}.npz"
-        if content not in wanted or not file.is_file():
-            continue
+    for key in sorted(wanted):
         try:
-            part = Part.load(file)
-            if not own and (part.failed or (retry and due_to_limit(part.cause))):
+            part = Part.load(work / "clips" / f"{key}.npz")
+            if part.failed or (retry_failed and due_to_limit(part.cause)):
                 continue
-            media = None
-            if group is not None:
-                names = zip(("frames", "logmel"), part.present, strict=True)
-                media = tuple(group[name][index] if there else None for name, there in names)
+            media = _media_of(built, group, part) if output.features == store.MEDIA else None
         except UNREADABLE:
             continue
-        yield content, part, media
+        yield key, part, media
+
+
+def _media_of(built: Path, group: zarr.Group, part: Part) -> Media:
+    """Read a clip's media from an unfinished store. FileNotFoundError: they were removed meanwhile."""
+    media = []
+    for name, present in zip(MEDIA_ARRAYS, part.present, strict=True):
+        media.append(group[name][part.row] if present else None)
+        # zarr reads an absent chunk as fill values, so look afterwards whether the chunk was there
+        (built / name / "c").joinpath(str(part.row), *"0" * (group[name].ndim - 1)).stat()
+    return tuple(media)
