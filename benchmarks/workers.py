@@ -29,8 +29,8 @@ import psutil
 from mlemiss.pipeline.clips.datasets import collect
 from mlemiss.pipeline.media.process import ffmpeg_binary
 from mlemiss.pipeline.run import cluster
-from mlemiss.pipeline.run import run as execute
-from mlemiss.pipeline.run.plan import make_plan
+from mlemiss.pipeline.run.plan import FeatureRequest, make_plan
+from mlemiss.pipeline.run.run import claimed, lacking, run
 from preprocess_decode import make_clips, processor
 
 COSTLY = {
@@ -71,11 +71,10 @@ def rate(csv: Path, workers: int, cores: int | None = None) -> float:
 
 def _rate(csv: Path, workers: int) -> float:
     with tempfile.TemporaryDirectory() as stores:
-        plan = make_plan(collect(str(csv)), Path(stores), [], {}, media_mode="only")
-        times: list[float] = []
-        executor = cluster.on_this_machine(workers, None, lambda text: None)
-        started = lambda total: lambda outcome: times.append(time.perf_counter())  # noqa: E731
-        execute.run(plan, executor, started, lambda text: None)
+        plan = make_plan(collect(str(csv)), Path(stores), FeatureRequest(media="only"))
+        executor = cluster.on_this_machine(workers, None)
+        with claimed(plan) as claims:
+            times = [time.perf_counter() for _ in run(plan, lacking(plan), executor, claims)]
     warm = 2 * workers
     return (len(times) - warm) / (times[-1] - times[warm - 1])
 

@@ -42,7 +42,7 @@ def test_every_verb_has_help(verb, mlemiss):
     [
         (["nope"], "No such command"),
         (["train"], "--missing"),
-        (["list", "songs"], "expected methods, features or datasets"),
+        (["list", "songs"], "'songs' is not one of 'methods', 'features', 'datasets'"),
         (["store", "verify", "nowhere"], "no store at nowhere"),
         (["report"], "no run in runs/"),
         (["report", "nowhere"], "no results at nowhere"),
@@ -105,7 +105,7 @@ def test_impossible_combination_alone_is_an_error_in_a_grid_a_line(toy, mlemiss)
         (["--fusion", "glue"], "unknown fusion 'glue'"),
         (["--split", "moon"], "no such column"),
         (["--seeds", "0"], "at least one seed"),
-        (["--device", "tpu"], "unknown device"),
+        (["--device", "tpu"], "'tpu' is not one of 'auto', 'cpu', 'cuda', 'mps'"),
         (["--missing", "audio:1"], "audio"),
         (["--method", "lb", "--missing", "audio:1"], "complete"),
     ],

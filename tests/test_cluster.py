@@ -12,7 +12,6 @@ from pathlib import Path
 import distributed
 import psutil
 import pytest
-from mlemiss.pipeline import preprocess
 from mlemiss.pipeline.errors import InputError, MachineError
 from mlemiss.pipeline.media.decode import DEFAULT_LIMITS
 from mlemiss.pipeline.run import cluster, extract
@@ -139,7 +138,7 @@ def test_workers_that_all_go_are_said_and_waited_for(dask_processes, serial, syn
     assert content(stores) == {name: data for name, data in serial.items() if "-media-" in name}
 
 
-def test_a_result_that_goes_with_its_worker_is_computed_again(dask_processes):
+def test_a_result_that_goes_with_its_worker_is_computed_again(dask_processes, monkeypatch):
     """It was there, but nobody had asked for it: that no worker is left is said, as ever."""
     processes = dask_processes()
     only, said = processes.worker(), []
@@ -149,11 +148,12 @@ def test_a_result_that_goes_with_its_worker_is_computed_again(dask_processes):
         if "no worker is left" in text:
             processes.worker()
 
-    with cluster.connected(cluster.Scheduler(processes.address), said.append) as client:
+    monkeypatch.setattr(cluster, "say", say)
+    with cluster.connected(cluster.Scheduler(processes.address)) as client:
         future = client.submit(int, "7")
         distributed.wait(future)
         os.killpg(only.pid, signal.SIGKILL)
-        assert cluster._Schedule(client, say)._result(future) == 7
+        assert cluster._Schedule(client)._result(future) == 7
     assert any("no worker is left" in text for text in said)
 
 
@@ -211,7 +211,7 @@ def test_a_worker_that_joins_late_is_checked(dask_processes, synthetic_ravdess, 
 
 
 def test_a_clip_that_is_gone_with_its_root_is_the_machines_fault(tmp_path):
-    task = Task(0, tmp_path, tmp_path / "clip.mp4", (), None, DEFAULT_LIMITS, Source("0" * 64, (1, 1)))
+    task = Task("0", (0,), tmp_path, tmp_path / "clip.mp4", (), None, DEFAULT_LIMITS, Source("0" * 64, (1, 1)))
     with pytest.raises(MachineError, match=f"no clips at {tmp_path} on "):
         extract.decode(task)
     (tmp_path / "another.mp4").touch()
@@ -221,14 +221,14 @@ def test_a_clip_that_is_gone_with_its_root_is_the_machines_fault(tmp_path):
 def test_device_cuda_waits_for_a_worker_with_a_gpu(dask_processes, monkeypatch, capsys):
     processes = dask_processes()
     processes.worker()
-    with cluster.connected(cluster.Scheduler(processes.address), lambda text: None) as client:
+    with cluster.connected(cluster.Scheduler(processes.address)) as client:
         monkeypatch.setattr(cluster, "WORKER_SECONDS", 1)
         with pytest.raises(InputError, match="no worker of the cluster has the resource GPU after 1 s"):
-            preprocess._device("cuda", client)
-        assert preprocess._device("auto", client) == "cpu" and "--device cuda waits for one" in capsys.readouterr().err
+            cluster.device_on(client, "cuda")
+        assert cluster.device_on(client, "auto") == "cpu" and "--device cuda waits for one" in capsys.readouterr().err
         monkeypatch.setattr(cluster, "WORKER_SECONDS", 600)
         processes.worker("--resources", "GPU=1")
-        assert preprocess._device("cuda", client) == preprocess._device("auto", client) == "cuda"
+        assert cluster.device_on(client, "cuda") == cluster.device_on(client, "auto") == "cuda"
 
 
 def output(work: Path, device: str = "cpu") -> Output:
@@ -236,40 +236,44 @@ def output(work: Path, device: str = "cpu") -> Output:
     return Output("toy", "0", work / "final", work, {}, device=device)
 
 
+def task_of(row: int, to: Output) -> Task:
+    return Task(str(row), (row,), to.work, to.work / "x", (to,), None, DEFAULT_LIMITS, Source(str(row)))
+
+
 def schedule(tasks: list[Task], fatal: set[int]) -> cluster._Schedule:
     """Of these suspects, the fatal ones take their workers down again."""
-    made = cluster._Schedule(None, lambda text: None, suspects=tasks)
-    made._alone = lambda task: None if task.index in fatal else extract.Outcome(task.index)
+    made = cluster._Schedule(None, suspects=tasks)
+    made._alone = lambda task: None if task.rows[0] in fatal else extract.Outcome(task.rows)
     return made
 
 
 def test_clips_that_take_their_workers_down_are_told_from_machines_that_lack_memory(tmp_path):
     to = output(tmp_path)
-    tasks = [Task(i, tmp_path, tmp_path / "x", (to,), None, DEFAULT_LIMITS, Source("0")) for i in range(5)]
+    tasks = [task_of(i, to) for i in range(5)]
     for suspects, fatal in ((tasks[:1], {0}), (tasks, {0, 1, 3})):
-        found = {outcome.index: outcome.failed for outcome in schedule(suspects, fatal)._told_apart()}
+        found = {outcome.rows[0]: outcome.failed for outcome in schedule(suspects, fatal)._try_suspects()}
         assert {index for index, cause in found.items() if "died on this clip twice" in cause} == fatal
-        assert len(found) == len(suspects) and {i for i in range(5) if to.part(i).exists()} == fatal
+        assert len(found) == len(suspects) and {i for i in range(5) if to.part(str(i)).exists()} == fatal
         for index in fatal:
-            to.part(index).unlink()
+            to.part(str(index)).unlink()
     for count in (2, 3, 5):
         with pytest.raises(MachineError, match="die on whatever clip"):
-            list(schedule(tasks[:count], {0, 1, 2, 3, 4})._told_apart())
+            list(schedule(tasks[:count], {0, 1, 2, 3, 4})._try_suspects())
         assert not list(tmp_path.rglob("*.npz"))
 
 
 def test_tasks_for_a_gpu_go_to_one_whoever_is_there_first(tmp_path):
-    task = Task(0, tmp_path, tmp_path, (output(tmp_path, "cuda"),), None, DEFAULT_LIMITS, Source("0"))
+    task = task_of(0, output(tmp_path, "cuda"))
     planned = schedule([], set())
     planned._count = lambda: None
-    planned._two_stages = lambda tasks: iter([[extract.Outcome(0)]])
-    assert [outcome.index for outcome in planned.run([task])] == [0]
+    planned._compute = lambda tasks: iter([[extract.Outcome((0,))]] if planned._with_gpu else [])
+    assert [outcome.rows for outcome in planned.run([task])] == [(0,)]
 
 
 def test_a_single_clip_that_is_fatal_is_recorded(synthetic_ravdess, tmp_path, mlemiss):
     """One added to a finished store, say: there is no other clip to show that workers live."""
     arguments = options(synthetic_ravdess, tmp_path / "stores", "--media", "only", "--limit", 1, "--workers", 1)
-    poison = "import os\nfrom mlemiss.pipeline import media\nmedia.read_clip = lambda path, limits: os._exit(1)\n"
+    poison = "import os\nfrom mlemiss.pipeline.media import decode\ndecode.read_clip = lambda path, limits: os._exit(1)\n"
     (tmp_path / "fatal.py").write_text(poison)
     result = mlemiss(*arguments, DASK_DISTRIBUTED__WORKER__PRELOAD=str([str(tmp_path / "fatal.py")]))
     assert result.returncode == 1 and "died on this clip twice" in result.stderr, result.stderr

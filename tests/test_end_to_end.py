@@ -82,9 +82,12 @@ def test_frozen_it_is_training_on_cached_features(media, features, method, fusio
 
 def test_losses_of_real_clips_are_those_of_cached_features(synthetic_ravdess, tmp_path):
     """The pipeline's own features and media of the synthetic clips: the same losses to float16 rounding."""
-    from mlemiss.pipeline.preprocess import preprocess
+    from mlemiss.pipeline.preprocess import ClipRequest, preprocess
+    from mlemiss.pipeline.run.plan import FeatureRequest
 
-    preprocess("ravdess", synthetic_ravdess, tmp_path, [SMALL], ["random"], media_mode="keep", limit=18)
+    preprocess(
+        ClipRequest("ravdess", synthetic_ravdess, limit=18), FeatureRequest({SMALL: RANDOM}, media="keep"), tmp_path
+    )
     opened = {store.features: store for store in map(FeatureStore.open, sorted(tmp_path.glob("*.zarr")))}
     clips = Clips(opened[SMALL])
     run = clips.run(RunSpec(0, parse_missing("audio:0.5")))

@@ -159,15 +159,15 @@ def test_too_many_failures_are_an_error(folder, tmp_path, mlemiss):
     assert mlemiss(*arguments, "--max-failures", 20).returncode == 1
 
 
-@pytest.mark.parametrize("moment", ["reuse.fill", "store.write_table"])
+@pytest.mark.parametrize("moment", ["run.reuse.fill", "stores.store.write_table"])
 def test_a_lost_claim_stops_before_publishing(moment, synthetic_ravdess, tmp_path):
     """Taken over by another machine, as after a suspension, before the last stage or within it: whoever wakes up must
     not publish beside it."""
-    module, name = moment.split(".")
+    module, name = moment.rsplit(".", 1)
     takeover = f"""
 import json, sys
 import mlemiss.cli
-from mlemiss.pipeline import {module} as module
+import mlemiss.pipeline.{module} as module
 from pathlib import Path
 real = module.{name}
 def taken(*arguments):
@@ -192,7 +192,7 @@ def test_a_clip_that_changes_meanwhile_is_not_filed_under_its_old_content(synthe
 import sys
 import mlemiss.cli
 from pathlib import Path
-from mlemiss.pipeline import media
+from mlemiss.pipeline.media import decode as media
 real = media.read_clip
 def read_clip(path, limits):
     if path.name == {names[0]!r}:
@@ -212,7 +212,7 @@ mlemiss.cli.main(sys.argv[1:])
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "7", '{"x": 3}', "null", "{"])
-def test_a_damaged_list_of_hashes_is_made_anew(text, synthetic_ravdess, tmp_path):
+def test_a_damaged_list_of_hashes_is_made_again(text, synthetic_ravdess, tmp_path):
     cache = tmp_path / "sha256.json"
     collection = collect("ravdess", synthetic_ravdess, None)
     collection = replace(collection, clips=collection.clips[:1])
@@ -226,7 +226,7 @@ def test_limits_are_checked(synthetic_ravdess, mlemiss):
         result = mlemiss("preprocess", "--dataset", "ravdess", "--root", synthetic_ravdess, option, 0)
         assert result.returncode == 2 and option in result.stderr
     result = mlemiss("preprocess", "--dataset", "ravdess", "--root", synthetic_ravdess, "--max-failures", -1)
-    assert result.returncode == 2 and "--max-failures -1" in result.stderr
+    assert result.returncode == 2 and "'--max-failures': Input should be greater" in result.stderr
 
 
 @pytest.fixture

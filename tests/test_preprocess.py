@@ -166,22 +166,35 @@ def test_killed_and_rerun_gives_the_same_bytes(workers, six, synthetic_ravdess, 
     assert not list(stores.glob(".partial/*.zarr")) and not list(stores.rglob("*.npz"))
 
 
-@pytest.mark.parametrize("moment", ["assemble.load_parts", "store.publish", "store.write_json", "store.remove_tree"])
-def test_killed_while_publishing(moment, six, synthetic_ravdess, tmp_path, mlemiss):
-    """SIGKILL inside the last stage: a store is absent until it is whole, and the rerun makes the same bytes."""
-    module, name = moment.split(".")
-    killer = f"""
+KILL_BEFORE_COMPLETE = """
 import os, sys
-import mlemiss.cli, mlemiss.pipeline.preprocess
-from mlemiss.pipeline import {module} as module
-real = module.{name}
-def die(*arguments):
-    if str(arguments[0]).endswith(("sha256.json", "RUN.json", "plan.json")):
-        return real(*arguments)
-    os.kill(os.getpid(), 9)
-module.{name} = die
+from pathlib import Path
+import mlemiss.cli
+real = Path.replace
+def replace(self, target):
+    return os.kill(os.getpid(), 9) if Path(target).name == "COMPLETE.json" else real(self, target)
+Path.replace = replace
 mlemiss.cli.main(sys.argv[1:])
 """
+
+
+@pytest.mark.parametrize(
+    "moment", ["run.run.load_parts", "stores.store.publish", "COMPLETE", "stores.store.remove_tree"]
+)
+def test_killed_while_publishing(moment, six, synthetic_ravdess, tmp_path, mlemiss):
+    """SIGKILL inside the last stage: a store is absent until it is whole, and the rerun makes the same bytes."""
+    killer = (
+        KILL_BEFORE_COMPLETE
+        if moment == "COMPLETE"
+        else f"""
+import importlib, os, sys
+import mlemiss.cli, mlemiss.pipeline.preprocess
+module, name = "mlemiss.pipeline.{moment}".rsplit(".", 1)
+getattr(importlib.import_module(module), name)  # a name that is gone would never be called
+setattr(importlib.import_module(module), name, lambda *arguments: os.kill(os.getpid(), 9))
+mlemiss.cli.main(sys.argv[1:])
+"""
+    )
     stores = tmp_path / "stores"
     arguments = list(map(str, options(synthetic_ravdess, stores, *SIX)))
     killed = subprocess.run([sys.executable, "-c", killer, *arguments], stderr=subprocess.DEVNULL)
@@ -271,8 +284,8 @@ assert "mlemiss" not in sys.modules
 """
 
 
-def test_incomplete_store_is_made_anew(synthetic_ravdess, tmp_path, mlemiss):
-    """A store that lost its marker (a copy cut short) makes way, and is kept aside."""
+def test_incomplete_store_is_made_again(synthetic_ravdess, tmp_path, mlemiss):
+    """A store that lost its marker (a copy cut short) is moved aside and kept."""
     arguments = options(synthetic_ravdess, tmp_path / "stores", "--workers", 0, "--limit", 2)
     assert mlemiss(*arguments).returncode == 0
     whole = content(tmp_path / "stores")
@@ -381,12 +394,12 @@ def test_dry_run_computes_nothing(synthetic_ravdess, tmp_path, mlemiss):
         (["--dataset", "nope.csv"], "nope.csv"),
         (["--dataset", "ravdess", "--root", "nowhere"], "no folder nowhere"),
         (["--dataset", "ravdess", "--features", "resnet51"], "unknown features 'resnet51'"),
-        (["--dataset", "ravdess", "--precision", "fp8"], "expected fp32 or bf16"),
-        (["--dataset", "ravdess", "--media", "perhaps"], "expected keep or only"),
-        (["--dataset", "ravdess", "--workers", "-1"], "--workers -1"),
-        (["--dataset", "ravdess", "--limit", "0"], "--limit 0"),
+        (["--dataset", "ravdess", "--precision", "fp8"], "'fp8' is not one of 'fp32', 'bf16'"),
+        (["--dataset", "ravdess", "--media", "perhaps"], "'perhaps' is not one of 'keep', 'only'"),
+        (["--dataset", "ravdess", "--workers", "-1"], "'--workers': Input should be greater than or equal to 0"),
+        (["--dataset", "ravdess", "--limit", "0"], "'--limit': Input should be greater than or equal to 1"),
         (["--dataset", "ravdess", "--weights", "nothing.pth"], "neither imagenet nor random"),
-        (["--dataset", "ravdess", "--device", "cuda9"], "unknown device"),
+        (["--dataset", "ravdess", "--device", "cuda9"], "'cuda9' is not one of 'auto', 'cpu', 'cuda'"),
         ([], "--dataset"),
     ],
 )

@@ -11,9 +11,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from mlemiss.pipeline.encoders.images import Weights
 from mlemiss.pipeline.media import decode as media
 from mlemiss.pipeline.media.process import ffmpeg_binary
-from mlemiss.pipeline.preprocess import preprocess
+from mlemiss.pipeline.preprocess import ClipRequest, preprocess
+from mlemiss.pipeline.run.plan import FeatureRequest
 from mlemiss.pipeline.stores import store
 from mlemiss.pipeline.stores.preview import write_preview
 from mlemiss.pipeline.stores.preview_clips import choose
@@ -93,7 +95,7 @@ def stores(synthetic_ravdess, tmp_path_factory) -> dict[str, FeatureStore]:
         writer.writerow(["clip_id", "path", "label", "subject"])
         for i, name in enumerate([*names, "mute.mp4", "blind.mp4", "cut.mp4"]):
             writer.writerow([f"{Path(name).stem} {EVIL}", name, f"{'sad' if i % 2 else '_glad'}{EVIL}", EVIL])
-    preprocess(str(root / "mine.csv"), None, folder, [SMALL], ["random"], media_mode="keep")
+    preprocess(ClipRequest(str(root / "mine.csv")), FeatureRequest({SMALL: Weights("random")}, media="keep"), folder)
     opened = [FeatureStore.open(path) for path in folder.glob("*.zarr")]
     return {"media" if s.features == "media" else "features": s for s in opened}
 

@@ -98,8 +98,8 @@ def test_interrupted_work_serves_a_grown_data_set(grown, synthetic_ravdess, tmp_
     killer = """
 import os, sys
 import mlemiss.cli
-from mlemiss.pipeline import assemble
-assemble.finish = lambda *arguments: os.kill(os.getpid(), 9)
+from mlemiss.pipeline.run import run
+run.finish = lambda *arguments: os.kill(os.getpid(), 9)
 mlemiss.cli.main(sys.argv[1:])
 """
     arguments = list(map(str, options(grown, stores, "--media", "keep")))
@@ -204,23 +204,20 @@ def test_limits_are_told_from_other_causes(cause, expected):
     assert due_to_limit(cause) == expected
 
 
-@pytest.mark.parametrize("moment", ["store.write_json", "rename"])
+@pytest.mark.parametrize("moment", ["replace", "rename"])
 def test_killed_while_replacing_a_revision(moment, slow, mlemiss):
     """At any instant the store that opens is whole: the old revision or the new one."""
     arguments, path = slow
     killer = f"""
 import os, sys
 from pathlib import Path
-import mlemiss.cli, mlemiss.pipeline.preprocess
-from mlemiss.pipeline import store
-def die(*arguments):
-    os.kill(os.getpid(), 9)
-if {moment!r} == "rename":
-    real = Path.rename
-    Path.rename = lambda self, target: die() if str(self).endswith("store.zarr") else real(self, target)
-else:
-    real = store.write_json
-    store.write_json = lambda path, *rest: die() if path.name == "COMPLETE.json" else real(path, *rest)
+import mlemiss.cli
+real = Path.{moment}  # of the built store to its place, or of a whole COMPLETE.json to its name
+def move(self, target):
+    if self.name == "store.zarr" or Path(target).name == "COMPLETE.json":
+        os.kill(os.getpid(), 9)
+    return real(self, target)
+Path.{moment} = move
 mlemiss.cli.main(sys.argv[1:])
 """
     killed = subprocess.run([sys.executable, "-c", killer, *map(str, arguments), "--retry-failed"], capture_output=True)
