@@ -23,6 +23,7 @@ import sys
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -72,7 +73,7 @@ def rate(csv: Path, workers: int, cores: int | None = None) -> float:
 def _rate(csv: Path, workers: int) -> float:
     with tempfile.TemporaryDirectory() as stores:
         plan = make_plan(collect(str(csv)), Path(stores), FeatureRequest(media="only"))
-        executor = cluster.on_this_machine(workers, None)
+        executor = partial(cluster.on_this_machine, workers, None)
         with claimed(plan) as claims:
             times = [time.perf_counter() for _ in run(plan, lacking(plan), executor, claims)]
     warm = 2 * workers

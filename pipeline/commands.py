@@ -101,6 +101,9 @@ def fetch(
 
 # ---- preprocess ----
 
+DatasetOption = Annotated[
+    str, typer.Option(help="A known dataset (`list datasets`), or a CSV: clip_id,path,label,subject.")
+]
 RootOption = Annotated[
     Path | None, typer.Option(help="Folder of the raw clips (default: $MLEMISS_DATA/DATASET or data/DATASET).")
 ]
@@ -138,9 +141,7 @@ TINY = 0.001  # seconds: the least of a time limit
 
 
 def preprocess(
-    dataset: Annotated[
-        str, typer.Option(help="A known dataset (`list datasets`), or a CSV: clip_id,path,label,subject.")
-    ],
+    dataset: DatasetOption,
     root: RootOption = None,
     features: BackbonesOption = None,
     weights: WeightsOption = None,
@@ -171,21 +172,19 @@ def preprocess(
     """Decode clips, compute CNN features of every segment, cache them in Zarr stores."""
     from . import preprocess as job
     from .encoders.images import DEFAULT, parse_weights
-    from .media.ffmpeg import Limits
-    from .run.plan import FeatureRequest
     from .stores import share
 
     if dry_run and as_json:
         raise InputError("--dry-run has no JSON: its estimate goes to standard error.\nLeave out one of the two.")
     where = _where(job, workers, scheduler, (tls_ca, tls_cert, tls_key), performance_report, device)
-    limits = Limits(clip_timeout, clip_seconds, clip_pixels, clip_bytes, clip_memory)
+    limits = job.Limits(clip_timeout, clip_seconds, clip_pixels, clip_bytes, clip_memory)
     shared, stores = share.split(stores, local)
     if not stores.is_dir():  # a folder of finished stores may be read only
         writable_folder(stores, "--stores")
     chosen = parse_weights(comma_list(weights or ["imagenet"]), comma_list(features or list(DEFAULT)))
     summary = job.preprocess(
         job.ClipRequest(dataset, root, comma_list(classes) if classes else None, limit, limits, follow_links),
-        FeatureRequest(chosen, precision, media),
+        job.FeatureRequest(chosen, precision, media),
         stores,
         where=where,
         failures=job.FailurePolicy(retry_failed, max_failures),
@@ -367,16 +366,9 @@ def import_(
     stores = local_folder(stores, "--stores")
     if not stores.is_dir():  # which may be read only where it has this store already
         writable_folder(stores, "--stores")
-    request = Request(
-        file=file,
-        dataset=dataset,
-        features=features,
-        maps=parse_maps(comma_list(map_)),
-        label=label,
-        clip=clip,
-        subject=subject,
-        columns=tuple(comma_list(column)) if column else (),
-    )
+    columns = tuple(comma_list(column)) if column else ()
+    maps = parse_maps(comma_list(map_))
+    request = Request(file, dataset, features, maps, label=label, clip=clip, subject=subject, columns=columns)
     print(import_features(request, stores))
     return DONE
 

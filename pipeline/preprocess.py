@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -149,9 +150,9 @@ def preprocess(
             _estimate(plan, len(cluster.workers_of(client)) if client else max(where.workers, 1))
             return None
         if client:
-            executor = cluster.on_cluster(client, plan, where.report)
+            executor = partial(cluster.on_cluster, client, plan, where.report)
         else:
-            executor = cluster.on_this_machine(where.workers, where.report) if where.workers else serial
+            executor = partial(cluster.on_this_machine, where.workers, where.report) if where.workers else serial
         return _run(plan, executor, where, failures.most)
 
 

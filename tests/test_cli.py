@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,14 @@ def test_help_lists_the_verbs_and_loads_nothing_heavy(mlemiss):
     assert result.returncode == 0 and all(verb in result.stdout for verb in VERBS)
     heavy = {"torch", "timm", "dask", "distributed", "zarr", "numpy", "librosa", "cv2", "matplotlib"}
     assert not heavy & imported_by("import mlemiss.cli")
+
+
+def test_version_names_what_computes_and_loads_nothing_heavy(mlemiss):
+    lines = mlemiss("--version").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["mlemiss", "torch", "timm", "zarr", "dask", "ffmpeg"]
+    assert all(re.fullmatch(r"n?\d+\.\d+.*", line.split()[1]) for line in lines)
+    loaded = imported_by("from mlemiss import cli\ntry: cli.main(['--version'])\nexcept SystemExit: pass")
+    assert not {"torch", "timm", "zarr", "dask", "numpy"} & loaded
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -173,11 +173,15 @@ def test_a_scheduler_that_goes_is_said(dask_processes, synthetic_ravdess, tmp_pa
     assert "finished clips are kept" in said and _staged(stores)
 
 
-def test_what_a_cluster_lacks_is_said(dask_processes, synthetic_ravdess, tmp_path, mlemiss, monkeypatch):
+def test_what_a_cluster_lacks_is_said(dask_processes, synthetic_ravdess, tmp_path, mlemiss, monkeypatch, capsys):
     arguments = options(synthetic_ravdess, tmp_path / "stores", "--limit", 2)
     processes = dask_processes()
     result = mlemiss(*arguments, "--scheduler", "tcp://127.0.0.1:9")
     assert result.returncode == 2 and "no Dask scheduler answers there" in result.stderr
+    monkeypatch.setattr(cluster, "WORKER_SECONDS", 1)
+    with pytest.raises(InputError, match="no worker in 1 s"), cluster.connected(cluster.Scheduler(processes.address)):
+        pass
+    assert f"waiting up to 1 s for a first worker at {processes.address}" in capsys.readouterr().err
     result = mlemiss(*arguments, "--scheduler", processes.address, "--workers", 2)
     assert result.returncode == 2 and "exclude each other" in result.stderr
     result = mlemiss(*arguments, "--tls-ca", "ca.pem")
@@ -273,7 +277,7 @@ def test_tasks_for_a_gpu_go_to_one_whoever_is_there_first(tmp_path):
 def test_a_single_clip_that_is_fatal_is_recorded(synthetic_ravdess, tmp_path, mlemiss):
     """One added to a finished store, say: there is no other clip to show that workers live."""
     arguments = options(synthetic_ravdess, tmp_path / "stores", "--media", "only", "--limit", 1, "--workers", 1)
-    poison = "import os\nfrom mlemiss.pipeline.media import decode\ndecode.read_clip = lambda path, limits: os._exit(1)\n"
+    poison = "import os\nfrom mlemiss.pipeline.media import decode\ndecode.read_clip = lambda *arguments: os._exit(1)\n"
     (tmp_path / "fatal.py").write_text(poison)
     result = mlemiss(*arguments, DASK_DISTRIBUTED__WORKER__PRELOAD=str([str(tmp_path / "fatal.py")]))
     assert result.returncode == 1 and "died on this clip twice" in result.stderr, result.stderr

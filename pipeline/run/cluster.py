@@ -1,8 +1,7 @@
 """Run tasks on Dask: worker processes of this machine, or an existing cluster of any machines.
 
-Where workers have the resource GPU, the others decode and these compute the CNNs of several clips at once. A bounded
-number of clips is in flight, so memory stays bounded however many clips there are. A clip whose worker died is tried
-once more, alone, and then recorded as failed.
+Where workers have the resource GPU, the others decode and these compute the CNNs of several clips at once. The number
+of clips in flight is bounded, and so is memory. A clip whose worker died is tried once more, alone, and then fails.
 """
 
 import os
@@ -19,8 +18,8 @@ from ..console import amount, say
 from ..encoders.images import BATCH_CLIPS
 from ..errors import InputError, MachineError
 from . import parts
-from .extract import Executor, Outcome, decode, encode, process
-from .parts import Part
+from .extract import Outcome, decode, encode, process, wants_gpu
+from .parts import Part, say_once
 from .plan import WORK, Plan, Task
 
 GPU = "GPU"  # the Dask resource of workers that compute on one
@@ -56,12 +55,8 @@ def connected(scheduler: Scheduler) -> Iterator:
     from distributed import Client
     from distributed.security import Security
 
-    files = {
-        "tls_ca_file": scheduler.tls_ca,
-        "tls_client_cert": scheduler.tls_cert,
-        "tls_client_key": scheduler.tls_key,
-    }
-    given = {name: str(path) for name, path in files.items() if path}
+    tls = {"ca_file": scheduler.tls_ca, "client_cert": scheduler.tls_cert, "client_key": scheduler.tls_key}
+    given = {f"tls_{name}": str(path) for name, path in tls.items() if path}
     for path in given.values():
         if not Path(path).is_file():
             raise InputError(
@@ -98,14 +93,9 @@ def workers_of(client) -> dict:
 def device_on(client, name: str) -> str:
     """Choose where the CNNs run: on the cluster's workers with the resource GPU, if there are any.
 
-    Args:
-        client: of the cluster.
-        name: `cuda` waits for such a worker, `auto` does not.
-
-    Raises:
-        InputError: no worker with a GPU joins in time.
+    The name `cuda` waits for such a worker, `auto` does not. InputError: none joins in time.
     """
-    deadline, waiting = time.monotonic() + WORKER_SECONDS, False
+    deadline = time.monotonic() + WORKER_SECONDS
     while not any(worker["resources"].get(GPU) for worker in workers_of(client).values()):
         if name == "auto":
             say("CNNs on CPUs, as no worker here now has the resource GPU; --device cuda waits for one")
@@ -115,9 +105,7 @@ def device_on(client, name: str) -> str:
                 f"--device cuda: no worker of the cluster has the resource GPU after {WORKER_SECONDS} s.\n"
                 "Start some with --resources GPU=1."
             )
-        if not waiting:
-            say(f"--device cuda: waiting up to {WORKER_SECONDS} s for a worker with the resource GPU")
-        waiting = True
+        say_once(f"--device cuda: waiting up to {WORKER_SECONDS} s for a worker with the resource GPU")
         time.sleep(0.2)
     if name == "auto":
         say("CNNs on workers with a GPU, as some have one")
@@ -127,49 +115,15 @@ def device_on(client, name: str) -> str:
 # ---- Executors ----
 
 
-def on_cluster(client, plan: Plan, report: Path | None) -> Executor:
-    """Return an executor on a connected cluster, whose workers are checked against the plan.
+def on_cluster(client, plan: Plan | None, report: Path | None, tasks: Sequence[Task]) -> Iterator[Outcome]:
+    """Run tasks on a connected cluster.
 
     Args:
         client: of the cluster.
-        plan: the run, whose clips and stores every worker must see.
+        plan: the run, whose clips and stores every worker must see; None: the workers are our own.
         report: file to write Dask's performance report into.
+        tasks: to run.
     """
-    return lambda tasks: _scheduled(client, report, tasks, plan)
-
-
-def on_this_machine(workers: int, report: Path | None) -> Executor:
-    """Return an executor on worker processes of one thread each, and one more for each GPU where tasks want it."""
-
-    def execute(tasks: Sequence[Task]) -> Iterator[Outcome]:
-        import dask
-        from distributed import Client, LocalCluster
-
-        gpus = 0
-        if _wants_gpu(tasks):
-            import torch
-
-            gpus = torch.cuda.device_count()
-        on_gpus = f" and {gpus} on GPUs" if gpus else ""
-        processes = "process" if workers == 1 else "processes"
-        say(f"waiting for {workers} worker {processes}{on_gpus} to start …")
-        # Dask would pause a worker for good near its share of the memory, as freed memory is kept for the next clip.
-        options = {"threads_per_worker": 1, "processes": True, "memory_limit": 0, "silence_logs": 50}
-        loopback = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0"}
-        with (
-            dask.config.set(SETTINGS),
-            LocalCluster(n_workers=workers, **loopback, **options) as cluster,
-            Client(cluster) as client,
-        ):
-            _add_gpu_workers(cluster, gpus)
-            say(f"{amount(workers, 'worker')}{on_gpus}; dashboard at {cluster.dashboard_link}")
-            client.wait_for_workers(workers + gpus, timeout=WORKER_SECONDS)
-            yield from _scheduled(client, report, tasks)
-
-    return execute
-
-
-def _scheduled(client, report: Path | None, tasks: Sequence[Task], plan: Plan | None = None) -> Iterator[Outcome]:
     from distributed import performance_report
 
     address = client.scheduler.address
@@ -180,9 +134,8 @@ def _scheduled(client, report: Path | None, tasks: Sequence[Task], plan: Plan | 
         ):
             yield from _Schedule(client, expected).run(tasks)
     except ImportError as error:
-        raise InputError(
-            f"a worker cannot import mlemiss ({error}).\nInstall the same version on every worker."
-        ) from None
+        advice = "Install the same version on every worker."
+        raise InputError(f"a worker cannot import mlemiss ({error}).\n{advice}") from None
     except (CancelledError, OSError) as error:
         if getattr(error, "errno", None):  # a worker's own, such as a full disk
             raise
@@ -192,8 +145,30 @@ def _scheduled(client, report: Path | None, tasks: Sequence[Task], plan: Plan | 
         ) from error
 
 
-def _wants_gpu(tasks: Sequence[Task]) -> bool:
-    return any(output.device == "cuda" for task in tasks for output in task.outputs)
+def on_this_machine(workers: int, report: Path | None, tasks: Sequence[Task]) -> Iterator[Outcome]:
+    """Run tasks on worker processes of one thread each, and on one more for each GPU if the tasks want GPUs."""
+    import dask
+    from distributed import Client, LocalCluster
+
+    gpus = 0
+    if wants_gpu(tasks):
+        import torch
+
+        gpus = torch.cuda.device_count()
+    on_gpus = f" and {gpus} on GPUs" if gpus else ""
+    say(f"waiting for {workers} worker {'process' if workers == 1 else 'processes'}{on_gpus} to start …")
+    # Dask would pause a worker for good near its share of the memory, as freed memory is kept for the next clip.
+    options = {"threads_per_worker": 1, "processes": True, "memory_limit": 0, "silence_logs": 50}
+    loopback = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0"}
+    with (
+        dask.config.set(SETTINGS),
+        LocalCluster(n_workers=workers, **loopback, **options) as cluster,
+        Client(cluster) as client,
+    ):
+        _add_gpu_workers(cluster, gpus)
+        say(f"{amount(workers, 'worker')}{on_gpus}; dashboard at {cluster.dashboard_link}")
+        client.wait_for_workers(workers + gpus, timeout=WORKER_SECONDS)
+        yield from on_cluster(client, None, report, tasks)
 
 
 def _add_gpu_workers(cluster, gpus: int) -> None:
@@ -226,10 +201,10 @@ def checked(client, plan: Plan) -> Iterator[Expected]:
     token = plan.stores / WORK / f"{uuid4().hex}.token"
     first = next((index for index, source in enumerate(plan.sources) if not source.fault), 0)
     clip = (plan.collection.root / plan.collection.clips[first].path).absolute()
-    expected = Expected(tuple(parts.versions().items()), token, clip)
     token.parent.mkdir(parents=True, exist_ok=True)
     token.touch()
     try:
+        expected = Expected(tuple(parts.versions().items()), token, clip)
         for address, fault in client.run(_fault, expected).items():
             if fault:
                 raise InputError(f"worker {address} {fault}")
@@ -249,16 +224,11 @@ def _fault(expected: Expected) -> str:
                 "Install the same versions everywhere (constraints.txt)."
             )
     stores, clip = expected.token.parent, expected.clip
-    for path, what, seen in (
-        (stores, "stores", expected.token.is_file() and os.access(stores, os.W_OK)),
-        (clip, "clips", clip.is_file()),
-    ):
-        if not seen:
-            return (
-                f"does not see the {what} at {path}.\nMount them under the same path on every machine; stores must be "
-                "writable there."
-            )
-    return ""
+    unseen = "" if clip.is_file() else f"clips at {clip}"
+    if not (expected.token.is_file() and os.access(stores, os.W_OK)):
+        unseen = f"stores at {stores}"
+    advice = "Mount them under the same path on every machine; stores must be writable there."
+    return f"does not see the {unseen}.\n{advice}" if unseen else ""
 
 
 def on_worker(expected: Expected | None, function: Callable, *arguments: object) -> object:
@@ -291,7 +261,7 @@ class _Schedule:
     def run(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
         """Yield every task's outcome; clips whose workers died come last."""
         self._count()
-        self._with_gpu = _wants_gpu(tasks) or bool(self._encoders)
+        self._with_gpu = wants_gpu(tasks) or bool(self._encoders)
         if self._encoders:
             decoders = amount(len(self._decoders), "worker")
             say(f"decoding on {decoders}, CNNs on {len(self._encoders)} with a GPU")
@@ -317,9 +287,8 @@ class _Schedule:
 
     def _say_absent(self, workers: Mapping) -> None:
         """Print once that all workers are gone, or all with a GPU where tasks wait for one; and once that some came."""
-        absent = "" if workers else "worker"
-        if workers and self._with_gpu and not self._encoders:
-            absent = "worker with a GPU"
+        no_gpu = self._with_gpu and not self._encoders
+        absent = "worker" if not workers else "worker with a GPU" if no_gpu else ""
         if absent and absent != self._absent:
             say(f"no {absent} is left at {self.client.scheduler.address}: waiting for one (finished clips are kept)")
         elif self._absent and not absent:

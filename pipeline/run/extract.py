@@ -46,6 +46,11 @@ class Decoded:
     note: str = ""
 
 
+def wants_gpu(tasks: Sequence[Task]) -> bool:
+    """Return whether some task's CNNs are to run on a GPU."""
+    return any(output.device == "cuda" for task in tasks for output in task.outputs)
+
+
 def process(task: Task) -> Outcome:
     """Do both stages of one task."""
     return encode([task], [decode(task)])[0]

@@ -23,7 +23,7 @@ from ..media.ffmpeg import due_to_limit
 from ..stores import store
 from ..stores.claim import Claim, only_one
 from . import reuse
-from .extract import Executor, Outcome, decode, encode
+from .extract import Executor, Outcome, decode, encode, wants_gpu
 from .parts import UNREADABLE, Part, merged_versions, say_once
 from .plan import Output, Plan, Task, leftovers, recover
 
@@ -100,8 +100,7 @@ def run(
 
 def serial(tasks: Sequence[Task]) -> Iterator[Outcome]:
     """Work on one clip after the other in this process; on a GPU on as many at once as its batches hold."""
-    on_gpu = any(output.device == "cuda" for task in tasks for output in task.outputs)
-    size = BATCH_CLIPS if on_gpu else 1
+    size = BATCH_CLIPS if wants_gpu(tasks) else 1
     for first in range(0, len(tasks), size):
         several = tasks[first : first + size]
         yield from encode(several, [decode(task) for task in several])
