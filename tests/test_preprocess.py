@@ -83,10 +83,8 @@ def test_parallel_run_gives_the_same_bytes(serial, synthetic_ravdess, tmp_path, 
     result = mlemiss(*options(synthetic_ravdess, tmp_path / "s", "--media", "keep", "--workers", 2))
     assert result.returncode == 0, result.stderr
     assert result.stdout == "" and "36 done, 0 failed, 1116 absent" in result.stderr
-    loading, starting, started = (
-        result.stderr.index(line)
-        for line in (f"loading {SMALL} …", "waiting for 2 worker processes", "2 workers; dash")
-    )
+    awaited = (f"loading {SMALL} …", "waiting for 2 worker processes to start …", "2 workers; dashboard")
+    loading, starting, started = map(result.stderr.index, awaited)
     assert loading < starting < started, "what is awaited is said before it is there"
     assert content(tmp_path / "s") == content(serial[0])
 
