@@ -26,12 +26,12 @@ from pathlib import Path
 import torch
 from mlemiss.pipeline.encoders.images import load_network, parse_weights
 from mlemiss.pipeline.stores.store import FeatureStore
+from mlemiss.trainer.batches import Stage, all_rows
 from mlemiss.trainer.data import RunSpec
 from mlemiss.trainer.end_to_end.end_to_end import EndToEnd, MediaClips
 from mlemiss.trainer.experiments.experiments import choose_device
 from mlemiss.trainer.experiments.paper import EXHIBITS
 from mlemiss.trainer.experiments.reproduce import reproduce
-from mlemiss.trainer.method import Stage, all_rows
 from mlemiss.trainer.methods import load
 from mlemiss.trainer.settings import Settings
 

@@ -22,12 +22,12 @@ import torch
 from mlemiss.pipeline.encoders.images import parse_weights
 from mlemiss.pipeline.stores.masks import parse_missing
 from mlemiss.pipeline.stores.store import FeatureStore
+from mlemiss.trainer.batches import Stage, all_rows
 from mlemiss.trainer.data import RunSpec
 from mlemiss.trainer.end_to_end.end_to_end import EndToEnd, MediaClips
 from mlemiss.trainer.experiments.experiments import choose_device, run_grid
 from mlemiss.trainer.experiments.job import clips_as
 from mlemiss.trainer.marginal import Full
-from mlemiss.trainer.method import Stage, all_rows
 from mlemiss.trainer.methods import load
 from mlemiss.trainer.settings import Settings
 

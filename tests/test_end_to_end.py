@@ -17,7 +17,7 @@ from mlemiss.pipeline.encoders.images import load_network
 from mlemiss.pipeline.errors import InputError
 from mlemiss.pipeline.stores.masks import TRAIN, parse_missing
 from mlemiss.pipeline.stores.store import FeatureStore
-from mlemiss.trainer.batches import Strata
+from mlemiss.trainer.batches import Stage, Strata, all_rows
 from mlemiss.trainer.data import Clips, Dataset, RunSpec
 from mlemiss.trainer.end_to_end.checkpoint import Checkpoints
 from mlemiss.trainer.end_to_end.end_to_end import EndToEnd, MediaClips
@@ -30,7 +30,6 @@ from mlemiss.trainer.experiments.grid import plan_grid
 from mlemiss.trainer.experiments.job import clips_as
 from mlemiss.trainer.fit import fit
 from mlemiss.trainer.marginal import Full, Latest, SupportRows
-from mlemiss.trainer.method import Stage, all_rows
 from mlemiss.trainer.methods import load
 from mlemiss.trainer.methods.mle import MaximumLikelihood
 from mlemiss.trainer.settings import Settings

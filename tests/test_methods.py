@@ -9,9 +9,10 @@ import torch
 from mlemiss.pipeline.errors import InputError
 from mlemiss.pipeline.stores.masks import parse_missing
 from mlemiss.trainer import methods as registry
+from mlemiss.trainer.batches import Stage, complete_rows
 from mlemiss.trainer.data import Clips, Dataset, Runs, RunSpec
 from mlemiss.trainer.fit import fit, plan_steps
-from mlemiss.trainer.method import FusionClassifier, Stage, complete_rows, negative_log_likelihood
+from mlemiss.trainer.method import FusionClassifier, negative_log_likelihood
 from mlemiss.trainer.settings import FUSIONS, Settings
 
 from .feature_stores import write_store

@@ -8,13 +8,12 @@ import pytest
 import torch
 from mlemiss.pipeline.errors import InputError
 from mlemiss.pipeline.stores.masks import TEST, TRAIN, VALIDATION, parse_missing
-from mlemiss.trainer.batches import EpochOrder
+from mlemiss.trainer.batches import EpochOrder, Stage, all_rows
 from mlemiss.trainer.data import Clips, Dataset, Run, Runs, RunSpec, generator
 from mlemiss.trainer.evaluate import accuracy, confusion, macro_f1, mean_and_std, unweighted_average_recall
 from mlemiss.trainer.fit import fit
 from mlemiss.trainer.likelihood import log_mean_exp_inner
 from mlemiss.trainer.marginal import MARGINALS
-from mlemiss.trainer.method import Stage, all_rows
 from mlemiss.trainer.methods import load, method_names
 from mlemiss.trainer.methods.mle import MaximumLikelihood
 from mlemiss.trainer.networks import Encoder

@@ -1,36 +1,83 @@
-"""The order in which runs see their training rows.
+"""What a step of training sees: which rows, in which order, with which weights.
 
-Shapes: R runs, B batch, S segments a clip. A row is a segment: clip * S + s.
+Shapes: R runs, B batch, M modalities, S segments a clip, D features. A row is a segment: clip * S + s.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .data import Runs
-    from .method import Stage
-
-
 TOGETHER = 64  # clips of one pattern whose rows are mixed: 400 MB of media, and many more clips than a batch has rows
+
+Rows = Callable[[np.ndarray, Sequence[str]], np.ndarray]  # observed [clip, M], names of the modalities -> bool [clip]
+
+
+def all_rows(observed: np.ndarray, modalities: Sequence[str]) -> np.ndarray:
+    """Choose every clip: observed bool [clip, M] to bool [clip]."""
+    return np.ones(len(observed), bool)
+
+
+def complete_rows(observed: np.ndarray, modalities: Sequence[str]) -> np.ndarray:
+    """Choose the clips that lack nothing: observed bool [clip, M] to bool [clip]."""
+    return observed.all(1)
+
+
+def rows_with(modality: str) -> Rows:
+    """Return the choice of the clips in which a modality is observed."""
+    return lambda observed, modalities: observed[:, list(modalities).index(modality)]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training of E epochs. A method has one or more, the last of which selects.
+
+    name: what is trained, for messages.
+    loss: the name of the method's loss over a batch, ``loss(batch) -> [R]``.
+    rows: the clips it trains on.
+    parts: the attributes whose parameters it trains; empty means all parameters.
+    selects: predictions are validated after each epoch, and the best epoch's weights are kept.
+    """
+
+    name: str = "classifier"
+    loss: str = "loss"
+    rows: Rows = all_rows
+    parts: tuple[str, ...] = ()
+    selects: bool = True
+
+
+@dataclass
+class Batch:
+    """Training rows of R runs, B each. x: M tensors [R, B, D], NaN where the modality is missing."""
+
+    rows: Tensor  # [R, B]
+    x: list[Tensor]
+    observed: Tensor  # bool [R, B, M]
+    label: Tensor  # [R, B]
+    weight: Tensor  # [R, B], how much a row counts: 0 where a shorter last batch is filled up (see also `Strata`)
 
 
 class EpochOrder:
-    """Every run's rows in a new order each epoch, from the run's own generator."""
+    """Every run's rows in a new order each epoch, drawn from the run's own generator.
 
-    def __init__(self, runs: "Runs", stage: "Stage", steps: int, batch_size: int):
-        self.runs, self.steps = runs, steps
-        self.generators = runs.generators(f"order:{stage.name}")
-        self.rows = [rows_of(run.training_clips(stage.rows), runs.segments) for run in runs.runs]  # on the host
-        self.batch_size = min(batch_size, max(map(len, self.rows)))  # nothing to fill up where one batch holds all
+    Args:
+        rows: of each run, the rows it trains on: int [n] on the host.
+        generators: of each run.
+        steps: steps an epoch.
+        batch_size: rows of a run in a step.
+    """
+
+    def __init__(self, rows: Sequence[Tensor], generators: Sequence[torch.Generator], steps: int, batch_size: int):
+        self.rows, self.generators, self.steps = rows, generators, steps
+        self.batch_size = min(batch_size, max(map(len, rows)))  # nothing to fill up where one batch holds all
         self.drawn = 0  # epochs
 
-    def epoch(self, number: int) -> zip:
-        """Steps of rows and weights, [R, B] each; the fillers of a shorter last batch have weight 0.
+    def epoch(self, number: int, device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
+        """Return the steps of an epoch: rows and weights, [R, B] each; fillers of a shorter last batch weigh 0.
 
-        number: from 1, growing. An order is a run's number-th draw: those that are passed over are drawn as well.
+        number: from 1, growing. An order is a run's number-th draw: earlier ones that were not asked for are drawn too.
         """
         for _ in range(self.drawn, number - 1):
             for rows, g in zip(self.rows, self.generators, strict=True):
@@ -41,7 +88,6 @@ class EpochOrder:
         for r, (rows, g) in enumerate(zip(self.rows, self.generators, strict=True)):
             order[r, : len(rows)] = rows[torch.randperm(len(rows), generator=g)]
             weight[r, : len(rows)] = 1
-        device = self.runs.device
         return zip(order.to(device).split(self.batch_size, 1), weight.to(device).split(self.batch_size, 1), strict=True)
 
 

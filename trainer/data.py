@@ -4,26 +4,20 @@ Shapes: R runs, M modalities, S segments a clip, D features, C classes, n rows. 
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..pipeline.errors import InputError
 from ..pipeline.stores.mask_files import Setting
 from ..pipeline.stores.masks import TEST, TRAIN, VALIDATION, Missing
 from ..pipeline.stores.store import FeatureStore
-from .batches import EpochOrder
-
-if TYPE_CHECKING:
-    from .end_to_end.checkpoint import Checkpoint, Checkpoints
-    from .method import Method, Stage
+from .batches import Batch, EpochOrder, Rows, Stage, rows_of
 
 COMPLETE = Missing()
 CACHED = 1 << 17  # float32 numbers that stay in a core's cache while they are summed
@@ -54,10 +48,11 @@ class Run:
     spec: RunSpec
     part: np.ndarray
     observed: np.ndarray
+    modalities: tuple[str, ...]
 
-    def training_clips(self, rows: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """Training clips with something observed that ``rows`` (of observed [clip, M]) keeps: bool [clip]."""
-        return (self.part == TRAIN) & self.observed.any(1) & rows(self.observed)
+    def training_clips(self, rows: Rows) -> np.ndarray:
+        """Return the training clips with something observed that ``rows`` chooses: bool [clip]."""
+        return (self.part == TRAIN) & self.observed.any(1) & rows(self.observed, self.modalities)
 
 
 class Clips:
@@ -89,7 +84,7 @@ class Clips:
         weights = self.store.weights
         return {"features": self.store.features, "weights": weights.get("name"), "weights_hash": weights.get("hash")}
 
-    def check(self, kind: "type[Method]", name: str) -> None:
+    def check(self, kind: type, name: str) -> None:
         """InputError: the method called ``name`` cannot train on these clips. Any can on cached features."""
 
     def load(self, device: torch.device) -> "Dataset":
@@ -114,7 +109,7 @@ class Clips:
                 f"{drawn} has held-out clips but no training clip of {names}.\n"
                 f"Preprocess more clips, or choose another --split."
             )
-        return Run(spec, part, observed)
+        return Run(spec, part, observed, self.modalities)
 
 
 class Dataset:
@@ -148,19 +143,8 @@ class Dataset:
                 f"Check the store with `mlemiss store verify` and preprocess again."
             )
 
-    def runs(
-        self,
-        runs: Sequence[Run],
-        rows: Callable[[np.ndarray], np.ndarray],
-        checkpoints: "Checkpoints | None" = None,
-        modalities: Sequence[str] | None = None,
-    ) -> "Runs":
-        """These runs, to be trained side by side on the clips that ``rows`` (of observed [clip, M]) keeps.
-
-        modalities: what the method looks at (None: all), for a data set where the others cost something.
-        checkpoints: where to keep what a killed training goes on from; none are made of cached features, which train
-        in less time than that would be worth.
-        """
+    def runs(self, runs: Sequence[Run], rows: Rows) -> "Runs":
+        """Return these runs, to be trained side by side on the clips that ``rows`` chooses."""
         return Runs(self, runs, rows)
 
     def moments(self, m: int, clips: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -221,17 +205,6 @@ def _load(clips: Clips, modality: str) -> tuple[Tensor, Tensor, Tensor]:
     return features, means, spreads
 
 
-@dataclass
-class Batch:
-    """Training rows of R runs, B each. x: M tensors [R, B, D], NaN where the modality is missing."""
-
-    rows: Tensor  # [R, B]
-    x: list[Tensor]
-    observed: Tensor  # bool [R, B, M]
-    label: Tensor  # [R, B]
-    weight: Tensor  # [R, B], how much a row counts: 0 where a shorter last batch is filled up (see also `order.Strata`)
-
-
 @dataclass(eq=False)
 class Blueprint:
     """What R runs of a method are built from, whether they are to be trained (`Runs`) or are read from a file.
@@ -260,12 +233,13 @@ class Blueprint:
 class Runs(Blueprint):
     """R runs over one data set, trained as one batch. ``kept`` [R, clip] are the clips the classifier trains on.
 
-    Where the features are computed by networks that are trained too (`end_to_end.MediaRuns`), these are ``trunks``;
-    to embed a row anew in training is then ``costly``.
-    InputError: features that a run observes are not finite.
+    Raises:
+        InputError: features that a run observes are not finite.
     """
 
-    def __init__(self, dataset: Dataset, runs: Sequence[Run], rows: Callable[[np.ndarray], np.ndarray]):
+    features_change = False  # a row keeps its features while the method trains
+
+    def __init__(self, dataset: Dataset, runs: Sequence[Run], rows: Rows):
         for run in runs:
             dataset.check_finite(run)
         self.dataset, self.runs, self.segments = dataset, list(runs), dataset.segments
@@ -289,35 +263,9 @@ class Runs(Blueprint):
             device=device,
         )
 
-    @property
-    def costly(self) -> bool:
-        """Whether training changes what features are, so that a row is embedded anew through a whole network."""
-        return False
-
-    @cached_property
-    def trunks(self) -> nn.ModuleList:
-        """Networks that are trained with the method: none over cached features."""
-        return nn.ModuleList()
-
-    def trained_parameters(self) -> list[dict]:
-        """Their parameters, as groups for an optimiser."""
-        return []
-
-    def order(self, stage: "Stage", steps: int, batch_size: int) -> EpochOrder:
-        """The order of the rows of a stage; ``epoch(number)`` gives the steps' rows and weights, [R, B] each."""
-        return EpochOrder(self, stage, steps, batch_size)
-
-    def checkpoint(self, stage: "Stage") -> "Checkpoint | None":
-        """What a killed run goes on from, where one is kept."""
-        return None
-
-    def within_memory(self, batch_size: int) -> AbstractContextManager:
-        """Around training: InputError that says what to try where memory does not suffice and something can be done."""
-        return nullcontext()
-
-    def randomness(self, purpose: str) -> AbstractContextManager:
-        """Around what networks draw from torch's own generators; over cached features nothing is."""
-        return nullcontext()
+    def batches(self, stage: Stage, steps: int, batch_size: int) -> "Batches":
+        """Return what yields the batches of a stage, epoch by epoch."""
+        return Batches(self, stage, steps, batch_size)
 
     def _moments(self, m: int) -> tuple[Tensor, Tensor]:
         """Of each run's observed training entries, whatever the method: mean and deviation, [R, D] each."""
@@ -358,6 +306,23 @@ class Runs(Blueprint):
         counted = np.arange(most) < chosen.sum(1, keepdims=True)
         clips[counted] = np.nonzero(chosen)[1]
         return torch.as_tensor(clips, device=self.device), torch.as_tensor(counted, device=self.device)
+
+
+class Batches:
+    """The batches of R runs over cached features.
+
+    An order of rows is drawn on the host; `Runs.batch` turns rows into a batch by tensor operations alone.
+    """
+
+    def __init__(self, runs: Runs, stage: Stage, steps: int, batch_size: int):
+        self.runs = runs
+        rows = [rows_of(run.training_clips(stage.rows), runs.segments) for run in runs.runs]
+        self.order = EpochOrder(rows, runs.generators(f"order:{stage.name}"), steps, batch_size)
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """Yield the batches of an epoch, numbered from 1."""
+        for rows, weight in self.order.epoch(number, self.runs.device):
+            yield self.runs.batch(rows, weight)
 
 
 def generator(seed: int, purpose: str) -> torch.Generator:

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from ..pipeline.errors import InputError
 from ..pipeline.stores.masks import TEST, TRAIN, VALIDATION
-from .data import Clips, Dataset, Run, Runs
-from .end_to_end.checkpoint import Checkpoints
+from .batches import Stage
+from .data import Batches, Clips, Dataset, Run, Runs
 from .evaluate import clip_probabilities
-from .method import Method, Stage
+from .method import Method
 from .settings import Settings
 
 
@@ -94,96 +94,131 @@ def fit(
     fusion: str,
     *,
     name: str = "method",
-    checkpoints: Checkpoints | None = None,
     on_epoch: Callable[[int], None] = lambda clips: None,
     on_trained: Callable[[Method], None] = lambda method: None,
 ) -> list[RunResult]:
     """Train runs of equal `plan_steps` side by side; test each with the weights of its best validation epoch.
 
     The best epoch has the highest validation accuracy, among equals the highest validation likelihood, then the first.
-    checkpoints: where runs that take long keep what a killed training goes on from.
-    on_epoch is called after each epoch with the number of clips it trained on, over all runs; on_trained at the end
-    with the method, which holds each run's best weights.
-    InputError: a loss that is not finite, a checkpoint of another training, or memory that does not suffice.
+
+    Args:
+        kind: the method's class.
+        dataset: the clips' features.
+        runs: splits and masks of the runs.
+        settings: hyper-parameters.
+        fusion: how embeddings are combined.
+        name: of the method, for messages.
+        on_epoch: called after each epoch with the number of clips it trained on, over all runs.
+        on_trained: called at the end with the method, which holds each run's best weights.
+
+    Raises:
+        InputError: a loss is not finite.
     """
-    steps = {plan_steps(kind, run, dataset.segments, settings) for run in runs}
-    if len(steps) != 1:
-        raise ValueError(f"runs of one batch need equal steps an epoch, found {sorted(steps)}.")
-    batch = dataset.runs(runs, kind.stages[-1].rows, checkpoints, kind.modalities)
-    method = kind(batch, settings, fusion)
-    for parameter_name, parameter in method.named_parameters():
-        if parameter.shape[0] != len(runs):
-            raise ValueError(
-                f"{name}: parameter {parameter_name}: expected {len(runs)} runs first, found {list(parameter.shape)}."
-            )
-    results = [RunResult(run, np.flatnonzero(run.part == TEST), np.empty(0), 0) for run in runs]
-    with batch.within_memory(settings.batch_size):
-        for stage, count in zip(kind.stages, steps.pop(), strict=True):
-            epochs = _train_stage(method, batch, stage, count, results, name, on_epoch)
-            for result in results:
-                result.total_epochs += epochs
-        test = HeldOut(batch, TEST)
-        with torch.no_grad():
-            method.prepare_predictions(batch.lacking_held_out)
-        probability = test.score(method)[2].cpu().numpy()
-    for r, result in enumerate(results):
-        result.probability = probability[r, : len(result.test_clips)]
+    method = kind(dataset.runs(runs, kind.stages[-1].rows), settings, fusion)
+    results = Training(method, name, on_epoch).run()
     on_trained(method)
     return results
 
 
-def _train_stage(
-    method: Method,
-    runs: Runs,
-    stage: Stage,
-    steps: int,
-    results: list[RunResult],
-    name: str,
-    on_epoch: Callable[[int], None],
-) -> int:
-    """Train one stage; where it selects, score every epoch and leave the method with each run's best weights.
+class Training:
+    """The training of R runs of one method, side by side. Subclasses train more than the method."""
 
-    Returns the number of epochs: none where the stage has nothing to train.
-    """
-    settings = method.settings
-    parameters = _parameters(method, stage)
-    clips = sum(int(run.training_clips(stage.rows).sum()) for run in runs.runs)
-    if not parameters:  # such as autoencoders where nothing is missing
-        on_epoch(settings.epochs * clips)
-        return 0
-    groups = [{"params": parameters}, *runs.trained_parameters()]
-    optimiser = torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay)
-    order = runs.order(stage, steps, settings.batch_size)
-    loss_of = getattr(method, stage.loss)
-    selection = Selection(method, runs) if stage.selects else None
-    checkpoint = runs.checkpoint(stage)
-    first = checkpoint.load(method, optimiser, selection, results) if checkpoint else 1
-    if first > 1:
-        on_epoch((first - 1) * clips)
-    for epoch in range(first, settings.epochs + 1):
-        method.train()
-        runs.trunks.train()
-        method.begin_epoch(stage, steps)
-        total = torch.zeros(len(runs), device=runs.device)
-        with runs.randomness(f"{stage.name}:{epoch}"):
-            for rows, weight in order.epoch(epoch):
-                optimiser.zero_grad(set_to_none=True)
-                loss = loss_of(runs.batch(rows, weight))  # [R]
-                loss.sum().backward()
-                optimiser.step()
-                total += loss.detach()
-        _check_finite(total, runs, name, f"{stage.name}'s loss", epoch, settings)
+    def __init__(self, method: Method, name: str, on_epoch: Callable[[int], None]):
+        self.method, self.runs, self.settings = method, method.runs, method.settings
+        self.name, self.on_epoch = name, on_epoch
+        for parameter_name, parameter in method.named_parameters():
+            if parameter.shape[0] != len(self.runs):
+                raise ValueError(
+                    f"{name}: parameter {parameter_name}: expected {len(self.runs)} runs first, found "
+                    f"{list(parameter.shape)}."
+                )
+        self.results = [RunResult(run, np.flatnonzero(run.part == TEST), np.empty(0), 0) for run in self.runs.runs]
+
+    def run(self) -> list[RunResult]:
+        """Train every stage, then test; return each run's result. InputError: a loss is not finite."""
+        stages = self.method.stages
+        steps = {plan_steps(type(self.method), run, self.runs.segments, self.settings) for run in self.runs.runs}
+        if len(steps) != 1:
+            raise ValueError(f"runs of one batch need equal steps an epoch, found {sorted(steps)}.")
+        for stage, count in zip(stages, steps.pop(), strict=True):
+            epochs = self.train_stage(stage, count)
+            for result in self.results:
+                result.total_epochs += epochs
+        with torch.no_grad():
+            self.method.prepare_predictions(self.runs.lacking_held_out)
+        probability = HeldOut(self.runs, TEST).score(self.method)[2].cpu().numpy()
+        for r, result in enumerate(self.results):
+            result.probability = probability[r, : len(result.test_clips)]
+        return self.results
+
+    def train_stage(self, stage: Stage, steps: int) -> int:
+        """Train one stage; where it selects, score every epoch and leave the method with each run's best weights.
+
+        Returns the number of epochs: none where the stage has nothing to train.
+        """
+        parameters = _parameters(self.method, stage)
+        clips = sum(int(run.training_clips(stage.rows).sum()) for run in self.runs.runs)
+        if not parameters:  # such as autoencoders where nothing is missing
+            self.on_epoch(self.settings.epochs * clips)
+            return 0
+        groups = self.parameter_groups(parameters)
+        optimiser = torch.optim.AdamW(groups, lr=self.settings.lr, weight_decay=self.settings.weight_decay)
+        batches = self.runs.batches(stage, steps, self.settings.batch_size)
+        selection = self.selection() if stage.selects else None
+        first = self.resume(stage, optimiser, selection)
+        if first > 1:
+            self.on_epoch((first - 1) * clips)
+        for epoch in range(first, self.settings.epochs + 1):
+            self.method.train()
+            self.method.begin_epoch(stage, steps)
+            total = self.train_epoch(stage, batches, optimiser, epoch)
+            self._check_finite(total, f"{stage.name}'s loss", epoch)
+            if selection:
+                self.method.eval()
+                probability = selection.update(epoch, self.results)
+                self._check_finite(probability, f"{stage.name}'s probability", epoch)
+            self.on_epoch(clips)
+            self.save(stage, epoch, optimiser, selection)
         if selection:
-            method.eval()
-            runs.trunks.eval()
-            probability = selection.update(epoch, results)
-            _check_finite(probability, runs, name, f"{stage.name}'s probability", epoch, settings)
-        on_epoch(clips)
-        if checkpoint:
-            checkpoint.save(epoch, method, optimiser, selection, results)
-    if selection:
-        selection.restore()
-    return settings.epochs
+            selection.restore()
+        return self.settings.epochs
+
+    def train_epoch(self, stage: Stage, batches: Batches, optimiser: torch.optim.Optimizer, epoch: int) -> Tensor:
+        """Take every step of an epoch; return each run's sum of losses [R]."""
+        loss_of = getattr(self.method, stage.loss)
+        total = torch.zeros(len(self.runs), device=self.runs.device)
+        for batch in batches.epoch(epoch):
+            optimiser.zero_grad(set_to_none=True)
+            loss = loss_of(batch)  # [R]
+            loss.sum().backward()
+            optimiser.step()
+            total += loss.detach()
+        return total
+
+    def parameter_groups(self, parameters: list[torch.nn.Parameter]) -> list[dict]:
+        """Return what the optimiser trains, the method's ``parameters`` among it."""
+        return [{"params": parameters}]
+
+    def selection(self) -> "Selection":
+        """Return what keeps the best epoch's weights."""
+        return Selection(self.method, self.runs)
+
+    def resume(self, stage: Stage, optimiser: torch.optim.Optimizer, selection: "Selection | None") -> int:
+        """Return the epoch to begin with. Cached features train in less time than a checkpoint would be worth."""
+        return 1
+
+    def save(self, stage: Stage, epoch: int, optimiser: torch.optim.Optimizer, selection: "Selection | None") -> None:
+        """Keep what an epoch left, for `resume`: nothing over cached features."""
+
+    def _check_finite(self, values: Tensor, what: str, epoch: int) -> None:
+        """InputError: some of a run's values [R, ...] are not finite."""
+        finite = values.flatten(1).isfinite().all(1).tolist() if values.ndim > 1 else values.isfinite().tolist()
+        for run, fine in zip(self.runs.runs, finite, strict=True):
+            if not fine:
+                raise InputError(
+                    f"{self.name}: the {what} is not finite in epoch {epoch} of the run with {run.spec.name}.\n"
+                    f"Lower the learning rate (now {self.settings.lr:g}), and check the features' range."
+                )
 
 
 class Selection:
@@ -195,7 +230,6 @@ class Selection:
         self.accuracy = torch.full([len(runs)], -torch.inf, dtype=torch.float64, device=runs.device)
         self.likelihood = self.accuracy.float()
         self.best = {n: p.detach().clone() for n, p in method.named_parameters()}
-        self.best_trunks = self._trunks()  # of the only run
 
     def update(self, epoch: int, results: list[RunResult]) -> Tensor:
         """Score an epoch and keep what is better; the validation clips' probabilities [R, c, C]."""
@@ -208,8 +242,7 @@ class Selection:
         for name, parameter in self.method.named_parameters():
             shape = [-1] + [1] * (parameter.ndim - 1)
             self.best[name] = torch.where(better.view(shape), parameter.detach(), self.best[name])
-        if self.runs.costly and bool(better.all()):
-            self.best_trunks = self._trunks()
+        self.keep_more(better)
         test_accuracy = self.test.score(self.method)[0]
         rows = zip(better.tolist(), accuracy.tolist(), test_accuracy.tolist(), results, strict=True)
         for improved, val, tested, result in rows:
@@ -224,42 +257,21 @@ class Selection:
         """Give the method each run's best weights."""
         for name, parameter in self.method.named_parameters():
             parameter.copy_(self.best[name])
-        if self.best_trunks:
-            self.runs.trunks.load_state_dict(self.best_trunks)
 
-    def _trunks(self) -> dict[str, Tensor]:
-        """Networks that are trained, as they are."""
-        return on_host(self.runs.trunks.state_dict()) if self.runs.costly else {}
+    def keep_more(self, better: Tensor) -> None:
+        """Keep what else is trained, where runs got better (bool [R]): nothing over cached features."""
 
     def state(self) -> dict:
-        """What a checkpoint keeps of it."""
-        names = ("accuracy", "likelihood", "best", "best_trunks")
-        return {name: getattr(self, name) for name in names}
+        """Return what a checkpoint keeps of the selection."""
+        return {"accuracy": self.accuracy, "likelihood": self.likelihood, "best": self.best}
 
     def load_state(self, state: dict) -> None:
         """Go on from a checkpoint."""
         device = self.runs.device
         self.accuracy, self.likelihood = state["accuracy"].to(device), state["likelihood"].to(device)
         self.best = {name: value.to(device) for name, value in state["best"].items()}
-        self.best_trunks = state["best_trunks"]
-
-
-def on_host(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A copy of tensors, in the host's memory."""
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
 
 
 def _parameters(method: Method, stage: Stage) -> list[torch.nn.Parameter]:
     parts = [getattr(method, part) for part in stage.parts] or [method]
     return [parameter for part in parts for parameter in part.parameters()]
-
-
-def _check_finite(values: Tensor, runs: Runs, name: str, what: str, epoch: int, settings: Settings) -> None:
-    """InputError: some of a run's values [R, ...] are not finite."""
-    finite = values.flatten(1).isfinite().all(1).tolist() if values.ndim > 1 else values.isfinite().tolist()
-    for run, fine in zip(runs.runs, finite, strict=True):
-        if not fine:
-            raise InputError(
-                f"{name}: the {what} is not finite in epoch {epoch} of the run with {run.spec.name}.\n"
-                f"Lower the learning rate (now {settings.lr:g}), and check the features' range."
-            )

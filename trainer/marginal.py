@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .data import Batch, Runs
+from .batches import Batch
+from .data import Runs
 from .method import ROWS_AT_ONCE, in_blocks
 from .networks import Encoder
 
@@ -61,7 +62,7 @@ class SupportRows:
             return checkpoint(block, part, use_reentrant=False, preserve_rng_state=False)
 
         rows = self.rows if rows is None else rows
-        many = rows.numel() > ROWS_AT_ONCE and not self.runs.costly  # trunks see to their memory themselves
+        many = rows.numel() > ROWS_AT_ONCE and not self.runs.features_change  # trunks see to their memory themselves
         return in_blocks(light if many and torch.is_grad_enabled() else block, rows, ROWS_AT_ONCE)
 
 
@@ -159,7 +160,7 @@ class Latest:
 
     They are embedded anew each step, which costs little, so only the network's own share of an embedding is old. The
     encoder's gradient runs over all of them, the network's through the batch's observed rows. A batch that holds more
-    rows of a pattern than occur weighs them less (`order.Strata`): with N_p of N rows of a pattern and J_p of B in a
+    rows of a pattern than occur weighs them less (`batches.Strata`): with N_p of N rows of a pattern and J_p of B in a
     batch, N_p / J_p is a row's weight times N / B. Each fresh row stands for so many of the support, and the gradient
     is unbiased but for the age of the other features.
     """

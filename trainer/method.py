@@ -5,51 +5,20 @@ Every parameter has the runs as its first axis. Shapes: R runs, B batch, M modal
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..pipeline.errors import InputError
-from .data import Batch, Blueprint
+from .batches import Batch, Stage
+from .data import Blueprint
 from .likelihood import log_posterior
 from .networks import Encoder, LabelEmbedding
 from .settings import FUSIONS, Settings
 
 ROWS_AT_ONCE = 8192  # embedded or predicted at a time, over all runs
 CONSTANT = 2.0  # last coordinate of an embedding that enters an outer product
-
-Rows = Callable[[np.ndarray], np.ndarray]
-
-
-def all_rows(observed: np.ndarray) -> np.ndarray:
-    """Every clip: observed bool [clip, M] to bool [clip]."""
-    return np.ones(len(observed), bool)
-
-
-def complete_rows(observed: np.ndarray) -> np.ndarray:
-    """Clips that lack nothing: observed bool [clip, M] to bool [clip]."""
-    return observed.all(1)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One training of E epochs. A method has one or more, the last of which selects.
-
-    name: what is trained, for messages.
-    loss: the name of the method's loss over a batch, ``loss(batch) -> [R]``.
-    rows: the clips it trains on.
-    parts: the attributes whose parameters it trains; empty means all parameters.
-    selects: predictions are validated after each epoch, and the best epoch's weights are kept.
-    """
-
-    name: str = "classifier"
-    loss: str = "loss"
-    rows: Rows = all_rows
-    parts: tuple[str, ...] = ()
-    selects: bool = True
 
 
 class Method(nn.Module):

@@ -8,15 +8,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from ...pipeline.errors import InputError
-
-if TYPE_CHECKING:
-    from ..fit import RunResult, Selection
-    from ..method import Method
+from ...pipeline.files import whole_file
 
 SCHEMA = 1
 
@@ -79,59 +75,20 @@ class Checkpoint:
             )
         return kept
 
-    def load(
-        self, method: "Method", optimiser: torch.optim.Optimizer, selection: "Selection | None", results: list
-    ) -> int:
-        """Take up what was kept, if anything; returns the epoch to go on with, 1 where nothing was.
-
-        InputError: the file is damaged, or of another training.
-        """
+    def load(self) -> dict | None:
+        """Return what was kept, or None. From now on the time counts. InputError: as `read`."""
         self._started = time.perf_counter()
         if not self.path.is_file():
-            return 1
+            return None
         kept = self.read()
-        method.load_state_dict(kept["method"])
-        if kept["trunks"]:
-            method.runs.trunks.load_state_dict(kept["trunks"])
-        method.load_training_state(kept["training"])
-        optimiser.load_state_dict(kept["optimiser"])
-        if selection is not None:
-            selection.load_state(kept["selection"])
-        for result, curve in zip(results, kept["results"], strict=True):
-            result.val_accuracy, result.test_accuracy = curve["val"], curve["test"]
-            result.best_epoch, result.total_epochs = curve["best"], curve["epochs"]
-            result.seconds += kept["seconds"]
         self._seconds = kept["seconds"]
-        return kept["epoch"] + 1
+        return kept
 
-    def save(
-        self,
-        epoch: int,
-        method: "Method",
-        optimiser: torch.optim.Optimizer,
-        selection: "Selection | None",
-        results: "list[RunResult]",
-    ) -> None:
-        """Keep what the epoch left; the file is whole or the one before."""
-        curves = [
-            {"val": r.val_accuracy, "test": r.test_accuracy, "best": r.best_epoch, "epochs": r.total_epochs}
-            for r in results
-        ]
-        kept = {
-            "identity": json.dumps(self.identity),
-            "epoch": epoch,
-            "method": method.state_dict(),
-            "trunks": method.runs.trunks.state_dict() if method.runs.costly else {},
-            "training": method.training_state(),
-            "optimiser": optimiser.state_dict(),
-            "selection": selection.state() if selection else None,
-            "results": curves,
-            "seconds": self._seconds + time.perf_counter() - self._started,
-        }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(self.path.name + ".partial")
-        torch.save(kept, temporary)
-        temporary.replace(self.path)
+    def save(self, state: Mapping) -> None:
+        """Keep what an epoch left: tensors and plain values. The file is whole, or the one before."""
+        seconds = self._seconds + time.perf_counter() - self._started
+        with whole_file(self.path) as file:
+            torch.save({**state, "identity": json.dumps(self.identity), "seconds": seconds}, file)
 
 
 def _flat(identity: Mapping) -> dict:

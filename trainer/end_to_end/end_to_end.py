@@ -8,9 +8,9 @@ Shapes: M modalities, S segments a clip, D features, B batch, n rows. A row is a
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
@@ -22,11 +22,10 @@ from ...pipeline.encoders.images import Weights, load_network
 from ...pipeline.errors import InputError
 from ...pipeline.stores.masks import TRAIN
 from ...pipeline.stores.store import FeatureStore
-from ..batches import EpochOrder, Strata
+from ..batches import Batch, EpochOrder, Rows, Stage, Strata, rows_of
 from ..data import Clips, Run, Runs, generator, usable_deviation
-from ..method import Method, Stage
+from ..method import Method
 from ..settings import Settings
-from .checkpoint import Checkpoint, Checkpoints
 from .media import MediaReader
 from .trunks import Trunk, averaging_statistics
 
@@ -171,84 +170,69 @@ class MediaDataset:
     def check_finite(self, run: Run) -> None:
         """Media are: frames are integers, and the pipeline checks log-Mels."""
 
-    def runs(
-        self,
-        runs: Sequence[Run],
-        rows: Callable[[np.ndarray], np.ndarray],
-        checkpoints: Checkpoints | None = None,
-        modalities: Sequence[str] | None = None,
-    ) -> "MediaRuns":
-        return MediaRuns(self, [self.clips.seen(run, modalities) for run in runs], rows, checkpoints)
+    def runs(self, runs: Sequence[Run], rows: Rows, modalities: Sequence[str] | None = None) -> "MediaRuns":
+        """Return the only run, for a method that looks at these modalities (None: all)."""
+        return MediaRuns(self, [self.clips.seen(run, modalities) for run in runs], rows)
 
 
 class MediaRuns(Runs):
     """One run whose features come from trunks. ValueError: more than one."""
 
-    def __init__(
-        self,
-        dataset: MediaDataset,
-        runs: Sequence[Run],
-        rows: Callable[[np.ndarray], np.ndarray],
-        checkpoints: Checkpoints | None = None,
-    ):
+    def __init__(self, dataset: MediaDataset, runs: Sequence[Run], rows: Rows):
         if len(runs) != 1:
             raise ValueError(f"end to end one run is trained at a time, found {len(runs)}.")
-        self.options, self.reader, self.checkpoints = dataset.clips.options, dataset.clips.reader, checkpoints
+        self.options, self.reader = dataset.clips.options, dataset.clips.reader
+        self.features_change = not self.options.frozen
         self.modalities, self.device, self.seeds = dataset.clips.modalities, dataset.device, [runs[0].spec.seed]
-        self._ready: tuple[Tensor, dict[int, Future]] | None = None  # rows of the batch that comes, and its media
-        self._seen: list[Tensor] = []  # which of these rows, per modality, are observed
         self._augment = generator(self.seeds[0], "augment")
         super().__init__(dataset, runs, rows)
 
-    @property
-    def costly(self) -> bool:
-        return not self.options.frozen
-
     @cached_property
     def trunks(self) -> nn.ModuleList:
+        """The backbones, one for each modality."""
         return nn.ModuleList(map(self.options.trunk, self.modalities)).to(self.device)
 
-    def trained_parameters(self) -> list[dict]:
-        if self.options.frozen:
-            return []
-        return [{"params": list(self.trunks.parameters()), "lr": self.options.backbone_lr}]
+    def batches(self, stage: Stage, steps: int, batch_size: int) -> "MediaBatches":
+        """Return what yields the batches of a stage, epoch by epoch."""
+        return MediaBatches(self, stage, steps, batch_size)
 
-    def order(self, stage: Stage, steps: int, batch_size: int) -> "MediaOrder":
-        return MediaOrder(self, stage, steps, batch_size)
-
-    def checkpoint(self, stage: Stage) -> Checkpoint | None:
-        """Its file, where the caller of `fit` named a folder."""
-        return self.checkpoints and self.checkpoints.of(self.seeds[0], stage.name)
+    def media_batch(self, rows: Tensor, weight: Tensor, media: Mapping[int, Future]) -> Batch:
+        """Return a batch of rows [1, B] whose media, of each modality the observed ones, were read ahead."""
+        observed = self.observed_rows(rows)
+        x = []
+        for m in range(len(self.modalities)):
+            features = self._compute(m, media[m].result())
+            x.append(self._in_place(features, observed[0, :, m].nonzero()[:, 0], rows.shape[1]))
+        label = self.dataset.label[torch.div(rows, self.segments, rounding_mode="floor")]
+        return Batch(rows, x, observed, label, weight)
 
     def gather_modality(self, m: int, rows: Tensor, observed: Tensor) -> Tensor:
-        """Modality m of rows [1, n]: float32 [1, n, D], NaN where not observed. Only what is observed is computed.
+        """Compute modality m of rows [1, n]: float32 [1, n, D], NaN where not observed, and only what is observed.
 
         Without gradient in evaluation mode.
         """
-        if self._ready and self._ready[0] is rows:
-            seen, features = self._seen[m], self._compute(m, self._ready[1][m].result())
+        seen = observed[0].nonzero()[:, 0]
+        if torch.is_grad_enabled():  # a whole support, in an order in which batch norms see all kinds of clips
+            shuffled = torch.randperm(len(seen), generator=generator(self.seeds[0], "support"))
+            seen, mode = seen[shuffled.to(seen.device)], self.trunks[m].keeping_statistics()
         else:
-            seen = observed[0].nonzero()[:, 0]
-            if torch.is_grad_enabled():  # a whole support, in an order in which batch norms see all kinds of clips
-                shuffled = torch.randperm(len(seen), generator=generator(self.seeds[0], "support"))
-                seen, mode = seen[shuffled.to(seen.device)], self.trunks[m].keeping_statistics()
-            else:
-                mode = self.trunks[m].evaluating()
-            wanted = [{m: part} for part in rows[0, seen].cpu().split(READ_ROWS)]
-            with mode:
-                features = torch.cat([self._compute(m, media[m].result()) for media in self.reader.ahead(wanted)])
-        x = torch.full((rows.shape[1], features.shape[1]), torch.nan, device=self.device)
+            mode = self.trunks[m].evaluating()
+        wanted = [{m: part} for part in rows[0, seen].cpu().split(READ_ROWS)]
+        with mode:
+            features = torch.cat([self._compute(m, media[m].result()) for media in self.reader.ahead(wanted)])
+        return self._in_place(features, seen, rows.shape[1])
+
+    def _in_place(self, features: Tensor, seen: Tensor, count: int) -> Tensor:
+        """Features of the rows ``seen`` among ``count`` rows: [1, count, D], NaN elsewhere."""
+        x = torch.full((count, features.shape[1]), torch.nan, device=self.device)
         return x.index_put((seen,), features)[None]
 
     def _compute(self, m: int, media: Tensor) -> Tensor:
         return self.trunks[m](media, self.device, self._augment)
 
-    def within_memory(self, batch_size: int) -> AbstractContextManager:
-        return within_memory(self.options, batch_size, self.device)
-
     @contextmanager
     def randomness(self, purpose: str) -> Iterator[None]:
-        """Torch's own generators, which a network's dropout draws from, seeded by run and purpose for a while."""
+        """Seed torch's own generators, which a network's dropout draws from, by run and purpose for a while."""
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(generator(self.seeds[0], f"network:{purpose}").initial_seed())
             yield
@@ -288,36 +272,38 @@ class MediaRuns(Runs):
         return mean.float()[None], usable_deviation(mean, std)[None]
 
 
-class MediaOrder:
-    """The order of one run's rows, and their media read ahead.
+class MediaBatches:
+    """The batches of one run, with their media read ahead and their features computed.
 
-    Over frozen backbones it is the order of cached features, so that training is the same; else `order.Strata`, each
-    epoch's drawn from the run's seed and its number.
+    Over frozen backbones the order of rows is that of cached features, so that training is the same; else it is
+    `batches.Strata`, each epoch's drawn from the run's seed and its number.
     """
 
     def __init__(self, runs: MediaRuns, stage: Stage, steps: int, batch_size: int):
+        (run,) = runs.runs
         self.runs, self.purpose = runs, f"order:{stage.name}"
-        self.plain = EpochOrder(runs, stage, steps, batch_size) if runs.options.frozen else None
-        trained = runs.runs[0].training_clips(stage.rows)
-        self.strata = Strata(runs.runs[0].observed, trained, runs.segments, batch_size)
-
-    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Steps of rows and weights, [1, B] each."""
-        runs, seed = self.runs, self.runs.seeds[0]
-        if self.plain:
-            drawn = [(rows.cpu(), weight.cpu()) for rows, weight in self.plain.epoch(number)]
-            steps = [(rows[weight > 0][None], weight[weight > 0][None]) for rows, weight in drawn]  # without fillers
+        trained = run.training_clips(stage.rows)
+        if runs.options.frozen:
+            self.order = EpochOrder([rows_of(trained, runs.segments)], runs.generators(self.purpose), steps, batch_size)
         else:
-            drawn = self.strata.epoch(generator(seed, f"{self.purpose}:{number}"))
-            steps = [(rows[None], weight[None]) for rows, weight in zip(*drawn, strict=True)]
-        runs._augment = generator(seed, f"augment:{number}")
+            self.order = Strata(run.observed, trained, runs.segments, batch_size)
+
+    def _steps(self, number: int) -> list[tuple[Tensor, Tensor]]:
+        """Draw an epoch: rows and weights of each step, [1, B] on the host."""
+        if self.runs.options.frozen:
+            drawn = self.order.epoch(number)
+            return [(rows[weight > 0][None], weight[weight > 0][None]) for rows, weight in drawn]  # without fillers
+        drawn = self.order.epoch(generator(self.runs.seeds[0], f"{self.purpose}:{number}"))
+        return [(rows[None], weight[None]) for rows, weight in zip(*drawn, strict=True)]
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """Yield the batches of an epoch, numbered from 1."""
+        runs, steps = self.runs, self._steps(number)
+        runs._augment = generator(runs.seeds[0], f"augment:{number}")
         observed = torch.as_tensor(runs.runs[0].observed)
-        seen = [observed[rows[0] // runs.segments] for rows, _ in steps]  # [B, M] each
-        places = range(observed.shape[1])
-        wanted = [{m: rows[0, here[:, m]] for m in places} for (rows, _), here in zip(steps, seen, strict=True)]
-        for (rows, weight), here, media in zip(steps, seen, runs.reader.ahead(wanted), strict=True):
-            rows, weight = rows.to(runs.device), weight.to(runs.device)
-            runs._ready = (rows, media)
-            runs._seen = [here[:, m].nonzero()[:, 0].to(runs.device) for m in places]
-            yield rows, weight
-        runs._ready = None
+        wanted = []
+        for rows, _ in steps:
+            seen = observed[rows[0] // runs.segments]  # [B, M]
+            wanted.append({m: rows[0, seen[:, m]] for m in range(len(runs.modalities))})
+        for (rows, weight), media in zip(steps, runs.reader.ahead(wanted), strict=True):
+            yield runs.media_batch(rows.to(runs.device), weight.to(runs.device), media)

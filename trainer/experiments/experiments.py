@@ -9,6 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from ...pipeline.stores.store import FeatureStore
 from .. import methods as registry
 from ..data import Clips, Dataset
 from ..end_to_end.checkpoint import Checkpoints
+from ..end_to_end.training import fit_end_to_end
 from ..evaluate import accuracy, confusion, macro_f1, mean_and_std, mean_interval, unweighted_average_recall
 from ..fit import fit
 from ..method import Method
@@ -212,14 +214,14 @@ def _train(
             one.trained.append(part)
 
     start = time.perf_counter()
-    results = fit(
+    train = partial(fit_end_to_end, checkpoints=checkpoints) if cell.clips.end_to_end else fit
+    results = train(
         registry.load(cell.method),
         dataset,
         [run for _, run in group],
         settings,
         cell.fusion,
         name=f"{cell.method} ({cell.fusion}, {cell.clips.describe()['features']})",
-        checkpoints=checkpoints,
         on_epoch=lambda clips: clock.tick(clips, what),
         **({"on_trained": keep} if save_weights else {}),
     )

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..data import Batch, Blueprint
-from ..method import FusionClassifier, Stage, complete_rows, negative_log_likelihood
+from ..batches import Batch, Stage, complete_rows
+from ..data import Blueprint
+from ..method import FusionClassifier, negative_log_likelihood
 from ..networks import RunLinear, Standardise
 from ..settings import Settings
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..data import Batch, Blueprint
+from ..batches import Batch
+from ..data import Blueprint
 from ..marginal import SupportRows
 from ..method import FusionClassifier, negative_log_likelihood
 from ..networks import LabelEmbedding
@@ -29,7 +30,7 @@ class MaximalCorrelation(FusionClassifier):
     but not all modalities are observed their products add up. In a batch with fewer than two rows of a kind, that
     kind's correlations are zero. The covariances are a batch's own, as in Soft-HGR: of the dozen complete rows that 5 %
     of 256 are, they are noisy, which may be part of why this method falls off where little is complete. Every kind is a
-    mean over its own rows, so how much a batch weighs one kind against another (`order.Strata`) does not enter.
+    mean over its own rows, so how much a batch weighs one kind against another (`batches.Strata`) does not enter.
     """
 
     least_complete = 2

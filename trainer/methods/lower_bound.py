@@ -1,6 +1,6 @@
 """Discarding incomplete data."""
 
-from ..method import Stage, complete_rows
+from ..batches import Stage, complete_rows
 from .mle import MaximumLikelihood
 
 

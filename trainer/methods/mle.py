@@ -7,10 +7,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..data import Batch
+from ..batches import Batch, Stage
 from ..likelihood import log_posterior
 from ..marginal import END_TO_END, MARGINALS, SupportRows
-from ..method import FusionClassifier, Stage, negative_log_likelihood
+from ..method import FusionClassifier, negative_log_likelihood
 
 
 class MaximumLikelihood(FusionClassifier):
@@ -29,7 +29,7 @@ class MaximumLikelihood(FusionClassifier):
     @cached_property
     def _marginals(self) -> dict:
         """By modality that training lacks somewhere; made when training begins."""
-        kind = (END_TO_END if self.runs.costly else MARGINALS)[self.settings.marginal]
+        kind = (END_TO_END if self.runs.features_change else MARGINALS)[self.settings.marginal]
         return {m: kind(self.runs, m, self.encoders[m]) for m, lacking in enumerate(self.runs.lacking) if lacking}
 
     def begin_epoch(self, stage: Stage, steps: int) -> None:

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ...pipeline.stores.masks import MODALITIES
-from ..data import Batch
-from ..method import FusionClassifier, Stage, negative_log_likelihood
+from ..batches import Batch, Stage, rows_with
+from ..method import FusionClassifier, negative_log_likelihood
 
 
 class AudioOnly(FusionClassifier):
@@ -19,7 +18,7 @@ class AudioOnly(FusionClassifier):
 
     fusions, fuses = ("addition",), False
     modalities = ("audio",)
-    stages = (Stage(rows=lambda observed: observed[:, MODALITIES.index("audio")]),)
+    stages = (Stage(rows=rows_with("audio")),)
 
     def loss(self, batch: Batch) -> Tensor:
         return negative_log_likelihood(self.predict(batch.x, batch.observed), batch.label, batch.weight)
@@ -39,4 +38,4 @@ class VisualOnly(AudioOnly):
     """
 
     modalities = ("visual",)
-    stages = (Stage(rows=lambda observed: observed[:, MODALITIES.index("visual")]),)
+    stages = (Stage(rows=rows_with("visual")),)

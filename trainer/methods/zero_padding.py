@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..data import Batch
+from ..batches import Batch
 from ..method import FusionClassifier, negative_log_likelihood
 
 

@@ -1,0 +1,138 @@
+"""Train one run with its backbones: `fit.Training` with checkpoints and a learning rate for the backbones."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..batches import Stage
+from ..data import Run
+from ..fit import RunResult, Selection, Training
+from ..method import Method
+from ..settings import Settings
+from .checkpoint import Checkpoint, Checkpoints
+from .end_to_end import MediaBatches, MediaDataset, MediaRuns, within_memory
+
+
+class BestTrunks(Selection):
+    """Keeps the best epoch's backbones too, where they are trained."""
+
+    def __init__(self, method: Method, runs: MediaRuns):
+        super().__init__(method, runs)
+        self.best_trunks = self._copy()
+
+    def _copy(self) -> dict[str, Tensor]:
+        if not self.runs.features_change:
+            return {}
+        return {name: t.detach().to("cpu", copy=True) for name, t in self.runs.trunks.state_dict().items()}
+
+    def keep_more(self, better: Tensor) -> None:
+        """Keep the backbones of the only run where it got better."""
+        if bool(better.all()):
+            self.best_trunks = self._copy()
+
+    def restore(self) -> None:
+        """Give the method and the backbones the best epoch's weights."""
+        super().restore()
+        if self.best_trunks:
+            self.runs.trunks.load_state_dict(self.best_trunks)
+
+    def state(self) -> dict:
+        """Return what a checkpoint keeps of the selection."""
+        return super().state() | {"best_trunks": self.best_trunks}
+
+    def load_state(self, state: dict) -> None:
+        """Go on from a checkpoint."""
+        super().load_state(state)
+        self.best_trunks = state["best_trunks"]
+
+
+class MediaTraining(Training):
+    """The training of one run with its backbones; keeps a checkpoint after every epoch where there is a folder."""
+
+    def __init__(self, method: Method, name: str, on_epoch: Callable[[int], None], checkpoints: Checkpoints | None):
+        super().__init__(method, name, on_epoch)
+        self.checkpoints = checkpoints
+        self._checkpoint: Checkpoint | None = None  # of the stage
+
+    def parameter_groups(self, parameters: list[nn.Parameter]) -> list[dict]:
+        """Return the method's parameters, and the backbones' with a learning rate of their own."""
+        groups, options = super().parameter_groups(parameters), self.runs.options
+        if options.frozen:
+            return groups
+        return [*groups, {"params": list(self.runs.trunks.parameters()), "lr": options.backbone_lr}]
+
+    def train_epoch(self, stage: Stage, batches: MediaBatches, optimiser: torch.optim.Optimizer, epoch: int) -> Tensor:
+        """Take every step of an epoch with the backbones in training mode; return the sum of losses [1]."""
+        self.runs.trunks.train()
+        with self.runs.randomness(f"{stage.name}:{epoch}"):
+            total = super().train_epoch(stage, batches, optimiser, epoch)
+        self.runs.trunks.eval()
+        return total
+
+    def selection(self) -> BestTrunks:
+        """Return what keeps the best epoch's weights."""
+        return BestTrunks(self.method, self.runs)
+
+    def resume(self, stage: Stage, optimiser: torch.optim.Optimizer, selection: Selection | None) -> int:
+        """Take up a checkpoint, if there is one, and return the epoch to begin with.
+
+        InputError: the file is damaged, or of another training.
+        """
+        self._checkpoint = self.checkpoints and self.checkpoints.of(self.runs.seeds[0], stage.name)
+        kept = self._checkpoint and self._checkpoint.load()
+        if not kept:
+            return 1
+        self.method.load_state_dict(kept["method"])
+        if kept["trunks"]:
+            self.runs.trunks.load_state_dict(kept["trunks"])
+        self.method.load_training_state(kept["training"])
+        optimiser.load_state_dict(kept["optimiser"])
+        if selection:
+            selection.load_state(kept["selection"])
+        (result,) = self.results
+        result.val_accuracy, result.test_accuracy = kept["curves"]
+        result.best_epoch, result.total_epochs = kept["best_epoch"], kept["total_epochs"]
+        result.seconds += kept["seconds"]
+        return kept["epoch"] + 1
+
+    def save(self, stage: Stage, epoch: int, optimiser: torch.optim.Optimizer, selection: Selection | None) -> None:
+        """Keep what an epoch left, for `resume`."""
+        if not self._checkpoint:
+            return
+        (result,) = self.results
+        self._checkpoint.save(
+            {
+                "epoch": epoch,
+                "method": self.method.state_dict(),
+                "trunks": self.runs.trunks.state_dict() if self.runs.features_change else {},
+                "training": self.method.training_state(),
+                "optimiser": optimiser.state_dict(),
+                "selection": selection.state() if selection else None,
+                "curves": [result.val_accuracy, result.test_accuracy],
+                "best_epoch": result.best_epoch,
+                "total_epochs": result.total_epochs,
+            }
+        )
+
+
+def fit_end_to_end(
+    kind: type[Method],
+    dataset: MediaDataset,
+    runs: Sequence[Run],
+    settings: Settings,
+    fusion: str,
+    *,
+    name: str = "method",
+    checkpoints: Checkpoints | None = None,
+    on_epoch: Callable[[int], None] = lambda clips: None,
+) -> list[RunResult]:
+    """Train the only run of a method with its backbones; arguments as for `fit.fit`.
+
+    checkpoints: where to keep what a killed training goes on from.
+    InputError: a loss is not finite, a checkpoint of another training, or memory that does not suffice.
+    """
+    options = dataset.clips.options
+    method = kind(dataset.runs(runs, kind.stages[-1].rows, kind.modalities), settings, fusion)
+    with within_memory(options, settings.batch_size, dataset.device):
+        return MediaTraining(method, name, on_epoch, checkpoints).run()
