@@ -24,7 +24,7 @@ def train(store, out, *, splits=None, masks=None, missing=MISSING, split="clip",
     """As the command does."""
     given = read_given(splits, masks)
     settings = [given.setting(text) for text in missing]
-    options |= {"missing": settings, "split": given.split_name(split), "seeds": 2}
+    options |= {"missing": settings, "splits": [given.split_name(split)], "seeds": 2}
     return grid([given.apply(store, 2, settings)], out, **options)
 
 
@@ -101,8 +101,8 @@ def test_masks_only_hide_more_and_rows_of_held_out_clips_count_and_are_told(stor
 def test_a_failed_clip_need_not_be_in_the_file(store, tmp_path):
     splits, _ = export_masks(store, tmp_path, 2, ["none"], "clip")
     kept = [row for row in rows(splits) if row[1] != "clip005"]
-    fewer = train(store, None, splits=write(tmp_path / "fewer.csv", kept), missing=("audio:0.5",))
-    whole = train(store, None, splits=splits, missing=("audio:0.5",))
+    fewer = train(store, tmp_path / "run", splits=write(tmp_path / "fewer.csv", kept), missing=("audio:0.5",))
+    whole = train(store, tmp_path / "run", splits=splits, missing=("audio:0.5",))
     assert fewer["results"][0]["test_accuracy"] == whole["results"][0]["test_accuracy"]
 
 
