@@ -50,7 +50,7 @@ def _environment(templates: Path) -> "Environment":
     return environment
 
 
-def write(page: str, out: Path) -> int:
+def write_page(page: str, out: Path) -> int:
     """Write a page, whole or not at all, and return its bytes. Lone surrogates become question marks."""
     with whole_file(out) as file:
         return file.write(page.encode("utf-8", errors="replace"))
@@ -63,7 +63,7 @@ def data_uri(data: bytes | str, kind: str) -> str:
 
 
 def svg(figure: "Figure", crop: str | None = "tight") -> str:
-    """A figure of matplotlib as SVG, the same bytes each time."""
+    """Return a figure of matplotlib as SVG, the same bytes each time."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", bbox_inches=crop, metadata={"Date": None, "Creator": None})
     return buffer.getvalue().decode()

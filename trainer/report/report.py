@@ -117,7 +117,7 @@ def write_report(documents: Sequence[dict], out: Path, comparisons: Sequence[dic
 
     comparisons: between all of their results, as `load_runs` gives them; by default those the documents record.
     """
-    page.write(render(documents, comparisons), out)
+    page.write_page(render(documents, comparisons), out)
 
 
 def render(documents: Sequence[dict], comparisons: Sequence[dict] | None = None) -> str:
