@@ -18,10 +18,9 @@ from mlemiss.pipeline.errors import InputError
 from mlemiss.pipeline.page import COLOURS
 from mlemiss.trainer.experiments.experiments import run_grid
 from mlemiss.trainer.experiments.side_by_side import left_out, markdown
-from mlemiss.trainer.report.export import write_csv, write_latex
 from mlemiss.trainer.report.figures import accuracy_by_epoch, accuracy_by_rate, groups, offsets, rates
 from mlemiss.trainer.report.report import load_results, render_report, write_report
-from mlemiss.trainer.report.tables import print_results, results_table, sections
+from mlemiss.trainer.report.tables import export_csv, export_latex, print_results, results_table, sections
 from mlemiss.trainer.settings import Settings
 from rich.console import Console
 
@@ -256,11 +255,11 @@ def test_runs_of_other_hyper_parameters_are_tables_of_their_own(run, tmp_path):
     entries = [document["comparisons"][0] | {"a": bank, "b": other}]
     text = Page(render_report([document, full], entries)).text
     assert "mle (bank), outer" in text and "mle (full), outer" in text
-    write_csv([document, wide], document["comparisons"], tmp_path)
+    export_csv([document, wide], document["comparisons"], tmp_path)
     with (tmp_path / "results.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert {(row["hidden"], row["given"]) for row in rows} == {("8", ""), ("64", "masks:own.csv:abababababab")}
-    latex = write_latex([document, wide], tmp_path).read_text(encoding="utf-8")
+    latex = export_latex([document, wide], tmp_path).read_text(encoding="utf-8")
     assert len(set(re.findall(r"\\label\{.*\}", latex))) == 2
 
 
@@ -285,7 +284,7 @@ def test_latex_is_escaped_and_the_best_bold(run, tmp_path):
     for place, result in enumerate(document["results"]):
         result |= {"dataset": "my_set & 50% {of} $x^2$ \\ #1~", "mean": 50.0 + place, "std": 1.0}
     document["results"][0] |= {"std": None}
-    text = write_latex([document], tmp_path).read_text(encoding="utf-8")
+    text = export_latex([document], tmp_path).read_text(encoding="utf-8")
     comment, text = text.split("\n", 1)
     assert "booktabs" in comment and comment.startswith("%")
     assert r"my\_set \& 50\% \{of\} \$x\textasciicircum{}2\$ \textbackslash{} \#1\textasciitilde{}" in text
@@ -300,7 +299,7 @@ def test_latex_is_escaped_and_the_best_bold(run, tmp_path):
 
 
 def test_csv_without_comparisons_has_its_head(run, tmp_path):
-    results, comparisons = write_csv([load_results(run)], [], tmp_path)
+    results, comparisons = export_csv([load_results(run)], [], tmp_path)
     assert results.read_text().startswith("dataset,features,") and "a_method" in comparisons.read_text()
 
 

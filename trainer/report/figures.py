@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from ...pipeline.errors import InputError
 from ...pipeline.page import COLOURS, MARKERS, STYLE, svg
 from ...pipeline.stores.masks import parse_missing
-from .tables import Section, missing_text
+from .tables import Section, column_text
 
 DASHES = {"addition": "-", "concatenation": "--", "outer": ":"}
 REFERENCE = (0, (6, 2, 1, 2, 1, 2))  # dash, dot, dot
@@ -166,7 +166,7 @@ def accuracy_by_epoch(section: Section, lines: Lines) -> str | None:
                     if before := epochs_before(cell):
                         look["label"] += f" (after {before} epochs)"
                     axis.plot(epochs, scores.mean(0), markevery=(place % every, every), lw=1.2, **look)
-            axis.set_title(missing_text(missing), fontsize=9)
+            axis.set_title(column_text(missing), fontsize=9)
             axis.set_xlabel("epoch of the classifier")
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         bounds = [score for r in section.results for score in np.mean(r["curve"]["test_accuracy"], 0)]

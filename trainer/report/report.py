@@ -15,14 +15,16 @@ from .figures import accuracy_by_epoch, accuracy_by_rate, confusion_matrices, ep
 from .tables import (
     Section,
     by_clip_text,
+    column_text,
     comparisons_text,
     grouped_text,
     mean_text,
-    missing_text,
     score_text,
     sections,
     side_row,
     signed_text,
+    source_text,
+    span_text,
     units_text,
 )
 
@@ -123,7 +125,7 @@ def render_report(documents: Sequence[dict], comparisons: Sequence[dict] | None 
     parts = sections(documents)
     skipped = [(entry["cell"], entry["reason"]) for document in documents for entry in document.get("skipped", [])]
     facts = {
-        "headline": "; ".join(dict.fromkeys(f"{part.data}, {part.features}" for part in parts)),
+        "headline": "; ".join(dict.fromkeys(f"{part.data}, {part.of('features')}" for part in parts)),
         "untrained": any(part.untrained for part in parts),
         "beside_the_paper": [_beside_the_paper(d["compared"]) for d in documents if d.get("compared")],
         "facts": _facts(documents, parts, comparisons),
@@ -160,17 +162,20 @@ def _facts(documents: Sequence[dict], parts: Sequence[Section], comparisons: Seq
     by_clip = "({}: this says nothing of new speakers)"
     facts = {
         "Data": [part.data for part in parts],
-        "Features": [f"{p.source}, hash {p.results[0].get('weights_hash')}, store {p.store}" for p in parts],
+        "Features": [
+            f"{source_text(p.results[0])}, hash {p.results[0].get('weights_hash')}, store {p.of('store')}"
+            for p in parts
+        ],
         "Split": [
-            f"by {part.split}"
-            + (f" {by_clip.format(by_clip_text(part.compared(comparisons)))}" if part.split == "clip" else "")
+            f"by {part.of('split')}"
+            + (f" {by_clip.format(by_clip_text(part.compared(comparisons)))}" if part.of("split") == "clip" else "")
             for part in parts
         ],
         "Missing in training": [", ".join(dict.fromkeys(r["missing"] for r in results))],
-        "Missing in test": [part.missing_test for part in parts],
+        "Missing in test": [part.of("missing_test") for part in parts],
         "Given files": [f"{kind} {file['file']}, sha256 {file['sha256'][:12]}" for kind, file in given],
         "Seeds": [", ".join(map(str, r["seeds"])) for r in results],
-        "Clips": [f"{_span(r['n_train'])} training, {_span(r['n_test'])} test" for r in results],
+        "Clips": [f"{span_text(r['n_train'])} training, {span_text(r['n_test'])} test" for r in results],
         "Settings": [", ".join(f"{n.replace('_', ' ')} {v}" for n, v in r["settings"].items()) for r in results],
         "Selection": ["weights of the best validation epoch of each run; the test clips choose nothing"],
         "Command": [d["command"] for d in documents if d.get("command")],
@@ -186,7 +191,7 @@ def _section(part: Section, compared: Sequence[dict]) -> dict:
     lines = groups(part)
     return {
         "title": part.title,
-        "columns": [missing_text(missing) for missing in part.columns],
+        "columns": [column_text(missing) for missing in part.columns],
         "methods": _scores(part),
         "notes": part.notes(compared),
         "cells": [_cell(part, result) for result in part.results],
@@ -195,7 +200,7 @@ def _section(part: Section, compared: Sequence[dict]) -> dict:
         "rates": [svg for each in lines if (svg := accuracy_by_rate(part, each))],
         "epochs": [(each.title, svg) for each in lines if (svg := accuracy_by_epoch(part, each))],
         "epochs_before": any(map(epochs_before, part.results)),
-        "confusions": [(missing_text(missing), confusion_matrices(part, missing)) for missing in part.columns],
+        "confusions": [(column_text(missing), confusion_matrices(part, missing)) for missing in part.columns],
         "confusions_open": len(part.rows) <= OPEN_MATRICES,
         "comparisons": _comparisons(part, compared) if compared else None,
     }
@@ -215,7 +220,7 @@ def _cell(part: Section, result: dict) -> list[str]:
     values = [*part.row(result), result["missing"], score_text(result), _interval_text(result.get("interval"))]
     for name in ("macro_f1", "uar"):
         values += [mean_text(result[name]), _interval_text(result.get(f"{name}_interval"))]
-    values += [mean_text(result["val_accuracy"]), _span(result["n_complete"])]
+    values += [mean_text(result["val_accuracy"]), span_text(result["n_complete"])]
     epochs = result["epochs"]
     return [*values, f"{epochs} ({epochs + epochs_before(result)})", f"{result['seconds']:.1f}"]
 
@@ -254,12 +259,8 @@ def _square(part: Section, missing: str, compared: Sequence[dict]) -> dict:
     alone = len({fusion for _, fusion in part.rows}) == 1
     names = [method if alone else f"{method}, {fusion}" for method, fusion in rows]
     differences = [[cells.get((row, column), ("", False)) for column in rows] for row in rows]
-    return {"missing": missing_text(missing), "units": units, "rows": list(zip(names, differences, strict=True))}
+    return {"missing": column_text(missing), "units": units, "rows": list(zip(names, differences, strict=True))}
 
 
 def _interval_text(interval: Sequence[float] | None) -> str:
     return "–" if interval is None else f"{interval[0]:.1f} to {interval[1]:.1f}"
-
-
-def _span(numbers: Sequence[int]) -> str:
-    return str(numbers[0]) if len(set(numbers)) == 1 else f"{min(numbers)} to {max(numbers)}"
