@@ -196,7 +196,7 @@ def test_many_methods_and_fusions_are_spread_over_figures(run):
         cell | {"method": f"method{m}", "fusion": fusion, "missing": missing}
         for m in range(11)
         for fusion in ("addition", "outer")
-        for missing in ("none", "audio:0.5", "visual:0.2+audio:0.2", "given.csv")
+        for missing in ("none", "audio:0.5", "visual:0.2+audio:0.2", "text:0.3", "given.csv", "given:0.csv")
     ]
     (part,) = sections([document])
     drawn = groups(part)
@@ -205,6 +205,7 @@ def test_many_methods_and_fusions_are_spread_over_figures(run):
     assert rates(part) == {
         "audio": [(0.0, "none"), (0.5, "audio:0.5")],
         "audio or visual": [(0.0, "none"), (0.4, "visual:0.2+audio:0.2")],
+        "text": [(0.0, "none"), (0.3, "text:0.3")],
     }
     assert all(ElementTree.fromstring(accuracy_by_rate(part, lines)) is not None for lines in drawn)
 
@@ -477,6 +478,8 @@ def test_terminal_table_has_rows_of_methods_and_columns_of_specs(run):
         assert said in " ".join(text.split())
     for result in document["results"]:
         assert f"{result['mean']:.1f} ± {result['std']:.1f}" in text
+    document["results"][0]["method"] = "[red]own[/red]"
+    assert "[red]own[/red]" in printed(document)  # a name is text
     narrow = printed(document, width=60)
     assert "…" not in narrow  # folded, never cut
 

@@ -201,7 +201,7 @@ def _clip(store: FeatureStore, clip: int) -> dict:
 
 def _strip(store: FeatureStore, clip: int, modality: str) -> tuple[bytes | None, str]:
     """Draw one modality's pictures side by side: a JPEG (None where missing), and what it shows."""
-    array, what, draw = PICTURES[modality]
+    array, what, draw = STRIPS[modality]
     if not store.present[clip, store.modalities.index(modality)]:
         return None, what
     (segments,) = store.read(array, slice(clip, clip + 1))  # the clip's own chunk
@@ -229,7 +229,7 @@ def _draw_log_mel(image: np.ndarray) -> np.ndarray:
 
 
 # of each modality the array, what it shows, and how one segment is drawn
-PICTURES = {
+STRIPS = {
     "visual": ("frames", "central frames", _draw_frame),
     "audio": ("logmel", "log-Mel spectrograms", _draw_log_mel),
 }

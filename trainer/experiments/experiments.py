@@ -25,7 +25,7 @@ from ..end_to_end.training import fit_end_to_end
 from ..evaluate import accuracy, confusion, macro_f1, mean_and_std, mean_interval, unweighted_average_recall
 from ..fit import fit
 from ..method import Method
-from ..report.comparisons import compare
+from ..report.comparisons import compare_methods
 from ..settings import Settings
 from . import run_folder as kept
 from . import weights as saved
@@ -145,7 +145,7 @@ def run_plan(
             if checkpoints and not owner.left:
                 checkpoints.remove()
     if out is not None:
-        document["comparisons"] = compare(document["results"], out)
+        document["comparisons"] = compare_methods(document["results"], out)
         kept.write_document(out / kept.RESULTS, document)
     return document
 

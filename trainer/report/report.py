@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ...pipeline.errors import InputError
 from ...pipeline.page import render, write_page
-from .comparisons import compare, corrected, family_key, family_of, several_marginals, side, significant
+from .comparisons import compare_methods, corrected, family_key, family_of, several_marginals, side, significant
 from .figures import accuracy_by_epoch, accuracy_by_rate, confusion_matrices, epochs_before, groups
 from .tables import (
     Section,
@@ -28,13 +28,12 @@ from .tables import (
     units_text,
 )
 
-TEMPLATES = Path(__file__).parent / "templates"
 OPEN_ROWS = 30  # tables longer than this are folded away
 OPEN_MATRICES = 4
 
 
 def load_results(run: Path) -> dict:
-    """The results document of a run's folder, or of a results.json. InputError: there is none, or another file."""
+    """Read the results of a run's folder or of a results.json. InputError: there are none, or it is another file."""
     path = run / "results.json" if run.is_dir() else run
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -51,7 +50,7 @@ def load_results(run: Path) -> dict:
 
 
 def load_runs(runs: Sequence[Path]) -> tuple[list[dict], list[dict]]:
-    """The documents of runs, and the paired comparisons between all of their results.
+    """Read the documents of runs, and make the paired comparisons between all of their results.
 
     Comparisons of results whose predictions are gone are those that the runs themselves recorded, with an entry
     ``recorded`` True; Holm's correction is over all. InputError: as `load_results`, or a damaged predictions file.
@@ -63,7 +62,7 @@ def load_runs(runs: Sequence[Path]) -> tuple[list[dict], list[dict]]:
             if result.get("predictions"):
                 result["predictions"] = str(folder / result["predictions"])
     together = [result for section in sections(documents) for result in section.results]
-    entries = {_pair(entry): entry for entry in compare(together, Path())}
+    entries = {_pair(entry): entry for entry in compare_methods(together, Path())}
     for document in documents:
         for entry in _recorded(document, together):
             entries.setdefault(_pair(entry), entry)
@@ -71,17 +70,17 @@ def load_runs(runs: Sequence[Path]) -> tuple[list[dict], list[dict]]:
 
 
 def _pair(entry: dict) -> tuple:
-    """What a comparison is between, in either order."""
+    """Return what a comparison is between, in either order."""
     return family_key(entry), entry["missing"], frozenset(json.dumps(entry[s], sort_keys=True) for s in ("a", "b"))
 
 
 def _recorded(document: dict, together: Sequence[dict]) -> list[dict]:
-    """A document's own comparisons of results that stand in the report and of which one's predictions are gone."""
+    """Return a document's own comparisons of results in the report where the predictions of one are gone."""
     families: dict[str, list[dict]] = {}
     for result in together:
         families.setdefault(family_key(result), []).append(result)
     several = {key: several_marginals(results) for key, results in families.items()}
-    standing = {id(result) for result in together}
+    in_report = {id(result) for result in together}
     own: dict[tuple, list[dict]] = {}
     for result in document["results"]:
         own.setdefault((result["missing"], result["method"], result["fusion"]), []).append(result)
@@ -92,14 +91,14 @@ def _recorded(document: dict, together: Sequence[dict]) -> list[dict]:
             next((r for r in own.get((entry["missing"], s["method"], s["fusion"]), []) if _is_of(entry, s, r)), None)
             for s in (entry["a"], entry["b"])
         ]
-        if all(id(r) in standing for r in pair) and not all(_has_predictions(r) for r in pair):
+        if all(id(r) in in_report for r in pair) and not all(_has_predictions(r) for r in pair):
             a, b = (side(r, several[family_key(r)]) for r in pair)
             found.append(entry | family_of(pair[0]) | {"a": a, "b": b, "recorded": True})
     return found
 
 
 def _is_of(entry: dict, named: dict, result: dict) -> bool:
-    """Whether a result is the one that a side of a recorded comparison names."""
+    """Tell whether a result is the one that a side of a recorded comparison names."""
     family = family_of(result)
     return named.get("marginal", result.get("marginal")) == result.get("marginal") and all(
         entry[name] == value for name, value in family.items() if name in entry
@@ -132,7 +131,7 @@ def render_report(documents: Sequence[dict], comparisons: Sequence[dict] | None 
         "sections": [_section(part, part.compared(comparisons)) for part in parts],
         "skipped": grouped_text(skipped),
     }
-    return render(TEMPLATES, "report.html", **facts)
+    return render(Path(__file__).parent / "templates", "report.html", **facts)
 
 
 def _beside_the_paper(compared: dict) -> dict:
@@ -157,22 +156,19 @@ def _beside_the_paper(compared: dict) -> dict:
 
 def _facts(documents: Sequence[dict], parts: Sequence[Section], comparisons: Sequence[dict]) -> dict[str, list[str]]:
     """Return what was run: everything a reader needs to judge or repeat the numbers."""
-    results = [r for part in parts for r in part.results]
+    results, firsts = [r for part in parts for r in part.results], [part.results[0] for part in parts]
     given = [f for r in results for f in (r.get("given") or {}).items()]
     by_clip = "({}: this says nothing of new speakers)"
     facts = {
         "Data": [part.data for part in parts],
-        "Features": [
-            f"{source_text(p.results[0])}, hash {p.results[0].get('weights_hash')}, store {p.of('store')}"
-            for p in parts
-        ],
+        "Features": [f"{source_text(r)}, hash {r.get('weights_hash')}, store {r['store']}" for r in firsts],
         "Split": [
             f"by {part.of('split')}"
             + (f" {by_clip.format(by_clip_text(part.compared(comparisons)))}" if part.of("split") == "clip" else "")
             for part in parts
         ],
         "Missing in training": [", ".join(dict.fromkeys(r["missing"] for r in results))],
-        "Missing in test": [part.of("missing_test") for part in parts],
+        "Missing in test": [r["missing_test"] for r in firsts],
         "Given files": [f"{kind} {file['file']}, sha256 {file['sha256'][:12]}" for kind, file in given],
         "Seeds": [", ".join(map(str, r["seeds"])) for r in results],
         "Clips": [f"{span_text(r['n_train'])} training, {span_text(r['n_test'])} test" for r in results],

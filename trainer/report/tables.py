@@ -306,7 +306,7 @@ def print_results(document: dict, console: Console | None = None) -> None:
         # Plain lines: a table's own title and caption are folded to its width.
         console.print(section.title, style="italic", markup=False, highlight=False)
         for columns in _fitting(section, console.width):
-            console.print(results_table(section, columns))
+            console.print(results_table(section, columns), markup=False)  # names are text
         for note in section.notes(compared) + comparisons_text(compared):
             console.print(note, markup=False, highlight=False)
 
