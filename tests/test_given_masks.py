@@ -8,7 +8,7 @@ import pytest
 from mlemiss.pipeline.errors import InputError
 from mlemiss.pipeline.stores.mask_files import export_masks, read_given, read_masks, read_splits
 from mlemiss.pipeline.stores.masks import TEST, TRAIN, parse_missing
-from mlemiss.trainer.report.report import render
+from mlemiss.trainer.report.report import render_report
 
 from .feature_stores import grid, predictions, write_store
 
@@ -52,7 +52,7 @@ def test_round_trip_gives_the_same_predictions(store, tmp_path, split):
     for result in both["results"]:
         assert (result["split"], result["missing_test"]) == ("given:splits.csv", "none")
         assert {kind: f["file"] for kind, f in result["given"].items()} == {"splits": splits.name, "masks": masks.name}
-    page = render([both])
+    page = render_report([both])
     assert "Splits given by splits.csv" in page and "Masks given by masks.csv" in page
     assert all(result["given"] is None for result in own["results"])
 
@@ -93,7 +93,7 @@ def test_masks_only_hide_more_and_rows_of_held_out_clips_count_and_are_told(stor
     mine, theirs, complete = document["results"]
     assert (mine["missing_test"], theirs["missing_test"], complete["missing_test"]) == ("none", "given:m.csv", "none")
     assert mine["n_complete"][0] < complete["n_complete"][0] and mine["split"] == "clip"
-    assert "lack given:m.csv too" in render([document])
+    assert "lack given:m.csv too" in render_report([document])
     found = [predictions(document, tmp_path / "run", missing=name) for name in ("theirs", "none")]
     assert not np.array_equal(*found, equal_nan=True)
 

@@ -282,8 +282,8 @@ def report(
     latex: Annotated[bool, typer.Option("--latex", help="Also results.tex (booktabs), beside it.")] = False,
 ) -> int:
     """Write one self-contained HTML report of one or more runs, with paired comparisons over all of them."""
-    from .report.export import write_csv, write_latex
     from .report.report import load_runs, write_report
+    from .report.tables import export_csv, export_latex
 
     if not runs:
         kept = sorted(Path("runs").glob("*/results.json"), key=lambda path: path.stat().st_mtime)
@@ -298,9 +298,9 @@ def report(
     write_report(documents, out, comparisons)
     paths = [out]
     if csv:
-        paths += write_csv(documents, comparisons, out.parent)
+        paths += export_csv(documents, comparisons, out.parent)
     if latex:
-        paths.append(write_latex(documents, out.parent))
+        paths.append(export_latex(documents, out.parent))
     for path in paths:
         say(f"report: {path}")
     return DONE

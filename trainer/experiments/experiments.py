@@ -29,7 +29,7 @@ from ..end_to_end.training import OutOfTimeError, fit_end_to_end
 from ..evaluate import accuracy, confusion, macro_f1, mean_and_std, mean_interval, unweighted_average_recall
 from ..fit import fit
 from ..method import Method
-from ..report.comparisons import compare
+from ..report.comparisons import compare_methods
 from ..settings import Settings
 from . import weights
 from .grid import Cell, Grid, Group, Plan, group_runs, plan_grid
@@ -241,7 +241,7 @@ class _Results:
         """Compare the methods where predictions are kept; return the document."""
         document = self.document()
         if self.folder:
-            document["comparisons"] = compare(document["results"], self.folder.path)
+            document["comparisons"] = compare_methods(document["results"], self.folder.path)
             self.folder.write(document)
         return document
 
