@@ -5,7 +5,8 @@ import pytest
 import torch
 from mlemiss.pipeline.stores.masks import parse_missing
 from mlemiss.trainer.data import Clips, Dataset, Runs, RunSpec
-from mlemiss.trainer.fit import fit, plan_steps
+from mlemiss.trainer.fit import fit
+from mlemiss.trainer.method import plan_steps
 from mlemiss.trainer.methods import load
 from mlemiss.trainer.methods.hgr import LEAST_PROBABILITY, soft_hgr
 from mlemiss.trainer.settings import Settings

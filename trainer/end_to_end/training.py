@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ..batches import Stage
-from ..data import Run
-from ..fit import RunResult, Selection, Training
+from ..data import Run, RunResult
+from ..fit import Selection, Training
 from ..method import Method
 from ..settings import Settings
 from .checkpoint import Checkpoint, Checkpoints

@@ -10,8 +10,8 @@ from ...pipeline.stores.mask_files import Setting
 from ...pipeline.stores.masks import TRAIN, Missing, parse_missing
 from ...pipeline.stores.store import FeatureStore
 from .. import methods as registry
-from ..data import COMPLETE, Clips, Run, RunSpec
-from ..fit import RunResult, check_run, plan_steps
+from ..data import COMPLETE, Clips, Run, RunResult, RunSpec
+from ..method import check_run, plan_steps
 from ..settings import FUSIONS, Settings
 
 

@@ -18,8 +18,8 @@ import numpy as np
 from ...pipeline.errors import InputError
 from ...pipeline.files import whole_file, write_json
 from ...pipeline.stores.masks import TEST
+from ..data import RunResult
 from ..end_to_end.checkpoint import Checkpoints
-from ..fit import RunResult
 from . import weights
 from .grid import Cell
 
