@@ -115,7 +115,7 @@ def test_links_lead_somewhere(page):
 @pytest.mark.parametrize("page", TEXTS)
 def test_paths_modules_and_tests_exist(page):
     text = TEXTS[page]
-    for path in re.findall(r"`((?:pipeline|trainer|tests|benchmarks|data_manifests|docs)/[\w./]*)`", text):
+    for path in re.findall(r"(?<![\w/])(?:pipeline|trainer|tests|benchmarks|data_manifests|docs)/[\w./-]*\w", text):
         there = ROOT / path
         assert (there.parent if "NAME" in there.name else there).exists(), f"{page} names {path}"
     for module in re.findall(r"^from (mlemiss[\w.]*) import", text, re.M):
