@@ -19,7 +19,7 @@ from ..pipeline.stores.masks import TEST, TRAIN, VALIDATION, Missing
 from ..pipeline.stores.store import FeatureStore
 from .batches import Batch, EpochOrder, Rows, Stage, rows_of
 
-COMPLETE = Missing()
+NOTHING = Missing()
 CACHED = 1 << 17  # float32 numbers that stay in a core's cache while they are summed
 CHUNKS_AT_ONCE = 8  # of a store, read by a thread: zarr decodes them side by side, and fewer would wait for Python
 PARTS = {TRAIN: "training", VALIDATION: "validation", TEST: "test"}
@@ -30,15 +30,15 @@ class RunSpec:
     """Everything that the data of one run depend on."""
 
     seed: int
-    missing: Missing | Setting = COMPLETE
-    missing_test: Missing = COMPLETE
+    missing: Missing | Setting = NOTHING
+    missing_test: Missing = NOTHING
     split: str = "clip"
 
     @property
     def name(self) -> str:
         """Return the run's name for messages."""
         parts = [f"seed {self.seed}", f"missing {self.missing.name}"]
-        parts += [f"held-out clips lack {self.missing_test.name}"] if self.missing_test != COMPLETE else []
+        parts += [f"held-out clips lack {self.missing_test.name}"] if self.missing_test != NOTHING else []
         return ", ".join(parts if self.split == "clip" else [*parts, f"split by {self.split}"])
 
 
