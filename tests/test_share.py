@@ -67,8 +67,8 @@ def revised(path: Path, folder: Path, revision: int = 2, value: float = 1.0) -> 
 KILLER = """
 import os, signal, sys
 import mlemiss.cli
-from mlemiss.pipeline import places, share
-owner, name, enough = {"push": (places.Remote, "upload", 12), "pull": (share, "_fetch", 12)}[sys.argv[2]]
+from mlemiss.pipeline.stores import remote, share
+owner, name, enough = {"push": (remote.Remote, "upload", 12), "pull": (share, "_fetch", 12)}[sys.argv[2]]
 real, calls = getattr(owner, name), []
 def counted(*arguments):
     done = real(*arguments)
@@ -207,9 +207,9 @@ def _all_changed(path: Path, folder: Path) -> Path:
 
 HOLDER = """
 import sys, time
-from mlemiss.pipeline import claim, places
+from mlemiss.pipeline.stores import claim, remote
 claim.BEAT = 0.3
-with claim.Claim(places.place(sys.argv[1]), "it is being pushed").held():
+with claim.Claim(remote.place(sys.argv[1]), "it is being pushed").held():
     print("held", flush=True)
     time.sleep(60)
 """
