@@ -9,12 +9,7 @@ import typer
 from .console import (
     DONE,
     FAILURES,
-    DeviceOption,
-    FolderOption,
-    JsonOption,
     Progress,
-    StoreArgument,
-    StoresOption,
     amount,
     comma_list,
     print_json,
@@ -23,6 +18,26 @@ from .console import (
     writable_folder,
 )
 from .errors import InputError
+from .options import (
+    BackbonesOption,
+    ClassesOption,
+    DatasetOption,
+    DeviceOption,
+    FolderOption,
+    JsonOption,
+    LinksOption,
+    MaxFailuresOption,
+    MediaOption,
+    MemoryOption,
+    ReportOption,
+    RetryOption,
+    RootOption,
+    SchedulerOption,
+    StoreArgument,
+    StoresOption,
+    WeightsOption,
+    WorkersOption,
+)
 from .stores.remote import Place, local_folder, place
 
 
@@ -101,42 +116,6 @@ def fetch(
 
 # ---- preprocess ----
 
-DatasetOption = Annotated[
-    str, typer.Option(help="A known dataset (`list datasets`), or a CSV: clip_id,path,label,subject.")
-]
-RootOption = Annotated[
-    Path | None, typer.Option(help="Folder of the raw clips (default: $MLEMISS_DATA/DATASET or data/DATASET).")
-]
-BackbonesOption = Annotated[
-    list[str] | None, typer.Option(help="Backbones, repeated or a comma list (default: the paper's three).")
-]
-WeightsOption = Annotated[
-    list[str] | None, typer.Option(help="imagenet (default), random, FILE, or NAME=FILE for one of several.")
-]
-MediaOption = Annotated[
-    Literal["keep", "only"] | None, typer.Option(help="keep: cache frames and log-Mels too; only: nothing else.")
-]
-ClassesOption = Annotated[
-    list[str] | None,
-    typer.Option(help="Other classes than the dataset's own, a comma list in the order of their label codes."),
-]
-WorkersOption = Annotated[
-    int | None, typer.Option(min=0, help="Worker processes (default: all cores); 0: serial, in this process.")
-]
-SchedulerOption = Annotated[
-    str | None, typer.Option(metavar="ADDRESS", help="An existing Dask cluster instead (docs/cluster.md).")
-]
-ReportOption = Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write Dask's performance report.")]
-RetryOption = Annotated[
-    bool, typer.Option("--retry-failed", help="Try failed clips again; a finished store gets its next revision.")
-]
-MaxFailuresOption = Annotated[
-    int | None, typer.Option(min=0, help="More failed clips than this are an error, and nothing is published.")
-]
-MemoryOption = Annotated[int, typer.Option(min=1, help="Memory of the process that decodes a clip, in bytes.")]
-LinksOption = Annotated[
-    bool, typer.Option("--follow-links", help="Read clips and enter folders that are links to elsewhere.")
-]
 TINY = 0.001  # seconds: the least of a time limit
 
 

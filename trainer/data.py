@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from ..pipeline.errors import InputError
-from ..pipeline.stores.mask_files import Setting
-from ..pipeline.stores.masks import TEST, TRAIN, VALIDATION, Missing
+from ..pipeline.stores.masks import TEST, TRAIN, VALIDATION, Missing, Setting
 from ..pipeline.stores.store import FeatureStore
 from .batches import Batch, EpochOrder, Rows, Stage, rows_of
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from .masks import MODALITIES, TEST, TRAIN, VALIDATION, Missing, parse_missing
+from .masks import MODALITIES, TEST, TRAIN, VALIDATION, Missing, Setting, parse_missing
 from .store import DONE, FeatureStore
 
 SPLITS, MASKS = "splits.csv", "masks.csv"
@@ -74,13 +74,6 @@ def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence]) -> None:
 
 
 # ---- somebody else's --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A setting of a masks file, by name: stands where a `Missing` does."""
-
-    name: str
 
 
 @dataclass(frozen=True)

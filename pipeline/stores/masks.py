@@ -33,6 +33,13 @@ class Missing:
         return "+".join(f"{modality}:{rate:g}" for modality, rate in self.rates) or "none"
 
 
+@dataclass(frozen=True)
+class Setting:
+    """A setting of a masks file, by its name; stands where a `Missing` does."""
+
+    name: str
+
+
 def parse_missing(text: str, modalities: Sequence[str] = MODALITIES) -> Missing:
     """Parse ``none``, ``audio:0.5`` or ``audio:0.3+visual:0.3``. InputError: what is wrong with anything else."""
 
