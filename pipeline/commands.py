@@ -217,14 +217,14 @@ def ls(
     as_json: JsonOption = False,
 ) -> int:
     """List a team's finished stores: what they hold, what is missing, and who made them when and how."""
-    from .stores.catalogue import catalogue, table
+    from .stores.catalogue import catalogue, listing, print_table
 
     folder = where or stores
     rows, unusable = catalogue(folder)
     if as_json:
         print_json(rows)
     elif rows:
-        print("\n".join(table(rows)))
+        print_table(listing(rows))
     for path, why in unusable:
         say(f"not usable: {path.name}, {why}")
     if not rows:
@@ -235,21 +235,22 @@ def ls(
 @store_app.command()
 def info(path: StoreArgument, as_json: JsonOption = False) -> int:
     """All about a store: weights, classes, failed clips and causes, spec, settings, versions, how it was made."""
-    from .stores.catalogue import describe, description
+    from .stores.catalogue import describe, description, print_table
     from .stores.store import FeatureStore
 
     facts = describe(FeatureStore.open(path))
     if as_json:
         print_json(facts)
     else:
-        print("\n".join(description(facts)))
+        print_table(description(facts))
     return DONE
 
 
 @store_app.command()
 def verify(path: StoreArgument, as_json: JsonOption = False) -> int:
     """Check every byte of a store against its checksums; name what is damaged, and the clips that this hits."""
-    from .stores.catalogue import print_damage, verify_store
+    from .stores.catalogue import print_damage
+    from .stores.checksums import verify_store
 
     damage = verify_store(path)
     if as_json:
@@ -293,9 +294,9 @@ def pull(
 
 
 def _print_copied(done) -> None:
-    sent, present = amount(done.sent, "file"), done.found
+    sent, present = amount(done.sent, "file"), done.there
     say(f"{sent} copied and checked on arrival, {present} there already" if done.sent else "there already")
-    print(done.place)
+    print(done.path)
 
 
 @store_app.command()

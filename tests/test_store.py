@@ -11,8 +11,9 @@ import zarr
 from mlemiss.pipeline.errors import InputError
 from mlemiss.pipeline.stores import store
 from mlemiss.pipeline.stores.catalogue import find_store
+from mlemiss.pipeline.stores.checksums import damaged_files
 from mlemiss.pipeline.stores.masks import TRAIN, missing_clips, parse_missing, split_clips
-from mlemiss.pipeline.stores.store import FeatureStore, damaged_files, store_name
+from mlemiss.pipeline.stores.store import FeatureStore, store_name
 
 
 def make_store(folder: Path, dataset: str = "toy", features: str = "resnet50", fingerprint: str = "abc") -> Path:

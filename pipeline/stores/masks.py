@@ -16,8 +16,8 @@ TRAIN, VALIDATION, TEST = 0, 1, 2
 HELD_OUT = 0.15  # of all clips, for validation and for test each
 MODALITIES = ("visual", "audio")
 
-# Settings and seeds every store carries, so that a team trains on the same masks.
-STORED_SETTINGS = tuple(f"{modality}:{rate}" for modality in ("audio", "visual") for rate in (0.5, 0.8, 0.9, 0.95))
+# Rates and seeds of the masks that every store carries, so that a team trains on the same ones.
+STORED_RATES = (0.5, 0.8, 0.9, 0.95)
 STORED_SEEDS = 10
 
 
@@ -38,6 +38,13 @@ class Setting:
     """A setting of a masks file, by its name; stands where a `Missing` does."""
 
     name: str
+
+
+def stored_settings(modalities: Sequence[str] = MODALITIES) -> tuple[str, ...]:
+    """Return the specs whose masks a store of these modalities carries: ``audio:0.5`` … ``visual:0.95``."""
+    if len(modalities) < 2:
+        return ()  # a clip without its only modality has nothing
+    return tuple(f"{modality}:{rate}" for modality in sorted(modalities) for rate in STORED_RATES)
 
 
 def parse_missing(text: str, modalities: Sequence[str] = MODALITIES) -> Missing:

@@ -95,11 +95,11 @@ def look_through(store: FeatureStore, m: int) -> Features:
     usable = (store.status == DONE) & store.present[:, m]
     found = Features(modality, np.full(len(usable), np.nan))
     projected = balanced(store, np.flatnonzero(usable), PROJECTED)
-    _, segments, width = store.group[modality].shape
+    _, segments, width = store.shape(modality)
     means = np.empty((len(projected), width), np.float32)
     lowest, highest = np.full(width, np.inf), np.full(width, -np.inf)
     broken, zero, still = [], [], []
-    step = store.group[modality].chunks[0]
+    step = store.clips_a_chunk(modality)
     for first in range(0, len(usable), step):
         for place, values in enumerate(store.read(modality, slice(first, first + step)), first):
             if not usable[place]:

@@ -65,7 +65,7 @@ def parts_of(method: Method, owners: Sequence[Sequence[int]]) -> list[Part]:
 
 def describe_inputs(store: FeatureStore) -> dict:
     """What a store's features are, as far as weights trained on them depend on it."""
-    widths = {modality: int(store.group[modality].shape[-1]) for modality in store.modalities}
+    widths = {modality: store.shape(modality)[-1] for modality in store.modalities}
     return {"modalities": list(store.modalities), "widths": widths, "spec": store.attrs.get("spec") or {}}
 
 
