@@ -228,6 +228,7 @@ class GivenFiles:
 
     splits: SplitsFile | None = None
     masks: MasksFile | None = None
+    modalities: tuple[str, ...] = MODALITIES
 
     def split_name(self, by: str) -> str:
         """Return how results name the split. InputError: a splits file and a column to split by."""
@@ -240,10 +241,10 @@ class GivenFiles:
     def setting(self, text: str) -> Missing | Setting:
         """Parse what --missing asks for: a spec or, with a masks file, a setting in it. InputError: there is none."""
         if self.masks is None or text.strip() == "none":
-            return parse_missing(text)
+            return parse_missing(text, self.modalities)
         names = [text.strip()]
         with suppress(InputError):
-            names.append(parse_missing(text).name)  # another spelling, audio:0.50
+            names.append(parse_missing(text, self.modalities).name)  # another spelling, audio:0.50
         for name in names:
             if name in self.masks.hidden:
                 return Setting(name)
@@ -254,7 +255,7 @@ class GivenFiles:
 
     def held_out(self, text: str) -> Missing:
         """Parse what --missing-test asks for. InputError: anything, beside a masks file."""
-        spec = parse_missing(text)
+        spec = parse_missing(text, self.modalities)
         if self.masks and spec != Missing():
             raise InputError(
                 f"--missing-test {text} and --masks {self.masks.path} exclude each other: the file's rows say what "
@@ -274,6 +275,7 @@ class GivenFiles:
         return with_files
 
 
-def read_given(splits: Path | None, masks: Path | None) -> GivenFiles:
+def read_given(splits: Path | None, masks: Path | None, modalities: tuple[str, ...] = MODALITIES) -> GivenFiles:
     """Read either file, or both. InputError names file and line of whatever is wrong."""
-    return GivenFiles(read_splits(splits) if splits else None, read_masks(masks) if masks else None)
+    masks_file = read_masks(masks, modalities) if masks else None
+    return GivenFiles(read_splits(splits) if splits else None, masks_file, modalities)
