@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ...pipeline.errors import InputError
-from ...pipeline.stores.mask_files import Setting
-from ...pipeline.stores.masks import TRAIN, Missing, parse_missing
+from ...pipeline.stores.masks import TRAIN, Missing, Setting, parse_missing
 from ...pipeline.stores.store import FeatureStore
 from .. import methods as registry
 from ..data import NOTHING, Clips, Run, RunResult, RunSpec

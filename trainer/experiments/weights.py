@@ -71,7 +71,7 @@ def parts_of(method: Method, owners: Sequence[Sequence[int]]) -> list[TrainedRun
 
 def describe_inputs(store: FeatureStore) -> dict:
     """Return what weights that are trained on a store's features depend on."""
-    widths = {modality: int(store.group[modality].shape[-1]) for modality in store.modalities}
+    widths = {modality: store.shape(modality)[-1] for modality in store.modalities}
     return {"modalities": list(store.modalities), "widths": widths, "spec": store.attrs.get("spec") or {}}
 
 
