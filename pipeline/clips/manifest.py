@@ -5,7 +5,7 @@ import io
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
@@ -30,6 +30,26 @@ class Clip:
     label: str
     subject: str
     columns: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Download:
+    """The zips that a dataset can be downloaded as; its module has one as `DOWNLOAD` (see `fetch`).
+
+    Args:
+        record: address of a JSON document as Zenodo's API gives it: `files`, each with `key` (its name), `size` in
+            bytes, `checksum` (`md5:…`, `sha256:…`) and `links.self` (its address).
+        zips: names of the zips in the record, by number of the part of the dataset that they hold.
+        clips: function from a part's number to the clips to unpack: path below the root, by clip id.
+        part: one part in a word, such as `actor`.
+        unpacked: size of these clips as a fraction of the zips' size.
+    """
+
+    record: str
+    zips: Mapping[int, str]
+    clips: Callable[[int], Mapping[str, str]]
+    part: str = "part"
+    unpacked: float = 1.0
 
 
 @dataclass(frozen=True)
