@@ -162,21 +162,15 @@ def log_posterior(
         torch.where(observed[..., m, None], _flatten(e, lead, 2), torch.zeros((), dtype=e.dtype, device=e.device))
         for m, e in enumerate(embeddings)
     ]
-    known = patterns is not None
-    patterns = patterns if known else _count_patterns(observed)
-    supports: list[_Support | None] = [None] * len(filled)
-    for m in range(len(filled)):
-        if all(pattern[m] for pattern in patterns):
-            continue  # never missing
-        if support[m] is None:
-            raise ValueError(
-                f"modality {m} is not observed in some rows, expected its support [..., N, k], found None.\n"
-                f"Pass the embeddings it is marginalised over, or mark the rows as observed."
-            )
-        mask = masks[m]
-        _check_support(support[m], None if known else mask, f"support[{m}]")
-        supports[m] = _Support(_flatten(support[m], lead, 2), None if mask is None else _flatten(mask, lead, 1))
-
+    checked = [None] * len(masks) if patterns else masks
+    patterns = patterns or _count_patterns(observed)
+    missing = {m for pattern in patterns for m, seen in enumerate(pattern) if not seen}
+    for m in missing:
+        _check_support(support[m], checked[m], f"support[{m}]")
+    supports = [
+        _Support(_flatten(s, lead, 2), None if mask is None else _flatten(mask, lead, 1)) if m in missing else None
+        for m, (s, mask) in enumerate(zip(support, masks, strict=True))
+    ]
     if fusion == "outer":
         logits = _outer_logits(filled, observed, heads, supports, patterns)
     else:
@@ -287,7 +281,12 @@ def _flatten(tensor: Tensor, lead: torch.Size, tail: int) -> Tensor:
     return tensor.expand(*lead, *kept).reshape(-1 if 0 not in kept else lead.numel(), *kept)
 
 
-def _check_support(keys: Tensor, mask: Tensor | None, name: str) -> None:
+def _check_support(keys: Tensor | None, mask: Tensor | None, name: str) -> None:
+    if keys is None:
+        raise ValueError(
+            f"{name} is None, and the modality is not observed in some rows: expected its support [..., N, k].\n"
+            f"Pass the embeddings it is marginalised over, or mark the rows as observed."
+        )
     empty = keys.shape[-2] == 0 if mask is None else not bool(mask.any(-1).all())
     if empty:
         raise ValueError(
