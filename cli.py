@@ -83,24 +83,18 @@ def demo(out: Annotated[Path, typer.Option(help="Folder for everything the demo 
     from .pipeline.encoders.images import Weights
     from .pipeline.run.plan import FeatureRequest
     from .pipeline.stores.store import FeatureStore
-    from .trainer.experiments import job as train_job
+    from .trainer.experiments.grid import Grid
+    from .trainer.experiments.train import train
 
     clips, stores, run = (writable_folder(out / part, "--out") for part in ("clips", "stores", "run"))
     pipeline_commands.synth(clips, subjects=DEMO_SUBJECTS, clips_per_subject=DEMO_CLIPS)
     features, where = FeatureRequest({DEMO_FEATURES: Weights("random")}), job.Where(pipeline_commands.all_cores())
     summary = job.preprocess(job.ClipRequest("ravdess", clips), features, stores, where=where)
     job.print_summary(summary)
-    document, run = train_job.train(
-        [FeatureStore.open(summary.stores[0])],
-        run,
-        replace=True,
-        methods=["lower-bound", "zero-padding", "mle"],
-        fusions=["addition"],
-        missing=[f"{modality}:{rate}" for modality in ("visual", "audio") for rate in (0.5, 0.8, 0.95)],
-        seeds=3,
-        settings=Settings(epochs=15, hidden=64),  # enough to tell the methods apart within the demo's minutes
-        device="auto",
-    )
+    missing = [f"{modality}:{rate}" for modality in ("visual", "audio") for rate in (0.5, 0.8, 0.95)]
+    grid = Grid(["lower-bound", "zero-padding", "mle"], missing=missing, seeds=3)
+    settings = Settings(epochs=15, hidden=64)  # enough to tell the methods apart within the demo's minutes
+    document, run = train([FeatureStore.open(summary.stores[0])], run, grid, settings, replace=True)
     trainer_commands.finish_training(document, run, as_json=False)
     say("These features come from a network with RANDOM weights, of drawn faces and synthetic voices: they show")
     say("that everything works, not how well pretrained features do.")

@@ -17,6 +17,7 @@ import numpy as np
 from mlemiss.pipeline.encoders.images import keep_freed_memory
 from mlemiss.pipeline.stores.store import FeatureStore
 from mlemiss.trainer.experiments.experiments import run_grid
+from mlemiss.trainer.experiments.grid import Grid
 from mlemiss.trainer.settings import MARGINALS, Settings
 
 METHODS = ("mle", "zero-padding", "lower-bound", "hgr", "ae1")
@@ -37,8 +38,8 @@ def marginal(stores: list[FeatureStore], missing: list[str], fusions: list[str],
     found = {}
     for fusion in fusions:
         for store in stores:
-            options = {"methods": ["mle"], "fusions": [fusion], "missing": missing, "seeds": seeds}
-            runs = [run_grid([store], settings=Settings(marginal=m), **options)["results"] for m in MARGINALS]
+            grid = Grid(["mle"], [fusion], missing, seeds=seeds)
+            runs = [run_grid([store], grid, Settings(marginal=m))["results"] for m in MARGINALS]
             for place, spec in enumerate(missing):
                 values = [np.array(results[place]["val_accuracy"]) for results in runs]
                 spent = "/".join(f"{results[place]['seconds']:.0f}" for results in runs)
@@ -57,8 +58,7 @@ def settings(stores: list[FeatureStore], missing: list[str], fusions: list[str],
         changed = replace(default, **{name: value}) if value is not None else default
         columns, methods = [], {}
         for store in stores:
-            options = {"methods": METHODS, "fusions": fusions, "missing": missing, "seeds": seeds}
-            results = run_grid([store], settings=changed, **options)["results"]
+            results = run_grid([store], Grid(METHODS, fusions, missing, seeds=seeds), changed)["results"]
             columns.append(np.mean([r["val_accuracy"] for r in results]))
             for r in results:
                 methods.setdefault(r["method"], []).append(np.mean(r["val_accuracy"]))

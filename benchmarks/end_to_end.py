@@ -102,14 +102,17 @@ def steps_end_to_end(store, options, o, device) -> Callable[[], int]:
     settings = Settings(batch_size=o.batch_size)
     runs = clips.load(device).runs([clips.run(RunSpec(0))], all_rows)
     method = load("mle")(runs, settings, "addition")
-    optimiser = torch.optim.AdamW([{"params": list(method.parameters())}, *runs.trained_parameters()], lr=settings.lr)
-    order = runs.order(Stage(), 0, o.batch_size)
+    groups = [{"params": list(method.parameters())}]
+    if not options.frozen:
+        groups.append({"params": list(runs.trunks.parameters()), "lr": options.backbone_lr})
+    optimiser = torch.optim.AdamW(groups, lr=settings.lr)
+    of_epoch = runs.batches(Stage(), 0, o.batch_size)
 
     def endless():
         epoch = 0
         while True:
             epoch += 1
-            yield from order.epoch(epoch)
+            yield from of_epoch.epoch(epoch)
 
     batches = endless()
     method.train()
@@ -117,9 +120,8 @@ def steps_end_to_end(store, options, o, device) -> Callable[[], int]:
     method.begin_epoch(Stage(), 0)
 
     def step() -> int:
-        rows, weight = next(batches)
+        batch = next(batches)
         optimiser.zero_grad(set_to_none=True)
-        batch = runs.batch(rows, weight)
         method.loss(batch).sum().backward()
         optimiser.step()
         return int(batch.observed.sum())
@@ -155,10 +157,10 @@ def steps_bare(options: EndToEnd, o: argparse.Namespace, device: torch.device) -
 def accuracy(store: FeatureStore, options: EndToEnd, o: argparse.Namespace) -> dict:
     """`reproduce table1` within the budget, and the same cells with the backbones frozen as they began."""
     table = EXHIBITS["table1"]
-    plain = {"splits": table.splits, "settings": Settings(epochs=o.epochs, batch_size=o.batch_size), "device": o.device}
-    grid = {"fusions": table.fusions, "seeds": o.seeds, "budget": o.budget}
+    how = Settings(epochs=o.epochs, batch_size=o.batch_size), o.device
+    grid, out = table.grid(seeds=o.seeds), o.out / "trained"
     start = time.perf_counter()
-    document = reproduce(table, [store], o.out / "trained", end_to_end=options, **grid, **plain)
+    document = reproduce(table, [store], out, grid, *how, hours=o.budget, end_to_end=options)
     seconds = time.perf_counter() - start
     trained = {(c["method"], c["fusion"], c["missing"]): c for c in document["cells"]}
     still = replace(options, frozen=True, augment=False)
@@ -166,9 +168,11 @@ def accuracy(store: FeatureStore, options: EndToEnd, o: argparse.Namespace) -> d
     for fusion, missing in dict.fromkeys(key[1:] for key in trained):
         seeds = len(next(c["seeds"] for key, c in trained.items() if key[1:] == (fusion, missing)))
         part, out = replace(table, missing=(missing,)), o.out / f"frozen-{fusion}-{missing.replace(':', '-')}"
-        found = reproduce(part, [store], out, fusions=[fusion], seeds=seeds, end_to_end=still, **plain)
+        found = reproduce(part, [store], out, part.grid([fusion], seeds=seeds), *how, end_to_end=still)
         for cell in found["cells"]:
             row = [cell["method"], fusion, missing]
+            if tuple(row) not in trained:  # the time was up
+                continue
             one, other = trained[tuple(row)]["mean"], cell["mean"]
             rows.append({"row": row, "trained": one, "frozen": other})
             gains.append(round(one - other, 6))

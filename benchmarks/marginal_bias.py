@@ -22,11 +22,11 @@ import torch
 from mlemiss.pipeline.encoders.images import parse_weights
 from mlemiss.pipeline.stores.masks import parse_missing
 from mlemiss.pipeline.stores.store import FeatureStore
-from mlemiss.trainer.batches import Stage, all_rows
+from mlemiss.trainer.batches import Batch, Stage, all_rows
 from mlemiss.trainer.data import RunSpec
 from mlemiss.trainer.end_to_end.end_to_end import EndToEnd, MediaClips
-from mlemiss.trainer.experiments.experiments import choose_device, run_grid
-from mlemiss.trainer.experiments.job import clips_as
+from mlemiss.trainer.experiments.experiments import choose_device, clips_as, run_grid
+from mlemiss.trainer.experiments.grid import Grid
 from mlemiss.trainer.marginal import Full
 from mlemiss.trainer.methods import load
 from mlemiss.trainer.settings import Settings
@@ -68,19 +68,21 @@ def gradients(store: FeatureStore, options: EndToEnd, o: argparse.Namespace, see
     clips = MediaClips(store, options)
     runs = clips.load(device).runs([clips.run(RunSpec(seed, parse_missing(o.missing)))], all_rows)
     method = load("mle")(runs, settings, o.fusion)
-    groups = [{"params": list(method.parameters())}, *runs.trained_parameters()]
+    groups = [{"params": list(method.parameters())}]
+    if not options.frozen:
+        groups.append({"params": list(runs.trunks.parameters()), "lr": options.backbone_lr})
     optimiser = torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay)
     parameters = [p for group in groups for p in group["params"]]
-    order = runs.order(Stage(), 0, o.batch_size)
+    batches = runs.batches(Stage(), 0, o.batch_size)
     runs.trunks.train()
     method.begin_epoch(Stage(), 0)
     bank = method._marginals
     full = {m: Full(runs, m, method.encoders[m]) for m in bank}
 
-    def gradient(marginals: dict, rows, weight) -> tuple[float, torch.Tensor]:
+    def gradient(marginals: dict, batch: Batch) -> tuple[float, torch.Tensor]:
         method._marginals = marginals
         optimiser.zero_grad(set_to_none=True)
-        loss = method.loss(runs.batch(rows, weight)).sum()
+        loss = method.loss(runs.batch(batch.rows, batch.weight)).sum()
         loss.backward()
         return loss.item(), torch.cat(
             [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
@@ -89,16 +91,16 @@ def gradients(store: FeatureStore, options: EndToEnd, o: argparse.Namespace, see
     found = []
     for epoch in range(1, o.epochs + 1):
         losses, exact, aged, noise = [], 0, 0, 0
-        for rows, weight in order.epoch(epoch):
-            of_full, whole = gradient(full, rows, weight)
+        for batch in batches.epoch(epoch):
+            of_full, whole = gradient(full, batch)
             before = {m: marginal.bank.clone() for m, marginal in bank.items()}
             for marginal in bank.values():
                 with torch.no_grad():
                     marginal.bank[:, : marginal.N] = marginal.support.features(marginal.support.rows)
-            _, fresh = gradient(bank, rows, weight)
+            _, fresh = gradient(bank, batch)
             for m, marginal in bank.items():
                 marginal.bank = before[m]
-            of_bank, latest = gradient(bank, rows, weight)
+            of_bank, latest = gradient(bank, batch)
             losses.append((of_bank, of_full))
             exact, aged = exact + whole, aged + (latest - fresh)
             noise += (fresh - whole).norm()
@@ -113,8 +115,8 @@ def gradients(store: FeatureStore, options: EndToEnd, o: argparse.Namespace, see
 
 def accuracies(store: FeatureStore, options: EndToEnd, o: argparse.Namespace, kind: str) -> list[float]:
     settings = Settings(epochs=o.epochs, batch_size=o.batch_size, marginal=kind)
-    grid = {"methods": ["mle"], "fusions": [o.fusion], "missing": [o.missing], "seeds": o.seeds, "device": o.device}
-    return run_grid([store], **grid, settings=settings, clips_of=clips_as(options))["results"][0]["test_accuracy"]
+    grid = Grid(["mle"], [o.fusion], [o.missing], seeds=o.seeds)
+    return run_grid([store], grid, settings, o.device, clips_of=clips_as(options))["results"][0]["test_accuracy"]
 
 
 if __name__ == "__main__":

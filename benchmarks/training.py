@@ -32,6 +32,7 @@ from mlemiss.pipeline.encoders.images import keep_freed_memory
 from mlemiss.pipeline.stores.store import FeatureStore, attributes, create_array, open_group, publish, write_table
 from mlemiss.trainer.data import Clips, Dataset, RunSpec
 from mlemiss.trainer.experiments.experiments import choose_device, run_grid
+from mlemiss.trainer.experiments.grid import Grid
 from mlemiss.trainer.settings import Settings
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -138,19 +139,19 @@ def grid(width: int, runs: int, clips: int, settings: Settings, device: torch.de
     with tempfile.TemporaryDirectory() as folder:
         store = random_store(Path(folder), clips, width)
         seeds = max(runs // 2, 1)
-        options = {"methods": ["mle"], "missing": ["audio:0.5", "audio:0.9"], "device": device.type}
+        wanted = Grid(missing=["audio:0.5", "audio:0.9"], seeds=seeds)
         dataset = Dataset(Clips(store), device)
-        drawn = [dataset.clips.run(RunSpec(s, m)) for m in _specs(options["missing"]) for s in range(seeds)]
+        drawn = [dataset.clips.run(RunSpec(s, m)) for m in wanted.missing for s in range(seeds)]
         short = Settings(epochs=1, batch_size=settings.batch_size, marginal="batch")
-        run_grid([store], seeds=1, settings=short, **options)  # warm-up of both
+        run_grid([store], replace(wanted, seeds=1), short, device.type)  # warm-up of both
         plain_run(dataset, drawn[0], short)
         times = []
         for _ in range(rounds):
             start = _now(device)
-            document = run_grid([store], seeds=seeds, settings=settings, **options)
+            document = run_grid([store], wanted, settings, device.type)
             ours = _now(device) - start
             start = _now(device)
-            run_grid([store], seeds=seeds, settings=replace(settings, marginal=Settings.marginal), **options)
+            run_grid([store], wanted, replace(settings, marginal=Settings.marginal), device.type)
             with_bank = _now(device) - start
             start = _now(device)
             scores = [plain_run(dataset, run, settings) for run in drawn]
@@ -176,12 +177,6 @@ def grid(width: int, runs: int, clips: int, settings: Settings, device: torch.de
     }
     print(f"{width} features: {found}", flush=True)
     return found
-
-
-def _specs(texts):
-    from mlemiss.pipeline.stores.masks import parse_missing
-
-    return [parse_missing(text) for text in texts]
 
 
 MEMORY = """
@@ -229,8 +224,7 @@ def table2(clips: int, settings: Settings, device: torch.device) -> float:
         stores = [random_store(Path(folder), clips, width) for width in (4096, 512, 2048)]
         missing = [f"{m}:{rate}" for m in ("visual", "audio") for rate in (0.5, 0.8, 0.9)]
         start = _now(device)
-        options = {"methods": ["ae1", "ae2", "mle"], "missing": missing, "seeds": 5}
-        run_grid(stores, settings=settings, device=device.type, **options)
+        run_grid(stores, Grid(["ae1", "ae2", "mle"], missing=missing), settings, device.type)
         seconds = _now(device) - start
     print(f"Table 2: 270 runs of {settings.epochs} epochs in {seconds:.1f} s")
     return round(seconds, 1)

@@ -87,27 +87,29 @@ def synth(
 
 
 def fetch(
-    dataset: Annotated[str, typer.Argument(metavar="ravdess", help="The data set.")],
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="A dataset that has a record, such as ravdess.")],
     root: Annotated[
-        Path | None, typer.Option(help="Folder for the clips (default: $MLEMISS_DATA/ravdess or data/ravdess).")
+        Path | None, typer.Option(help="Folder for the clips (default: $MLEMISS_DATA/DATASET or data/DATASET).")
     ] = None,
-    actors: Annotated[str, typer.Option(help="Only these actors, for example 1,2,5-8.")] = "1-24",
+    parts: Annotated[
+        str | None, typer.Option("--parts", "--actors", help="Only these, for example 1,2,5-8; of ravdess the actors.")
+    ] = None,
     record: Annotated[
-        str | None, typer.Option(envvar="MLEMISS_RAVDESS_RECORD", help="Another address of the record's API.")
+        str | None, typer.Option(help="Another address of the record's API (default: $MLEMISS_DATASET_RECORD).")
     ] = None,
 ) -> int:
     """Download a data set from its official record: checksums verified, resumed where it was cut, unpacked safely."""
-    from .clips import fetch as job
-    from .clips.datasets import default_root
+    from .clips.datasets import default_root, downloadable
+    from .clips.fetch import fetch_dataset, parse_parts
 
-    if dataset != "ravdess":
-        raise InputError(f"cannot fetch {dataset!r}: only ravdess has a record that anybody may download.")
+    module = downloadable(dataset)
     root = writable_folder(root or default_root(dataset), "--root")
-    chosen = job.parse_actors(actors)
-    result = job.fetch_ravdess(root, chosen, record or job.RECORD)
+    chosen = sorted(module.DOWNLOAD.zips) if parts is None else parse_parts(parts, module.DOWNLOAD)
+    mirror = os.environ.get(f"MLEMISS_{dataset.upper().replace('-', '_')}_RECORD")
+    result = fetch_dataset(module, root, chosen, record or mirror)
     for name, cause in result.failed.items():
         say(f"failed: {name}: {cause}")
-    say(f"{len(result.there) + len(result.unpacked)} of {len(chosen)} actors are in {root}")
+    say(f"{len(result.there) + len(result.unpacked)} of {len(chosen)} {module.DOWNLOAD.part}s are in {root}")
     if result.failed:
         return FAILURES
     say(f"Next: mlemiss preprocess --dataset {dataset} --root {root}")

@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 from mlemiss.pipeline.stores.store import FeatureStore, attributes, create_array, open_group, publish, write_table
 from mlemiss.trainer.experiments.experiments import run_grid
+from mlemiss.trainer.experiments.grid import Grid
+from mlemiss.trainer.experiments.run_folder import RunFolder
 from mlemiss.trainer.settings import Settings
 
 CHUNK = 16  # clips
@@ -68,5 +70,7 @@ def predictions(document, out, **cell):
         return file["probabilities"]
 
 
-def grid(stores, out, **options):
-    return run_grid(stores, out=out, **({"settings": QUICK, "device": "cpu"} | options))
+def grid(stores, out, *, settings=QUICK, resume=False, save_weights=False, progress=None, **combined):
+    """Train a grid on the CPU into a folder. combined: the fields of `Grid`."""
+    folder = RunFolder(out, resume=resume, save_weights=save_weights)
+    return run_grid(stores, Grid(**combined), settings, "cpu", folder, progress=progress)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from mlemiss.pipeline.stores.masks import parse_missing
-from mlemiss.trainer.batches import EpochOrder
 from mlemiss.trainer.data import Clips, Dataset, Runs, RunSpec
-from mlemiss.trainer.fit import fit, plan_steps
+from mlemiss.trainer.fit import fit
+from mlemiss.trainer.method import plan_steps
 from mlemiss.trainer.methods import load
 from mlemiss.trainer.methods.hgr import LEAST_PROBABILITY, soft_hgr
 from mlemiss.trainer.settings import Settings
@@ -121,7 +121,7 @@ def imputer_alone(dataset, run, kind):
     stage = kind.stages[0]
     clips = run.training_clips(stage.rows)
     steps = -(-int(clips.sum()) * runs.segments // SETTINGS.batch_size)
-    order = EpochOrder(runs, stage, steps, SETTINGS.batch_size)
+    order = runs.batches(stage, steps, SETTINGS.batch_size).order
     optimiser = torch.optim.AdamW([w, b, v, c], lr=SETTINGS.lr, weight_decay=SETTINGS.weight_decay)
     x, y = (((dataset.features[m] - runs.moments[m][0][0]) / runs.moments[m][1][0]).double() for m in (0, 1))
     has_audio = torch.as_tensor(np.repeat(run.observed[:, 1], runs.segments))

@@ -11,8 +11,9 @@ import pytest
 from mlemiss import cli
 from mlemiss.pipeline.errors import InputError
 from mlemiss.pipeline.stores.store import FeatureStore
-from mlemiss.trainer import options
-from mlemiss.trainer.experiments import job
+from mlemiss.trainer import commands
+from mlemiss.trainer.experiments import train
+from mlemiss.trainer.experiments.grid import Grid
 from mlemiss.trainer.settings import Settings
 
 from .feature_stores import write_store
@@ -61,7 +62,7 @@ def test_every_verb_has_help(verb, mlemiss):
         (["train", "--missing", "audio:1.5"], "not between 0 and 1"),
         (["train", "--missing", ","], "an empty list"),
         (["train", "--missing", "none", "--epochs", "0"], "epochs 0"),
-        (["train", "--missing", "none", "--marginal", "most"], "unknown marginal"),
+        (["train", "--missing", "none", "--marginal", "most"], "is not one of 'full', 'bank', 'batch'"),
         (["train", "--missing", "none", "--stores", "nowhere"], "no finished store"),
         (["train", "--missing", "none", "--store", "nowhere"], "no store at nowhere"),
     ],
@@ -200,21 +201,22 @@ def test_a_folder_that_may_only_be_read(toy, tmp_path, mlemiss):
 
 def test_runs_of_one_second_have_folders_of_their_own_and_failed_ones_leave_none(toy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(job.time, "strftime", lambda *_: "now")
-    store, options = FeatureStore.open(toy), {"seeds": 1, "settings": Settings(epochs=1), "device": "cpu"}
-    folders = [job.train([store], None, methods=["mle"], missing=["none"], **options)[1] for _ in range(3)]
+    monkeypatch.setattr(train.time, "strftime", lambda *_: "now")
+    store, options = FeatureStore.open(toy), {"settings": Settings(epochs=1), "device": "cpu"}
+    grid = Grid(missing=["none"], seeds=1)
+    folders = [train.train([store], None, grid, **options)[1] for _ in range(3)]
     assert [str(folder) for folder in folders] == ["runs/now-toy-mle", "runs/now-toy-mle-2", "runs/now-toy-mle-3"]
     assert all((folder / "results.json").is_file() for folder in folders)
-    with pytest.raises(InputError, match="unknown method"):
-        job.train([store], None, methods=["magic"], missing=["none"], **options)
+    with pytest.raises(InputError, match="no such column"):
+        train.train([store], None, Grid(splits=["weather"]), **options)
     assert sorted(Path("runs").iterdir()) == folders
 
 
 @pytest.mark.parametrize(
     ("arguments", "inside", "said"),
     [
-        (["train", "--missing", "none"], "trainer.commands.named_stores", "another run starts from the beginning"),
-        (["reproduce", "table2"], "trainer.commands.named_stores", "to go on"),
+        (["train", "--missing", "none"], "trainer.commands._named_stores", "another run starts from the beginning"),
+        (["reproduce", "table2"], "trainer.commands._named_stores", "to go on"),
         (["report", "run"], "trainer.commands.writable_file", "interrupted\n"),
     ],
 )
@@ -233,7 +235,7 @@ def test_a_store_named_twice_is_trained_once(toy, tmp_path, mlemiss):
     stores = ["--store", toy, "--store", "same", "--store", toy.relative_to(tmp_path)]
     result = mlemiss("train", "--missing", "none", "--seeds", 1, "--epochs", 1, *stores, "--json")
     assert len(json.loads(result.stdout)["results"]) == 1
-    assert options.named_stores([Path("b"), Path("a"), Path("c/../b")], None) == [Path("b"), Path("a")]
+    assert commands._named_stores([Path("b"), Path("a"), Path("c/../b")], None) == [Path("b"), Path("a")]
 
 
 @pytest.mark.parametrize("what", ["methods", "features", "datasets"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from mlemiss.pipeline.errors import InputError
 from mlemiss.trainer.evaluate import mean_interval
-from mlemiss.trainer.report.comparisons import compare, holm, paired, read_outcomes
+from mlemiss.trainer.report.comparisons import compare_methods, holm, paired, read_outcomes
 from mlemiss.trainer.report.report import load_runs
 from mlemiss.trainer.report.tables import comparisons_text, sections
 
@@ -80,7 +80,8 @@ def test_estimator_equals_a_plain_reference(tmp_path, subjects, enumerated):
     subject = [f"p{int(subjects * (i / n) ** 0.7)}" if subjects else "" for i in range(n)]  # of unequal size
     tested = rng.random((S, n)) < 0.3
     a, b = rng.random((S, n)) < 0.75, rng.random((S, n)) < 0.6
-    (entry,) = compare([result(tmp_path, m, x, subject, tested=tested) for m, x in (("A", a), ("B", b))], tmp_path)
+    results = [result(tmp_path, m, x, subject, tested=tested) for m, x in (("A", a), ("B", b))]
+    (entry,) = compare_methods(results, tmp_path)
     difference = differences(a, b, tested)
     unit = {i: subject[i] or f"clip {i}" for i in difference}
     mean, low, high, p = reference(difference, unit, 3000, None if enumerated else 3000, rng)
@@ -126,7 +127,7 @@ def test_a_large_difference_is_found_and_none_where_there_is_none(tmp_path):
     rng = np.random.default_rng(5)
     subject = [f"p{i % 24}" for i in range(240)]
     good, alike, bad = (rng.random((3, 240)) < share for share in (0.9, 0.9, 0.6))
-    entries = compare(
+    entries = compare_methods(
         [result(tmp_path, m, x, subject) for m, x in (("good", good), ("alike", alike), ("bad", bad))], tmp_path
     )
     first, second, third = entries
@@ -134,7 +135,7 @@ def test_a_large_difference_is_found_and_none_where_there_is_none(tmp_path):
     for entry in (second, third):
         assert entry["p_holm"] < 0.001 and 25 < entry["difference"] < 36
         assert 15 < entry["interval"][0] < entry["difference"] < entry["interval"][1] < 45
-    same = compare([result(tmp_path / "s", m, good, subject) for m in "AB"], tmp_path / "s")[0]
+    same = compare_methods([result(tmp_path / "s", m, good, subject) for m in "AB"], tmp_path / "s")[0]
     assert (same["difference"], same["interval"], same["p"]) == (0, [0, 0], 1)
 
 
@@ -152,7 +153,7 @@ def test_holm_is_over_one_table_and_its_missing_specs(tmp_path):
         for missing in ("audio:0.5", "audio:0.9")
         for method, share in (("A", 0.9), ("B", 0.5), ("C", 0.6))
     ]
-    entries = compare(cells, tmp_path)
+    entries = compare_methods(cells, tmp_path)
     assert len(entries) == 2 * 2 * 3
     for features in ("f", "g"):
         table = [e for e in entries if e["features"] == features]
@@ -174,9 +175,9 @@ def test_only_the_same_seeds_and_test_clips_are_compared(tmp_path):
         result(tmp_path, "G", right, subject, tested=tested, given="masks.csv 0123"),
         {k: v for k, v in result(tmp_path, "H", right, subject, tested=tested).items() if k != "predictions"},
     ]
-    assert compare([a, *others], tmp_path) == []
+    assert compare_methods([a, *others], tmp_path) == []
     again = result(tmp_path, "A", ~right, subject, tested=tested)  # of a cell that ran twice, the later stands
-    (entry,) = compare([a, result(tmp_path, "I", right, subject, tested=tested), again], tmp_path)
+    (entry,) = compare_methods([a, result(tmp_path, "I", right, subject, tested=tested), again], tmp_path)
     assert entry["a"]["method"] == "A" and entry["difference"] < 0
 
 
@@ -200,7 +201,7 @@ def test_damaged_predictions_are_an_input_error(tmp_path, content):
     cell = result(tmp_path, "A", np.ones((1, 9)), [""] * 9)
     (tmp_path / cell["predictions"]).write_bytes(content)
     with pytest.raises(InputError, match=r"A-audio.*(?s:expected predictions.*remove the file)"):
-        compare([cell], tmp_path)
+        compare_methods([cell], tmp_path)
 
 
 def test_interval_of_the_mean():
@@ -268,9 +269,9 @@ def test_other_hyper_parameters_are_other_tables_but_for_the_marginal(tmp_path):
 
     a = cell("A", marginal="bank")
     others = [cell("B", settings={"hidden": 16}), cell("B", revision=2), cell("B", given={"masks": {"file": "m"}})]
-    assert compare([a, *others], tmp_path) == []
+    assert compare_methods([a, *others], tmp_path) == []
     full = {"settings": {"marginal": "full"}}
-    entries = compare([a, cell("B"), cell("A", marginal="full", **full), cell("C", **full)], tmp_path)
+    entries = compare_methods([a, cell("B"), cell("A", marginal="full", **full), cell("C", **full)], tmp_path)
     assert len(entries) == 6 and entries[0]["settings"] == {"hidden": 8}
     sides = [entries[1]["a"], entries[1]["b"], entries[0]["b"]]
     plain = {"fusion": "addition"}
@@ -284,8 +285,8 @@ def test_other_hyper_parameters_are_other_tables_but_for_the_marginal(tmp_path):
 def test_results_without_a_tested_clip_are_left_out(tmp_path):
     right, subject = np.ones((2, 20)), [""] * 20
     nothing = [result(tmp_path, m, right, subject, tested=np.zeros((2, 20))) for m in "AB"]  # NaN throughout
-    assert compare(nothing, tmp_path) == []
+    assert compare_methods(nothing, tmp_path) == []
     empty = [result(tmp_path, m, np.ones((2, 0)), [], missing="none") for m in "AB"]
     both = [result(tmp_path, m, right, subject) for m in "CD"]
-    (entry,) = compare([*nothing, *empty, *both], tmp_path)
+    (entry,) = compare_methods([*nothing, *empty, *both], tmp_path)
     assert (entry["a"]["method"], entry["b"]["method"]) == ("C", "D")

@@ -22,12 +22,11 @@ from mlemiss.trainer.data import Clips, Dataset, RunSpec
 from mlemiss.trainer.end_to_end.checkpoint import Checkpoints
 from mlemiss.trainer.end_to_end.end_to_end import EndToEnd, MediaClips
 from mlemiss.trainer.end_to_end.media import MediaReader
+from mlemiss.trainer.end_to_end.training import MediaTraining, fit_end_to_end
 from mlemiss.trainer.end_to_end.trunks import Trunk, augment_frames, augment_logmels
-from mlemiss.trainer.experiments import job
-from mlemiss.trainer.experiments import run_folder as kept
-from mlemiss.trainer.experiments.estimate import estimate
-from mlemiss.trainer.experiments.grid import plan_grid
-from mlemiss.trainer.experiments.job import clips_as
+from mlemiss.trainer.experiments.grid import Grid
+from mlemiss.trainer.experiments.run_folder import identity
+from mlemiss.trainer.experiments.train import train
 from mlemiss.trainer.fit import fit
 from mlemiss.trainer.marginal import Full, Latest, SupportRows
 from mlemiss.trainer.methods import load
@@ -62,7 +61,7 @@ def trained(media, method="mle", fusion="addition", missing="audio:0.5", setting
     """One run, as `fit` has it."""
     clips = MediaClips(media, tiny(**options))
     run = clips.run(RunSpec(0, parse_missing(missing)))
-    return fit(load(method), clips.load(CPU), [run], settings, fusion)[0]
+    return fit_end_to_end(load(method), clips.load(CPU), [run], settings, fusion)[0]
 
 
 # Frozen, it is the training on cached features.
@@ -161,18 +160,17 @@ def test_killed_and_resumed_it_ends_as_if_unbroken(media, tmp_path, option):
 
 
 def test_a_finished_grid_is_not_trained_again(media, tmp_path):
-    options = {"methods": ["mle"], "fusions": ["addition"], "missing": ["audio:0.5"], "seeds": 1, "device": "cpu"}
-    first, _ = job.train([media], tmp_path / "run", end_to_end=tiny(), settings=QUICK, **options)
-    again, _ = job.train([media], tmp_path / "run", end_to_end=tiny(), settings=QUICK, **options)
+    grid, out = Grid(seeds=1), tmp_path / "run"
+    first, _ = train([media], out, grid, QUICK, "cpu", end_to_end=tiny())
+    again, _ = train([media], out, grid, QUICK, "cpu", end_to_end=tiny())
     assert again["results"] == first["results"]  # seconds too
     result = first["results"][0]
     assert (result["features"], result["weights"], result["marginal"]) == (TINY, "random", "bank")
     assert result["end_to_end"] | {"weights_hash": 0} == tiny().describe() | {"weights_hash": 0}
     assert result["weights_hash"] == load_network(TINY, RANDOM).weights_hash
     assert "trained end to end (from random weights)" in (tmp_path / "run" / "report.html").read_text()
-    other, _ = job.train([media], tmp_path / "run", end_to_end=tiny(backbone_lr=1e-3), settings=QUICK, **options)
-    assert kept.identity(other["results"][0]) != kept.identity(result)
-    assert other["results"][0]["seconds"] != result["seconds"]
+    other, _ = train([media], out, grid, QUICK, "cpu", end_to_end=tiny(backbone_lr=1e-3))
+    assert identity(other["results"][0]) != identity(result)
 
 
 # Micro-batches.
@@ -289,12 +287,12 @@ def test_an_epoch_depends_on_its_number_alone(media):
     clips = MediaClips(media, tiny())
     run = clips.run(RunSpec(0, parse_missing("audio:0.5")))
     runs = clips.load(CPU).runs([run], all_rows)
-    orders = [runs.order(Stage(), 0, 16) for _ in range(2)]
-    first = [list(orders[0].epoch(n)) for n in (1, 2)]
-    second = list(orders[1].epoch(2))
-    for (rows, weight), (others, weights) in zip(first[1], second, strict=True):
-        assert torch.equal(rows, others) and torch.equal(weight, weights)
-    assert not torch.equal(first[0][0][0], second[0][0])
+    batches = [runs.batches(Stage(), 0, 16) for _ in range(2)]
+    first = [list(batches[0].epoch(n)) for n in (1, 2)]
+    second = list(batches[1].epoch(2))
+    for one, other in zip(first[1], second, strict=True):
+        assert torch.equal(one.rows, other.rows) and torch.equal(one.weight, other.weight)
+    assert not torch.equal(first[0][0].rows, second[0].rows)
 
 
 # The marginal.
@@ -408,10 +406,10 @@ def test_both_modalities_may_be_missing(media):
 def test_backbones_learn(media):
     clips = MediaClips(media, tiny(backbone_lr=1e-2))
     run = clips.run(RunSpec(0, parse_missing("audio:0.5")))
-    methods = []
-    fit(load("mle"), clips.load(CPU), [run], replace(QUICK, epochs=3), "addition", on_trained=methods.append)
+    runs = clips.load(CPU).runs([run], all_rows)
+    MediaTraining(load("mle")(runs, replace(QUICK, epochs=3), "addition"), "mle", lambda clips: None).run()
     before = load_network(TINY, RANDOM).model.state_dict()
-    for trunk in methods[0].runs.trunks:
+    for trunk in runs.trunks:
         assert all(not torch.equal(t, before[name]) for name, t in trunk.network.state_dict().items())
 
 
@@ -421,8 +419,7 @@ def test_what_is_missing_is_neither_read_nor_seen(media):
     runs = clips.load(CPU).runs([run], all_rows)
     read = []
     whole, runs.reader.read = runs.reader.read, lambda m, rows: read.append((m, rows)) or whole(m, rows)
-    for rows, weight in runs.order(Stage(), 0, 16).epoch(1):
-        batch = runs.batch(rows, weight)
+    for batch in runs.batches(Stage(), 0, 16).epoch(1):
         for m, x in enumerate(batch.x):
             assert (x.isnan().all(-1) == ~batch.observed[..., m]).all()
     assert read and all(run.observed[rows.numpy() // SEGMENTS, m].all() for m, rows in read)
@@ -501,7 +498,7 @@ def train_as_user(mlemiss, *arguments):
         (["--end-to-end", SMALL, "--features", "resnet50"], "exclude each other"),
         (["--end-to-end", "resnet51"], "unknown features 'resnet51'"),
         (["--end-to-end", SMALL, "--init", "nowhere.pth"], "neither imagenet nor random nor a file"),
-        (["--end-to-end", SMALL, "--init", "random", "--precision", "fp8"], "expected fp32 or bf16"),
+        (["--end-to-end", SMALL, "--init", "random", "--precision", "fp8"], "is not one of 'fp32', 'bf16'"),
         (["--end-to-end", SMALL, "--init", "random", "--micro-batch", "0"], "expected 1 or more"),
         (["--end-to-end", SMALL, "--init", "random", "--backbone-lr", "0"], "expected more than 0"),
         (["--end-to-end", SMALL, "--init", "random", "--frozen", "--augment"], "exclude each other"),
@@ -555,9 +552,6 @@ def test_a_batch_that_does_not_fit_names_the_size_to_try(media, monkeypatch):
         trained(media, micro_batch=64)
     with pytest.raises(InputError, match=r"(?s)1 segments at once.*a smaller --batch-size"):
         trained(media, micro_batch=1)
-    with pytest.raises(InputError, match=r"(?s)8 segments at once.*--micro-batch 4"):
-        plan = plan_grid([media], missing=["audio:0.5"], seeds=1, clips_of=clips_as(tiny(micro_batch=8)))
-        estimate(plan.cells, QUICK, CPU)
 
     def wrong(self, x):
         raise RuntimeError("shapes cannot be multiplied")
@@ -571,22 +565,21 @@ def test_a_checkpoint_of_another_training_is_told(media, tmp_path):
     clips = MediaClips(media, tiny())
     run = clips.run(RunSpec(0, parse_missing("audio:0.5")))
 
-    def train(**identity):
+    def trained_again(**identity):
         checkpoints = Checkpoints(tmp_path, {"method": "mle", "lr": 1} | identity)
-        return fit(load("mle"), clips.load(CPU), [run], QUICK, "addition", checkpoints=checkpoints)[0]
+        return fit_end_to_end(load("mle"), clips.load(CPU), [run], QUICK, "addition", checkpoints=checkpoints)[0]
 
-    first = train()
-    assert np.array_equal(train().probability, first.probability)  # taken from the file of the last epoch
+    first = trained_again()
+    assert np.array_equal(trained_again().probability, first.probability)  # taken from the file of the last epoch
     with pytest.raises(InputError, match=r"(?s)seed0-classifier.pt is of another training \(lr: 1 there, 2 here\)"):
-        train(lr=2)
+        trained_again(lr=2)
     (path,) = tmp_path.glob("*.pt")
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(InputError, match=r"(?s)seed0-classifier.pt cannot be read.*Remove it"):
-        train()
+        trained_again()
 
 
 def test_a_checkpoint_of_another_training_is_told_before_anything_is_trained(media, tmp_path, monkeypatch):
-    options = {"fusions": ["addition"], "missing": ["audio:0.5"], "seeds": 1, "device": "cpu", "end_to_end": tiny()}
     out = tmp_path / "run"
 
     def killed(*arguments, **named):
@@ -594,18 +587,17 @@ def test_a_checkpoint_of_another_training_is_told_before_anything_is_trained(med
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr("mlemiss.trainer.end_to_end.checkpoint.Checkpoints.remove", killed)
-        job.train([media], out, methods=["hgr"], settings=QUICK, **options)
+        train([media], out, Grid(["hgr"], seeds=1), QUICK, "cpu", end_to_end=tiny())
     (out / "results.json").unlink()
     with pytest.raises(InputError, match=r"seed0-classifier.pt is of another training \(epochs: 2 there, 3 here\)"):
-        job.train([media], out, methods=["mle", "hgr"], settings=replace(QUICK, epochs=3), **options)
+        train([media], out, Grid(["mle", "hgr"], seeds=1), replace(QUICK, epochs=3), "cpu", end_to_end=tiny())
     assert json.loads((out / "results.json").read_text())["results"] == []
 
 
 def test_results_on_features_do_not_make_way(media, features, tmp_path):
-    options = {"methods": ["mle"], "fusions": ["addition"], "missing": ["audio:0.5"], "seeds": 1, "device": "cpu"}
-    job.train([features], tmp_path / "run", settings=QUICK, **options)
+    train([features], tmp_path / "run", Grid(seeds=1), QUICK, "cpu")
     with pytest.raises(InputError, match="holds the results of another run"):
-        job.train([media], tmp_path / "run", end_to_end=tiny(), settings=QUICK, **options)
+        train([media], tmp_path / "run", Grid(seeds=1), QUICK, "cpu", end_to_end=tiny())
     assert json.loads((tmp_path / "run" / "results.json").read_text())["results"][0]["features"] == "tiny"
 
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from mlemiss.pipeline.errors import InputError
 from mlemiss.pipeline.stores.masks import TEST
-from mlemiss.trainer.experiments.experiments import run_grid
+from mlemiss.trainer.experiments.experiments import run_grid, run_plan
+from mlemiss.trainer.experiments.grid import Grid, plan_grid
 from mlemiss.trainer.settings import Settings
 
-from .feature_stores import grid, predictions, write_store
+from .feature_stores import QUICK, grid, predictions, write_store
 
 torch.set_num_threads(1)  # small networks
 
@@ -64,9 +65,7 @@ def test_learns_from_incomplete_clips(tmp_path):
     """Audio is missing in 90 % of training clips; the lower bound has 2 or 3 clips a class, mle has all."""
     easy = write_store(tmp_path, clips=120, separation=1.2)
     settings = Settings(epochs=25, batch_size=32, lr=3e-3, hidden=32, dim=8)
-    document = run_grid(
-        [easy], methods=["mle", "lb", "zp"], missing=["audio:0.9"], seeds=3, settings=settings, device="cpu"
-    )
+    document = run_grid([easy], Grid(["mle", "lb", "zp"], missing=["audio:0.9"], seeds=3), settings, "cpu")
     mle, bound, padding = (r["mean"] for r in document["results"])
     assert mle > 80 and padding > 80
     assert mle > bound
@@ -99,8 +98,7 @@ def test_incomplete_test_clips_are_predicted(store, tmp_path, fusion):
         ({"methods": ["visual-only"], "missing": ["visual:1.0"]}, "visual-only cannot train"),
         ({"methods": ["mle"], "missing": ["audio:1.0"]}, "mle cannot train.*with audio, found none"),
         ({"seeds": 0}, "at least one seed"),
-        ({"split": "weather"}, "no such column"),
-        ({"device": "tpu"}, "unknown device"),
+        ({"splits": ["weather"]}, "no such column"),
         ({"methods": []}, "empty grid"),
     ],
 )
@@ -111,8 +109,8 @@ def test_what_cannot_be_is_an_input_error_before_training(store, tmp_path, optio
 
 def test_in_a_grid_what_cannot_be_is_skipped_with_a_line(store, tmp_path):
     lines = []
-    options = {"methods": ["lb", "mle"], "missing": ["visual:1", "audio:0.5"], "seeds": 1, "say": lines.append}
-    document = grid([store], tmp_path, **options)
+    plan = plan_grid([store], Grid(["lb", "mle"], missing=["visual:1", "audio:0.5"], seeds=1))
+    document = run_plan(plan, QUICK, torch.device("cpu"), say=lines.append)
     assert [(r["method"], r["missing"]) for r in document["results"]] == [
         ("lower-bound", "audio:0.5"),
         ("mle", "audio:0.5"),
@@ -137,7 +135,7 @@ def test_a_run_that_diverges_in_its_last_step_is_named(store):
     """The loss is taken before the step; it is the prediction that shows what the step did."""
     settings = Settings(epochs=1, batch_size=1000, lr=1e19, hidden=16, dim=6)
     with pytest.raises(InputError, match=r"mle .*probability is not finite in epoch 1 of the run with seed 0"):
-        run_grid([store], seeds=1, settings=settings, device="cpu")
+        run_grid([store], Grid(seeds=1), settings, "cpu")
 
 
 def test_references_run_once_whatever_the_fusions(store, tmp_path):
@@ -165,4 +163,4 @@ def test_a_batch_larger_than_the_data_costs_no_memory(store, tmp_path):
 
 def test_too_narrow_for_the_outer_product(store):
     with pytest.raises(InputError, match="width 1 is too narrow"):
-        run_grid([store], fusions=["outer"], seeds=1, settings=Settings(epochs=1, dim=1), device="cpu")
+        run_grid([store], Grid(fusions=["outer"], seeds=1), Settings(epochs=1, dim=1), "cpu")

@@ -1,5 +1,6 @@
-"""`fetch ravdess` against a real HTTP server on loopback that answers as the record's API does, and misbehaves."""
+"""`fetch` against a real HTTP server on loopback that answers as the record's API does, and misbehaves."""
 
+import base64
 import hashlib
 import json
 import os
@@ -14,21 +15,21 @@ import time
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from mlemiss.pipeline.clips import download, fetch
-from mlemiss.pipeline.clips import manifest as listing
+from mlemiss.pipeline import commands
+from mlemiss.pipeline.clips import datasets, fetch
 from mlemiss.pipeline.clips.datasets import ravdess
-from mlemiss.pipeline.clips.manifest import files_below
-from mlemiss.pipeline.clips.unpack import ArchiveError, unpack
+from mlemiss.pipeline.clips.manifest import Clip, Download, files_below
 from mlemiss.pipeline.errors import InputError, MachineError
 
 RECORD = "/api/records/1188976"
+ZIPS = ravdess.DOWNLOAD.zips
 
 
 def names_of(actor: int) -> list[str]:
-    every = listing.known_clips("ravdess", ravdess.ALL_CLASSES)
-    return [f"{name}.mp4" for name in every if name.endswith(f"-{actor:02}")]
+    return [path.partition("/")[2] for path in ravdess.DOWNLOAD.clips(actor).values()]
 
 
 def content_of(name: str) -> bytes:
@@ -54,8 +55,9 @@ def actor_zip(folder: Path, actor: int) -> bytes:
 class Server(ThreadingHTTPServer):
     """Serves ``files`` by path with Range; ``faults[path]`` are taken one a request, from the first.
 
-    A fault is an HTTP status with headers, ("cut", bytes) that ends the connection early, ("whole",) that ignores
-    Range, or ("pause", bytes) that sends so much and then nothing more for a long time.
+    A fault is an HTTP status with headers, ("cut", bytes) that ends the connection early, ("cut unsized", bytes) that
+    does so without a Content-Length, ("whole",) that ignores Range, with bytes to be cut after, or ("pause", bytes)
+    that sends so much and then nothing more for a long time.
     """
 
     daemon_threads = True
@@ -64,13 +66,14 @@ class Server(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.faults: dict[str, list] = {}
         self.asked: list[tuple[str, str | None]] = []  # path and Range of every request
+        self.authorisations: set[str | None] = set()  # to a proxy
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def add_record(self, zips: dict[int, bytes], **changed) -> None:
         files = []
         for actor, content in zips.items():
-            key = fetch.zip_name(actor)
+            key = ZIPS[actor]
             path = f"{RECORD}/files/{key}/content"
             self.files[path] = content
             checksum = "md5:" + hashlib.md5(content).hexdigest()
@@ -91,6 +94,7 @@ class Handler(BaseHTTPRequestHandler):
         server: Server = self.server
         asked = self.headers.get("Range")
         server.asked.append((self.path, asked))
+        server.authorisations.add(self.headers.get("Proxy-Authorization"))
         faults = server.faults.get(self.path)
         kind, *more = faults.pop(0) if faults else (None,)
         content = server.files.get(self.path)
@@ -110,9 +114,10 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.send_header("Content-Length", str(len(content) - start))
+        if kind != "cut unsized":
+            self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
-        stop = start + more[0] if kind in ("cut", "pause") else None
+        stop = start + more[0] if more else None
         self.wfile.write(content[start:stop])
         if kind == "pause":
             self.wfile.flush()
@@ -123,7 +128,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def web(monkeypatch):
-    monkeypatch.setattr(download, "BACKOFF", 0.01)
+    monkeypatch.setattr(fetch, "REPEATS", fetch.REPEATS.new(backoff_factor=0.01))
     with Server() as running:
         threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
         yield running
@@ -137,11 +142,11 @@ def zips(tmp_path_factory) -> dict[int, bytes]:
 
 
 def get(web: Server, root: Path, *actors: int) -> fetch.Fetched:
-    return fetch.fetch_ravdess(root, actors or (1, 2), web.url + RECORD)
+    return fetch.fetch_dataset(ravdess, root, actors or (1, 2), web.url + RECORD)
 
 
 def asked_for(web: Server, actor: int) -> list[str | None]:
-    return [span for path, span in web.asked if path.endswith(f"{fetch.zip_name(actor)}/content")]
+    return [span for path, span in web.asked if path.endswith(f"{ZIPS[actor]}/content")]
 
 
 def holds_all(root: Path, *actors: int) -> bool:
@@ -171,7 +176,49 @@ def test_the_command_fetches_what_is_not_there_and_preprocess_would_find_it(web,
         result = mlemiss(*options, wrong)
         assert result.returncode == 2 and "expected numbers from 1 to 24" in result.stderr
     result = mlemiss("fetch", "enterface05")
-    assert result.returncode == 2 and "only ravdess" in result.stderr
+    assert result.returncode == 2 and "only ravdess can be downloaded" in result.stderr
+
+
+def test_a_dataset_of_another_package_is_fetched_by_what_it_declares(web, tmp_path, monkeypatch):
+    """Its entry point names a module with a DOWNLOAD; its folder, parts and record need not be RAVDESS's."""
+
+    def find(root, files):
+        videos = [path for path in files if path.suffix == ".avi"]
+        return [Clip(path.stem, path.relative_to(root).as_posix(), "glad", "s") for path in videos], []
+
+    ids = {1: ("a1", "a2"), 7: ("b1",)}
+    download = Download(
+        web.url + "/list.json",
+        {1: "first.zip", 7: "rest.zip"},
+        lambda part: {clip_id: f"videos/{clip_id}.avi" for clip_id in ids[part]},
+    )
+    mine = SimpleNamespace(
+        NAME="mine", SUMMARY="mine", CLASSES=("glad",), EXAMPLE="a.avi", find=find, DOWNLOAD=download
+    )
+    lacking = SimpleNamespace(**vars(mine) | {"NAME": "lacking"})
+    del lacking.DOWNLOAD
+    plugins = [SimpleNamespace(name=module.NAME, load=lambda module=module: module) for module in (mine, lacking)]
+    monkeypatch.setattr(datasets, "entry_points", lambda group: plugins)
+    entries = []
+    for part, name in download.zips.items():
+        content = make_zip(tmp_path / name, {f"{clip_id}.avi": content_of(clip_id) for clip_id in ids[part]})
+        web.files[f"/{name}"] = content
+        checksum = f"sha256:{hashlib.sha256(content).hexdigest()}"
+        links = {"self": f"{web.url}/{name}"}
+        entries.append({"key": name, "size": len(content), "checksum": checksum, "links": links})
+    web.files["/list.json"] = json.dumps({"files": entries}).encode()
+    monkeypatch.setenv("MLEMISS_DATA", str(tmp_path / "data"))
+    assert commands.fetch("mine", parts="7") == 0
+    assert {path.name for path in (tmp_path / "data" / "mine" / "videos").iterdir()} == {"b1.avi"}
+    assert commands.fetch("mine") == 0 and [path for path, _ in web.asked].count("/rest.zip") == 1
+    for clip_id in ("a1", "a2", "b1"):
+        assert (tmp_path / "data" / "mine" / "videos" / f"{clip_id}.avi").read_bytes() == content_of(clip_id)
+    with pytest.raises(InputError, match=r"--parts '8': expected numbers from 1 to 7"):
+        commands.fetch("mine", parts="8")
+    with pytest.raises(InputError, match="cannot fetch 'lacking': only ravdess, mine can be downloaded"):
+        commands.fetch("lacking")
+    with pytest.raises(InputError, match="unknown dataset 'other'"):
+        commands.fetch("other")
 
 
 def test_what_was_deleted_or_is_empty_is_fetched_again(web, zips, tmp_path):
@@ -185,38 +232,86 @@ def test_what_was_deleted_or_is_empty_is_fetched_again(web, zips, tmp_path):
 
 def test_cut_connections_are_resumed(web, zips, tmp_path, capsys):
     web.add_record(zips)
-    path = f"{RECORD}/files/{fetch.zip_name(1)}/content"
+    path = f"{RECORD}/files/{ZIPS[1]}/content"
     web.faults = {RECORD: [(503,), ("cut", 100)], path: [("cut", 50_000), (429, ("Retry-After", "0")), ("cut", 7)]}
     assert get(web, tmp_path, 1).unpacked == [1] and holds_all(tmp_path, 1)
     assert asked_for(web, 1) == [None, "bytes=50000-", "bytes=50000-", "bytes=50007-"]
     said = capsys.readouterr().err
-    assert "Video_Speech_Actor_01.zip: the connection ended early" in said and "429" in said
+    assert re.search(r"Video_Speech_Actor_01\.zip/content: .*50000 bytes read.*; again in", said) and "429" in said
 
 
 def test_a_server_without_ranges_starts_over(web, zips, tmp_path):
     web.add_record(zips)
-    path = f"{RECORD}/files/{fetch.zip_name(1)}/content"
+    path = f"{RECORD}/files/{ZIPS[1]}/content"
     web.faults = {path: [("cut", 50_000), ("whole",)]}
     assert get(web, tmp_path, 1).unpacked == [1] and holds_all(tmp_path, 1)
 
 
+def test_a_cut_without_a_content_length_is_resumed(web, zips, tmp_path):
+    web.add_record(zips)
+    path = f"{RECORD}/files/{ZIPS[1]}/content"
+    web.faults = {path: [("cut unsized", 50_000), ("cut unsized", 7)]}
+    assert get(web, tmp_path, 1).unpacked == [1] and holds_all(tmp_path, 1)
+    assert asked_for(web, 1) == [None, "bytes=50000-", "bytes=50007-"]
+
+
+def test_an_end_without_a_content_length_costs_that_actor_if_the_file_is_shorter_than_listed(web, zips, tmp_path):
+    web.add_record(zips)
+    path = f"{RECORD}/files/{ZIPS[1]}/content"
+    web.files[path] = short = zips[1][:-10]
+    web.faults = {path: [("cut unsized", len(short))]}
+    result = get(web, tmp_path, 1)
+    assert "expected md5" in result.failed[ZIPS[1]] and asked_for(web, 1) == [None, f"bytes={len(short)}-"]
+
+
+def test_a_server_without_ranges_that_always_cuts_is_given_up(web, zips, tmp_path):
+    """Whatever it sends again is no progress: no request without end."""
+    web.add_record(zips)
+    path = f"{RECORD}/files/{ZIPS[1]}/content"
+    web.faults = {path: [("whole", 50_000)] * 50}
+    with pytest.raises(MachineError, match="no connection, after repeated attempts"):
+        get(web, tmp_path, 1)
+    assert len(asked_for(web, 1)) < 10
+
+
 def test_a_server_that_never_gets_on_is_given_up_and_resumed_later(web, zips, tmp_path):
     web.add_record(zips)
-    path = f"{RECORD}/files/{fetch.zip_name(1)}/content"
-    web.faults = {path: [("cut", 60_000)] + [(500,)] * download.ATTEMPTS}
-    with pytest.raises(MachineError, match=r"no connection after 6 attempts \(500 .*\), 0 of 0 MB.*\nRun the same"):
+    path = f"{RECORD}/files/{ZIPS[1]}/content"
+    web.faults = {path: [("cut", 60_000)] + [(500,)] * 6}
+    with pytest.raises(MachineError, match=r"no connection, after repeated attempts \(500 .*\)\.\nRun the same"):
         get(web, tmp_path, 1)
     assert get(web, tmp_path, 1).unpacked == [1] and holds_all(tmp_path, 1)
     assert asked_for(web, 1)[-1] == "bytes=60000-"
 
 
+def test_a_file_that_is_shorter_than_listed_costs_that_actor(web, zips, tmp_path):
+    web.add_record(zips)
+    path = f"{RECORD}/files/{ZIPS[1]}/content"
+    web.files[path] = zips[1][:-10]
+    result = get(web, tmp_path, 1)
+    assert "expected md5" in result.failed[ZIPS[1]] and asked_for(web, 1) == [None]
+
+
+def test_a_proxy_of_the_environment_is_used(web, zips, tmp_path, monkeypatch):
+    web.add_record(zips)
+    host = "http://record.invalid"  # only the proxy can know it
+    web.files = {host + path: content.replace(web.url.encode(), host.encode()) for path, content in web.files.items()}
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", web.url.replace("http://", "http://user:pass%40word@"))
+    assert fetch.fetch_dataset(ravdess, tmp_path, [1], host + RECORD).unpacked == [1]
+    assert holds_all(tmp_path, 1) and all(path.startswith(host) for path, _ in web.asked)
+    user_and_password = base64.b64encode(b"user:pass@word").decode()
+    assert web.authorisations == {f"Basic {user_and_password}"}
+
+
 def test_killed_it_goes_on_where_it_was(web, zips, tmp_path):
     web.add_record(zips)
-    path = f"{RECORD}/files/{fetch.zip_name(1)}/content"
+    path = f"{RECORD}/files/{ZIPS[1]}/content"
     web.faults = {path: [("pause", 70_000)]}
     arguments = ["fetch", "ravdess", "--root", str(tmp_path), "--actors", "1", "--record", web.url + RECORD]
     with subprocess.Popen([sys.executable, "-m", "mlemiss.cli", *arguments], stderr=subprocess.DEVNULL) as process:
-        partial = tmp_path / ".fetch" / f"{fetch.zip_name(1)}.partial"
+        partial = tmp_path / ".fetch" / f"{ZIPS[1]}.partial"
         deadline = time.monotonic() + 60
         while not (partial.is_file() and partial.stat().st_size == 70_000):
             assert process.poll() is None and time.monotonic() < deadline
@@ -230,7 +325,7 @@ def test_killed_it_goes_on_where_it_was(web, zips, tmp_path):
 
 def test_leftovers_that_do_not_fit_cost_one_more_download(web, zips, tmp_path):
     web.add_record(zips)
-    partial = tmp_path / ".fetch" / f"{fetch.zip_name(1)}.partial"
+    partial = tmp_path / ".fetch" / f"{ZIPS[1]}.partial"
     for leftover in (b"x" * 5000, b"x" * (len(zips[1]) + 1), b"x" * len(zips[1])):
         partial.parent.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(leftover)
@@ -241,7 +336,7 @@ def test_leftovers_that_do_not_fit_cost_one_more_download(web, zips, tmp_path):
 def test_one_bad_zip_costs_that_actor(web, zips, tmp_path, mlemiss):
     """Another content than the checksum's, a file that is gone, one that is longer than listed: listed, status 1."""
     web.add_record(zips)
-    path = f"{RECORD}/files/{fetch.zip_name(1)}/content"
+    path = f"{RECORD}/files/{ZIPS[1]}/content"
     options = ["fetch", "ravdess", "--root", tmp_path / "r", "--record", web.url + RECORD, "--actors", "1-2"]
     for wrong, said in (
         (zips[1][:-1] + b"x", "expected md5 .*, found .*: what arrived is thrown away"),
@@ -285,7 +380,7 @@ def test_a_record_of_another_shape(web, zips, tmp_path, record, said):
 def test_addresses_that_are_no_web_addresses(tmp_path):
     (tmp_path / "record.json").write_text("{}")
     with pytest.raises(InputError, match="begins with https://"):
-        fetch.fetch_ravdess(tmp_path / "r", [1], (tmp_path / "record.json").as_uri())
+        fetch.fetch_dataset(ravdess, tmp_path / "r", [1], (tmp_path / "record.json").as_uri())
 
 
 def test_too_little_room_is_said_before_anything_is_fetched(web, zips, tmp_path):
@@ -299,7 +394,7 @@ def test_too_little_room_is_said_before_anything_is_fetched(web, zips, tmp_path)
 def test_a_full_disk_is_no_lost_connection(web, zips, tmp_path):
     web.add_record(zips)
     (tmp_path / ".fetch").mkdir()
-    (tmp_path / ".fetch" / f"{fetch.zip_name(1)}.partial").symlink_to("/dev/full")
+    (tmp_path / ".fetch" / f"{ZIPS[1]}.partial").symlink_to("/dev/full")
     with pytest.raises(MachineError, match=r"No space left on device; what arrived is kept\.\nMake room"):
         get(web, tmp_path, 1)
     assert len(asked_for(web, 1)) == 1  # not tried again
@@ -335,8 +430,8 @@ def test_hostile_zips_write_nothing(tmp_path, members, said):
             archive.writestr(name, content)
     root = tmp_path / "inner" / "root"
     root.mkdir(parents=True)
-    with pytest.raises(ArchiveError, match=said):
-        unpack(path, {CLIP: root / "Actor_01" / CLIP}, root)
+    with pytest.raises(fetch.ZipError, match=said):
+        fetch.unpack(path, {CLIP: root / "Actor_01" / CLIP}, root)
     assert not any(root.iterdir()) and [entry.name for entry in tmp_path.iterdir()] == ["hostile.zip", "inner"]
 
 
@@ -348,11 +443,11 @@ def test_zips_that_lie_or_are_broken(tmp_path):
     lies = whole.replace((4000).to_bytes(4, "little"), (40).to_bytes(4, "little"))  # sizes smaller than what is packed
     for broken in (whole[:-10], b"no zip", whole[:middle] + b"bad" + whole[middle + 3 :], lies):
         path.write_bytes(broken)
-        with pytest.raises(ArchiveError, match="the zip is broken"):
-            unpack(path, {CLIP: target}, tmp_path)
+        with pytest.raises(fetch.ZipError, match="the zip is broken"):
+            fetch.unpack(path, {CLIP: target}, tmp_path)
         assert not target.exists() and not list(tmp_path.glob("*.partial"))
     path.write_bytes(whole)
-    assert unpack(path, {CLIP: target, "other.mp4": tmp_path / "other.mp4"}, tmp_path) == (["other.mp4"], 1)
+    assert fetch.unpack(path, {CLIP: target, "other.mp4": tmp_path / "other.mp4"}, tmp_path) == (["other.mp4"], 1)
     assert target.read_bytes() == content and not (tmp_path / "README.txt").exists()
 
 
@@ -362,7 +457,7 @@ def test_a_zip_that_lacks_clips_or_is_hostile_is_reported(web, zips, tmp_path):
     web.add_record({1: part, 2: bomb})
     root = tmp_path / "root"
     result = get(web, root, 1, 2)
-    assert result.unpacked == [] and list(result.failed) == [fetch.zip_name(1), fetch.zip_name(2)]
-    assert f"1 of 60 expected clips are not in it, the first {names_of(1)[0]}" in result.failed[fetch.zip_name(1)]
-    assert "would unpack to 6000000" in result.failed[fetch.zip_name(2)]
-    assert len(list(root.rglob("*.mp4"))) == 59 and (root / ".fetch" / fetch.zip_name(2)).read_bytes() == bomb
+    assert result.unpacked == [] and list(result.failed) == [ZIPS[1], ZIPS[2]]
+    assert f"1 of 60 expected clips are not in it, the first {names_of(1)[0]}" in result.failed[ZIPS[1]]
+    assert "would unpack to 6000000" in result.failed[ZIPS[2]]
+    assert len(list(root.rglob("*.mp4"))) == 59 and (root / ".fetch" / ZIPS[2]).read_bytes() == bomb

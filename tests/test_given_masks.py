@@ -8,7 +8,7 @@ import pytest
 from mlemiss.pipeline.errors import InputError
 from mlemiss.pipeline.stores.mask_files import export_masks, read_given, read_masks, read_splits
 from mlemiss.pipeline.stores.masks import TEST, TRAIN, parse_missing
-from mlemiss.trainer.report.report import render
+from mlemiss.trainer.report.report import render_report
 
 from .feature_stores import grid, predictions, write_store
 
@@ -24,7 +24,7 @@ def train(store, out, *, splits=None, masks=None, missing=MISSING, split="clip",
     """As the command does."""
     given = read_given(splits, masks)
     settings = [given.setting(text) for text in missing]
-    options |= {"missing": settings, "split": given.split_name(split), "seeds": 2}
+    options |= {"missing": settings, "splits": [given.split_name(split)], "seeds": 2}
     return grid([given.apply(store, 2, settings)], out, **options)
 
 
@@ -52,7 +52,7 @@ def test_round_trip_gives_the_same_predictions(store, tmp_path, split):
     for result in both["results"]:
         assert (result["split"], result["missing_test"]) == ("given:splits.csv", "none")
         assert {kind: f["file"] for kind, f in result["given"].items()} == {"splits": splits.name, "masks": masks.name}
-    page = render([both])
+    page = render_report([both])
     assert "Splits given by splits.csv" in page and "Masks given by masks.csv" in page
     assert all(result["given"] is None for result in own["results"])
 
@@ -93,7 +93,7 @@ def test_masks_only_hide_more_and_rows_of_held_out_clips_count_and_are_told(stor
     mine, theirs, complete = document["results"]
     assert (mine["missing_test"], theirs["missing_test"], complete["missing_test"]) == ("none", "given:m.csv", "none")
     assert mine["n_complete"][0] < complete["n_complete"][0] and mine["split"] == "clip"
-    assert "lack given:m.csv too" in render([document])
+    assert "lack given:m.csv too" in render_report([document])
     found = [predictions(document, tmp_path / "run", missing=name) for name in ("theirs", "none")]
     assert not np.array_equal(*found, equal_nan=True)
 
@@ -101,8 +101,8 @@ def test_masks_only_hide_more_and_rows_of_held_out_clips_count_and_are_told(stor
 def test_a_failed_clip_need_not_be_in_the_file(store, tmp_path):
     splits, _ = export_masks(store, tmp_path, 2, ["none"], "clip")
     kept = [row for row in rows(splits) if row[1] != "clip005"]
-    fewer = train(store, None, splits=write(tmp_path / "fewer.csv", kept), missing=("audio:0.5",))
-    whole = train(store, None, splits=splits, missing=("audio:0.5",))
+    fewer = train(store, tmp_path / "run", splits=write(tmp_path / "fewer.csv", kept), missing=("audio:0.5",))
+    whole = train(store, tmp_path / "run", splits=splits, missing=("audio:0.5",))
     assert fewer["results"][0]["test_accuracy"] == whole["results"][0]["test_accuracy"]
 
 

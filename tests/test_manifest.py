@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from mlemiss.pipeline.clips.datasets import collect, dataset_names, expected_clips, load_dataset
-from mlemiss.pipeline.clips.manifest import Clip, Collection, limit_clips, read_manifest, write_manifest
+from mlemiss.pipeline.clips.manifest import Clip, Collection, limit_clips, read_manifest
 from mlemiss.pipeline.errors import InputError
+from mlemiss.pipeline.files import write_csv
 from mlemiss.pipeline.run.plan import read_sources
 
 HEADER = "clip_id,path,label,subject"
@@ -19,10 +20,10 @@ def manifest(tmp_path: Path, *lines: str) -> Path:
     return path
 
 
-def test_manifest_round_trip(tmp_path):
-    clips = [Clip("a", "x/ä b.mp4", "glad", "s1", (("take", "1, 2"),)), Clip("b", "y.mp4", "sad", "", (("take", ""),))]
-    write_manifest(tmp_path / "m.csv", clips)
-    assert read_manifest(tmp_path / "m.csv") == clips
+def test_manifest_is_read_as_it_was_written(tmp_path):
+    rows = [("a", "x/ä b.mp4", "glad", "s1", "1, 2"), ("b", "y.mp4", "sad", "", "")]
+    write_csv(tmp_path / "m.csv", [*HEADER.split(","), "take"], iter(rows))
+    assert read_manifest(tmp_path / "m.csv") == [Clip(*row, (("take", take),)) for *row, take in rows]
 
 
 @pytest.mark.parametrize(
@@ -31,7 +32,7 @@ def test_manifest_round_trip(tmp_path):
         ([], "line 1: the file is empty|no clips|column"),
         (["clip_id,path,label"], "line 1: column subject is missing"),
         ([HEADER.replace(",", ";"), "a;a.mp4;glad;s1"], "separated by semicolons, not commas"),
-        ([HEADER], "no clips below the header"),
+        ([HEADER], "no rows below the header"),
         ([HEADER, "a,a.mp4,glad,s1", "b,b.mp4,sad"], "line 3: expected 4 fields, found 3"),
         ([HEADER, "a,a.mp4,,s1"], "line 2: label is empty"),
         ([HEADER, "a,a.mp4,glad,s1", "a,b.mp4,sad,s1"], "line 3: clip_id 'a' stands on line 2 already"),
@@ -59,6 +60,31 @@ def test_own_csv_finds_and_misses(tmp_path):
     found = collect(str(manifest(tmp_path, HEADER, "b,b.mp4,sad,s1", "a,a.mp4,glad,s1")))
     assert (found.dataset, [c.clip_id for c in found.clips], found.absent) == ("mine", ["a"], ("b",))
     assert found.classes == ("glad", "sad")  # of the whole manifest, so that a late clip changes no label code
+
+
+def test_absolute_paths_below_the_root_are_taken_as_relative_ones(tmp_path, monkeypatch):
+    """Whether the root is named relative, absolute or by a link; the clips, and so the store, are the same."""
+    root, other = tmp_path / "root", tmp_path / "other"
+    for folder in (root / "x", other):
+        folder.mkdir(parents=True)
+        (folder / "a.mp4").touch()
+    (tmp_path / "link").symlink_to(root)
+    (root / "out").symlink_to(other)
+    monkeypatch.chdir(other)
+    expected = collect(str(manifest(tmp_path, HEADER, "a,x/a.mp4,glad,s1", "b,y/b.mp4,sad,s1")), root)
+    assert [clip.path for clip in expected.clips] == ["x/a.mp4"] and expected.absent == ("b",)
+    for given in (root, Path("../root"), tmp_path / "link", Path("../other/../link")):
+        listed = manifest(tmp_path, HEADER, f"a,{root}/x/a.mp4,glad,s1", f"b,{root}//y/b.mp4,sad,s1")
+        found = collect(str(listed), given)
+        assert (found.clips, found.absent) == (expected.clips, expected.absent)
+    listed = manifest(root, HEADER, f"a,{root}/x/a.mp4,glad,s1", "b,y/b.mp4,sad,s1")
+    assert collect(str(listed)).clips == expected.clips  # the root is the CSV's folder
+    for outside in (other / "a.mp4", f"{root}/../other/a.mp4", f"{root}-2/a.mp4", "/etc/passwd"):
+        with pytest.raises(InputError, match=r"line 2: path .* leaves the root"):
+            collect(str(manifest(tmp_path, HEADER, f"a,{outside},glad,s1")), root)
+    (clip,) = collect(str(manifest(tmp_path, HEADER, f"a,{root}/out/a.mp4,glad,s1")), root).clips
+    (source,) = sources_of(root, clip.path, cache=tmp_path / "cache.json")
+    assert clip.path == "out/a.mp4" and "leaves the root" in source.fault  # through a link, as with a relative path
 
 
 def test_own_csv_without_any_clip(tmp_path):

@@ -11,8 +11,8 @@ from mlemiss.pipeline.stores.masks import parse_missing
 from mlemiss.trainer import methods as registry
 from mlemiss.trainer.batches import Stage, complete_rows
 from mlemiss.trainer.data import Clips, Dataset, Runs, RunSpec
-from mlemiss.trainer.fit import fit, plan_steps
-from mlemiss.trainer.method import FusionClassifier, negative_log_likelihood
+from mlemiss.trainer.fit import fit
+from mlemiss.trainer.method import FusionClassifier, negative_log_likelihood, plan_steps
 from mlemiss.trainer.settings import FUSIONS, Settings
 
 from .feature_stores import write_store

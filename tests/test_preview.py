@@ -17,9 +17,8 @@ from mlemiss.pipeline.media.process import ffmpeg_binary
 from mlemiss.pipeline.preprocess import ClipRequest, preprocess
 from mlemiss.pipeline.run.plan import FeatureRequest
 from mlemiss.pipeline.stores import store
-from mlemiss.pipeline.stores.preview import write_preview
-from mlemiss.pipeline.stores.preview_clips import choose
-from mlemiss.pipeline.stores.preview_features import look_through, principal_components
+from mlemiss.pipeline.stores.preview import choose_clips, write_preview
+from mlemiss.pipeline.stores.preview_features import measure_features, principal_components
 from mlemiss.pipeline.stores.store import FeatureStore
 
 from .conftest import SMALL
@@ -152,7 +151,7 @@ def test_strips_show_the_clips_own_frames_and_log_mels(stores, tmp_path):
 
 def test_a_sample_keeps_all_failures_and_every_class(tmp_path):
     opened = write_store(tmp_path, failed=(5, 6), without_audio=tuple(range(7, 37)))
-    shown = choose(opened, 12)
+    shown = choose_clips(opened, 12)
     assert list(shown.failed) == [5, 6] and len(shown.lacking) == len(shown.complete) == 6
     for places in (shown.lacking, shown.complete):
         assert (np.bincount(opened.label[places], minlength=3) == 2).all()
@@ -162,11 +161,11 @@ def test_a_sample_keeps_all_failures_and_every_class(tmp_path):
     )
     page = written(opened, tmp_path, limit=12)
     assert shown.text() in page.text and "Complete clips: 6 of 40" in page.parts
-    everything = choose(opened, 1000)
+    everything = choose_clips(opened, 1000)
     assert everything.left_out == 0 and "left out" not in everything.text()
-    few = choose(opened, 60)  # there are fewer complete ones than half of it
+    few = choose_clips(opened, 60)  # there are fewer complete ones than half of it
     assert (len(few.lacking), len(few.complete)) == (30, 30)
-    most = choose(write_store(tmp_path / "b", failed=(), without_audio=tuple(range(70))), 60)
+    most = choose_clips(write_store(tmp_path / "b", failed=(), without_audio=tuple(range(70))), 60)
     assert (len(most.lacking), len(most.complete)) == (58, 2)
 
 
@@ -191,7 +190,7 @@ def test_conspicuous_clips_and_features_are_named(tmp_path):
     values[5] *= 30
     values[6, 0, 0] = np.inf
     opened = store_of(tmp_path, visual=values, audio=np.repeat(values[:, :1, 2:4], 4, axis=1))
-    visual, audio = look_through(opened, 0), look_through(opened, 1)
+    visual, audio = measure_features(opened, "visual"), measure_features(opened, "audio")
     finite = np.delete(values, 6, 0).astype(float)
     norm = np.linalg.norm(finite, axis=2).mean(1)
     np.testing.assert_allclose(np.delete(visual.norm, 6), norm)

@@ -12,21 +12,15 @@ import pytest
 import torch
 from mlemiss.pipeline.clips.datasets import expected_clips
 from mlemiss.pipeline.errors import InputError
+from mlemiss.pipeline.files import write_json
 from mlemiss.pipeline.stores.claim import only_one
 from mlemiss.pipeline.stores.store import FeatureStore
 from mlemiss.trainer.experiments import paper
-from mlemiss.trainer.experiments import run_folder as kept
-from mlemiss.trainer.experiments.experiments import describe
-from mlemiss.trainer.experiments.grid import plan_grid
-from mlemiss.trainer.experiments.reproduce import (
-    EXHIBITS,
-    choose_stores,
-    find_exhibit,
-    ran_on,
-    reproduce,
-    within_budget,
-)
-from mlemiss.trainer.fit import RunResult
+from mlemiss.trainer.experiments.experiments import describe_cell
+from mlemiss.trainer.experiments.grid import Grid, plan_grid
+from mlemiss.trainer.experiments.paper import EXHIBITS, find_exhibit
+from mlemiss.trainer.experiments.reproduce import choose_stores, ran_on, reproduce
+from mlemiss.trainer.experiments.run_folder import identity
 from mlemiss.trainer.settings import Settings
 
 from .feature_stores import QUICK, grid, predictions, write_store
@@ -104,7 +98,7 @@ def test_cells_of_other_plans_are_neither_shown_nor_lost(tmp_path):
     [
         {"settings": Settings(epochs=2, batch_size=32, lr=1e-2, hidden=16, dim=6)},
         {"missing_test": "audio:0.5"},
-        {"split": "subject"},
+        {"splits": ["subject"]},
         {"fusions": ["outer"]},
         {"missing": ["audio:0.8"]},
     ],
@@ -128,7 +122,7 @@ def test_cells_that_cannot_be_vouched_for_are_trained_anew(tmp_path, loss):
         path.write_bytes(path.read_bytes()[:100])
     else:
         document["results"][0]["versions"]["torch"] = "0.1"
-        kept.write_document(out / "results.json", document)
+        write_json(out / "results.json", document)
     trained, again = trained_cells([store], out, seeds=2)
     assert trained == {"mle"} and np.isfinite(predictions(again, out, method="mle")[0]).any()
 
@@ -142,7 +136,7 @@ def test_a_results_file_that_cannot_be_read_is_told_and_left(tmp_path):
 
 
 def test_two_splits_share_one_document(tmp_path):
-    document = grid([write_store(tmp_path)], tmp_path / "run", split=["clip", "subject"], seeds=1)
+    document = grid([write_store(tmp_path)], tmp_path / "run", splits=["clip", "subject"], seeds=1)
     assert [r["split"] for r in document["results"]] == ["clip", "subject"]
     assert len({r["predictions"] for r in document["results"]}) == 2
 
@@ -185,8 +179,8 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(stores, tmp_path, mlemiss)
     assert again.returncode == 0 and f"{len(before)} of 6 cells are finished and kept" in again.stderr
     settings = Settings(epochs=40, hidden=8, dim=4, batch_size=64)
     both, _ = choose_stores(TABLE2, stores, None, None)
-    options = {"fusions": ["addition"], "splits": ["clip"], "seeds": 2, "settings": settings, "device": "cpu"}
-    reproduce(EXHIBITS["figure6"], both, tmp_path / "whole", **options)
+    figure6 = EXHIBITS["figure6"]
+    reproduce(figure6, both, tmp_path / "whole", figure6.grid(splits=["clip"], seeds=2), settings, "cpu")
     cut, whole = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("cut", "whole"))
     assert [r for r in cut["results"] if r in before] == before
     for one, other in zip(cut["results"], whole["results"], strict=True):
@@ -199,10 +193,9 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(stores, tmp_path, mlemiss)
 
 
 def test_ours_stand_beside_the_papers(stores, tmp_path):
-    options = {"fusions": ["addition"], "splits": ["clip", "subject"], "seeds": 2, "device": "cpu"}
     both, _ = choose_stores(TABLE2, stores, None, ["vgg16"])
     out, settings = tmp_path / "table2", Settings(epochs=1, hidden=8, dim=4, batch_size=64)
-    document = reproduce(TABLE2, both, out, settings=settings, **options)
+    document = reproduce(TABLE2, both, out, TABLE2.grid(seeds=2), settings, "cpu")
     assert json.loads((out / "table2.json").read_text()) == document
     cells = document["cells"]
     assert len(cells) == 2 * 3 * 6 and {c["split"] for c in cells} == {"clip", "subject"}
@@ -227,7 +220,7 @@ def test_figure6_as_a_user(stores, tmp_path, mlemiss):
     options = ["--stores", stores, "--epochs", 3, "--split", "clip", *TINY]
     result = mlemiss("reproduce", "figure6", *options)
     assert result.returncode == 0, result.stderr
-    assert "runs of 6 cells to train: about" in result.stderr
+    assert "6 cells of 2 seeds on cpu" in result.stderr
     assert "mlemiss preprocess --dataset ravdess --features resnet34" in result.stderr
     document = json.loads((tmp_path / "runs" / "figure6" / "figure6.json").read_text())
     assert any("resnet34" in line for line in document["left_out"])
@@ -250,13 +243,13 @@ def test_a_second_process_in_the_folder_is_told_who_is_at_work(stores, tmp_path,
 
 def test_other_features_and_a_new_plan_in_the_same_folder(stores, tmp_path):
     toy = write_store(tmp_path / "stores", features="toy")
-    options = {"fusions": ["addition"], "splits": ["clip"], "seeds": 1, "settings": QUICK, "device": "cpu"}
-    found = reproduce(EXHIBITS["figure6"], [toy], tmp_path / "f", **options)
+    figure6, out = EXHIBITS["figure6"], tmp_path / "f"
+    found = reproduce(figure6, [toy], out, figure6.grid(splits=["clip"], seeds=1), QUICK, "cpu")
     assert {(c["features"], c["paper"], c["difference"]) for c in found["cells"]} == {("toy", None, None)}
-    more = reproduce(EXHIBITS["figure6"], [toy], tmp_path / "f", **(options | {"fusions": ["addition", "outer"]}))
+    more = reproduce(figure6, [toy], out, figure6.grid(["addition", "outer"], ["clip"], 1), QUICK, "cpu")
     assert len(more["cells"]) == 6 and more["cells"][0] == found["cells"][0]
     with pytest.raises(InputError, match=r"holds the results of another run \(figure6\)"):
-        reproduce(TABLE2, [toy], tmp_path / "f", **options)
+        reproduce(TABLE2, [toy], out, TABLE2.grid(seeds=1), QUICK, "cpu")
 
 
 class Described:
@@ -295,46 +288,42 @@ def test_which_stores_are_taken(stores, tmp_path):
 # A budget.
 
 
-def budgeted(stores, hours, finished=lambda cell: False, seeds=5):
-    both = [FeatureStore.open(path) for path in sorted(stores.glob("*.zarr"), reverse=True)]  # vgg16 first
-    plan = plan_grid(both, methods=TABLE2.methods, missing=["audio:0.5"], seeds=seeds, split=["clip", "subject"])
-    for cell in filter(finished, plan.cells):
-        cell.results |= {seed: RunResult(None, None, None, 1) for seed in cell.seeds}
-    seconds = {cell: 100.0 * len(cell.left) for cell in plan.cells}  # 12 cells: 6000 s where nothing is finished
-    chosen, gone, cost = within_budget(plan.cells, seconds, hours * 3600)
-    assert cost <= hours * 3600
-    return [(c.clips.store.features, c.split, c.method, len(c.runs)) for c in chosen], gone
+def test_a_budget_trains_seed_by_seed_and_the_same_command_goes_on(stores, tmp_path, mlemiss):
+    """A budget that one group of runs uses up; then without one, beside an undisturbed run."""
+    options = ["reproduce", "figure6", "--stores", stores, "--epochs", 2, "--split", "clip", *TINY]
+    first = mlemiss(*options, "--out", "cut", "--budget", 1e-6)
+    assert first.returncode == 0, first.stderr
+    assert "the time is up, 11 runs left; run the same command again to go on" in first.stderr
+    cells = json.loads((tmp_path / "cut" / "figure6.json").read_text())["cells"]
+    assert [cell["seeds"] for cell in cells] == [[0]]
+    assert "the budget of 1e-06 h is spent" in (tmp_path / "cut" / "figure6.md").read_text()
+    second = mlemiss(*options, "--out", "cut", "--budget", 1e-6)
+    assert "1 runs of other cells are finished and kept" in second.stderr and "10 runs left" in second.stderr
+    rest, whole = mlemiss(*options, "--out", "cut"), mlemiss(*options, "--out", "whole")
+    assert rest.returncode == whole.returncode == 0 and "runs left" not in rest.stderr
+    results = [json.loads((tmp_path / out / "results.json").read_text())["results"] for out in ("cut", "whole")]
+    assert [r["seeds"] for r in results[0]] == [[0, 1]] * 6
+    for one, other in zip(*results, strict=True):
+        assert one["best_epoch"] == other["best_epoch"] and one["test_accuracy"] == other["test_accuracy"]
+        values = [
+            np.load(tmp_path / n / r["predictions"])["probabilities"] for n, r in (("cut", one), ("whole", other))
+        ]
+        np.testing.assert_allclose(*values, atol=1e-5)  # rounding: another company
 
 
-def test_a_budget_takes_seeds_then_rows(stores):
-    everything, gone = budgeted(stores, 6001 / 3600)
-    assert len(everything) == 12 and {n for *_, n in everything} == {5} and gone == []
-    fewer, gone = budgeted(stores, 4000 / 3600)
-    assert (
-        len(fewer) == 12
-        and {n for *_, n in fewer} == {3}
-        and gone == ["2 of 5 seeds of every cell not finished before"]
-    )
-    rows, gone = budgeted(stores, 1900 / 3600)  # 200 s a cell with two seeds, 600 s a row of three methods
-    assert {(f, s) for f, s, *_ in rows} == {("vgg16", "clip"), ("resnet50", "clip"), ("vgg16", "subject")}
-    assert {n for *_, n in rows} == {2} and "all of resnet50 by subject" in gone
-    least, _ = budgeted(stores, 400 / 3600)
-    assert least == [("vgg16", "clip", method, 1) for method in TABLE2.methods]
-    with pytest.raises(InputError, match=r"(?s)budget of 60.0 s is not enough for one row.*about 300.0 s"):
-        budgeted(stores, 60 / 3600)
-
-
-def test_what_is_finished_costs_a_budget_nothing(stores):
-    rows, _ = budgeted(stores, 400 / 3600, finished=lambda c: c.split == "subject")
-    assert [n for _, split, _, n in rows if split == "subject"] == [5] * 6
-    assert [n for _, split, _, n in rows if split == "clip"] == [1] * 3
+def test_a_budget_of_hours_is_not_spent(stores, tmp_path):
+    both, _ = choose_stores(TABLE2, stores, None, None)
+    figure6 = EXHIBITS["figure6"]
+    found = reproduce(figure6, both, tmp_path, figure6.grid(splits=["clip"], seeds=2), QUICK, "cpu", hours=1.0)
+    assert [cell["seeds"] for cell in found["cells"]] == [[0, 1]] * 6
+    assert len(list((tmp_path / "predictions").iterdir())) == 6  # those of one seed are gone
 
 
 def test_identity_is_known_before_training(stores, tmp_path):
     store = FeatureStore.open(next(stores.glob("*.zarr")))
-    plan = plan_grid([store], methods=["zp"], seeds=[2, 0])
+    plan = plan_grid([store], Grid(["zp"], seeds=[2, 0]))
     document = grid([store], tmp_path, methods=["zp"], seeds=[2, 0])
-    assert kept.identity(describe(plan.cells[0], QUICK)) == kept.identity(document["results"][0])
+    assert identity(describe_cell(plan.cells[0], QUICK)) == identity(document["results"][0])
 
 
 # Wrong use.

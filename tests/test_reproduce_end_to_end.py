@@ -4,17 +4,10 @@ import json
 from dataclasses import replace
 
 import pytest
-import torch
 from mlemiss.pipeline.errors import InputError
-from mlemiss.pipeline.stores.masks import parse_missing
-from mlemiss.trainer.end_to_end.end_to_end import MediaClips
-from mlemiss.trainer.experiments import estimate_end_to_end, paper
-from mlemiss.trainer.experiments.grid import plan_grid
-from mlemiss.trainer.experiments.job import clips_as
+from mlemiss.trainer.experiments import paper
 from mlemiss.trainer.experiments.paper import EXHIBITS
-from mlemiss.trainer.experiments.reproduce import SMALLEST_CUT, choose_stores, reproduce, within_budget
-from mlemiss.trainer.fit import fit
-from mlemiss.trainer.methods import load
+from mlemiss.trainer.experiments.reproduce import choose_stores, reproduce
 from mlemiss.trainer.settings import Settings
 
 from .media_stores import TINY, tiny, write_media
@@ -29,8 +22,7 @@ def media(tmp_path_factory):
 
 
 def run(exhibit, media, out, **options):
-    plain = {"fusions": exhibit.fusions, "splits": exhibit.splits, "seeds": 1, "settings": QUICK, "device": "cpu"}
-    return reproduce(exhibit, [media], out, **(plain | {"end_to_end": tiny()} | options))
+    return reproduce(exhibit, [media], out, exhibit.grid(seeds=1), QUICK, "cpu", end_to_end=tiny(), **options)
 
 
 def test_table1_has_the_papers_rows_and_numbers(media, tmp_path):
@@ -76,49 +68,20 @@ def test_figure5_shows_confusions(media, tmp_path):
     assert "lower-bound, addition, visual:0.95: rows true" in text
 
 
-def test_a_budget_takes_seeds_then_fusions_column_by_column(media):
-    grid = {"methods": TABLE1.methods, "fusions": TABLE1.fusions, "missing": TABLE1.missing, "seeds": 5}
-    plan = plan_grid([media], **grid, clips_of=clips_as(tiny()))
-    assert len(plan.cells) == 66
-    seconds = dict.fromkeys(plan.cells, 50.0)  # 10 s a run, 3300 s in all
+def test_a_budget_stops_after_an_epoch_and_goes_on_from_there(media, tmp_path):
+    """An epoch a call; in the end as without a budget."""
+    figure5 = replace(EXHIBITS["figure5"], methods=("mle",))
+    settings, grid = replace(QUICK, epochs=3), figure5.grid(seeds=1)
 
-    def chosen(budget):
-        cells, gone, cost = within_budget(plan.cells, seconds, budget, SMALLEST_CUT)
-        assert cost <= budget
-        return cells, gone
+    def train(out, hours=None):
+        return reproduce(figure5, [media], tmp_path / out, grid, settings, "cpu", end_to_end=tiny(), hours=hours)
 
-    cells, gone = chosen(1400)
-    assert len(cells) == 66 and {len(c.runs) for c in cells} == {2} and len(gone) == 1
-    cells, gone = chosen(1000)
-    assert {c.fusion for c in cells if c.missing.name == "audio:0.95"} == {"addition", "concatenation"}
-    assert "all methods of outer with audio:0.95 by clip" in gone
-    assert len({c.method for c in cells if c.fusion == "addition" and c.missing.name == "visual:0.8"}) == 4
-    cells, _ = chosen(45)
-    assert [(c.method, c.fusion, c.missing.name, len(c.runs)) for c in cells] == [
-        (method, "addition", "visual:0.8", 1) for method in TABLE1.methods
-    ]
-    with pytest.raises(InputError, match="a smaller --end-to-end"):
-        chosen(30)
-
-
-@pytest.mark.parametrize(
-    ("method", "frozen"), [("mle", False), ("mle", True), ("lower-bound", False), ("zero-padding", True)]
-)
-def test_an_estimate_counts_the_images_that_training_computes(media, method, frozen, monkeypatch):
-    """With a second for an image, however computed."""
-    one = estimate_end_to_end.Cost(1.0, 1.0, 0.0)
-    monkeypatch.setattr(estimate_end_to_end, "_measure", lambda *_: one)
-    settings = Settings(epochs=3, batch_size=32, hidden=8, dim=4)
-    plan = plan_grid([media], methods=[method], missing=["audio:0.8"], seeds=1, clips_of=clips_as(tiny(frozen=frozen)))
-    (seconds,) = estimate_end_to_end.estimate(plan.cells, settings, torch.device("cpu")).values()
-    clips = MediaClips(media, tiny(frozen=frozen))
-    computed = []
-    whole = clips.reader.read
-    clips.reader.read = lambda m, rows: computed.append(len(rows)) or whole(m, rows)
-    (drawn,) = [clips.run(cell.runs[0].spec) for cell in plan.cells]
-    assert drawn.spec.missing == parse_missing("audio:0.8")
-    fit(load(method), clips.load(torch.device("cpu")), [drawn], settings, "addition")
-    assert seconds == pytest.approx(sum(computed), rel=0.02)
+    assert train("cut", 1e-9)["cells"] == []  # one epoch of three is no result
+    assert "Left out" in (tmp_path / "cut" / "figure5.md").read_text()
+    assert len(list((tmp_path / "cut").glob("checkpoints/*/seed0-*.pt"))) == 1
+    train("cut", 1e-9)
+    (cell,), (whole,) = train("cut", 1e-9)["cells"], train("whole")["cells"]
+    assert (cell["mean"], cell["curve"], cell["confusion"]) == (whole["mean"], whole["curve"], whole["confusion"])
 
 
 def test_it_runs_on_media(media, tmp_path):

@@ -12,8 +12,7 @@ from mlemiss.pipeline.errors import InputError
 from mlemiss.pipeline.stores.masks import TEST, parse_missing
 from mlemiss.trainer import methods as registry
 from mlemiss.trainer.data import Clips, Dataset, RunSpec
-from mlemiss.trainer.experiments import predict
-from mlemiss.trainer.experiments import weights as saved
+from mlemiss.trainer.experiments import weights
 from mlemiss.trainer.fit import fit
 from safetensors import safe_open
 
@@ -48,9 +47,9 @@ def kept_predictions(out, result):
 def test_loaded_weights_predict_as_the_run_did(run, store, method, fusion):
     out, document = run
     (result,) = [r for r in document["results"] if (r["method"], r["fusion"]) == (method, fusion)]
-    path, header = predict.choose(out, "toy", method=method, fusion=fusion)
+    path, header = weights.choose(out, "toy", method=method, fusion=fusion)
     assert path == out / result["weights_file"]
-    found = predict.predict(path, header, store, CPU)
+    found = weights.predict(path, header, store, CPU)
     clip_id, (expected,) = kept_predictions(out, result)
     tested = ~np.isnan(expected[:, 0])
     assert tested.any() and not store.present[np.isin(store.clip_id, clip_id[tested])].all()  # incomplete ones too
@@ -62,16 +61,16 @@ def test_loaded_weights_predict_as_the_run_did(run, store, method, fusion):
 @pytest.mark.parametrize("method", ["mle", "ae1"])
 def test_several_seeds_are_averaged_each_with_its_own_weights(store, tmp_path, method):
     """By subject seeds differ in steps an epoch, so they are trained in several groups, beside another cell's runs."""
-    options = {"methods": [method], "missing": ["audio:0.5", "audio:0.2+visual:0.2"], "split": "subject", "seeds": 3}
+    options = {"methods": [method], "missing": ["audio:0.5", "audio:0.2+visual:0.2"], "splits": ["subject"], "seeds": 3}
     document = grid([store], tmp_path, save_weights=True, **options)
     singles = []
     for seed in range(3):
         grid([store], tmp_path / f"{seed}", save_weights=True, **(options | {"seeds": [seed]}))
-        path, header = predict.choose(tmp_path / f"{seed}", "toy", missing="audio:0.5")
-        singles.append(predict.predict(path, header, store, CPU).probability)
-    path, header = predict.choose(tmp_path, "toy", missing="audio:0.5")
+        path, header = weights.choose(tmp_path / f"{seed}", "toy", missing="audio:0.5")
+        singles.append(weights.predict(path, header, store, CPU).probability)
+    path, header = weights.choose(tmp_path, "toy", missing="audio:0.5")
     assert sorted(seed for part in header["parts"] for seed in part["seeds"]) == [0, 1, 2]
-    np.testing.assert_allclose(predict.predict(path, header, store, CPU).probability, np.mean(singles, 0), atol=2e-5)
+    np.testing.assert_allclose(weights.predict(path, header, store, CPU).probability, np.mean(singles, 0), atol=2e-5)
     _, expected = kept_predictions(tmp_path, document["results"][0])
     for values, single in zip(expected, singles, strict=True):
         tested = ~np.isnan(values[:, 0])
@@ -85,8 +84,8 @@ def test_the_best_epochs_weights_are_kept_not_the_last(tmp_path):
     (result,) = document["results"]
     curve = result["curve"]["val_accuracy"][0]
     assert curve[-1] < max(curve)  # else this test would show nothing
-    path, header = predict.choose(tmp_path, "toy")
-    found = predict.predict(path, header, store, CPU).probability
+    path, header = weights.choose(tmp_path, "toy")
+    found = weights.predict(path, header, store, CPU).probability
     part = store.split(0)[store.status == "done"]
     right = (found.argmax(1) == store.label[store.status == "done"])[part == TEST].mean()
     assert 100 * right == pytest.approx(result["test_accuracy"][0])
@@ -123,15 +122,15 @@ def test_a_loaded_method_asks_for_no_data(store, tmp_path):
             [run],
             QUICK,
             fusion,
-            on_trained=lambda method: kept.extend(saved.parts_of(method, [[0]])),
+            on_trained=lambda method: kept.extend(weights.parts_of(method, [[0]])),
         )
     other = write_store(tmp_path, clips=24, failed=(), without_audio=tuple(range(0, 24, 2)))
     for (name, fusion), part in zip(EVERY, kept, strict=True):
         described = {"method": name, "fusion": fusion, "settings": vars(QUICK), "classes": list(store.classes)}
         described |= {"features": "toy", "weights": "random", "weights_hash": "0", "versions": {"mlemiss": "0"}}
-        saved.save(tmp_path / "one.safetensors", described | saved.describe_inputs(store), [part])
-        header = saved.read_header(tmp_path / "one.safetensors")
-        found = predict.predict(tmp_path / "one.safetensors", header, other, CPU)
+        weights.save(tmp_path / "one.safetensors", described | weights.describe_inputs(store), [part])
+        header = weights.read_header(tmp_path / "one.safetensors")
+        found = weights.predict(tmp_path / "one.safetensors", header, other, CPU)
         assert found.probability.shape == (24, 3) and np.isfinite(found.probability).all()
 
 
@@ -146,27 +145,27 @@ def test_a_loaded_method_asks_for_no_data(store, tmp_path):
 def test_stores_of_other_features_are_refused(run, tmp_path, change, message):
     other = write_store(tmp_path, **change)
     with pytest.raises(InputError, match=message):
-        path, header = predict.choose(run[0], other.features, method="mle", fusion="addition")
-        predict.predict(path, header, other, CPU)
+        path, header = weights.choose(run[0], other.features, method="mle", fusion="addition")
+        weights.predict(path, header, other, CPU)
 
 
 def test_specs_are_compared_without_the_device(run, store):
     spec = {"segments": 30, "backbone": {"tag": "a.b", "precision": "fp32", "device": "cuda"}}
-    _, header = predict.choose(run[0], "toy", method="mle", fusion="addition")
+    _, header = weights.choose(run[0], "toy", method="mle", fusion="addition")
     header = header | {"spec": spec}
     store = type(store)(store.path, store.group)
     store.attrs["spec"] = spec | {"backbone": spec["backbone"] | {"device": "cpu"}}
-    predict.check_store(header, store)
+    weights.check_store(header, store)
     store.attrs["spec"] = spec | {"backbone": spec["backbone"] | {"tag": "c.d"}}
     with pytest.raises(InputError, match=r"backbone's tag a\.b, found c\.d"):
-        predict.check_store(header, store)
+        weights.check_store(header, store)
     with pytest.raises(InputError, match=r"features a modality \{'visual': 512.*found \{'visual': 12"):
-        predict.check_store(header | {"widths": {"visual": 512, "audio": 512}}, store)
+        weights.check_store(header | {"widths": {"visual": 512, "audio": 512}}, store)
 
 
 @pytest.mark.parametrize("damage", ["cut short", "changed", "emptied"])
 def test_damaged_weights_are_told(run, store, tmp_path, damage):
-    path, _ = predict.choose(run[0], "toy", method="zero-padding", fusion="addition")
+    path, _ = weights.choose(run[0], "toy", method="zero-padding", fusion="addition")
     data = bytearray(path.read_bytes())
     if damage == "changed":
         data[-5] ^= 1
@@ -174,8 +173,8 @@ def test_damaged_weights_are_told(run, store, tmp_path, damage):
     copy.parent.mkdir()
     copy.write_bytes({"cut short": data[:-10], "changed": data, "emptied": b""}[damage])
     with pytest.raises(InputError, match=r"(?s)is damaged.*--save-weights"):
-        path, header = predict.choose(tmp_path, "toy")
-        predict.predict(path, header, store, CPU)
+        path, header = weights.choose(tmp_path, "toy")
+        weights.predict(path, header, store, CPU)
 
 
 def test_predict_as_a_user(store, run, tmp_path, mlemiss):
@@ -202,6 +201,6 @@ def test_training_with_the_option_and_runs_without_it(tmp_path, mlemiss):
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 72  # a header and 71 done clips
     grid([toy], tmp_path / "without", seeds=1)
     with pytest.raises(InputError, match=r"(?s)keeps no trained weights.*--save-weights"):
-        predict.choose(tmp_path / "without", "toy")
+        weights.choose(tmp_path / "without", "toy")
     missing = mlemiss("predict", "nowhere", "--store", toy.path)
     assert missing.returncode == 2 and "no run at nowhere" in missing.stderr and "--save-weights" in missing.stderr

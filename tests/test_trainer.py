@@ -2,18 +2,19 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from mlemiss.pipeline.errors import InputError
 from mlemiss.pipeline.stores.masks import TEST, TRAIN, VALIDATION, parse_missing
-from mlemiss.trainer.batches import EpochOrder, Stage, all_rows
-from mlemiss.trainer.data import Clips, Dataset, Run, Runs, RunSpec, generator
+from mlemiss.trainer.batches import Stage, all_rows
+from mlemiss.trainer.data import Clips, Dataset, Runs, RunSpec, generator
 from mlemiss.trainer.evaluate import accuracy, confusion, macro_f1, mean_and_std, unweighted_average_recall
 from mlemiss.trainer.fit import fit
 from mlemiss.trainer.likelihood import log_mean_exp_inner
-from mlemiss.trainer.marginal import MARGINALS
+from mlemiss.trainer.marginal import BY_NAME
 from mlemiss.trainer.methods import load, method_names
 from mlemiss.trainer.methods.mle import MaximumLikelihood
 from mlemiss.trainer.networks import Encoder
@@ -63,7 +64,7 @@ def test_a_run_does_not_depend_on_its_company(store, tmp_path, method, fusion, m
 def test_runs_of_unequal_size_keep_their_own_results(store, tmp_path):
     """A split by subject gives each seed its own number of clips, of supports and of held-out clips."""
     one_batch = Settings(epochs=6, batch_size=300, lr=1e-2, hidden=16, dim=6)  # a step an epoch: all in one group
-    options = {"split": "subject", "fusions": ["outer"], "missing_test": "audio:0.5", "settings": one_batch}
+    options = {"splits": ["subject"], "fusions": ["outer"], "missing_test": "audio:0.5", "settings": one_batch}
     together = grid([store], tmp_path / "a", seeds=4, **options)
     sizes = set(together["results"][0]["n_train"])
     for seed in range(4):
@@ -81,7 +82,7 @@ def test_every_row_is_trained_on_once_an_epoch_in_the_seeds_own_order(store):
     clips = Clips(store)
     runs = Runs(Dataset(clips), draw(clips, (0, 1)), all_rows)
     steps = -(-runs.kept[0].sum() * runs.segments // 32)
-    order = EpochOrder(runs, Stage(), steps, 32)
+    order = runs.batches(Stage(), steps, 32).order
     epochs = []
     for number in (1, 2):
         rows, weight = (torch.cat(parts, 1) for parts in zip(*order.epoch(number), strict=True))
@@ -94,7 +95,7 @@ def test_every_row_is_trained_on_once_an_epoch_in_the_seeds_own_order(store):
     assert not torch.equal(epochs[0], epochs[1])
     rank = [rows.argsort() for rows in epochs[0]]
     assert not torch.equal(*rank)  # the seeds' orders differ
-    again = EpochOrder(runs, Stage(), steps, 32)
+    again = runs.batches(Stage(), steps, 32).order
     assert torch.equal(torch.cat([rows for rows, _ in again.epoch(2)], 1), epochs[1])  # as a resumed run draws it
 
 
@@ -251,11 +252,11 @@ def marginal_setting(store, kind, clips_kept=16):
     without = np.flatnonzero((run.part == TRAIN) & ~run.observed[:, 1])[:8]
     part = np.full(len(run.part), TEST)
     part[[*with_audio, *without]] = TRAIN
-    runs = Runs(Dataset(clips), [Run(run.spec, part, run.observed)], all_rows)
+    runs = Runs(Dataset(clips), [replace(run, part=part)], all_rows)
     encoder = Encoder(*runs.moments[1], 8, 5, runs.generators("encoder"))
     rows = runs.rows_of(torch.tensor(without)[None])
     batch = runs.batch(rows, torch.ones(rows.shape))
-    marginal = MARGINALS[kind](runs, 1, encoder)
+    marginal = BY_NAME[kind](runs, 1, encoder)
     return marginal, encoder, batch, runs
 
 
@@ -400,7 +401,7 @@ def test_metrics_on_a_small_example():
 def test_trainer_loads_neither_dask_nor_decoders():
     code = (
         "import sys, mlemiss.trainer.methods as m\n"
-        "import mlemiss.trainer.experiments.reproduce, mlemiss.trainer.experiments.predict\n"
+        "import mlemiss.trainer.experiments.reproduce, mlemiss.trainer.experiments.train\n"
         "[m.load(n) for n in m.method_names()]\n"
         "print([n for n in ('dask', 'distributed', 'ffmpeg', 'imageio_ffmpeg', 'cv2', 'librosa', 'timm') "
         "if n in sys.modules])"

@@ -1,4 +1,4 @@
-"""What a step of training sees: which rows, in which order, with which weights.
+"""The rows of a step of training, their order and their weights.
 
 Shapes: R runs, B batch, M modalities, S segments a clip, D features. A row is a segment: clip * S + s.
 """
@@ -92,7 +92,7 @@ class EpochOrder:
 
 
 def rows_of(clips: np.ndarray, segments: int) -> Tensor:
-    """All rows of the chosen clips (bool [clip])."""
+    """Return all rows of the chosen clips (bool [clip])."""
     return (torch.as_tensor(np.flatnonzero(clips))[:, None] * segments + torch.arange(segments)).flatten()
 
 
@@ -121,7 +121,7 @@ class Strata:
         self.steps = -(-self.rows // self.batch_size)
 
     def _shares(self, counts: np.ndarray, complete: np.ndarray) -> np.ndarray:
-        """Rows of each pattern in a batch: as they occur, at least one, of complete ones at least a quarter."""
+        """Return how many rows of each pattern a batch has: as they occur, at least one, a quarter of complete ones."""
         B = self.batch_size
         wanted = counts / counts.sum() * B
         if complete.any() and not complete.all():
@@ -137,7 +137,7 @@ class Strata:
         return shares
 
     def epoch(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Rows [steps, B] and weights [steps, B]; a pattern's rows come around again where its share asks for more."""
+        """Draw rows [steps, B] and weights [steps, B]; a pattern's rows repeat where its share needs more."""
         rows = [self._stream(c, self.steps * n, generator) for c, n in zip(self.clips, self.shares, strict=True)]
         rows = [part.view(self.steps, -1) for part in rows]
         weights = [torch.full(part.shape, float(w)) for part, w in zip(rows, self.weights, strict=True)]

@@ -2,7 +2,7 @@
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -18,37 +18,82 @@ from ..pipeline.console import (
 from ..pipeline.errors import InputError
 from ..pipeline.options import DeviceOption, JsonOption, StoresOption
 from ..pipeline.stores.remote import Place, place
-from .options import (
-    AugmentOption,
-    BackboneLrOption,
-    BatchSizeOption,
-    CompileOption,
-    DimOption,
-    EndToEndOption,
-    EpochsOption,
-    FeaturesOption,
-    FrozenOption,
-    FusionOption,
-    HiddenOption,
-    InitOption,
-    LrOption,
-    MarginalOption,
-    MicroBatchOption,
-    PrecisionOption,
-    SeedsOption,
-    StoreOption,
-    WeightDecayOption,
-    batch_size_of,
-    end_to_end_of,
-    named_stores,
-)
-from .settings import Settings
+from .settings import Marginal, Settings
+
+if TYPE_CHECKING:
+    from .end_to_end.end_to_end import EndToEnd
+
+EndToEndOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Train this backbone too, on the frames and log-Mels of a media store."),
+]
+InitOption = Annotated[
+    str | None, typer.Option(metavar="imagenet|random|FILE", help="Its weights at first (default: imagenet).")
+]
+FrozenOption = Annotated[bool, typer.Option("--frozen", help="Do not train the backbone.")]
+AugmentOption = Annotated[
+    bool, typer.Option("--augment", help="Change frames (flip, crop, colour) and spectrograms (masks) in training.")
+]
+BackboneLrOption = Annotated[float | None, typer.Option(help="Learning rate of the backbone (default: 1e-4).")]
+MicroBatchOption = Annotated[
+    int | None, typer.Option(help="Segments at once on the device, of a larger batch (default: 64).")
+]
+PrecisionOption = Annotated[
+    Literal["fp32", "bf16"] | None, typer.Option(help="Of the backbone: bf16 is mixed (default: fp32).")
+]
+CompileOption = Annotated[
+    bool, typer.Option("--compile", help="Compile the backbone first, which takes minutes and may pay on a GPU.")
+]
+FeaturesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Cached features, repeated or a comma list (default: the paper's three; reproduce: what is there of them)."
+    ),
+]
+FusionOption = Annotated[
+    list[str] | None, typer.Option(help="addition (default), concatenation or outer, repeated or a list.")
+]
+SeedsOption = Annotated[int, typer.Option(help="Runs of each cell, with seeds from 0.")]
+MarginalOption = Annotated[Marginal, typer.Option(help="Support of the marginal in training.")]
+EpochsOption = Annotated[int, typer.Option(help="Epochs of every classifier.")]
+LrOption = Annotated[float, typer.Option(help="Learning rate.")]
+BatchSizeOption = Annotated[
+    int | None, typer.Option(help="Segments a batch (default: 256; of a trained backbone --micro-batch).")
+]
+HiddenOption = Annotated[int, typer.Option(help="Units of an encoder's hidden layer.")]
+DimOption = Annotated[int, typer.Option(help="k, the embedding's width.")]
+WeightDecayOption = Annotated[float, typer.Option(help="Weight decay.")]
+StoreOption = Annotated[
+    list[Place] | None,
+    typer.Option(parser=place, metavar="PATH|URL", help="This very store, instead of looking for one; repeatable."),
+]
+MethodOption = Annotated[
+    list[str] | None, typer.Option(help="Methods (`list methods`), repeated or a list (default: mle).")
+]
+MissingOption = Annotated[
+    list[str], typer.Option(help="What training lacks: audio:0.5, audio:0.3+visual:0.3, none; repeated or a list.")
+]
+MissingTestOption = Annotated[str, typer.Option(help="What validation and test clips lack.")]
+SplitOption = Annotated[str, typer.Option(help="clip, or a column whose equal values stay together.")]
+SplitsOption = Annotated[Path | None, typer.Option(help="Somebody else's splits, a CSV of `store masks`.")]
+MasksOption = Annotated[
+    Path | None, typer.Option(help="Somebody else's masks: --missing then names settings of this CSV.")
+]
+SaveWeightsOption = Annotated[bool, typer.Option("--save-weights", help="Keep what was trained, for predict.")]
+ExhibitArgument = Annotated[
+    str, typer.Argument(metavar="table1|table2|figure4|figure5|figure6", help="What of the paper to reproduce.")
+]
+ExhibitSplitOption = Annotated[
+    list[str] | None,
+    typer.Option(help="clip or a column, repeated or a list (default: clip,subject; end to end clip)."),
+]
+BudgetOption = Annotated[
+    float | None, typer.Option(help="Hours: train seed by seed until the time is up; run again to go on.")
+]
 
 
 def train(
-    missing: Annotated[
-        list[str], typer.Option(help="What training lacks: audio:0.5, audio:0.3+visual:0.3, none; repeated or a list.")
-    ],
+    missing: MissingOption,
     features: FeaturesOption = None,
     end_to_end: EndToEndOption = None,
     init: InitOption = None,
@@ -58,18 +103,14 @@ def train(
     micro_batch: MicroBatchOption = None,
     precision: PrecisionOption = None,
     compiled: CompileOption = False,
-    method: Annotated[
-        list[str] | None, typer.Option(help="Methods (`list methods`), repeated or a list (default: mle).")
-    ] = None,
+    method: MethodOption = None,
     fusion: FusionOption = None,
-    missing_test: Annotated[str, typer.Option(help="What validation and test clips lack.")] = "none",
+    missing_test: MissingTestOption = "none",
     dataset: Annotated[str | None, typer.Option(help="Which dataset's stores (default: the only one).")] = None,
     seeds: SeedsOption = 5,
-    split: Annotated[str, typer.Option(help="clip, or a column whose equal values stay together.")] = "clip",
-    splits: Annotated[Path | None, typer.Option(help="Somebody else's splits, a CSV of `store masks`.")] = None,
-    masks: Annotated[
-        Path | None, typer.Option(help="Somebody else's masks: --missing then names settings of this CSV.")
-    ] = None,
+    split: SplitOption = "clip",
+    splits: SplitsOption = None,
+    masks: MasksOption = None,
     marginal: MarginalOption = Settings.marginal,
     epochs: EpochsOption = Settings.epochs,
     lr: LrOption = Settings.lr,
@@ -81,7 +122,7 @@ def train(
     stores: StoresOption = Path("stores"),
     store: StoreOption = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the results (default: runs/DATE-NAME).")] = None,
-    save_weights: Annotated[bool, typer.Option("--save-weights", help="Keep what was trained, for predict.")] = False,
+    save_weights: SaveWeightsOption = False,
     as_json: JsonOption = False,
 ) -> int:
     """Train every combination of the repeatable options, each with N seeds; print and keep the results."""
@@ -89,33 +130,23 @@ def train(
     from ..pipeline.stores.catalogue import find_store
     from ..pipeline.stores.mask_files import read_given
     from ..pipeline.stores.store import MEDIA, FeatureStore
-    from .experiments import job
+    from .experiments import train as job
+    from .experiments.grid import Grid
 
     files = read_given(splits, masks)
     specs = [files.setting(text) for text in comma_list(missing)]
     held_out, split = files.held_out(missing_test).name, files.split_name(split)
     how = {"frozen": frozen, "augment": augment, "backbone_lr": backbone_lr, "compiled": compiled}
-    trunk = end_to_end_of(end_to_end, init, **how, micro_batch=micro_batch, precision=precision)
-    sizes = {"batch_size": batch_size_of(batch_size, trunk), "hidden": hidden, "dim": dim}
-    settings = Settings(epochs=epochs, lr=lr, **sizes, weight_decay=weight_decay, marginal=marginal)
+    trunk = _end_to_end(end_to_end, init, **how, micro_batch=micro_batch, precision=precision)
+    batch_size = _batch_size(batch_size, trunk)
+    settings = Settings(epochs, batch_size, lr, weight_decay, hidden, dim, marginal)
     if trunk and features:
         raise InputError("--end-to-end and --features exclude each other: features are cached.\nGive one of them.")
     names = [MEDIA] if trunk else comma_list(features or list(DEFAULT))
-    paths = named_stores(store, features) or [find_store(stores, name, dataset) for name in names]
-    document, out = job.train(
-        [files.apply(FeatureStore.open(path), seeds, specs) for path in paths],
-        out,
-        end_to_end=trunk,
-        methods=comma_list(method or ["mle"]),
-        fusions=comma_list(fusion or ["addition"]),
-        missing=specs,
-        missing_test=held_out,
-        seeds=seeds,
-        split=split,
-        settings=settings,
-        device=device,
-        save_weights=save_weights,
-    )
+    paths = _named_stores(store, features) or [find_store(stores, name, dataset) for name in names]
+    grid = Grid(comma_list(method or ["mle"]), comma_list(fusion or ["addition"]), specs, held_out, seeds, [split])
+    opened = [files.apply(FeatureStore.open(path), seeds, specs) for path in paths]
+    document, out = job.train(opened, out, grid, settings, device, end_to_end=trunk, save_weights=save_weights)
     finish_training(document, out, as_json)
     return DONE
 
@@ -132,9 +163,7 @@ def finish_training(document: dict, out: Path, as_json: bool) -> None:
 
 
 def reproduce(
-    exhibit: Annotated[
-        str, typer.Argument(metavar="table1|table2|figure4|figure5|figure6", help="What of the paper to reproduce.")
-    ],
+    exhibit: ExhibitArgument,
     features: FeaturesOption = None,
     end_to_end: EndToEndOption = None,
     init: InitOption = None,
@@ -145,15 +174,10 @@ def reproduce(
     precision: PrecisionOption = None,
     compiled: CompileOption = False,
     fusion: FusionOption = None,
-    split: Annotated[
-        list[str] | None,
-        typer.Option(help="clip or a column, repeated or a list (default: clip,subject; end to end clip)."),
-    ] = None,
+    split: ExhibitSplitOption = None,
     dataset: Annotated[str | None, typer.Option(help="Which dataset's stores (default: the paper's).")] = None,
     seeds: SeedsOption = 5,
-    budget: Annotated[
-        float | None, typer.Option(help="Hours: fewer seeds, then fewer rows, as an estimate has it.")
-    ] = None,
+    budget: BudgetOption = None,
     marginal: MarginalOption = Settings.marginal,
     epochs: EpochsOption = Settings.epochs,
     lr: LrOption = Settings.lr,
@@ -169,10 +193,10 @@ def reproduce(
 ) -> int:
     """Run one of the paper's tables or figures and set our numbers beside the paper's; run again, it goes on."""
     from ..pipeline.stores.store import FeatureStore
+    from .experiments import paper, side_by_side
     from .experiments import reproduce as job
-    from .experiments import side_by_side
 
-    wanted = job.find_exhibit(exhibit)
+    wanted = paper.find_exhibit(exhibit)
     how = {"frozen": frozen, "augment": augment, "backbone_lr": backbone_lr, "compiled": compiled}
     named = comma_list(features) if features else None
     if wanted.end_to_end and named:
@@ -180,28 +204,18 @@ def reproduce(
     if end_to_end and not wanted.end_to_end:
         raise InputError(f"--end-to-end: {exhibit} is on cached features.\nName others with --features.")
     backbone = (end_to_end or wanted.features[0]) if wanted.end_to_end else None
-    trunk = end_to_end_of(backbone, init, **how, micro_batch=micro_batch, precision=precision)
-    sizes = {"batch_size": batch_size_of(batch_size, trunk), "hidden": hidden, "dim": dim}
-    settings = Settings(epochs=epochs, lr=lr, **sizes, weight_decay=weight_decay, marginal=marginal)
+    trunk = _end_to_end(backbone, init, **how, micro_batch=micro_batch, precision=precision)
+    batch_size = _batch_size(batch_size, trunk)
+    settings = Settings(epochs, batch_size, lr, weight_decay, hidden, dim, marginal)
     out = writable_folder(out or Path("runs") / wanted.name, "--out")
     if budget is not None and not budget > 0:
         raise InputError(f"a budget of {budget} hours is out of range: expected more than 0.")
-    opened, absent = list(map(FeatureStore.open, named_stores(store, features))), []
+    opened, absent = list(map(FeatureStore.open, _named_stores(store, features))), []
     if not opened:
         opened, absent = job.choose_stores(wanted, stores, dataset, named)
-    compared = job.reproduce(
-        wanted,
-        opened,
-        out,
-        fusions=comma_list(fusion or list(wanted.fusions)),
-        splits=comma_list(split or list(wanted.splits)),
-        seeds=seeds,
-        settings=settings,
-        device=device,
-        absent=absent,
-        budget=budget,
-        end_to_end=trunk,
-    )
+    grid = wanted.grid(comma_list(fusion) if fusion else (), comma_list(split) if split else (), seeds)
+    more = {"absent": absent, "hours": budget, "end_to_end": trunk}
+    compared = job.reproduce(wanted, opened, out, grid, settings, device, **more)
     if as_json:
         print_json(compared)
     else:
@@ -227,7 +241,7 @@ def predict(
 
     from ..pipeline.stores.store import FeatureStore
     from . import methods
-    from .experiments import predict as job
+    from .experiments import weights
     from .experiments.experiments import choose_device
 
     if out is not None:
@@ -235,22 +249,22 @@ def predict(
     wanted = {"method": methods.resolve(method) if method else None, "fusion": fusion, "cell": cell}
     wanted["missing"] = _missing_name(missing) if missing else None
     where, opened = choose_device(device), FeatureStore.open(store)
-    path, header = job.choose(run, opened.features, **wanted)
+    path, header = weights.choose(run, opened.features, **wanted)
     say(f"{header['method']} {header['fusion']}, missing {header['missing']}, {len(header['seeds'])} seeds")
-    predictions = job.predict(path, header, opened, where)
+    predictions = weights.predict(path, header, opened, where)
     if (opened.dataset, opened.fingerprint) == (header["dataset"], header["store"]):
         say("note: these weights were trained on clips of this very store; no accuracy on them is a test result")
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("w", encoding="utf-8", newline="") if out else nullcontext(sys.stdout) as file:
-        job.write_csv(predictions, file)
+        weights.write_predictions(predictions, file)
     failed = len(opened.clip_id) - len(predictions.clip_id)
     say(f"{amount(len(predictions.clip_id), 'clip')} predicted, {failed} failed left out" + (f": {out}" if out else ""))
     return DONE
 
 
 def _missing_name(text: str) -> str:
-    """As results call it: a spec in its own order, else the name of a setting of somebody's masks."""
+    """Return what results call a missing spec: in its own order, else the name of a setting of somebody's masks."""
     from ..pipeline.stores.masks import parse_missing
 
     try:
@@ -266,8 +280,8 @@ def report(
     latex: Annotated[bool, typer.Option("--latex", help="Also results.tex (booktabs), beside it.")] = False,
 ) -> int:
     """Write one self-contained HTML report of one or more runs, with paired comparisons over all of them."""
-    from .report.export import write_csv, write_latex
     from .report.report import load_runs, write_report
+    from .report.tables import export_csv, export_latex
 
     if not runs:
         kept = sorted(Path("runs").glob("*/results.json"), key=lambda path: path.stat().st_mtime)
@@ -282,9 +296,44 @@ def report(
     write_report(documents, out, comparisons)
     paths = [out]
     if csv:
-        paths += write_csv(documents, comparisons, out.parent)
+        paths += export_csv(documents, comparisons, out.parent)
     if latex:
-        paths.append(write_latex(documents, out.parent))
+        paths.append(export_latex(documents, out.parent))
     for path in paths:
         say(f"report: {path}")
     return DONE
+
+
+def _end_to_end(backbone: str | None, init: str | None, **given) -> "EndToEnd | None":
+    """Return what --end-to-end and the options that belong to it say; None where it is not given.
+
+    InputError: an option that belongs to it without it, or a wrong value.
+    """
+    given = {name: value for name, value in given.items() if value is not None and value is not False}
+    if backbone is None:
+        if stray := [*(["init"] if init else []), *given]:
+            option = stray[0].replace("_", "-").replace("compiled", "compile")
+            raise InputError(f"--{option} belongs to training end to end.\nName a backbone with --end-to-end.")
+        return None
+    from ..pipeline.encoders.images import parse_weights, resolve_tag
+    from .end_to_end.end_to_end import EndToEnd
+
+    resolve_tag(backbone)
+    return EndToEnd(backbone, parse_weights([init or "imagenet"], [backbone])[backbone], **given)
+
+
+def _batch_size(given: int | None, trunk: "EndToEnd | None") -> int:
+    """Return --batch-size, or its default: for a backbone the micro-batch, so that nothing is computed twice."""
+    if given is not None:
+        return given
+    return trunk.micro_batch if trunk and not trunk.frozen else Settings.batch_size
+
+
+def _named_stores(store: list[Place] | None, features: list[str] | None) -> list[Place]:
+    """Return the stores of --store, each once, however its path is written. InputError: --features is given too."""
+    if store and features:
+        raise InputError("--store and --features exclude each other: a store has its features.\nGive one of them.")
+    by_place: dict[Place, Place] = {}
+    for path in store or []:
+        by_place.setdefault(path.resolve(), path)
+    return list(by_place.values())

@@ -1,4 +1,4 @@
-"""A feature store's clips on a device, shared by all runs, and what each run may see of them.
+"""The clips of a feature store on a device, shared by all runs, and what each run may see of them.
 
 Shapes: R runs, M modalities, S segments a clip, D features, C classes, n rows. A row is a segment: clip * S + s.
 """
@@ -6,7 +6,7 @@ Shapes: R runs, M modalities, S segments a clip, D features, C classes, n rows. 
 import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -18,7 +18,7 @@ from ..pipeline.stores.masks import TEST, TRAIN, VALIDATION, Missing, Setting
 from ..pipeline.stores.store import FeatureStore
 from .batches import Batch, EpochOrder, Rows, Stage, rows_of
 
-COMPLETE = Missing()
+NOTHING = Missing()
 CACHED = 1 << 17  # float32 numbers that stay in a core's cache while they are summed
 CHUNKS_AT_ONCE = 8  # of a store, read by a thread: zarr decodes them side by side, and fewer would wait for Python
 PARTS = {TRAIN: "training", VALIDATION: "validation", TEST: "test"}
@@ -26,17 +26,18 @@ PARTS = {TRAIN: "training", VALIDATION: "validation", TEST: "test"}
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What sets one run of a cell apart: everything a run's data depends on."""
+    """Everything that the data of one run depend on."""
 
     seed: int
-    missing: Missing | Setting = COMPLETE
-    missing_test: Missing = COMPLETE
+    missing: Missing | Setting = NOTHING
+    missing_test: Missing = NOTHING
     split: str = "clip"
 
     @property
     def name(self) -> str:
+        """Return the run's name for messages."""
         parts = [f"seed {self.seed}", f"missing {self.missing.name}"]
-        parts += [f"held-out clips lack {self.missing_test.name}"] if self.missing_test != COMPLETE else []
+        parts += [f"held-out clips lack {self.missing_test.name}"] if self.missing_test != NOTHING else []
         return ", ".join(parts if self.split == "clip" else [*parts, f"split by {self.split}"])
 
 
@@ -52,6 +53,21 @@ class Run:
     def training_clips(self, rows: Rows) -> np.ndarray:
         """Return the training clips with something observed that ``rows`` chooses: bool [clip]."""
         return (self.part == TRAIN) & self.observed.any(1) & rows(self.observed, self.modalities)
+
+
+@dataclass
+class RunResult:
+    """One run's outcome. Accuracies in percent of clips; curves have one entry an epoch of the selecting stage."""
+
+    run: Run
+    test_clips: np.ndarray  # int [n], positions among the data set's clips
+    probability: np.ndarray  # [n, C] of the test clips, by the best epoch's weights
+    best_epoch: int  # from 1
+    total_epochs: int = 0  # over all stages
+    val_accuracy: list[float] = field(default_factory=list)
+    test_accuracy: list[float] = field(default_factory=list)
+    seconds: float = 0.0  # its share of its group's
+    device: str = ""
 
 
 class Clips:
@@ -79,15 +95,15 @@ class Clips:
     end_to_end: ClassVar[bool] = False  # features are computed by networks as they are needed (`end_to_end.MediaClips`)
 
     def describe(self) -> dict:
-        """What the features are and where they come from, as results have it."""
+        """Return the features' name and weights, as results record them."""
         weights = self.store.weights
         return {"features": self.store.features, "weights": weights.get("name"), "weights_hash": weights.get("hash")}
 
     def check(self, kind: type, name: str) -> None:
-        """InputError: the method called ``name`` cannot train on these clips. Any can on cached features."""
+        """Check that the method called ``name`` can train on these clips. InputError: it cannot."""
 
     def load(self, device: torch.device) -> "Dataset":
-        """Everything the runs share, on a device."""
+        """Return the clips' features and labels on a device."""
         return Dataset(self, device)
 
     def run(self, spec: RunSpec) -> Run:
@@ -132,7 +148,7 @@ class Dataset:
         self.finite = np.stack(finite, 1)
 
     def check_finite(self, run: Run) -> None:
-        """InputError: a clip that a run observes holds a value that is not finite."""
+        """Check that every value that a run observes is finite. InputError: one is not."""
         bad = run.observed & ~self.finite
         if bad.any():
             clip, m = np.argwhere(bad)[0]
@@ -147,7 +163,7 @@ class Dataset:
         return Runs(self, runs, rows)
 
     def moments(self, m: int, clips: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of modality m over the rows of these clips (bool [clip]): float32 [D] each.
+        """Return mean and standard deviation of modality m over the rows of clips (bool [clip]): float32 [D] each.
 
         Only those clips are read. A feature that is constant there keeps a deviation of 1.
         """
@@ -160,17 +176,20 @@ class Dataset:
 
 
 def usable_deviation(mean: Tensor, std: Tensor) -> Tensor:
-    """What features are divided by, float32 [D]: their deviation; 1 for those that are constant but for rounding."""
+    """Return what features are divided by, float32 [D]: their deviation, or 1 where they are constant (to rounding)."""
     return std.masked_fill(std <= 1e-6 * mean.abs().clamp_min(1e-3), 1).float()
 
 
 def _load(clips: Clips, modality: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Features of the usable clips, float16 [clip, S, D]; each clip's mean, and the sum of its squared differences from
-    it, over its segments: float32 [clip, D].
+    """Read the features of the usable clips, and sum them up.
 
-    A variance is a difference of large numbers; about a segment of the clip itself it is not, and float32 will do. Each
-    thread reads and sums some chunks of the store, so that decompressing goes on while others come from the disk;
+    A variance is a difference of large numbers; about a segment of the clip itself the numbers are small, and float32
+    is exact enough. Each thread reads and sums some chunks of the store, so that one decompresses while others read;
     torch's own threads would wait for each other.
+
+    Returns:
+        Features, float16 [clip, S, D]; each clip's mean over its segments, and the sum of squared differences from
+        it: float32 [clip, D] each.
     """
     store, kept = clips.store, clips.kept
     (count, S, D), step = store.shape(modality), CHUNKS_AT_ONCE * store.clips_a_chunk(modality)
@@ -206,7 +225,7 @@ def _load(clips: Clips, modality: str) -> tuple[Tensor, Tensor, Tensor]:
 
 @dataclass(eq=False)
 class Blueprint:
-    """What R runs of a method are built from, whether they are to be trained (`Runs`) or are read from a file.
+    """The facts that R runs of a method are built from, whether they are trained (`Runs`) or read from a file.
 
     seeds: one a run. moments: per modality mean and deviation, [R, D] each. log_prior: [R, C]. lacking,
     lacking_held_out: per modality, is it missing in some row trained on, and in some clip predicted.
@@ -225,7 +244,7 @@ class Blueprint:
         return len(self.seeds)
 
     def generators(self, purpose: str) -> list[torch.Generator]:
-        """A random generator for each run that depends on its seed and the purpose alone, so never on its company."""
+        """Return a random generator for each run. It depends on the run's seed and the purpose, never on other runs."""
         return [generator(seed, purpose) for seed in self.seeds]
 
 
@@ -267,39 +286,39 @@ class Runs(Blueprint):
         return Batches(self, stage, steps, batch_size)
 
     def _moments(self, m: int) -> tuple[Tensor, Tensor]:
-        """Of each run's observed training entries, whatever the method: mean and deviation, [R, D] each."""
+        """Return mean and deviation of each run's observed training entries, [R, D] each, whatever the method."""
         each = [self.dataset.moments(m, run.observed[:, m] & (run.part == TRAIN)) for run in self.runs]
         mean, std = zip(*each, strict=True)
         return torch.stack(mean), torch.stack(std)
 
     def gather(self, rows: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Rows [R, n] as a method may see them: x, M tensors [R, n, D] with NaN where missing; observed [R, n, M]."""
+        """Return rows [R, n] as a method sees them: x, M tensors [R, n, D], NaN where missing; observed [R, n, M]."""
         observed = self.observed_rows(rows)
         return [self.gather_modality(m, rows, observed[..., m]) for m in range(len(self.modalities))], observed
 
     def observed_rows(self, rows: Tensor) -> Tensor:
-        """bool [R, n, M] of rows [R, n]."""
+        """Return which modalities of rows [R, n] are observed: bool [R, n, M]."""
         clips = torch.div(rows, self.segments, rounding_mode="floor")
         return self.observed.gather(1, clips[..., None].expand(-1, -1, len(self.modalities)))
 
     def gather_modality(self, m: int, rows: Tensor, observed: Tensor) -> Tensor:
-        """One modality of rows [R, n]: [R, n, D], NaN where not observed (bool [R, n])."""
+        """Return one modality of rows [R, n]: [R, n, D], NaN where not observed (bool [R, n])."""
         x = self.dataset.features[m].index_select(0, rows.flatten()).float().unflatten(0, rows.shape)
         return x.masked_fill_(~observed[..., None], torch.nan) if self._anything_missing[m] else x
 
     def batch(self, rows: Tensor, weight: Tensor) -> Batch:
-        """Rows and weights [R, B] with all that training needs of them."""
+        """Return the batch of rows and weights [R, B]."""
         x, observed = self.gather(rows)
         return Batch(
             rows, x, observed, self.dataset.label[torch.div(rows, self.segments, rounding_mode="floor")], weight
         )
 
     def rows_of(self, clips: Tensor) -> Tensor:
-        """All rows of clips [R, c]: [R, c * S]."""
+        """Return all rows of clips [R, c]: [R, c * S]."""
         return (clips[..., None] * self.segments + torch.arange(self.segments, device=clips.device)).flatten(1)
 
     def padded_clips(self, chosen: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Clips chosen by each run (bool [R, clip]) as positions [R, c], c the most of any run, and which count."""
+        """Return clips that runs choose (bool [R, clip]) as positions [R, c], c the most of any, and which count."""
         most = max(int(chosen.sum(1).max()), 1)
         clips = np.repeat(chosen.argmax(1)[:, None], most, axis=1)  # filled up with the run's own first
         counted = np.arange(most) < chosen.sum(1, keepdims=True)
@@ -325,6 +344,6 @@ class Batches:
 
 
 def generator(seed: int, purpose: str) -> torch.Generator:
-    """A generator on the CPU, whatever the device, so that every device draws the same."""
+    """Return a generator on the CPU, so that every device draws the same numbers."""
     digest = hashlib.sha256(f"{purpose}:{seed}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

@@ -1,4 +1,4 @@
-"""From segments to clips, and what is counted there. Clips are counted, never segments."""
+"""From segments to clips, and the scores of clips. Clips are counted, never segments."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from .method import ROWS_AT_ONCE, Method, in_blocks
 
 @torch.no_grad()
 def clip_probabilities(method: Method, runs: Runs, clips: Tensor) -> Tensor:
-    """Mean of the segments' probabilities of clips [R, c]: [R, c, C]."""
+    """Return the probabilities of clips [R, c], the mean over their segments: [R, c, C]."""
 
     def block(part: Tensor) -> Tensor:
         log_probability = method.predict(*runs.gather(runs.rows_of(part)))  # [R, c * S, C]
@@ -23,35 +23,35 @@ def clip_probabilities(method: Method, runs: Runs, clips: Tensor) -> Tensor:
 
 
 def confusion(probability: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Counts [C, C], rows the true class, columns the predicted one (the first of equals): [clip, C] and [clip]."""
+    """Count clips by true class (rows) and predicted class (columns): [clip, C] and [clip] to [C, C]."""
     C = probability.shape[1]
     return np.bincount(label * C + probability.argmax(1), minlength=C * C).reshape(C, C)
 
 
 def accuracy(counts: np.ndarray) -> float:
-    """Percentage of clips classified right, of a confusion matrix."""
+    """Return the percentage of clips classified right, from a confusion matrix."""
     return 100.0 * float(np.trace(counts) / counts.sum())
 
 
 def unweighted_average_recall(counts: np.ndarray) -> float:
-    """Mean over the classes that occur of their recall, in percent."""
+    """Return the mean recall over the classes that occur, in percent."""
     true = counts.sum(1)
     return 100.0 * float((np.diag(counts)[true > 0] / true[true > 0]).mean())
 
 
 def macro_f1(counts: np.ndarray) -> float:
-    """Mean over the classes that occur (as label or as prediction) of F1, in percent."""
+    """Return the mean F1 over the classes that occur (as label or as prediction), in percent."""
     either = counts.sum(0) + counts.sum(1)
     return 100.0 * float((2 * np.diag(counts)[either > 0] / either[either > 0]).mean())
 
 
 def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and standard deviation (ddof 1) over seeds; None for the deviation of one seed."""
+    """Return mean and standard deviation (ddof 1) over seeds; None for the deviation of one seed."""
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def mean_interval(values: Sequence[float]) -> list[float] | None:
-    """95 % interval [low, high] of the mean of percentages over seeds, Student's t, within 0 and 100; None for one.
+    """Return the 95 % interval [low, high] of the mean of percentages over seeds, Student's t; None for one seed.
 
     Split, mask and initial weights vary together from seed to seed, so it covers all three. Test sets of different
     seeds share clips, which it does not know of: it is about more seeds on these clips, not about other clips.

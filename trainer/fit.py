@@ -8,34 +8,18 @@ Shapes: R runs, B batch, C classes.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..pipeline.errors import InputError
-from ..pipeline.stores.masks import TEST, TRAIN, VALIDATION
+from ..pipeline.stores.masks import TEST, VALIDATION
 from .batches import Stage
-from .data import Batches, Clips, Dataset, Run, Runs
+from .data import Batches, Dataset, Run, RunResult, Runs
 from .evaluate import clip_probabilities
-from .method import Method
+from .method import Method, plan_steps
 from .settings import Settings
-
-
-@dataclass
-class RunResult:
-    """One run's outcome. Accuracies in percent of clips; curves have one entry an epoch of the selecting stage."""
-
-    run: Run
-    test_clips: np.ndarray  # int [n], positions among the data set's clips
-    probability: np.ndarray  # [n, C] of the test clips, by the best epoch's weights
-    best_epoch: int  # from 1
-    total_epochs: int = 0  # over all stages
-    val_accuracy: list[float] = field(default_factory=list)
-    test_accuracy: list[float] = field(default_factory=list)
-    seconds: float = 0.0  # its share of its group's
-    device: str = ""
 
 
 class HeldOut:
@@ -48,42 +32,12 @@ class HeldOut:
         self.label = runs.dataset.label[self.clips]
 
     def score(self, method: Method) -> tuple[Tensor, Tensor, Tensor]:
-        """Accuracy in percent [R], mean log-probability of the true class [R], probabilities [R, c, C]."""
+        """Return accuracy in percent [R], mean log-probability of the true class [R] and probabilities [R, c, C]."""
         probability = clip_probabilities(method, self.runs, self.clips)
         right = (probability.argmax(-1) == self.label) & self.counted
         likelihood = probability.gather(-1, self.label[..., None])[..., 0].clamp_min(1e-12).log() * self.counted
         count = self.counted.sum(1)
         return 100.0 * right.sum(1).double() / count, likelihood.sum(1) / count, probability
-
-
-def plan_steps(kind: type[Method], run: Run, segments: int, settings: Settings) -> tuple[int, ...]:
-    """Steps an epoch of each stage: rows over batch size, rounded up."""
-    rows = (int(run.training_clips(stage.rows).sum()) * segments for stage in kind.stages)
-    return tuple(-(-n // settings.batch_size) for n in rows)
-
-
-def check_run(kind: type[Method], clips: Clips, run: Run, name: str) -> None:
-    """InputError: too few clips for the method called ``name``, or a modality that none of them has."""
-    complete = int(((run.part == TRAIN) & run.observed.all(1)).sum())
-    for stage in kind.stages:
-        chosen = run.training_clips(stage.rows)
-        classes = len(np.unique(clips.label[chosen]))
-        if (stage.selects and classes < 2) or complete < kind.least_complete:
-            needs = "training clips of at least two classes"
-            if kind.least_complete:
-                needs += f" and at least {kind.least_complete} complete ones"
-            raise InputError(
-                f"{name} cannot train its {stage.name} with {run.spec.name}: expected {needs}, found "
-                f"{int(chosen.sum())} fitting clips of {classes} classes ({int((run.part == TRAIN).sum())} training "
-                f"clips, {complete} complete).\n"
-                f"Lower the missing rate, preprocess more clips, or use a method that trains on incomplete clips."
-            )
-        for m, modality in enumerate(clips.modalities):
-            if modality in (kind.modalities or clips.modalities) and not (chosen & run.observed[:, m]).any():
-                raise InputError(
-                    f"{name} cannot train its {stage.name} with {run.spec.name}: expected training clips with "
-                    f"{modality}, found none.\nLower that modality's missing rate, or preprocess more clips."
-                )
 
 
 def fit(
@@ -211,7 +165,7 @@ class Training:
         """Keep what an epoch left, for `resume`: nothing over cached features."""
 
     def _check_finite(self, values: Tensor, what: str, epoch: int) -> None:
-        """InputError: some of a run's values [R, ...] are not finite."""
+        """Check that each run's values [R, ...] are finite. InputError: some are not."""
         finite = values.flatten(1).isfinite().all(1).tolist() if values.ndim > 1 else values.isfinite().tolist()
         for run, fine in zip(self.runs.runs, finite, strict=True):
             if not fine:
@@ -232,7 +186,7 @@ class Selection:
         self.best = {n: p.detach().clone() for n, p in method.named_parameters()}
 
     def update(self, epoch: int, results: list[RunResult]) -> Tensor:
-        """Score an epoch and keep what is better; the validation clips' probabilities [R, c, C]."""
+        """Score an epoch and keep what is better; return the validation clips' probabilities [R, c, C]."""
         with torch.no_grad():
             self.method.prepare_predictions(self.runs.lacking_held_out)
         accuracy, likelihood, probability = self.validation.score(self.method)

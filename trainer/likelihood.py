@@ -35,6 +35,7 @@ class _LogMeanExpInner(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, queries: Tensor, keys: Tensor, mask: Tensor | None, block: int) -> Tensor:
+        """Return the log mean [R, Q] of queries [R, Q, k], keys [R, N, k] and mask [R, N]."""
         largest = total = None  # of the blocks so far: [R, Q]
         for start in range(0, keys.shape[1], block):
             scores, counted = _scores(queries, keys, mask, start, block)  # [R, Q, n]
@@ -53,6 +54,7 @@ class _LogMeanExpInner(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
+        """Return the gradients of queries and keys for the gradient [R, Q] of the result."""
         queries, keys, mask, log_sum = ctx.saved_tensors
         to_queries = torch.zeros_like(queries) if ctx.needs_input_grad[0] else None
         to_keys = torch.empty_like(keys) if ctx.needs_input_grad[1] else None
@@ -68,7 +70,7 @@ class _LogMeanExpInner(torch.autograd.Function):
 
 
 def _scores(queries: Tensor, keys: Tensor, mask: Tensor | None, start: int, block: int):
-    """Scores [R, Q, n] of one block, and which of its entries count [R, 1, n] (None: all)."""
+    """Return the scores [R, Q, n] of one block, and which of its entries count [R, 1, n] (None: all)."""
     scores = torch.bmm(queries, keys[:, start : start + block].mT)
     if mask is None:
         return scores, None
@@ -77,14 +79,14 @@ def _scores(queries: Tensor, keys: Tensor, mask: Tensor | None, start: int, bloc
 
 
 def _log_count(keys: Tensor, mask: Tensor | None) -> Tensor | float:
-    """log N, per run where a mask says which entries count: [R, 1]."""
+    """Return log N, for each run where a mask says which entries count: [R, 1]."""
     if mask is None:
         return torch.tensor(float(keys.shape[1]), dtype=torch.float64).log().item()
     return mask.sum(-1, keepdim=True).to(keys.dtype).log()
 
 
 def log_mean_exp_inner(queries: Tensor, keys: Tensor, mask: Tensor | None = None, block: int | None = None) -> Tensor:
-    """log of the mean over n of exp(queries_q . keys_n), without ever holding all Q x N scores.
+    """Return the log of the mean over n of exp(queries_q . keys_n), without ever holding all Q x N scores.
 
     queries: [..., Q, k]; keys: [..., N, k]; mask: bool [..., N], which keys count (the others may hold anything, NaN
     included, and get gradient 0), or None for all. Leading axes broadcast. block: keys held at a time, chosen by
@@ -105,7 +107,7 @@ def log_mean_exp_inner(queries: Tensor, keys: Tensor, mask: Tensor | None = None
 
 
 class _Support(NamedTuple):
-    """What one missing modality is averaged over: keys [R, N, k], mask bool [R, N] or None."""
+    """The embeddings that one missing modality is averaged over: keys [R, N, k], mask bool [R, N] or None."""
 
     keys: Tensor
     mask: Tensor | None
@@ -120,7 +122,7 @@ def log_posterior(
     fusion: str,
     support_mask: Sequence[Tensor | None] | None = None,
 ) -> Tensor:
-    """log Q(z | observed modalities), normalised over z: equation 4, equation 5, or equation 3 with more missing.
+    """Return log Q(z | observed modalities), normalised over z: equation 4, 5, or 3 with more missing.
 
     embeddings: M tensors [..., B, k]; entries that are not observed may hold anything, NaN included, and get
         gradient exactly 0.
@@ -174,7 +176,7 @@ def log_posterior(
 def _additive_logits(
     embeddings: list[Tensor], observed: Tensor, heads: list[Tensor], supports: list[_Support | None]
 ) -> Tensor:
-    """Sum over modalities of e . h_m(z) where observed, c_m(z) where not: [R, B, C]."""
+    """Return the sum over modalities of e . h_m(z) where observed, c_m(z) where not: [R, B, C]."""
     logits = None
     for m, (embedding, head, support) in enumerate(zip(embeddings, heads, supports, strict=True)):
         term = torch.bmm(embedding, head.mT)  # [R, B, C]
@@ -186,7 +188,7 @@ def _additive_logits(
 
 
 def _outer_logits(embeddings: list[Tensor], observed: Tensor, heads: Tensor, supports: list[_Support | None]) -> Tensor:
-    """Logits of the outer product [R, B, C]: the rows of each pattern of observed modalities together."""
+    """Return the logits of the outer product [R, B, C]: the rows of each pattern of observed modalities together."""
     R, B, M = observed.shape
     C, k = heads.shape[1], embeddings[0].shape[-1]
     tensor = heads.reshape(R, C, *[k] * M)
@@ -223,7 +225,7 @@ def _contract(tensor: Tensor, embeddings: list[Tensor], modalities: list[int]) -
 
 
 def _marginal(queries: Tensor, supports: list[_Support]) -> Tensor:
-    """log mean of exp over the product of the supports: queries [R, Q, k, .., k], an axis a support, to [R, Q]."""
+    """Return the log mean of exp over the product of supports: queries [R, Q, k, .., k], an axis each, to [R, Q]."""
     (keys, mask), *rest = supports
     if not rest:
         return log_mean_exp_inner(queries, keys, mask)
@@ -233,7 +235,7 @@ def _marginal(queries: Tensor, supports: list[_Support]) -> Tensor:
     block = min(max(BLOCK_SCORES // (R * queries[0].numel()), 1), BLOCK_LARGEST)
 
     def fold(queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
-        """log sum of exp over one block of the first support: [R, Q]."""
+        """Return the log sum of exp over one block of the first support: [R, Q]."""
         pairs = torch.einsum("rqk...,rnk->rqn...", queries, keys)
         scores = _marginal(pairs.flatten(1, 2), rest).unflatten(1, (Q, -1))  # [R, Q, n]
         if mask is not None:
@@ -250,7 +252,7 @@ def _marginal(queries: Tensor, supports: list[_Support]) -> Tensor:
 
 
 def _flatten(tensor: Tensor, lead: torch.Size, tail: int) -> Tensor:
-    """All run axes as one: [*lead, ...] to [R, ...] where ``tail`` axes stay."""
+    """Flatten all run axes into one: [*lead, ...] to [R, ...], the last ``tail`` axes stay."""
     kept = tensor.shape[tensor.ndim - tail :]
     return tensor.expand(*lead, *kept).reshape(-1 if 0 not in kept else lead.numel(), *kept)
 

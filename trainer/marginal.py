@@ -1,4 +1,4 @@
-"""How training averages a missing modality out: which embeddings stand in the support at each step.
+"""Averaging over a missing modality in training: the embeddings of the support at each step.
 
 All give `likelihood.log_posterior` a support [R, N, k]; it need not know which.
 
@@ -27,7 +27,7 @@ DRAWN = 16  # rows of the bank embedded anew each step
 
 
 class SupportRows:
-    """The rows modality m is marginalised over: those the runs train on in which it is observed.
+    """The rows that modality m is marginalised over: training rows in which it is observed.
 
     rows: [R, N], N the most of any run; mask: bool [R, N], or None where all runs have N; count: each run's own N.
     """
@@ -44,16 +44,16 @@ class SupportRows:
         self._slot = torch.where(here, here.cumsum(1) - 1, clips.shape[1])  # [R, clip]
 
     def position(self, rows: Tensor) -> Tensor:
-        """Where rows [R, B] stand in the support; at least N for rows that do not."""
+        """Return the positions of rows [R, B] in the support; at least N for rows outside it."""
         S = self.runs.segments
         return self._slot.gather(1, torch.div(rows, S, rounding_mode="floor")) * S + rows % S
 
     def features(self, rows: Tensor) -> Tensor:
-        """Features [R, n, D] of rows [R, n] of the support."""
+        """Return the features [R, n, D] of rows [R, n] of the support."""
         return self.runs.gather_modality(self.m, rows, self.runs.observed_rows(rows)[..., self.m])
 
     def embed(self, encoder: Encoder, rows: Tensor | None = None) -> Tensor:
-        """Embeddings [R, n, k] of these rows (all by default), many of them in blocks that are made again backward."""
+        """Return the embeddings [R, n, k] of rows (default: all); large ones in blocks that are recomputed backward."""
 
         def block(part: Tensor) -> Tensor:
             return encoder(self.features(part), self.runs.observed_rows(part)[..., self.m])
@@ -67,23 +67,23 @@ class SupportRows:
 
 
 class Full:
-    """Every row of the support, embedded anew each step."""
+    """Every row of the support, embedded again at each step."""
 
     def __init__(self, runs: Runs, m: int, encoder: Encoder):
         self.support, self.encoder = SupportRows(runs, m), encoder
 
     def begin_epoch(self, steps: int) -> None:
-        """Nothing is drawn."""
+        """Do nothing: nothing is drawn."""
 
     def state(self) -> dict:
-        """What training goes on from: tensors and plain values."""
+        """Return what a checkpoint keeps: tensors and plain values."""
         return {}
 
     def load_state(self, state: dict) -> None:
         """Go on from `state`."""
 
     def __call__(self, batch: Batch, fresh: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Support [R, N, k] and its mask for a batch whose embeddings of this modality are ``fresh`` [R, B, k]."""
+        """Return the support [R, N, k] and its mask; ``fresh`` [R, B, k] are the batch's embeddings of the modality."""
         return self.support.embed(self.encoder), self.support.mask
 
 
@@ -95,6 +95,7 @@ class InBatch:
         self.generators = runs.generators(f"support:{runs.modalities[m]}")
 
     def begin_epoch(self, steps: int) -> None:
+        """Draw the spare row of each step."""
         drawn = [
             torch.randint(n, (steps,), generator=g) for n, g in zip(self.support.count, self.generators, strict=True)
         ]
@@ -134,9 +135,11 @@ class Bank:
         self._drawn = iter(drawn.to(self.rows.device).unbind(1))  # steps of [R, J]
 
     def state(self) -> dict:
+        """Return what a checkpoint keeps."""
         return {"bank": self.bank, "generators": [g.get_state() for g in self.generators]}
 
     def load_state(self, state: dict) -> None:
+        """Go on from `state`."""
         self.bank = state["bank"].to(self.bank.device)
         for g, drawn in zip(self.generators, state["generators"], strict=True):
             g.set_state(drawn.cpu())
@@ -176,12 +179,14 @@ class Latest:
         self.trained = torch.tensor(rows, device=runs.device)[:, None, None]  # N
 
     def begin_epoch(self, steps: int) -> None:
-        """Nothing is drawn."""
+        """Do nothing: nothing is drawn."""
 
     def state(self) -> dict:
+        """Return what a checkpoint keeps."""
         return {"bank": self.bank}
 
     def load_state(self, state: dict) -> None:
+        """Go on from `state`."""
         self.bank = state["bank"].to(self.bank.device)
 
     def __call__(self, batch: Batch, fresh: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -194,7 +199,7 @@ class Latest:
         return self._embed(self.bank.scatter(1, written, scaled)[:, : self.N]), self.support.mask
 
     def _embed(self, features: Tensor) -> Tensor:
-        """[R, N, D] to [R, N, k], in blocks that are made again backward where there are several."""
+        """Embed [R, N, D] to [R, N, k], in blocks that are recomputed backward where there are several."""
         present = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
         parts = list(zip(features.split(ROWS_AT_ONCE, 1), present.split(ROWS_AT_ONCE, 1), strict=True))
         if len(parts) == 1:
@@ -202,5 +207,5 @@ class Latest:
         return torch.cat([checkpoint(self.encoder, *part, use_reentrant=False) for part in parts], 1)
 
 
-END_TO_END = {"full": Full, "bank": Latest}
-MARGINALS = {"full": Full, "bank": Bank, "batch": InBatch}
+BY_NAME_END_TO_END = {"full": Full, "bank": Latest}
+BY_NAME = {"full": Full, "bank": Bank, "batch": InBatch}

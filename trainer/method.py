@@ -1,4 +1,4 @@
-"""What a method is: the contract `fit.py` trains and evaluates by, and the classifier most methods share.
+"""The contract between methods and training, and the classifier that most methods share.
 
 A method is one file in `methods/` (or a class in another package, entry-point group ``mlemiss.methods``).
 Every parameter has the runs as its first axis. Shapes: R runs, B batch, M modalities, D features, C classes.
@@ -7,12 +7,14 @@ Every parameter has the runs as its first axis. Shapes: R runs, B batch, M modal
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..pipeline.errors import InputError
+from ..pipeline.stores.masks import TRAIN
 from .batches import Batch, Stage
-from .data import Blueprint
+from .data import Blueprint, Clips, Run
 from .likelihood import log_posterior
 from .networks import Encoder, LabelEmbedding
 from .settings import FUSIONS, Settings
@@ -49,27 +51,27 @@ class Method(nn.Module):
         self.prepared: dict[str, Tensor] = {}
 
     def begin_epoch(self, stage: Stage, steps: int) -> None:
-        """Called before each epoch of a stage with its number of steps."""
+        """Prepare an epoch of a stage; called before each with the number of steps."""
 
     def loss(self, batch: Batch) -> Tensor:
-        """Mean loss of each run over its own batch: [R]."""
+        """Return the mean loss of each run over its own batch: [R]."""
         raise NotImplementedError
 
     def training_state(self) -> dict:
-        """What training end to end goes on from, beside parameters and buffers: tensors and plain values."""
+        """Return what a checkpoint needs beside parameters and buffers: tensors and plain values."""
         return {}
 
     def load_training_state(self, state: dict) -> None:
         """Go on from `training_state`."""
 
     def prepare_predictions(self, lacking: Sequence[bool]) -> None:
-        """Called when weights have changed, before `predict`: fill ``prepared`` with what all predictions share.
+        """Fill ``prepared`` with what all predictions share; called when weights have changed, before `predict`.
 
         lacking: M entries, whether modality m may be missing in what is to be predicted.
         """
 
     def predict(self, x: Sequence[Tensor], observed: Tensor) -> Tensor:
-        """log-probabilities [R, B, C] from whatever is observed: x M tensors [R, B, D], observed bool [R, B, M].
+        """Return log-probabilities [R, B, C] from what is observed: x M tensors [R, B, D], observed bool [R, B, M].
 
         Modalities that are not observed must have been among ``lacking`` of `prepare_predictions`.
         """
@@ -77,7 +79,7 @@ class Method(nn.Module):
 
 
 def main_effects(k: int, M: int) -> Tensor:
-    """Which coordinates of the outer product of M embeddings involve one modality at most: bool [k^M].
+    """Return the coordinates of an outer product of M embeddings that involve at most one modality: bool [k^M].
 
     The last coordinate of each embedding is constant, so these are products with constants.
     """
@@ -114,11 +116,11 @@ class FusionClassifier(Method):
         self.to(runs.device)
 
     def encode(self, x: Sequence[Tensor], observed: Tensor) -> list[Tensor]:
-        """An embedding [R, B, k] for each modality it looks at; those of entries not observed mean nothing."""
+        """Return an embedding [R, B, k] of each modality that is looked at, arbitrary where not observed."""
         return [encoder(x[m], observed[..., m]) for m, encoder in zip(self._places, self.encoders, strict=True)]
 
     def classify(self, embeddings: Sequence[Tensor]) -> Tensor:
-        """log Q(z | all modalities) by equation 4, whatever the embeddings stand for: [R, B, C]."""
+        """Return log Q(z | all modalities) by equation 4: [R, B, C]."""
         R, B = embeddings[0].shape[:2]
         everything = torch.ones(R, B, len(embeddings), dtype=torch.bool, device=embeddings[0].device)
         nothing = [None] * len(embeddings)
@@ -126,7 +128,7 @@ class FusionClassifier(Method):
 
 
 def negative_log_likelihood(log_probability: Tensor, label: Tensor, weight: Tensor) -> Tensor:
-    """-log Q(label), each run's mean over its own rows: [R, B, C], [R, B] and weight [R, B] to [R]; 0 without rows."""
+    """Return each run's mean of -log Q(label): [R, B, C], [R, B] and weight [R, B] to [R]; 0 without rows."""
     of_label = log_probability.gather(-1, label[..., None])[..., 0]
     return -(of_label * weight).sum(-1) / weight.sum(-1).clamp_min(1e-12)
 
@@ -135,3 +137,33 @@ def in_blocks(function: Callable[[Tensor], Tensor], rows: Tensor, most: int) -> 
     """Apply to rows [R, n] in blocks of at most ``most`` rows over all runs, and join along the second axis."""
     block = max(most // rows.shape[0], 1)
     return torch.cat([function(part) for part in rows.split(block, dim=1)], dim=1)
+
+
+def plan_steps(kind: type[Method], run: Run, segments: int, settings: Settings) -> tuple[int, ...]:
+    """Return the steps an epoch of each stage: rows over batch size, rounded up."""
+    rows = (int(run.training_clips(stage.rows).sum()) * segments for stage in kind.stages)
+    return tuple(-(-n // settings.batch_size) for n in rows)
+
+
+def check_run(kind: type[Method], clips: Clips, run: Run, name: str) -> None:
+    """Check that a run suits the method called ``name``. InputError: too few clips, or none with a modality."""
+    complete = int(((run.part == TRAIN) & run.observed.all(1)).sum())
+    for stage in kind.stages:
+        chosen = run.training_clips(stage.rows)
+        classes = len(np.unique(clips.label[chosen]))
+        if (stage.selects and classes < 2) or complete < kind.least_complete:
+            needs = "training clips of at least two classes"
+            if kind.least_complete:
+                needs += f" and at least {kind.least_complete} complete ones"
+            raise InputError(
+                f"{name} cannot train its {stage.name} with {run.spec.name}: expected {needs}, found "
+                f"{int(chosen.sum())} fitting clips of {classes} classes ({int((run.part == TRAIN).sum())} training "
+                f"clips, {complete} complete).\n"
+                f"Lower the missing rate, preprocess more clips, or use a method that trains on incomplete clips."
+            )
+        for m, modality in enumerate(clips.modalities):
+            if modality in (kind.modalities or clips.modalities) and not (chosen & run.observed[:, m]).any():
+                raise InputError(
+                    f"{name} cannot train its {stage.name} with {run.spec.name}: expected training clips with "
+                    f"{modality}, found none.\nLower that modality's missing rate, or preprocess more clips."
+                )

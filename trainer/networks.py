@@ -25,6 +25,7 @@ class RunLinear(nn.Module):
         self.bias = draw(1, outputs)  # [R, 1, out]
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map x [R, n, in] to [R, n, out]."""
         return torch.baddbmm(self.bias, x, self.weight)
 
 
@@ -41,11 +42,11 @@ class Standardise(nn.Module):
         self.register_buffer("shift", -(mean / std)[:, None])
 
     def forward(self, x: Tensor, observed: Tensor) -> Tensor:
-        """x [R, n, D], observed bool [R, n]."""
+        """Standardise x [R, n, D], observed bool [R, n]."""
         return torch.addcmul(self.shift, x, self.scale).masked_fill(~observed[..., None], 0)
 
     def undo(self, standardised: Tensor) -> Tensor:
-        """Back to the features' own units: [R, n, D]."""
+        """Return values in the features' own units: [R, n, D]."""
         return (standardised - self.shift) / self.scale
 
 
@@ -72,7 +73,7 @@ class Encoder(nn.Module):
         self.embedding = RunLinear(hidden, dim if constant is None else dim - 1, generators)
 
     def forward(self, x: Tensor, observed: Tensor) -> Tensor:
-        """x [R, n, D], observed bool [R, n]."""
+        """Embed x [R, n, D], observed bool [R, n]: [R, n, k]."""
         embedding = self.embedding(self.hidden(self.standardise(x, observed)).relu())
         return embedding if self.constant is None else pad(embedding, (0, 1), value=self.constant)
 
@@ -92,4 +93,5 @@ class LabelEmbedding(nn.Module):
                 self.linear.bias.mul_(at_first)
 
     def forward(self) -> Tensor:
+        """Return h(z) of every class: [R, C, d]."""
         return self.linear.weight + self.linear.bias  # a one-hot label picks a row of the weights

@@ -1,11 +1,13 @@
 """What a training run can be told, without importing torch: names, defaults, checks."""
 
 from dataclasses import dataclass, fields
+from typing import Literal, get_args
 
 from ..pipeline.errors import InputError
 
 FUSIONS = ("addition", "concatenation", "outer")
-MARGINALS = ("full", "bank", "batch")
+Marginal = Literal["full", "bank", "batch"]
+MARGINALS = get_args(Marginal)
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Settings:
     weight_decay: float = 1e-4
     hidden: int = 128  # units of an encoder's hidden layer
     dim: int = 16  # k, the embedding's width
-    marginal: str = "bank"  # how training averages a missing modality out: see marginal.py
+    marginal: Marginal = "bank"  # how training averages a missing modality out: see marginal.py
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -1,23 +1,21 @@
 """Clip records: read a CSV manifest, check it, hash the clips' contents."""
 
-import csv
-import io
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
 
 from ..console import name_some
 from ..errors import InputError
+from ..files import read_csv
 from ..stores.masks import stratified_order
 from ..stores.store import RESERVED
 
 REQUIRED = ("clip_id", "path", "label", "subject")
 SYNTHETIC = "SYNTHETIC.json"  # lies in a root whose clips are drawn, not recorded; says with what parameters
-SEPARATORS = {";": "semicolons", "\t": "tabs"}  # of other programs' exports
 COLUMN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 
 
@@ -30,6 +28,26 @@ class Clip:
     label: str
     subject: str
     columns: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Download:
+    """The zips that a dataset can be downloaded as; its module has one as `DOWNLOAD` (see `fetch`).
+
+    Args:
+        record: address of a JSON document as Zenodo's API gives it: `files`, each with `key` (its name), `size` in
+            bytes, `checksum` (`md5:…`, `sha256:…`) and `links.self` (its address).
+        zips: names of the zips in the record, by number of the part of the dataset that they hold.
+        clips: function from a part's number to the clips to unpack: path below the root, by clip id.
+        part: one part in a word, such as `actor`.
+        unpacked: size of these clips as a fraction of the zips' size.
+    """
+
+    record: str
+    zips: Mapping[int, str]
+    clips: Callable[[int], Mapping[str, str]]
+    part: str = "part"
+    unpacked: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -51,85 +69,59 @@ class Collection:
         return any((self.root / folder / SYNTHETIC).is_file() for folder in folders)
 
 
-def read_manifest(path: Path) -> list[Clip]:
-    """Read a manifest CSV. InputError names file and line of whatever is wrong."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"manifest {path}: not UTF-8 text (byte {error.start}).\nSave it as UTF-8 CSV.") from None
-    except OSError as error:
-        raise InputError(f"manifest {path}: {error.strerror}.\nName a CSV with --dataset FILE.csv.") from None
-    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+def read_manifest(path: Path, root: Path | None = None) -> list[Clip]:
+    """Read the clips of a manifest.
 
-    def wrong(line: int, why: str) -> InputError:
-        return InputError(f"manifest {path}, line {line}: {why}.\nExpected the columns {','.join(REQUIRED)}[,more].")
+    Args:
+        path: a CSV with the columns `clip_id,path,label,subject` and any others.
+        root: folder that the paths lie in. They are relative to it, or absolute ones below it; without a root only
+            relative paths are taken.
 
+    Raises:
+        InputError: names file and line of whatever is wrong.
+    """
+    header, rows = read_csv(path, REQUIRED, "manifest", "Name a CSV with --dataset FILE.csv.")
+    _check_columns(path, header)
+    above = (root.absolute(), root.resolve()) if root else ()
     clips: list[Clip] = []
-    seen: dict[str, int] = {}
-    try:
-        header = next(rows, None)
-        if not header:
-            raise wrong(1, "the file is empty")
-        header = [name.strip() for name in header]
-        if absent := [name for name in REQUIRED if name not in header]:
-            why = f"column {', '.join(absent)} is missing from the header {','.join(header)!r}"
-            separators = [name for mark, name in SEPARATORS.items() if len(header) == 1 and mark in header[0]]
-            raise wrong(1, why + (f": its fields are separated by {separators[0]}, not commas" if separators else ""))
-        _check_columns(header, lambda why: wrong(1, why))
-        for values in rows:
-            line = rows.line_num
-            if not values:
-                continue
-            if len(values) != len(header):
-                raise wrong(line, f"expected {len(header)} fields, found {len(values)}")
-            row = dict(zip(header, (value.strip() for value in values), strict=True))
-            if empty := [name for name in ("clip_id", "path", "label") if not row[name]]:
-                raise wrong(line, f"{', '.join(empty)} is empty")
-            if row["clip_id"] in seen:
-                raise wrong(line, f"clip_id {row['clip_id']!r} stands on line {seen[row['clip_id']]} already")
-            relative = PurePosixPath(row["path"])
-            if relative.is_absolute() or ".." in relative.parts:
-                raise wrong(line, f"path {row['path']!r} leaves the root; paths are relative to it")
-            seen[row["clip_id"]] = line
-            more = tuple((name, row[name]) for name in header if name not in REQUIRED)
-            clips.append(Clip(*(row[name] for name in REQUIRED), more))
-    except csv.Error as error:
-        raise wrong(rows.line_num, str(error)) from None
-    if not clips:
-        raise wrong(rows.line_num, "no clips below the header")
+    lines: dict[str, int] = {}  # by clip id
+    for line, row, wrong in rows:
+        if empty := [name for name in ("clip_id", "path", "label") if not row[name]]:
+            raise wrong(f"{', '.join(empty)} is empty")
+        if row["clip_id"] in lines:
+            raise wrong(f"clip_id {row['clip_id']!r} stands on line {lines[row['clip_id']]} already")
+        lines[row["clip_id"]] = line
+        written = PurePosixPath(row["path"])
+        if written.is_absolute():
+            row["path"] = next((str(written.relative_to(base)) for base in above if written.is_relative_to(base)), "")
+        if not row["path"] or ".." in written.parts:
+            raise wrong(f"path {str(written)!r} leaves the root{f' {root}' if root else ''}; paths are relative to it")
+        more = tuple((name, row[name]) for name in header if name not in REQUIRED)
+        clips.append(Clip(*(row[name] for name in REQUIRED), more))
     return clips
 
 
-def _check_columns(header: Sequence[str], wrong: Callable[[str], InputError]) -> None:
+def _check_columns(path: Path, header: Sequence[str]) -> None:
     for name in header:
         if header.count(name) > 1:
-            raise wrong(f"column {name!r} stands twice")
-        if name in REQUIRED:
+            why = "stands twice"
+        elif name in RESERVED and name not in REQUIRED:
+            why = "is a name the store uses itself; rename it"
+        elif not COLUMN_NAME.fullmatch(name):
+            why = "is not made of letters, digits, '_' and '-'"
+        else:
             continue
-        if name in RESERVED:
-            raise wrong(f"column {name!r} is a name the store uses itself; rename it")
-        if not COLUMN_NAME.fullmatch(name):
-            raise wrong(f"column name {name!r} is not made of letters, digits, '_' and '-'")
-
-
-def write_manifest(path: Path, clips: Iterable[Clip]) -> None:
-    """Write clips as a manifest CSV."""
-    clips = list(clips)
-    more = [name for name, _ in clips[0].columns] if clips else []
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*REQUIRED, *more])
-        for clip in clips:
-            writer.writerow([clip.clip_id, clip.path, clip.label, clip.subject, *(value for _, value in clip.columns)])
+        raise InputError(f"manifest {path}, line 1: column {name!r} {why}.")
 
 
 def collect_manifest(path: Path, root: Path | None, classes: Sequence[str] | None = None) -> Collection:
     """A user's own CSV as a dataset: named after the file, its root the CSV's folder unless given."""
-    listed = read_manifest(path)
+    root = root or path.parent
+    listed = read_manifest(path, root)
     labels = tuple(sorted({c.label for c in listed}))
     classes = choose_classes(classes, labels, labels, str(path))
     clips, notes = keep_classes(listed, classes)
-    root = check_root(root or path.parent, f"the folder the paths of {path.name} are relative to")
+    root = check_root(root, f"the folder the paths of {path.name} are relative to")
     # What lies there and is no file (a pipe, a link to nowhere) is a failed clip with its cause, not an absent one.
     found = tuple(sorted((c for c in clips if os.path.lexists(root / c.path)), key=lambda c: c.clip_id))
     absent = tuple(sorted({c.clip_id for c in clips} - {c.clip_id for c in found}))
@@ -262,9 +254,12 @@ def known_counts(dataset: str, classes: Sequence[str]) -> list[Count] | None:
     path = _file(f"{dataset}.counts.csv")
     if not path.is_file():
         return None
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["label"] in classes]
-    return [Count(_subjects(row["subjects"]), row["label"], int(row["each"]), int(row["clips"])) for row in rows]
+    _, rows = read_csv(path, ("subjects", "label", "each", "clips"), "counts", "It is a part of mlemiss.")
+    return [
+        Count(_subjects(row["subjects"]), row["label"], int(row["each"]), int(row["clips"]))
+        for _, row, _ in rows
+        if row["label"] in classes
+    ]
 
 
 def compare(dataset: str, clips: Sequence[Clip], classes: Sequence[str]) -> tuple[list[str], list[str]]:

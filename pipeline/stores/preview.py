@@ -1,52 +1,95 @@
-"""One HTML page of a store: what became of its clips, failures first. It opens offline and prints.
+"""Write one HTML page of a store: what became of its clips, failures first. The page opens offline and prints.
 
-A media store shows each clip's central frames and log-Mel images, a feature store norms and a projection. Everything
-that a store says is text somebody else wrote: it is escaped. Clips are read one chunk at a time.
+A media store shows each clip's central frames and log-Mel images, a feature store norms and a projection. Clips are
+read one chunk at a time. What a store says is text that somebody else wrote: the template, `preview.html`, escapes it.
 """
 
-from html import escape
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 
-from .. import page
-from . import preview_features, preview_media
-from .preview_clips import COLUMNS, TEXT, Shown, choose, describe
+from ..media.decode import segment_centres
+from ..page import TEMPLATES, render, write_page
+from .preview_features import Features, balanced, draw_norms, draw_projections, measure_features
 from .store import DONE, MEDIA, FeatureStore
 
-CSS = f"""
-td.text:last-child {{ white-space: normal; overflow-wrap: anywhere; min-width: 20em; }}
-tbody td {{ vertical-align: top; }}
-@media print {{ td:not(:first-child):not(:last-child) {{ white-space: nowrap; }} }}
-{preview_media.CSS}"""
+CLIP_COLUMNS = ("clip", "class", "subject", "duration")
+STRIP_SEGMENTS = 8  # evenly spaced from a clip's first to its last
+SIDE, MEL_HEIGHT, GAP = 96, 64, 2  # pixels of one segment's pictures, and between them
+LOWEST_DB = -80.0  # white; 0 dB is black, as the networks see it
+EDGE = 200  # light grey, between pictures that may be white themselves
+QUALITY = 80  # of JPEG
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The clips on a page, as sorted indices: every failed one, and of the others as many as were asked for."""
+
+    failed: np.ndarray
+    lacking: np.ndarray  # without one modality
+    complete: np.ndarray
+    all_lacking: int
+    all_complete: int
+
+    @property
+    def left_out(self) -> int:
+        """Return the number of clips that are not on the page."""
+        return self.all_lacking + self.all_complete - len(self.lacking) - len(self.complete)
+
+    def text(self) -> str:
+        """Say in one line how much is shown."""
+        parts = [
+            f"{len(self.failed)} failed",
+            f"{count_text(len(self.lacking), self.all_lacking)} without a modality",
+            f"{count_text(len(self.complete), self.all_complete)} complete",
+        ]
+        sample = f"; {self.left_out} left out, those shown balanced over classes (--limit shows more)"
+        return ", ".join(parts) + sample * bool(self.left_out)
+
+
+def count_text(shown: int, there: int) -> str:
+    """Return ``6 of 40``, or ``40`` where all are shown."""
+    return f"{shown} of {there}" if shown < there else str(there)
+
+
+def choose_clips(store: FeatureStore, limit: int) -> Shown:
+    """Choose every failed clip and ``limit`` others, balanced over classes.
+
+    Clips that lack a modality are at most half of the others, unless there are too few complete ones.
+    """
+    done, whole = store.status == DONE, store.present.all(1)
+    lacking, complete = np.flatnonzero(done & ~whole), np.flatnonzero(done & whole)
+    some = balanced(store, lacking, max(limit // 2, limit - len(complete)))
+    others = balanced(store, complete, limit - len(some))
+    return Shown(np.flatnonzero(~done), some, others, len(lacking), len(complete))
 
 
 def write_preview(store: FeatureStore, out: Path, limit: int) -> tuple[Shown, int]:
     """Write the page to the file ``out``: the failed clips and ``limit`` others.
 
-    Returns what is shown and the page's size in bytes. InputError: damaged chunks.
+    Returns:
+        The clips shown, and the page's size in bytes.
+
+    Raises:
+        InputError: chunks of the store are damaged.
     """
-    shown = choose(store, limit)
-    return shown, page.write(render(store, shown), out)
-
-
-def render(store: FeatureStore, shown: Shown) -> str:
-    """The whole page."""
-    kind = preview_media if store.features == MEDIA else preview_features
-    title = f"{store.dataset}: {'frames and log-Mels' if kind is preview_media else f'{store.features} features'}"
-    body = [f"<h1>{escape(title)}</h1>", *_warnings(store), page.definitions(_facts(store, shown)), _classes(store)]
-    body += [_failures(store, shown), *kind.sections(store, shown)]
-    return page.document(f"mlemiss: {title}", body, CSS)
-
-
-def _warnings(store: FeatureStore) -> list[str]:
-    """What nobody may overlook."""
-    said = []
-    if store.synthetic:
-        said.append("SYNTHETIC clips: drawn faces and made voices. They say nothing about recorded ones.")
-    if store.weights.get("name") == "random":
-        said.append("RANDOM weights: these features come from a network that was never trained.")
-    return [f'<p class="loud">{escape(text)}</p>' for text in said]
+    shown = choose_clips(store, limit)
+    is_media = store.features == MEDIA
+    failures = [[*_describe(store, clip), store.error[clip] or "no cause recorded"] for clip in shown.failed]
+    facts = {
+        "title": f"{store.dataset}: {'frames and log-Mels' if is_media else f'{store.features} features'}",
+        "synthetic": store.synthetic,
+        "untrained": store.weights.get("name") == "random",
+        "facts": _facts(store, shown),
+        "classes": _classes(store),
+        "failures": {"names": [*CLIP_COLUMNS, "cause"], "rows": failures},
+        "strips": _strips(store, shown) if is_media else None,
+        "features": None if is_media else _features(store, shown),
+    }
+    return shown, write_page(render(TEMPLATES, "preview.html", **facts), out)
 
 
 def _facts(store: FeatureStore, shown: Shown) -> dict[str, str]:
@@ -65,21 +108,128 @@ def _facts(store: FeatureStore, shown: Shown) -> dict[str, str]:
     }
 
 
-def _classes(store: FeatureStore) -> str:
-    """Clips of each class, and how many of them failed or lack a modality."""
+def _classes(store: FeatureStore) -> dict:
+    """Count the clips of each class, and how many of them failed or lack a modality."""
     failed = store.status != DONE
     names = ["class", "clips", "failed", *(f"without {modality}" for modality in store.modalities), "subjects"]
+    members = [(name, store.label == code) for code, name in enumerate(store.classes)]
     rows = []
-    for code, name in enumerate(store.classes):
-        of = store.label == code
+    for name, of in [*members, ("all", np.ones(len(failed), bool))]:
         lacks = [int((of & ~failed & ~present).sum()) for present in store.present.T]
         rows.append([name, of.sum(), (of & failed).sum(), *lacks, len(set(store.subject[of]) - {""}) or "–"])
-    total = [sum(row[i] for row in rows) for i in range(1, len(names) - 1)]
-    return page.table(names, [*rows, ["all", *total, len(set(store.subject) - {""}) or "–"]])
+    return {"names": names, "rows": rows}
 
 
-def _failures(store: FeatureStore, shown: Shown) -> str:
-    if not len(shown.failed):
-        return "<h2>Failed clips: 0</h2>"
-    rows = [[*describe(store, place), store.error[place] or "no cause recorded"] for place in shown.failed]
-    return f"<h2>Failed clips: {len(rows)}</h2>{page.table([*COLUMNS, 'cause'], rows, TEXT)}"
+def _describe(store: FeatureStore, clip: int) -> list[str]:
+    """Return one clip's values of CLIP_COLUMNS, as text."""
+    seconds = store.duration[clip]
+    known = np.isfinite(seconds) and seconds > 0
+    return [
+        str(store.clip_id[clip]),
+        store.classes[store.label[clip]],
+        str(store.subject[clip]) or "–",
+        f"{seconds:.2f} s" if known else "–",
+    ]
+
+
+# ---- a feature store: norms, conspicuous clips, projection ----
+
+
+def _features(store: FeatureStore, shown: Shown) -> dict:
+    """Measure every modality's features: the tables of clips, the figures and what must be said beside them."""
+    found = [measure_features(store, modality) for modality in store.modalities]
+    conspicuous = np.array(sorted({clip for features in found for clip in features.remarks}), int)
+    most = max(len(shown.lacking) + len(shown.complete), 1)
+    groups = [("Conspicuous clips", conspicuous[:most], len(conspicuous))]
+    if shown.all_lacking:
+        groups.insert(0, ("Clips without a modality", shown.lacking, shown.all_lacking))
+    counts = [f"{f.modality} {count_text(len(f.projected), np.isfinite(f.norm).sum())}" for f in found]
+    return {
+        "names": [*CLIP_COLUMNS, *(f"{features.modality} norm" for features in found), "remarks"],
+        "groups": [
+            (title, count_text(len(clips), there), _rows(store, found, clips)) for title, clips, there in groups
+        ],
+        "notes": [note for features in found for note in features.notes],
+        "norms": draw_norms(store, found),
+        "projection": draw_projections(store, found),
+        "projected": ", ".join(counts),
+        "complete": (count_text(len(shown.complete), shown.all_complete), _rows(store, found, shown.complete)),
+    }
+
+
+def _rows(store: FeatureStore, found: Sequence[Features], clips: np.ndarray) -> list[list[str]]:
+    """Return clips with their norms, causes and remarks."""
+    rows = []
+    for clip in clips.tolist():
+        norms = ["–" if np.isnan(features.norm[clip]) else f"{features.norm[clip]:.4g}" for features in found]
+        causes = [str(store.error[clip])] * bool(store.error[clip])
+        remarks = [text for features in found for text in features.remarks.get(clip, [])]
+        rows.append([*_describe(store, clip), *norms, "; ".join(causes + remarks)])
+    return rows
+
+
+# ---- a media store: of every few segments the central frame and the log-Mel ----
+
+
+def _strips(store: FeatureStore, shown: Shown) -> dict:
+    """Draw the clips that did not fail: those that lack a modality, then the others."""
+    groups = [("Clips without a modality", shown.lacking, shown.all_lacking)]
+    groups += [("Complete clips", shown.complete, shown.all_complete)]
+    return {
+        "segments": STRIP_SEGMENTS,
+        "width": STRIP_SEGMENTS * (SIDE + GAP),
+        "lowest": f"{LOWEST_DB:g}",
+        "groups": [
+            (title, count_text(len(clips), there), [_clip(store, clip) for clip in clips])
+            for title, clips, there in groups
+            if there
+        ],
+    }
+
+
+def _clip(store: FeatureStore, clip: int) -> dict:
+    states = zip(store.modalities, store.present[clip], strict=True)
+    centres = segment_centres(float(store.duration[clip]))
+    return {
+        "described": _describe(store, clip),
+        "presence": ", ".join(f"{modality} {'present' if there else 'missing'}" for modality, there in states),
+        "cause": str(store.error[clip]),
+        "times": [f"{time:.2f}" for time in centres[_shown_segments(len(centres))]],
+        "pictures": [(modality, *_strip(store, clip, modality)) for modality in store.modalities],
+    }
+
+
+def _strip(store: FeatureStore, clip: int, modality: str) -> tuple[bytes | None, str]:
+    """Draw one modality's pictures side by side: a JPEG (None where missing), and what it shows."""
+    array, what, draw = STRIPS[modality]
+    if not store.present[clip, store.modalities.index(modality)]:
+        return None, what
+    (segments,) = store.read(array, slice(clip, clip + 1))  # the clip's own chunk
+    strip = np.concatenate([draw(segments[s]) for s in _shown_segments(len(segments))], axis=1)[:, :-GAP]
+    _, encoded = cv2.imencode(".jpg", strip, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    return encoded.tobytes(), what
+
+
+def _shown_segments(count: int) -> np.ndarray:
+    return np.linspace(0, count - 1, STRIP_SEGMENTS).round().astype(int)
+
+
+def _draw_frame(frame: np.ndarray) -> np.ndarray:
+    """Make uint8 [256, 256, 3] RGB small and BGR, with a gap to its right."""
+    small = cv2.resize(frame, (SIDE, SIDE), interpolation=cv2.INTER_AREA)[..., ::-1]
+    return np.pad(small, ((0, 0), (0, GAP), (0, 0)), constant_values=EDGE)
+
+
+def _draw_log_mel(image: np.ndarray) -> np.ndarray:
+    """Make float16 [channel, mel, time], the first channel in dB, grey; low bands at the bottom, a gap to its right."""
+    loudness = 1 - np.nan_to_num(image[0].astype(np.float32), nan=LOWEST_DB) / LOWEST_DB
+    grey = (255 * (1 - np.clip(loudness, 0, 1))).round().astype(np.uint8)[::-1]
+    grey = cv2.resize(grey, (SIDE, MEL_HEIGHT), interpolation=cv2.INTER_LINEAR)
+    return np.pad(grey, ((0, 0), (0, GAP)), constant_values=EDGE)
+
+
+# of each modality the array, what it shows, and how one segment is drawn
+STRIPS = {
+    "visual": ("frames", "central frames", _draw_frame),
+    "audio": ("logmel", "log-Mel spectrograms", _draw_log_mel),
+}

@@ -1,28 +1,48 @@
-"""A preview's view of a feature store: norms, what is conspicuous, and a projection of each modality by class."""
+"""Look through the features of a store for a preview: norms, what is conspicuous, a projection, and their figures.
 
+In the figures every clip is a point, its class shown by colour and marker.
+"""
+
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from html import escape
 
 import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from .. import page
-from .preview_clips import COLUMNS, TEXT, Shown, balanced, count_text, describe
+from ..page import COLOURS, MARKERS, STYLE, svg
+from .masks import stratified_order
 from .store import DONE, FeatureStore
 
 PROJECTED = 2000  # clips at most, balanced over classes
 FAR = 6.0  # deviations from the median beyond which a norm is conspicuous, the deviation being a robust one:
 ROBUST = 1.4826  # times the median distance from the median, as for a normal distribution
+LONGEST_NAME = 24  # characters of a class's or clip's name
+MOST_LABELLED = 16  # classes at most that are named below an axis
+MOST_NAMED = 6  # ringed clips of a panel that are named
+MOST_POINTS = 2500  # a panel, beyond which the points are one picture: the page stays small
+LOOK = {
+    "savefig.dpi": 150,  # of that picture
+    "svg.fonttype": "none",  # the reader's fonts, which have the letters that matplotlib's own lacks
+}
+WIDE = 0.7  # of the way from one class to the next: over how much its clips are spread
 
 
 @dataclass
 class Features:
-    """What one modality's features look like.
+    """Measurements of one modality's features.
 
-    norm: float64 [clip], a segment's Euclidean norm, averaged over the clip's segments; NaN where there are no features
-    or some that are not finite. remarks: by clip, what is conspicuous. notes: the same of features, not of clips.
-    projected: places of the clips projected, none of them conspicuous. scores: float64 [projected, 2], or None where
-    nothing varies. share: of the variance, of both.
+    Attributes:
+        modality: its name.
+        norm: float64 [clip], a segment's Euclidean norm, averaged over the clip's segments; NaN where there are no
+            features, or some that are not finite.
+        remarks: what is conspicuous, by clip.
+        notes: what must be said of features, not of clips.
+        projected: indices of the projected clips, none of them conspicuous.
+        scores: float64 [projected, 2], or None where nothing varies.
+        share: [2], of the variance, of each component.
     """
 
     modality: str
@@ -33,102 +53,55 @@ class Features:
     scores: np.ndarray | None = None
     share: np.ndarray | None = None
 
-    def remark(self, places: Sequence[int], text: str) -> None:
-        for place in places:
-            self.remarks.setdefault(int(place), []).append(f"{self.modality}: {text}")
+    def remark(self, clips: Sequence[int], text: str) -> None:
+        """Add a remark on each of these clips."""
+        for clip in clips:
+            self.remarks.setdefault(int(clip), []).append(f"{self.modality}: {text}")
 
 
-def sections(store: FeatureStore, shown: Shown) -> list[str]:
-    """Clips that lack a modality, conspicuous ones, the figures, the others' norms."""
-    found = [look_through(store, m) for m in range(len(store.modalities))]
-    conspicuous = np.array(sorted({place for features in found for place in features.remarks}), int)
-    most = max(len(shown.lacking) + len(shown.complete), 1)
-    parts = [("Conspicuous clips", conspicuous[:most], len(conspicuous))]
-    if shown.all_lacking:
-        parts.insert(0, ("Clips without a modality", shown.lacking, shown.all_lacking))
-    body = [_clips(title, store, found, places, there) for title, places, there in parts]
-    body += [f'<p class="notes">{escape(note)}</p>' for features in found for note in features.notes]
-    return [
-        *body,
-        *_figures(store, found),
-        _clips("Complete clips", store, found, shown.complete, shown.all_complete),
-    ]
+def balanced(store: FeatureStore, clips: np.ndarray, count: int) -> np.ndarray:
+    """Return at most ``count`` of these clips, of each class in proportion, always the same ones; sorted."""
+    order = stratified_order(store.clip_id[clips], store.label[clips], "preview")
+    return np.sort(clips[order[:count]])
 
 
-def _figures(store: FeatureStore, found: Sequence[Features]) -> list[str]:
-    from .preview_figures import norms, projections
-
-    caption = (
-        "A segment's norm, averaged over each clip, by class in the order of the clips. Conspicuous clips are ringed; "
-        "one beyond the axis stands at its edge with its norm."
-    )
-    body = ["<h2>Norms</h2>", page.figure([norms(store, found)], caption), "<h2>Projection</h2>"]
-    if not (drawn := projections(store, found)):
-        return [*body, '<p class="notes">Too few clips, or features that never vary: nothing to project.</p>']
-    counts = ", ".join(f"{f.modality} {count_text(len(f.projected), np.isfinite(f.norm).sum())}" for f in found)
-    caption = (
-        f"Clips on the first two principal components of each modality: means over segments, every feature scaled to "
-        f"deviation 1, conspicuous clips left out. Clips shown: {counts}. What overlaps here may lie apart in more "
-        f"dimensions."
-    )
-    return [*body, page.figure([drawn], caption)]
-
-
-def _clips(title: str, store: FeatureStore, found: Sequence[Features], places: np.ndarray, there: int) -> str:
-    """A table of clips with their norms, and what there is to say."""
-    heading = f"<h2>{title}: {count_text(len(places), there)}</h2>"
-    if not len(places):
-        return heading
-    rows = []
-    for place in places:
-        norms = ["–" if np.isnan(f.norm[place]) else f"{f.norm[place]:.4g}" for f in found]
-        causes = [str(store.error[place])] * bool(store.error[place])
-        remarks = [text for f in found for text in f.remarks.get(int(place), [])]
-        rows.append([*describe(store, place), *norms, "; ".join(causes + remarks)])
-    names = [*COLUMNS, *(f"{f.modality} norm" for f in found), "remarks"]
-    return heading + page.table(names, rows, TEXT)
-
-
-def look_through(store: FeatureStore, m: int) -> Features:
-    """Read modality m, one chunk of clips at a time. InputError: damaged chunks."""
-    modality = store.modalities[m]
-    usable = (store.status == DONE) & store.present[:, m]
+def measure_features(store: FeatureStore, modality: str) -> Features:
+    """Read the features of a modality, one chunk of clips at a time. InputError: damaged chunks."""
+    usable = (store.status == DONE) & store.present[:, store.modalities.index(modality)]
     found = Features(modality, np.full(len(usable), np.nan))
     projected = balanced(store, np.flatnonzero(usable), PROJECTED)
     _, segments, width = store.shape(modality)
-    means = np.empty((len(projected), width), np.float32)
+    means = np.empty((len(projected), width), np.float32)  # over segments
     lowest, highest = np.full(width, np.inf), np.full(width, -np.inf)
     broken, zero, still = [], [], []
     step = store.clips_a_chunk(modality)
     for first in range(0, len(usable), step):
-        for place, values in enumerate(store.read(modality, slice(first, first + step)), first):
-            if not usable[place]:
-                continue
-            values = values.astype(np.float32)  # [S, D]
-            if not np.isfinite(values).all():
-                broken.append(place)
-                continue
-            found.norm[place] = np.linalg.norm(values.astype(np.float64), axis=1).mean()
-            np.minimum(lowest, values.min(0), out=lowest)
-            np.maximum(highest, values.max(0), out=highest)
-            means[projected == place] = values.mean(0)
-            if not values.any():
-                zero.append(place)
-            elif (values == values[0]).all():
-                still.append(place)
+        clips = first + np.flatnonzero(usable[first : first + step])
+        values = store.read(modality, slice(first, first + step))[clips - first].astype(np.float32)  # [clip, S, D]
+        finite = np.isfinite(values).all((1, 2))
+        broken += clips[~finite].tolist()
+        clips, values = clips[finite], values[finite]
+        found.norm[clips] = np.linalg.norm(values.astype(np.float64), axis=2).mean(1)
+        lowest = np.minimum(lowest, values.min((0, 1), initial=np.inf))
+        highest = np.maximum(highest, values.max((0, 1), initial=-np.inf))
+        drawn = np.isin(clips, projected)
+        means[np.searchsorted(projected, clips[drawn])] = values[drawn].mean(1)
+        empty = ~values.any((1, 2))
+        zero += clips[empty].tolist()
+        still += clips[~empty & (values == values[:, :1]).all((1, 2))].tolist()
     found.remark(broken, "values that are not finite")
     found.remark(zero, "all features are 0")
     _remark_still(found, still, int(usable.sum()), segments)
     _remark_far(found)
     _note_constant(found, lowest, highest)
-    ordinary = np.array([place not in found.remarks for place in projected], bool)
+    ordinary = np.array([clip not in found.remarks for clip in projected], bool)
     found.projected = projected[ordinary]
     found.scores, found.share = principal_components(means[ordinary])
     return found
 
 
 def _remark_still(found: Features, still: list[int], usable: int, segments: int) -> None:
-    """Clips whose segments are all the same: conspicuous unless it is the rule, as for features of whole clips."""
+    """Remark on clips whose segments are all the same, unless that is the rule, as for features of whole clips."""
     if segments > 1 and 2 * len(still) <= usable:
         found.remark(still, f"all {segments} segments are the same")
     elif segments > 1:
@@ -159,24 +132,121 @@ def _note_constant(found: Features, lowest: np.ndarray, highest: np.ndarray) -> 
 
 
 def principal_components(x: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """The first two principal components of [n, D], every column scaled to deviation 1: scores [n, 2], share [2] of
-    the variance. Each component's largest weight is positive. None, None where fewer than three rows or nothing vary.
+    """Project clips on their first two principal components, every feature scaled to deviation 1.
+
+    Args:
+        x: [clip, D]. Features that do not vary are left out.
+
+    Returns:
+        Scores [clip, 2] and each component's share of the variance [2]. Each component's largest weight is positive.
+        None, None where there are fewer than three clips or nothing varies.
     """
     x = x.astype(np.float64)
-    x -= x.mean(0, keepdims=True) if len(x) else 0
-    deviation = np.sqrt(np.square(x).mean(0)) if len(x) else np.zeros(x.shape[1])
-    varies = deviation > 1e-6 * max(deviation.max(initial=0), 1e-30)
-    x = x[:, varies] / deviation[varies]
-    if len(x) < 3 or not x.shape[1]:
+    if len(x) < 3:
         return None, None
-    tall = len(x) > x.shape[1]
-    values, vectors = np.linalg.eigh(x.T @ x if tall else x @ x.T)  # ascending
-    share = values[::-1][:2] / values.sum()
-    vectors = vectors[:, ::-1][:, :2]
-    weights = vectors if tall else x.T @ vectors  # [D, 2], up to a factor
-    signs = np.sign(weights[np.abs(weights).argmax(0), np.arange(weights.shape[1])])
-    scores = x @ vectors if tall else vectors * np.sqrt(values[::-1][:2].clip(0))
-    scores = scores * signs
-    if scores.shape[1] < 2:  # one feature
-        scores, share = np.pad(scores, ((0, 0), (0, 1))), np.pad(share, (0, 1))
-    return scores, share
+    deviation = x.std(0)
+    varies = deviation > 1e-6 * max(deviation.max(initial=0), 1e-30)
+    if not varies.any():
+        return None, None
+    from sklearn.decomposition import PCA  # late: it takes a second to import
+
+    x = x[:, varies] / deviation[varies]
+    components = PCA(min(2, x.shape[1]), random_state=0)
+    scores, share = components.fit_transform(x), components.explained_variance_ratio_
+    absent = 2 - len(share)  # where there is one feature
+    return np.pad(scores, ((0, 0), (0, absent))), np.pad(share, (0, absent))
+
+
+def draw_norms(store: FeatureStore, found: Sequence[Features]) -> str:
+    """Draw each clip's norm as SVG, by class in the order of the clips, a panel a modality.
+
+    Conspicuous clips are ringed, a few of them named.
+    """
+    with rc_context(STYLE | LOOK):
+        figure = Figure(figsize=(9.6, 3.4), layout="constrained")
+        x = store.label + _spread(store.label)
+        for axis, features in zip(figure.subplots(1, len(found), squeeze=False)[0], found, strict=True):
+            top = _top(features)
+            y = np.minimum(features.norm, top)
+            _points(axis, store, np.flatnonzero(np.isfinite(y)), x, y)
+            ringed = [clip for clip in sorted(features.remarks) if np.isfinite(y[clip])]
+            ring = {"s": 60, "facecolors": "none", "edgecolors": "black", "linewidths": 0.9, "clip_on": False}
+            axis.scatter(x[ringed], y[ringed], **ring)
+            for clip in ringed[:MOST_NAMED]:
+                name, beyond = _short(str(store.clip_id[clip])), features.norm[clip] > top
+                text = f"{name}: {features.norm[clip]:.4g}" if beyond else name
+                options = {"xytext": (7, -9 if beyond else 3), "textcoords": "offset points", "fontsize": 7}
+                axis.annotate(text, (x[clip], y[clip]), **options)
+            axis.set_title(f"{features.modality} features", fontsize=9)
+            axis.set_ylabel("norm")
+            axis.set_ylim(0, top)
+            if len(store.classes) <= MOST_LABELLED:
+                axis.set_xticks(range(len(store.classes)), map(_short, store.classes), rotation=30, ha="right")
+            else:
+                axis.set_xticks([])
+                axis.set_xlabel("classes, in the order of the table")
+            axis.grid(False, axis="x")
+        return _drawn(figure)
+
+
+def draw_projections(store: FeatureStore, found: Sequence[Features]) -> str | None:
+    """Draw each modality's first two principal components as SVG; None where no modality has any."""
+    drawn = [features for features in found if features.scores is not None]
+    if not drawn:
+        return None
+    with rc_context(STYLE | LOOK):
+        figure = Figure(figsize=(9.6, 5.0), layout="constrained")
+        for axis, features in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True):
+            at = np.full((2, len(store.label)), np.nan)
+            at[:, features.projected] = features.scores.T
+            _points(axis, store, features.projected, *at)
+            axis.set_title(f"{features.modality} features", fontsize=9)
+            first, second = (
+                f"component {i} ({100 * share:.0f} % of the variance)" for i, share in enumerate(features.share, 1)
+            )
+            axis.set(xlabel=first, ylabel=second)
+        shown = np.unique(np.concatenate([store.label[features.projected] for features in drawn]))
+        handles = [axis.scatter([], [], s=30, **_look(code)) for code in shown]
+        names = [_short(store.classes[code]) for code in shown]
+        figure.legend(handles, names, loc="outside upper center", ncols=min(len(shown), 6), frameon=False)
+        return _drawn(figure)
+
+
+def _drawn(figure: Figure) -> str:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # which only measures the text here
+        return svg(figure)
+
+
+def _top(features: Features) -> float:
+    """Return the norm at the upper edge: above the highest of clips that are not conspicuous, else of all."""
+    finite = np.isfinite(features.norm)
+    ordinary = finite.copy()
+    ordinary[list(features.remarks)] = False
+    return 1.25 * features.norm[ordinary if ordinary.any() else finite].max(initial=0) or 1.0
+
+
+def _points(axis: Axes, store: FeatureStore, clips: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
+    """Draw these clips at x, y [clip], class by class."""
+    size = 26 if len(clips) < 400 else 9
+    edge = {"edgecolors": "black", "linewidths": 0.3 if len(clips) < 400 else 0.1}
+    for code in np.unique(store.label[clips]):
+        of = clips[store.label[clips] == code]
+        axis.scatter(x[of], y[of], s=size, alpha=0.8, rasterized=len(clips) > MOST_POINTS, **edge, **_look(code))
+
+
+def _look(code: int) -> dict:
+    return {"color": COLOURS[code % len(COLOURS)], "marker": MARKERS[(code + code // len(COLOURS)) % len(MARKERS)]}
+
+
+def _spread(label: np.ndarray) -> np.ndarray:
+    """Return how far each clip stands beside the middle of its class: [clip], evenly in the clips' order."""
+    beside = np.zeros(len(label))
+    for code in np.unique(label):
+        of = np.flatnonzero(label == code)
+        beside[of] = WIDE * ((np.arange(len(of)) + 0.5) / len(of) - 0.5)
+    return beside
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"

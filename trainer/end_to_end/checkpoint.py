@@ -1,4 +1,4 @@
-"""What a killed training goes on from: everything that an epoch leaves behind, in a file of its own."""
+"""Checkpoints of training end to end: everything that an epoch leaves, for a killed training to resume from."""
 
 import itertools
 import json
@@ -19,25 +19,25 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Where the runs of one cell keep theirs, and what these are of: plain values."""
+    """The checkpoints of one cell's runs, and plain values that identify the training."""
 
     folder: Path
     identity: Mapping
 
     def of(self, seed: int, stage: str) -> "Checkpoint":
-        """One run's of one stage."""
+        """Return the checkpoint of one run's stage."""
         name = "".join(c if c.isalnum() else "-" for c in stage)
         return Checkpoint(self.folder / f"seed{seed}-{name}.pt", {**self.identity, "seed": seed, "stage": stage})
 
     def check(self, seeds: Sequence[int], stages: Sequence[str]) -> None:
-        """InputError: one of these that is there is damaged, or of another training."""
+        """Check the checkpoints that are there. InputError: one is damaged, or of another training."""
         for seed, stage in itertools.product(seeds, stages):
             checkpoint = self.of(seed, stage)
             if checkpoint.path.is_file():
                 checkpoint.read(whole=False)
 
     def remove(self) -> None:
-        """The cell is finished."""
+        """Delete the checkpoints of a finished cell."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -54,7 +54,7 @@ class Checkpoint:
         self._seconds, self._started = 0.0, time.perf_counter()  # of this stage before a kill; since when it goes on
 
     def read(self, whole: bool = True) -> dict:
-        """What was kept, on the host; only the parts that are looked at are read unless ``whole``.
+        """Return what was kept, on the host; unless ``whole``, parts are read when they are used.
 
         InputError: the file is damaged, or of another training.
         """
@@ -92,7 +92,7 @@ class Checkpoint:
 
 
 def _flat(identity: Mapping) -> dict:
-    """Values by name, those of groups (such as settings) too."""
+    """Return values by name, those of groups (such as settings) too."""
     flat = {}
     for name, value in identity.items():
         flat |= _flat(value) if isinstance(value, Mapping) else {name: value}

@@ -31,12 +31,12 @@ from .trunks import Trunk, averaging_statistics
 
 READ_ROWS = 256  # read and computed at a time where nothing is trained
 CALIBRATION_STEPS = 32  # micro-batches that set batch norms and standardisation before a network is trained
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")  # in small letters
+MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")  # in small letters
 
 
 @dataclass(frozen=True)
 class EndToEnd:
-    """What training end to end takes beside `Settings`.
+    """The options of training end to end, beside `Settings`.
 
     backbone: a name as for --features. init: its weights at first, the same in every run. frozen: it is not trained.
     augment: frames and spectrograms are changed at random in training. backbone_lr: learning rate of the backbones.
@@ -70,11 +70,11 @@ class EndToEnd:
             raise InputError("--frozen and --augment exclude each other.\nLeave out one of the two.")
 
     def describe(self) -> dict:
-        """Plain values that results depend on."""
+        """Return plain values that results depend on."""
         return asdict(self) | {"init": self.init.name}
 
     def trunk(self, modality: str) -> Trunk:
-        """One modality's backbone, with its weights at first."""
+        """Return one modality's backbone with its first weights."""
         return Trunk(
             modality,
             load_network(self.backbone, self.init),
@@ -86,7 +86,7 @@ class EndToEnd:
         )
 
     def check(self, settings: Settings, save_weights: bool = False) -> None:
-        """InputError: an option that training end to end has not."""
+        """Check the other options. InputError: training end to end does not have one of them."""
         if settings.marginal == "batch":
             raise InputError(
                 "--marginal batch is not for training end to end: at high missing rates a batch has few complete rows."
@@ -101,11 +101,11 @@ class EndToEnd:
 
 @contextmanager
 def within_memory(options: EndToEnd, batch_size: int, device: torch.device) -> Iterator[None]:
-    """InputError that names what to try where memory does not suffice for so many segments a batch."""
+    """Raise an InputError with what to try where memory does not suffice for so many segments a batch."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch's OutOfMemoryError is a RuntimeError
-        told = isinstance(error, MemoryError) or any(words in str(error).lower() for words in OUT_OF_MEMORY)
+        told = isinstance(error, MemoryError) or any(words in str(error).lower() for words in MEMORY_WORDS)
         if not told:
             raise
         size = min(options.micro_batch, batch_size)
@@ -130,6 +130,7 @@ class MediaClips(Clips):
         self.reader, self.options = MediaReader(store, self.kept), options
 
     def describe(self) -> dict:
+        """Return the backbone, its first weights and the options, as results record them."""
         return {
             "features": self.options.backbone,
             "weights": self.options.init.name,
@@ -139,10 +140,11 @@ class MediaClips(Clips):
 
     @cached_property
     def network_hash(self) -> str:
-        """Of the backbone's weights at first."""
+        """Return the hash of the backbone's first weights."""
         return load_network(self.options.backbone, self.options.init).weights_hash
 
     def check(self, kind: type[Method], name: str) -> None:
+        """Check that the method called ``name`` can train end to end. InputError: it reconstructs features."""
         if kind.reconstructs:
             raise InputError(
                 f"{name} cannot train end to end: it reconstructs features, which change while their network trains.\n"
@@ -150,16 +152,17 @@ class MediaClips(Clips):
             )
 
     def seen(self, run: Run, modalities: Sequence[str] | None) -> Run:
-        """Modalities that the method does not look at are as if never observed, so that no network computes them."""
+        """Return the run without the modalities that a method does not look at, so that no network computes them."""
         looked_at = np.array([name in (modalities or self.modalities) for name in self.modalities])
         return replace(run, observed=run.observed & looked_at)
 
     def load(self, device: torch.device) -> "MediaDataset":
+        """Return the clips' labels on a device, and a reader of their media."""
         return MediaDataset(self, device)
 
 
 class MediaDataset:
-    """Stands in for `data.Dataset`: labels on a device, media read when they are needed."""
+    """The counterpart of `data.Dataset`: labels on a device, media read when they are needed."""
 
     def __init__(self, clips: MediaClips, device: torch.device):
         self.clips, self.device, self.segments = clips, device, clips.reader.segments
@@ -168,7 +171,7 @@ class MediaDataset:
         self.label = torch.as_tensor(clips.label, device=device)
 
     def check_finite(self, run: Run) -> None:
-        """Media are: frames are integers, and the pipeline checks log-Mels."""
+        """Do nothing: frames are integers, and the pipeline checks log-Mels."""
 
     def runs(self, runs: Sequence[Run], rows: Rows, modalities: Sequence[str] | None = None) -> "MediaRuns":
         """Return the only run, for a method that looks at these modalities (None: all)."""
@@ -189,7 +192,7 @@ class MediaRuns(Runs):
 
     @cached_property
     def trunks(self) -> nn.ModuleList:
-        """The backbones, one for each modality."""
+        """Return the backbones, one for each modality."""
         return nn.ModuleList(map(self.options.trunk, self.modalities)).to(self.device)
 
     def batches(self, stage: Stage, steps: int, batch_size: int) -> "MediaBatches":
@@ -223,7 +226,7 @@ class MediaRuns(Runs):
         return self._in_place(features, seen, rows.shape[1])
 
     def _in_place(self, features: Tensor, seen: Tensor, count: int) -> Tensor:
-        """Features of the rows ``seen`` among ``count`` rows: [1, count, D], NaN elsewhere."""
+        """Return the features of the rows ``seen`` among ``count`` rows: [1, count, D], NaN elsewhere."""
         x = torch.full((count, features.shape[1]), torch.nan, device=self.device)
         return x.index_put((seen,), features)[None]
 
@@ -239,7 +242,7 @@ class MediaRuns(Runs):
 
     @torch.no_grad()
     def _moments(self, m: int) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of the features as training begins, [1, D] each, of the run's observed training entries.
+        """Return mean and deviation of the observed training features as training begins, [1, D] each.
 
         Of a frozen network: over all of them, as of cached features. Else over some batches in training mode, which
         also set the running statistics of its batch norms: a network from elsewhere, or a new one, starts with those

@@ -47,7 +47,7 @@ class MediaReader:
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="media")
 
     def read(self, m: int, rows: Tensor) -> Tensor:
-        """Modality m of rows [n]."""
+        """Return modality m of rows [n]."""
         clips, segments = divmod(rows.numpy(), self.segments)
         shape, dtype = self.items[m]
         found = np.empty((len(rows), *shape), dtype)
@@ -58,7 +58,7 @@ class MediaReader:
         return media.pin_memory() if self.pin else media
 
     def ahead(self, batches: Sequence[Mapping[int, Tensor]]) -> Iterator[dict[int, Future]]:
-        """For each batch (rows [n] by modality) what will be their media; read ahead in threads."""
+        """Yield futures of the media of each batch (rows [n] by modality); they are read ahead in threads."""
         waiting: deque[dict[int, Future]] = deque()
         for rows in batches:
             waiting.append({m: self._pool.submit(self.read, m, some) for m, some in rows.items()})

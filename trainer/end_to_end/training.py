@@ -1,17 +1,22 @@
 """Train one run with its backbones: `fit.Training` with checkpoints and a learning rate for the backbones."""
 
+import time
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..batches import Stage
-from ..data import Run
-from ..fit import RunResult, Selection, Training
+from ..data import Run, RunResult
+from ..fit import Selection, Training
 from ..method import Method
 from ..settings import Settings
 from .checkpoint import Checkpoint, Checkpoints
 from .end_to_end import MediaBatches, MediaDataset, MediaRuns, within_memory
+
+
+class OutOfTimeError(Exception):
+    """The time for training is up. What was trained is kept."""
 
 
 class BestTrunks(Selection):
@@ -50,9 +55,16 @@ class BestTrunks(Selection):
 class MediaTraining(Training):
     """The training of one run with its backbones; keeps a checkpoint after every epoch where there is a folder."""
 
-    def __init__(self, method: Method, name: str, on_epoch: Callable[[int], None], checkpoints: Checkpoints | None):
+    def __init__(
+        self,
+        method: Method,
+        name: str,
+        on_epoch: Callable[[int], None],
+        checkpoints: Checkpoints | None = None,
+        deadline: float | None = None,
+    ):
         super().__init__(method, name, on_epoch)
-        self.checkpoints = checkpoints
+        self.checkpoints, self.deadline = checkpoints, deadline
         self._checkpoint: Checkpoint | None = None  # of the stage
 
     def parameter_groups(self, parameters: list[nn.Parameter]) -> list[dict]:
@@ -97,7 +109,7 @@ class MediaTraining(Training):
         return kept["epoch"] + 1
 
     def save(self, stage: Stage, epoch: int, optimiser: torch.optim.Optimizer, selection: Selection | None) -> None:
-        """Keep what an epoch left, for `resume`."""
+        """Keep what an epoch left, for `resume`. OutOfTimeError: the deadline has passed."""
         if not self._checkpoint:
             return
         (result,) = self.results
@@ -114,6 +126,8 @@ class MediaTraining(Training):
                 "total_epochs": result.total_epochs,
             }
         )
+        if self.deadline is not None and epoch < self.settings.epochs and time.monotonic() > self.deadline:
+            raise OutOfTimeError
 
 
 def fit_end_to_end(
@@ -125,14 +139,19 @@ def fit_end_to_end(
     *,
     name: str = "method",
     checkpoints: Checkpoints | None = None,
+    deadline: float | None = None,
     on_epoch: Callable[[int], None] = lambda clips: None,
 ) -> list[RunResult]:
     """Train the only run of a method with its backbones; arguments as for `fit.fit`.
 
-    checkpoints: where to keep what a killed training goes on from.
-    InputError: a loss is not finite, a checkpoint of another training, or memory that does not suffice.
+    checkpoints: where to keep what a killed training goes on from. deadline: a time of `time.monotonic` after which no
+    epoch begins, where there are checkpoints.
+
+    Raises:
+        InputError: a loss is not finite, a checkpoint is of another training, or memory does not suffice.
+        OutOfTimeError: the deadline has passed.
     """
     options = dataset.clips.options
     method = kind(dataset.runs(runs, kind.stages[-1].rows, kind.modalities), settings, fusion)
     with within_memory(options, settings.batch_size, dataset.device):
-        return MediaTraining(method, name, on_epoch, checkpoints).run()
+        return MediaTraining(method, name, on_epoch, checkpoints, deadline).run()

@@ -48,10 +48,11 @@ class Trunk(nn.Module):
         self.frozen, self.augment, self.micro_batch, self.precision = frozen, augment, micro_batch, precision
 
     def train(self, mode: bool = True) -> "Trunk":
+        """Set training mode; a frozen network stays in evaluation mode."""
         return super().train(mode and not self.frozen)
 
     def forward(self, media: Tensor, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
-        """Features, float32 [n, D], of media on the host (see `media.MediaReader`).
+        """Compute the features, float32 [n, D], of media on the host (see `media.MediaReader`).
 
         generator: what augmentation is drawn from, in training.
         """
@@ -84,7 +85,7 @@ class Trunk(nn.Module):
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """In evaluation mode for a while."""
+        """Stay in evaluation mode within the context."""
         before = self.training
         self.eval()
         try:
@@ -94,7 +95,7 @@ class Trunk(nn.Module):
 
     @contextmanager
     def keeping_statistics(self) -> Iterator[None]:
-        """Batch norms' running statistics stay: what passes has counted already."""
+        """Keep batch norms' running statistics as they are: what passes has counted already."""
         norms = [module for module in self.network.modules() if isinstance(module, BatchNorm)]
         before = [(module.momentum, module.num_batches_tracked) for module in norms]
         for module in norms:
@@ -109,7 +110,7 @@ class Trunk(nn.Module):
 
 @contextmanager
 def averaging_statistics(trunks: Sequence[Trunk]) -> Iterator[None]:
-    """Batch norms' running statistics become the plain mean over all batches that pass, from none before."""
+    """Make batch norms' running statistics the plain mean over all batches that pass within the context."""
     norms = [module for trunk in trunks for module in trunk.network.modules() if isinstance(module, BatchNorm)]
     before = [module.momentum for module in norms]
     for module in norms:
@@ -123,7 +124,7 @@ def averaging_statistics(trunks: Sequence[Trunk]) -> Iterator[None]:
 
 
 def augment_frames(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """Flip, moved crop, light, contrast and colour of each frame: float [n, 3, row, column] in [0, 1]."""
+    """Flip, crop and recolour each frame at random: float [n, 3, row, column] in [0, 1]."""
     n, _, height, width = pictures.shape
     draw = torch.rand(n, 8, generator=generator).to(pictures.device)
     pictures = torch.where(draw[:, 0, None, None, None] < 0.5, pictures.flip(-1), pictures)
@@ -141,7 +142,7 @@ def augment_frames(pictures: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def augment_logmels(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """A band of mels and a stretch of time of each log-Mel image set to its mean: float [n, 3, mel, time] in [0, 1].
+    """Set a band of mels and a stretch of time of each log-Mel image to its mean: float [n, 3, mel, time] in [0, 1].
 
     After SpecAugment (Park and others, Interspeech 2019), one mask of each kind.
     """

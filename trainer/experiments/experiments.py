@@ -1,42 +1,46 @@
-"""Grids: every combination of stores, methods, fusions, missing specs and splits is a cell, every cell runs N seeds.
+"""Train and test grids: every combination of stores, methods, fusions, missing specs and splits is a cell with N runs.
 
-`cells.plan_grid` plans all cells first; `run_plan` trains those of equal shape together and keeps what is finished at
-once; `run_grid` is both.
+`run_grid` trains a grid and returns the results document; `run_plan` does so from a plan (`grid.plan_grid`). Runs of
+equal shape train together, and what is finished is kept at once.
 """
 
+import itertools
 import platform
+import shlex
+import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 
+from ...pipeline import console
 from ...pipeline.errors import InputError
 from ...pipeline.stores.masks import TRAIN
-from ...pipeline.stores.store import FeatureStore
+from ...pipeline.stores.store import MEDIA, FeatureStore
 from .. import methods as registry
 from ..data import Clips, Dataset
-from ..end_to_end.checkpoint import Checkpoints
-from ..end_to_end.training import fit_end_to_end
+from ..end_to_end.end_to_end import EndToEnd, MediaClips
+from ..end_to_end.training import OutOfTimeError, fit_end_to_end
 from ..evaluate import accuracy, confusion, macro_f1, mean_and_std, mean_interval, unweighted_average_recall
 from ..fit import fit
 from ..method import Method
-from ..report.comparisons import compare
+from ..report.comparisons import compare_methods
 from ..settings import Settings
-from . import run_folder as kept
-from . import weights as saved
-from .grid import Cell, Group, Plan, group_runs, plan_grid
+from . import weights
+from .grid import Cell, Grid, GridPlan, Group, group_runs, plan_grid
+from .run_folder import RunFolder, identity
 
 SCHEMA = 1
 MOST_RUNS = {"cpu": 10, "cuda": 64}  # trained as one batch: on processors more only grows the memory
 
 
 @dataclass(frozen=True)
-class Progress:
+class GridProgress:
     """How far a grid is: clips trained on, done and in all; what is running."""
 
     done: int
@@ -44,8 +48,11 @@ class Progress:
     what: str
 
 
+Report = Callable[[GridProgress], None]
+
+
 def choose_device(name: str) -> torch.device:
-    """``auto`` takes a GPU where there is one. InputError: cuda is asked for and there is none, or an unknown name."""
+    """Return a device; ``auto`` takes a GPU where there is one. InputError: an unknown name, or no CUDA device."""
     if name not in ("auto", "cpu", "cuda"):
         raise InputError(f"unknown device {name!r}: expected auto, cpu or cuda.")
     if name == "cuda" and not torch.cuda.is_available():
@@ -53,156 +60,193 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def command_line() -> str:
+    """Return the command that runs now, as results record it."""
+    return shlex.join(["mlemiss", *sys.argv[1:]])
+
+
+def clips_as(end_to_end: EndToEnd | None) -> Callable[[FeatureStore], Clips]:
+    """Return what a store's clips are trained as: on cached features, or on media with a backbone."""
+    return Clips if end_to_end is None else partial(MediaClips, options=end_to_end)
+
+
+def check_stores(
+    stores: Sequence[FeatureStore], settings: Settings, end_to_end: EndToEnd | None, save_weights: bool = False
+) -> None:
+    """Check that stores and settings fit the kind of training. InputError: they do not."""
+    if end_to_end is not None:
+        end_to_end.check(settings, save_weights)
+    elif media := [store.path.name for store in stores if store.features == MEDIA]:
+        raise InputError(f"{media[0]} holds frames and log-Mels, not features.\nName a store of a backbone's features.")
+
+
+@contextmanager
+def shown_progress(what: str) -> Iterator[Report]:
+    """Show a progress bar of a grid; yield the function that moves it."""
+    bar = console.Progress(what, 0, "clip epochs")
+
+    def report(now: GridProgress) -> None:
+        bar.what, bar.total = now.what, now.total
+        bar.advance(now.done - bar.done)
+
+    with bar:
+        yield report
+
+
 def run_grid(
     stores: Sequence[FeatureStore],
-    *,
-    methods: Sequence[str] = ("mle",),
-    fusions: Sequence[str] = ("addition",),
-    missing: Sequence[str] = ("audio:0.5",),
-    missing_test: str = "none",
-    seeds: int | Sequence[int] = 5,
-    split: str | Sequence[str] = "clip",
+    grid: Grid,
     settings: Settings | None = None,
     device: str = "auto",
+    folder: RunFolder | None = None,
+    *,
     clips_of: Callable[[FeatureStore], Clips] = Clips,
-    **run,
+    progress: Report | None = None,
 ) -> dict:
-    """Train and test a grid; return the results document, which ``out`` keeps as results.json with predictions/.
+    """Train and test a grid; return the results document.
 
-    missing, missing_test: specs such as ``audio:0.5``. seeds: how many, from 0, or which. split: ``clip`` or a column
-    whose equal values stay together, or several. clips_of: what a store's clips are trained as, on its features or end
-    to end (`end_to_end.MediaClips`). run: the options of `run_plan`.
-    InputError: an unknown name, no seed, an empty grid, or none of its combinations can be. A combination that cannot
-    be is skipped with a line; where it is the only one, its reason is the error. What finished before an error is kept.
+    Arguments and errors as for `grid.plan_grid` and `run_plan`.
     """
-    where = choose_device(device)
-    grid = {"methods": methods, "fusions": fusions, "missing": missing, "missing_test": missing_test}
-    plan = plan_grid(stores, **grid, seeds=seeds, split=split, clips_of=clips_of)
-    return run_plan(plan, settings or Settings(), where, **run)
+    plan = plan_grid(stores, grid, clips_of)
+    return run_plan(plan, settings or Settings(), choose_device(device), folder, progress=progress)
 
 
 def run_plan(
-    plan: Plan,
+    plan: GridPlan,
     settings: Settings,
     device: torch.device,
+    folder: RunFolder | None = None,
     *,
-    out: Path | None = None,
-    resume: bool = False,
-    exhibit: str | None = None,
-    save_weights: bool = False,
+    hours: float | None = None,
     command: str | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Report | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict:
     """Train and test the cells of a plan; return the results document.
 
-    out: the folder that keeps it, group by group. resume: finished cells in there are taken over, else they make way.
-    exhibit: what the folder is for (such as ``table2``); resuming one that is for something else is an InputError.
-    save_weights: keep the trained methods in ``out`` too. say takes a line for each reason to skip combinations.
+    Args:
+        plan: the cells. Combinations that it skips are a line each; what finished before an error is kept.
+        settings: hyper-parameters.
+        device: where to train.
+        folder: keeps the results, group by group.
+        hours: train seed by seed, and stop when the time is up. At least one group of runs is trained, or one epoch
+            end to end. Cells then have the seeds that were trained.
+        command: the command line, for the record.
+        progress: called after each epoch.
+        say: takes lines for the user.
+
+    Raises:
+        InputError: ``folder`` resumes another kind of run, a checkpoint is of another training, or a loss is not
+            finite.
     """
     for reason, cells in _by_reason(plan.skipped).items():
         what = cells[0] if len(cells) == 1 else f"{len(cells)} combinations, such as {cells[0]}"
         say(f"skipped {what}: {reason}")
-    document = {"schema": SCHEMA, "results": [], "comparisons": [], "skipped": plan.skipped, "command": command}
-    document |= {"created": time.strftime("%Y-%m-%dT%H:%M:%S%z")} | ({"exhibit": exhibit} if exhibit else {})
-    described = [describe(cell, settings) for cell in plan.cells]
-    finished: dict[int, dict] = {}  # by place in the plan
-    if out is not None and resume:
-        finished = _take_over(out, plan, described, document, exhibit)
-        if finished:
-            say(f"{len(finished)} of {len(plan.cells)} cells are finished and kept")
-        if runs := sum(len(cell.results) for place, cell in enumerate(plan.cells) if place not in finished):
-            say(f"{runs} runs of other cells are finished and kept")
-    elif out is not None:
-        kept.start_afresh(out)
-    left = [cell for place, cell in enumerate(plan.cells) if place not in finished]
-    for cell in left:
-        if out is not None and cell.clips.end_to_end:
-            stages = [stage.name for stage in registry.load(cell.method).stages]
-            _checkpoints(out, cell, settings).check([run.spec.seed for run in cell.left], stages)
-    clock = _Clock(left, settings, progress)
-
-    def keep_finished() -> None:
-        for place, cell in enumerate(plan.cells):
-            if place not in finished and not cell.left:
-                finished[place] = described[place] | _result(cell, settings)
-                if out is not None:
-                    finished[place] |= _keep(cell, described[place], out)
-        document["results"] = [finished[place] for place in sorted(finished)]
-        if out is not None:
-            kept.write_document(out / kept.RESULTS, document)
-
-    if resume:
-        keep_finished()
-    for clips in dict.fromkeys(cell.clips for cell in left):
-        dataset = clips.load(device)  # one store's features in memory at a time
-        cells = [cell for cell in left if cell.clips is clips]
-        for group in group_runs(cells, dataset.segments, settings, 1 if clips.end_to_end else MOST_RUNS[device.type]):
-            owner = group[0][0]  # the only one, where checkpoints are kept
-            checkpoints = None if out is None else _checkpoints(out, owner, settings)
-            _train(group, dataset, settings, clock, checkpoints, save_weights)
-            keep_finished()
-            if checkpoints and not owner.left:
-                checkpoints.remove()
-    if out is not None:
-        document["comparisons"] = compare(document["results"], out)
-        kept.write_document(out / kept.RESULTS, document)
-    return document
+    results = _Results(plan, settings, folder, command)
+    results.begin(say)
+    clock = _Clock(plan.cells, settings, progress, None if hours is None else time.monotonic() + 3600 * hours)
+    seeds = list(dict.fromkeys(seed for cell in plan.cells for seed in cell.seeds))
+    rounds = [seeds] if hours is None else [[seed] for seed in seeds]
+    with suppress(OutOfTimeError):
+        for chosen, clips in itertools.product(rounds, dict.fromkeys(cell.clips for cell in plan.cells)):
+            cells = [cell for cell in plan.cells if cell.clips is clips]
+            if not any(run.spec.seed in chosen for cell in cells for run in cell.left):
+                continue
+            dataset = clips.load(device)  # one store's features in memory at a time
+            most = 1 if clips.end_to_end else MOST_RUNS[device.type]
+            for group in group_runs(cells, dataset.segments, settings, most, chosen):
+                _train(group, dataset, settings, clock, folder)
+                results.keep(partly=hours is not None)
+                clock.check()
+    return results.finish()
 
 
 def _by_reason(skipped: Sequence[Mapping]) -> dict[str, list[str]]:
-    """Why combinations are skipped, and which."""
+    """Return the skipped cells by reason."""
     reasons: dict[str, list[str]] = defaultdict(list)
     for entry in skipped:
         reasons[entry["reason"]].append(entry["cell"])
     return reasons
 
 
-def _take_over(
-    out: Path, plan: Plan, described: Sequence[Mapping], document: dict, exhibit: str | None
-) -> dict[int, dict]:
-    """What an earlier run into the folder finished, by place in this plan; what this plan has not is set aside.
+@dataclass
+class _Results:
+    """The results document of a plan while the plan is trained, and the folder that keeps the document."""
 
-    Cells that were finished with other seeds give what they have of a cell's.
-    """
-    found = kept.take_up(out, exhibit)
-    keys = [kept.identity(one) for one in described]
-    if any(key not in keys for key in found):
-        kept.set_aside(out, document, found.values())
-    finished = {place: found[key] for place, key in enumerate(keys) if key in found}
-    for place, cell in enumerate(plan.cells):
-        if place not in finished:
-            kept.take_up_seeds(cell, described[place], found.values(), out)
-    kept.write_document(out / kept.RESULTS, document | {"results": list(finished.values())})
-    return finished
+    plan: GridPlan
+    settings: Settings
+    folder: RunFolder | None
+    command: str | None
+    created: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+    entries: dict[Cell, dict] = field(default_factory=dict)
+
+    def document(self) -> dict:
+        """Return the document of what is finished, in the plan's order, without comparisons."""
+        results = [self.entries[cell] for cell in self.plan.cells if cell in self.entries]
+        document = {"schema": SCHEMA, "results": results, "comparisons": [], "skipped": self.plan.skipped}
+        document |= {"command": self.command, "created": self.created}
+        return document | ({"exhibit": self.folder.exhibit} if self.folder and self.folder.exhibit else {})
+
+    def begin(self, say: Callable[[str], None]) -> None:
+        """Take over what an earlier run into the folder finished, or clear the folder."""
+        if self.folder is None:
+            return
+        if not self.folder.resume:
+            self.folder.clear()
+        else:
+            self._take_over(self.folder, say)
+        for cell in self.plan.cells:
+            if cell.clips.end_to_end:
+                stages = [stage.name for stage in registry.load(cell.method).stages]
+                checkpoints = self.folder.checkpoints(describe_cell(cell, self.settings))
+                checkpoints.check([run.spec.seed for run in cell.left], stages)
+
+    def _take_over(self, folder: RunFolder, say: Callable[[str], None]) -> None:
+        """Cells that were finished with other seeds give those that a cell of the plan has too."""
+        finished = folder.finished()
+        keys = {cell: identity(describe_cell(cell, self.settings)) for cell in self.plan.cells}
+        if finished.keys() - keys.values():
+            folder.set_aside(self.document(), finished.values())
+        self.entries = {cell: finished[key] for cell, key in keys.items() if key in finished}
+        for cell in self.plan.cells:
+            folder.load_runs(cell, describe_cell(cell, self.settings), finished.values())
+        if self.entries:
+            say(f"{len(self.entries)} of {len(self.plan.cells)} cells are finished and kept")
+        if runs := sum(len(cell.results) for cell in self.plan.cells if cell not in self.entries):
+            say(f"{runs} runs of other cells are finished and kept")
+        self.keep()
+
+    def keep(self, partly: bool = False) -> None:
+        """Write what is new: cells whose runs are all trained; ``partly``: cells with any trained run."""
+        stale, complete = [], []
+        for cell in self.plan.cells:
+            seeds = [seed for seed in cell.seeds if seed in cell.results]
+            before = self.entries.get(cell, {})
+            if not seeds or before.get("seeds") == seeds or (cell.left and not partly):
+                continue
+            described = describe_cell(cell, self.settings) | {"seeds": seeds}
+            self.entries[cell] = described | _result(cell, self.settings, seeds)
+            if self.folder:
+                self.entries[cell] |= self.folder.keep(cell, described)
+                stale += [self.folder.path / before["predictions"]] if before else []
+                complete += [] if cell.left or not cell.clips.end_to_end else [cell]
+        if self.folder:
+            self.folder.write(self.document())
+        for path in stale:
+            path.unlink(missing_ok=True)
+        for cell in complete:
+            self.folder.checkpoints(describe_cell(cell, self.settings)).remove()
+
+    def finish(self) -> dict:
+        """Compare the methods where predictions are kept; return the document."""
+        document = self.document()
+        if self.folder:
+            document["comparisons"] = compare_methods(document["results"], self.folder.path)
+            self.folder.write(document)
+        return document
 
 
-def _keep(cell: Cell, described: Mapping, out: Path) -> dict:
-    """Write a finished cell's files; their names relative to ``out``, as the result has them."""
-    files = {"predictions": kept.keep_predictions(cell, described, out)}
-    if cell.trained:
-        name = f"{kept.WEIGHTS}/{kept.file_stem(described)}{saved.SUFFIX}"
-        saved.save(out / name, dict(described) | saved.describe_inputs(cell.clips.store), cell.trained)
-        cell.trained.clear()
-        files["weights_file"] = name
-    return files
-
-
-def _checkpoints(out: Path, cell: Cell, settings: Settings) -> Checkpoints:
-    """Where a cell's runs keep theirs."""
-    described = describe(cell, settings)
-    identity = {name: value for name, value in described.items() if name in kept.IDENTITY and name != "seeds"}
-    return Checkpoints(kept.checkpoint_folder(described, out), identity | {"versions": described["versions"]})
-
-
-def _train(
-    group: Group,
-    dataset: Dataset,
-    settings: Settings,
-    clock: "_Clock",
-    checkpoints: Checkpoints | None,
-    save_weights: bool,
-) -> None:
+def _train(group: Group, dataset: Dataset, settings: Settings, clock: "_Clock", folder: RunFolder | None) -> None:
     """Fit one group and hand the results to its cells; each is charged its runs' share of the time."""
     cell = group[0][0]
     cells = list(dict.fromkeys(owner for owner, _ in group))
@@ -210,12 +254,14 @@ def _train(
 
     def keep(method: Method) -> None:
         rows = [[r for r, (owner, _) in enumerate(group) if owner is one] for one in cells]
-        for one, part in zip(cells, saved.parts_of(method, rows), strict=True):
+        for one, part in zip(cells, weights.parts_of(method, rows), strict=True):
             one.trained.append(part)
 
-    start = time.perf_counter()
-    train = partial(fit_end_to_end, checkpoints=checkpoints) if cell.clips.end_to_end else fit
-    results = train(
+    start, train_group = time.perf_counter(), fit
+    if cell.clips.end_to_end:
+        checkpoints = folder and folder.checkpoints(describe_cell(cell, settings))
+        train_group = partial(fit_end_to_end, checkpoints=checkpoints, deadline=clock.deadline)
+    results = train_group(
         registry.load(cell.method),
         dataset,
         [run for _, run in group],
@@ -223,7 +269,7 @@ def _train(
         cell.fusion,
         name=f"{cell.method} ({cell.fusion}, {cell.clips.describe()['features']})",
         on_epoch=lambda clips: clock.tick(clips, what),
-        **({"on_trained": keep} if save_weights else {}),
+        **({"on_trained": keep} if folder and folder.save_weights else {}),
     )
     seconds = (time.perf_counter() - start) / len(group)
     on_gpu = dataset.device.type == "cuda"
@@ -235,20 +281,26 @@ def _train(
 
 
 class _Clock:
-    """Progress in clips trained on, which is near enough proportional to time."""
+    """Progress in clips trained on, about proportional to time, and the time when training stops."""
 
-    def __init__(self, cells: Sequence[Cell], settings: Settings, report: Callable[[Progress], None] | None):
+    def __init__(self, cells: Sequence[Cell], settings: Settings, report: Report | None, deadline: float | None):
         self.total = sum(cell.clip_epochs(settings) for cell in cells)
-        self.done, self.report = 0, report
+        self.done, self.report, self.deadline = 0, report, deadline
 
     def tick(self, clips: int, what: str) -> None:
+        """Report clips that were trained on."""
         self.done += clips
         if self.report:
-            self.report(Progress(self.done, self.total, what))
+            self.report(GridProgress(self.done, self.total, what))
+
+    def check(self) -> None:
+        """Raise OutOfTimeError where the time is up."""
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            raise OutOfTimeError
 
 
-def describe(cell: Cell, settings: Settings) -> dict:
-    """What a cell's result is of: everything that is known before it is trained."""
+def describe_cell(cell: Cell, settings: Settings) -> dict:
+    """Return everything of a cell's result that is known before it is trained."""
     store, kind = cell.clips.store, registry.load(cell.method)
     return {
         "dataset": store.dataset,
@@ -272,11 +324,12 @@ def describe(cell: Cell, settings: Settings) -> dict:
     }
 
 
-def _result(cell: Cell, settings: Settings) -> dict:
-    """What training a cell found, beside `describe`; lists have one entry a seed."""
+def _result(cell: Cell, settings: Settings, seeds: Sequence[int]) -> dict:
+    """Return what training a cell with these seeds gave, beside `describe`; lists have one entry a seed."""
     label = cell.clips.label
-    results = [cell.results[run.spec.seed] for run in cell.runs]
+    results = [cell.results[seed] for seed in seeds]
     counts = [confusion(r.probability, label[r.test_clips]) for r in results]
+    runs = [run for run in cell.runs if run.spec.seed in seeds]
     scores = [accuracy(c) for c in counts]
     mean, std = mean_and_std(scores)
     return {
@@ -296,8 +349,8 @@ def _result(cell: Cell, settings: Settings) -> dict:
             "val_accuracy": [r.val_accuracy for r in results],
             "test_accuracy": [r.test_accuracy for r in results],
         },
-        "n_train": [int((run.part == TRAIN).sum()) for run in cell.runs],
-        "n_complete": [int(((run.part == TRAIN) & run.observed.all(1)).sum()) for run in cell.runs],
+        "n_train": [int((run.part == TRAIN).sum()) for run in runs],
+        "n_complete": [int(((run.part == TRAIN) & run.observed.all(1)).sum()) for run in runs],
         "n_test": [len(r.test_clips) for r in results],
         "best_epoch": [r.best_epoch for r in results],
         "seconds": round(sum(r.seconds for r in results), 3),

@@ -3,15 +3,51 @@
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from ...pipeline.errors import InputError
 from ...pipeline.stores.masks import TRAIN, Missing, Setting, parse_missing
 from ...pipeline.stores.store import FeatureStore
 from .. import methods as registry
-from ..data import COMPLETE, Clips, Run, RunSpec
-from ..fit import RunResult, check_run, plan_steps
+from ..data import NOTHING, Clips, Run, RunResult, RunSpec
+from ..method import check_run, plan_steps
 from ..settings import FUSIONS, Settings
+
+
+@dataclass
+class Grid:
+    """Everything that is combined with each other, on every store. Duplicates count once.
+
+    methods, fusions: names. missing: what training lacks, specs such as ``audio:0.5`` or settings of a masks file.
+    missing_test: what validation and test clips lack. seeds: how many, from 0, or which. splits: ``clip``, or columns
+    whose equal values stay together.
+
+    Raises:
+        InputError: an unknown name, a wrong spec, or no seed.
+    """
+
+    methods: Sequence[str] = ("mle",)
+    fusions: Sequence[str] = ("addition",)
+    missing: Sequence[str | Missing | Setting] = ("audio:0.5",)
+    missing_test: str | Missing = "none"
+    seeds: int | Sequence[int] = 5
+    splits: Sequence[str] = ("clip",)
+
+    def __post_init__(self) -> None:
+        self.methods = list(dict.fromkeys(map(registry.resolve, self.methods)))
+        self.fusions, self.splits = list(dict.fromkeys(self.fusions)), list(dict.fromkeys(self.splits))
+        for fusion in self.fusions:
+            if fusion not in FUSIONS:
+                raise InputError(f"unknown fusion {fusion!r}: expected one of {', '.join(FUSIONS)}.")
+        self.missing = list(dict.fromkeys(_parsed(spec) for spec in self.missing))
+        self.missing_test = _parsed(self.missing_test)
+        self.seeds = list(range(self.seeds) if isinstance(self.seeds, int) else dict.fromkeys(self.seeds))
+        if not self.seeds:
+            raise InputError("expected at least one seed, found none.\nChoose --seeds 1 or more.")
+
+
+def _parsed(spec: str | Missing | Setting) -> Missing | Setting:
+    return parse_missing(spec) if isinstance(spec, str) else spec
 
 
 @dataclass(eq=False)
@@ -22,25 +58,27 @@ class Cell:
     method: str
     fusion: str
     missing: Missing | Setting
-    missing_test: Missing = COMPLETE
+    missing_test: Missing = NOTHING
     split: str = "clip"
     runs: list[Run] = field(default_factory=list)
     results: dict[int, RunResult] = field(default_factory=dict)  # by seed
-    trained: list = field(default_factory=list)  # `saved.Part`, where weights are kept
+    trained: list = field(default_factory=list)  # `weights.TrainedRuns`, where weights are kept
 
     @property
     def name(self) -> str:
+        """Return the cell's name for messages, the same in every run."""
         store = self.clips.store
         parts = [store.dataset, self.clips.describe()["features"], self.method, self.fusion, self.missing.name]
         return " ".join(parts if self.split == "clip" else [*parts, f"by {self.split}"])
 
     @property
     def seeds(self) -> list[int]:
+        """Return the seeds of its runs."""
         return [run.spec.seed for run in self.runs]
 
     @property
     def held_out_lacks(self) -> str:
-        """What validation and test clips lack, as results name it; the rows of a masks file may hide theirs too."""
+        """Return what validation and test clips lack, as results name it; a masks file may hide some of theirs too."""
         masks = (self.clips.store.given or {}).get("masks")
         if masks and any((self.clips.present & ~run.observed)[run.part != TRAIN].any() for run in self.runs):
             return f"given:{masks['file']}"
@@ -48,56 +86,42 @@ class Cell:
 
     @property
     def left(self) -> list[Run]:
-        """Its runs that are not trained yet."""
+        """Return the runs that are not trained yet."""
         return [run for run in self.runs if run.spec.seed not in self.results]
 
     def clip_epochs(self, settings: Settings) -> int:
-        """Clips to train on, over all runs left, stages and epochs: near enough proportional to time."""
+        """Return the clips to train on, over all runs left, stages and epochs: about proportional to time."""
         stages = registry.load(self.method).stages
         return settings.epochs * sum(int(r.training_clips(s.rows).sum()) for r in self.left for s in stages)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A grid before it is trained: its cells in order, and what cannot be with the reason."""
+class GridPlan:
+    """A grid before it is trained: its cells in order, and the combinations that cannot be trained with the reason."""
 
     cells: list[Cell]
     skipped: list[dict]
 
 
 def plan_grid(
-    stores: Sequence[FeatureStore],
-    *,
-    methods: Sequence[str] = ("mle",),
-    fusions: Sequence[str] = ("addition",),
-    missing: Sequence[str | Missing | Setting] = ("audio:0.5",),
-    missing_test: str = "none",
-    seeds: int | Sequence[int] = 5,
-    split: str | Sequence[str] = "clip",
-    clips_of: Callable[[FeatureStore], Clips] = Clips,
-) -> Plan:
-    """Every combination as a cell with its runs drawn. Arguments and errors as for `experiments.run_grid`."""
-    seeds = list(range(seeds)) if isinstance(seeds, int) else list(dict.fromkeys(seeds))
-    if not seeds:
-        raise InputError("expected at least one seed, found none.\nChoose --seeds 1 or more.")
-    splits = [split] if isinstance(split, str) else list(dict.fromkeys(split))
-    names = list(dict.fromkeys(map(registry.resolve, methods)))
-    for fusion in fusions:
-        if fusion not in FUSIONS:
-            raise InputError(f"unknown fusion {fusion!r}: expected one of {', '.join(FUSIONS)}.")
-    specs = list(dict.fromkeys(parse_missing(spec) if isinstance(spec, str) else spec for spec in missing))
-    held_out = parse_missing(missing_test)
+    stores: Sequence[FeatureStore], grid: Grid, clips_of: Callable[[FeatureStore], Clips] = Clips
+) -> GridPlan:
+    """Return every combination as a cell with its runs drawn.
+
+    clips_of: what a store's clips are trained as, on its features or end to end (`end_to_end.MediaClips`).
+    InputError: an empty grid, or none of its combinations can be trained.
+    """
     cells, skipped = [], []
     for store in stores:
         clips = clips_of(store)
         drawn: dict[RunSpec, Run] = {}  # shared by all methods
-        for by, method, fusion, spec in itertools.product(splits, names, dict.fromkeys(fusions), specs):
+        for split, method, fusion, spec in itertools.product(grid.splits, grid.methods, grid.fusions, grid.missing):
             kind = registry.load(method)
-            if not kind.fuses and fusion != fusions[0]:
+            if not kind.fuses and fusion != grid.fusions[0]:
                 continue
-            cell = Cell(clips, method, fusion if kind.fuses else kind.fusions[0], spec, held_out, by)
+            cell = Cell(clips, method, fusion if kind.fuses else kind.fusions[0], spec, grid.missing_test, split)
             try:
-                _draw(cell, [RunSpec(seed, cell.missing, held_out, by) for seed in seeds], drawn)
+                _draw(cell, [RunSpec(seed, spec, grid.missing_test, split) for seed in grid.seeds], drawn)
             except InputError as error:
                 skipped.append({"cell": cell.name, "reason": str(error)})
             else:
@@ -108,11 +132,11 @@ def plan_grid(
             raise InputError("an empty grid: expected at least one store, method, fusion and missing spec.")
         head = "" if len(reasons) == 1 else f"none of the {len(skipped)} combinations can be, the first because: "
         raise InputError(head + reasons[0])
-    return Plan(cells, skipped)
+    return GridPlan(cells, skipped)
 
 
 def _draw(cell: Cell, specs: Sequence[RunSpec], drawn: dict[RunSpec, Run]) -> None:
-    """Give a cell its runs. InputError: it cannot be."""
+    """Give a cell its runs. InputError: it cannot be trained."""
     kind = registry.load(cell.method)
     if cell.fusion not in kind.fusions:
         raise InputError(
@@ -127,30 +151,29 @@ def _draw(cell: Cell, specs: Sequence[RunSpec], drawn: dict[RunSpec, Run]) -> No
         cell.runs.append(drawn[spec])
 
 
-def with_seeds(cell: Cell, count: int) -> Cell:
-    """The cell with its first seeds only, and what is finished of them."""
-    runs = cell.runs[:count]
-    return replace(
-        cell, runs=runs, results={r.spec.seed: cell.results[r.spec.seed] for r in runs if r not in cell.left}
-    )
+Group = list[tuple[Cell, Run]]  # of one batch
 
 
-Group = list[tuple[Cell, Run]]
+def group_runs(
+    cells: Sequence[Cell], segments: int, settings: Settings, most: int, seeds: Sequence[int] | None = None
+) -> list[Group]:
+    """Return the runs left, in groups that train as one batch.
 
-
-def group_runs(cells: Sequence[Cell], segments: int, settings: Settings, most: int) -> list[Group]:
-    """Runs that train as one batch: same method, fusion, steps an epoch and modalities missing in training.
-
-    A cell's seeds stay together; batches hold at most ``most`` runs, except that they take a cell whole. Where ``most``
-    is 1 every run is a batch of its own, in the order of the cells.
+    Runs of a group have the same method, fusion, steps an epoch and modalities missing in training. A cell's seeds stay
+    together; a group holds at most ``most`` runs, or one cell. Where ``most`` is 1 every run is a group of its own, in
+    the order of the cells. seeds: only runs of these (default: all).
     """
+
+    def left(cell: Cell) -> list[Run]:
+        return [run for run in cell.left if seeds is None or run.spec.seed in seeds]
+
     if most == 1:
-        return [[(cell, run)] for cell in cells for run in cell.left]
+        return [[(cell, run)] for cell in cells for run in left(cell)]
     alike: dict[tuple, list[Group]] = defaultdict(list)  # a cell's runs of one shape each
     for cell in cells:
         kind = registry.load(cell.method)
         shapes: dict[tuple, Group] = defaultdict(list)
-        for run in cell.left:
+        for run in left(cell):
             lacking = ~run.observed[run.training_clips(kind.stages[-1].rows)]
             shape = (plan_steps(kind, run, segments, settings), tuple(lacking.any(0).tolist()))
             shapes[shape].append((cell, run))

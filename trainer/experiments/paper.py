@@ -4,9 +4,12 @@ Source: F. Ma, X. Xu, S.-L. Huang, L. Zhang, "Maximum Likelihood Estimation for 
 Modality", 2021, arXiv:2108.10513, Tables 1 and 2. The paper gives no deviations and splits by clip.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ...pipeline.errors import InputError
 from ..settings import FUSIONS
+from .grid import Grid
 
 PAPER = "Ma, Xu, Huang, Zhang (2021), arXiv:2108.10513"
 
@@ -42,7 +45,7 @@ TABLE2 = {
 
 
 def table2_value(features: str, method: str, missing: str) -> float | None:
-    """Table 2's number, or None where it has none."""
+    """Return Table 2's number, or None where it has none."""
     row = TABLE2.get((features, method))
     return row[TABLE2_COLUMNS.index(missing)] if row and missing in TABLE2_COLUMNS else None
 
@@ -66,13 +69,17 @@ class Exhibit:
     end_to_end: bool = False
     shows: str = ""
 
+    def grid(self, fusions: Sequence[str] = (), splits: Sequence[str] = (), seeds: int | Sequence[int] = 5) -> Grid:
+        """Return what is combined, with other fusions and splits where they are given."""
+        return Grid(self.methods, fusions or self.fusions, self.missing, "none", seeds, splits or self.splits)
+
     @property
     def source(self) -> str:
-        """Where the paper's numbers stand."""
+        """Return the paper's name and table."""
         return f"{PAPER}, Table {1 if self.end_to_end else 2}"
 
     def value(self, features: str, method: str, fusion: str, missing: str) -> float | None:
-        """The paper's accuracy; None where it has none. End to end it is its ResNet-50's, whatever the backbone."""
+        """Return the paper's accuracy, or None; end to end the one of its ResNet-50, whatever the backbone."""
         if not self.end_to_end:
             return table2_value(features, method, missing)
         row = TABLE1.get((method, fusion))
@@ -126,3 +133,10 @@ EXHIBITS = {
         ),
     )
 }
+
+
+def find_exhibit(name: str) -> Exhibit:
+    """Return the exhibit of a name. InputError: an unknown name."""
+    if name not in EXHIBITS:
+        raise InputError(f"unknown exhibit {name!r}: expected {', '.join(EXHIBITS)}.")
+    return EXHIBITS[name]

@@ -1,7 +1,7 @@
-"""What a run's folder keeps of the cells that are finished: results.json, predictions/ and weights/.
+"""The folder of a run: results.json, predictions/, weights/ and checkpoints/ of its cells.
 
 results.json holds the cells of the latest plan, in its order. Where a folder is used again for another plan (fewer
-backbones, other settings), finished cells that the new one has not stay in other-results.json, and are taken up again
+backbones, other settings), finished cells that the new plan has not move to other-results.json, and are used again
 when they are asked for.
 """
 
@@ -16,12 +16,15 @@ from pathlib import Path
 import numpy as np
 
 from ...pipeline.errors import InputError
+from ...pipeline.files import whole_file, write_json
 from ...pipeline.stores.masks import TEST
-from ..fit import RunResult
+from ..data import RunResult
+from ..end_to_end.checkpoint import Checkpoints
+from . import weights
 from .grid import Cell
 
 RESULTS, OTHERS = "results.json", "other-results.json"
-PREDICTIONS, WEIGHTS, CHECKPOINTS = "predictions", "weights", "checkpoints"
+PREDICTIONS, CHECKPOINTS = "predictions", "checkpoints"
 # Two results that agree in all of these are the same training.
 IDENTITY = ("dataset", "features", "store", "revision", "method", "fusion", "missing", "missing_test", "split", "seeds")
 IDENTITY += ("settings", "given", "end_to_end")
@@ -29,15 +32,9 @@ VERSIONS = ("mlemiss", "torch")
 
 
 def identity(described: Mapping) -> str:
-    """A key that finished and planned cells share when they are the same, of a result or of what is known before."""
+    """Return a key that finished and planned cells share when they are the same training."""
     values = [described.get(name) for name in IDENTITY]
     return json.dumps([*values, [described["versions"].get(name) for name in VERSIONS]], sort_keys=True)
-
-
-def file_stem(described: Mapping) -> str:
-    """The name of a cell's files, without ending: what it is of in words, then a hash of its identity."""
-    digest = hashlib.sha256(identity(described).encode()).hexdigest()[:8]
-    return f"{_words(described)}-{digest}"
 
 
 def _words(described: Mapping) -> str:
@@ -45,33 +42,53 @@ def _words(described: Mapping) -> str:
     return re.sub(r"[^\w.=+-]+", "_", "-".join(described[name] for name in names))
 
 
-def checkpoint_folder(described: Mapping, out: Path) -> Path:
-    """Where a cell that is being trained keeps its checkpoints: the same whatever the hyper-parameters."""
-    return out / CHECKPOINTS / _words(described)
+def _file_stem(described: Mapping) -> str:
+    """Return the name of a cell's files, without ending: words that say what it is, then a hash of its identity."""
+    digest = hashlib.sha256(identity(described).encode()).hexdigest()[:8]
+    return f"{_words(described)}-{digest}"
 
 
-def start_afresh(out: Path) -> None:
-    """Make the folder, without anything of an earlier run into it."""
-    (out / PREDICTIONS).mkdir(parents=True, exist_ok=True)
-    stale = [out / RESULTS, out / OTHERS, *(out / PREDICTIONS).glob("*.npz"), *(out / WEIGHTS).glob("*.safetensors")]
-    for path in stale:
-        path.unlink(missing_ok=True)
-    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+class RunFolder:
+    """The folder of one run.
 
-
-def take_up(out: Path, exhibit: str | None) -> dict[str, dict]:
-    """The finished cells of an earlier run into this folder, by identity; those without their predictions are none.
-
-    InputError: the folder holds another kind of run, or a results file that cannot be read.
+    Args:
+        path: the folder; made when it is written to.
+        resume: use the finished cells that are in it; else they are deleted.
+        exhibit: what the folder is for, such as ``table2``; one that is for something else is not resumed.
+        save_weights: keep what was trained, too.
     """
-    (out / PREDICTIONS).mkdir(parents=True, exist_ok=True)
-    for leftover in (out / PREDICTIONS).glob(".*.npz"):  # a kill's
-        leftover.unlink()
-    found: dict[str, dict] = {}
-    for name in (OTHERS, RESULTS):
-        path = out / name
-        if not path.exists():
-            continue
+
+    def __init__(self, path: Path, *, resume: bool = False, exhibit: str | None = None, save_weights: bool = False):
+        self.path, self.resume, self.exhibit, self.save_weights = path, resume, exhibit, save_weights
+
+    def clear(self) -> None:
+        """Make the folder, and delete everything of an earlier run in it."""
+        (self.path / PREDICTIONS).mkdir(parents=True, exist_ok=True)
+        stale = [self.path / RESULTS, self.path / OTHERS, *(self.path / PREDICTIONS).glob("*.npz")]
+        for path in [*stale, *(self.path / weights.FOLDER).glob(f"*{weights.SUFFIX}")]:
+            path.unlink(missing_ok=True)
+        shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
+
+    def finished(self) -> dict[str, dict]:
+        """Return the results of finished cells by identity, without those whose predictions are absent or damaged.
+
+        InputError: the folder holds another kind of run, or a results file that cannot be read.
+        """
+        (self.path / PREDICTIONS).mkdir(parents=True, exist_ok=True)
+        for leftover in (self.path / PREDICTIONS).glob("*.partial"):  # of a killed process
+            leftover.unlink()
+        results: dict[str, dict] = {}
+        for name in (OTHERS, RESULTS):
+            path = self.path / name
+            if path.exists():
+                results |= self._read(path)
+        return {
+            key: result
+            for key, result in results.items()
+            if result.get("predictions") and zipfile.is_zipfile(self.path / result["predictions"])
+        }
+
+    def _read(self, path: Path) -> dict[str, dict]:
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
             keys = [identity(result) for result in document["results"]]
@@ -80,73 +97,77 @@ def take_up(out: Path, exhibit: str | None) -> dict[str, dict]:
                 f"{path} cannot be read as results of mlemiss, so what is finished is unknown.\n"
                 f"Restore it, or name another folder with --out."
             ) from None
-        if document.get("exhibit") != exhibit:
+        if document.get("exhibit") != self.exhibit:
             raise InputError(
-                f"{out} holds the results of another run ({document.get('exhibit') or 'mlemiss train'}).\n"
+                f"{self.path} holds the results of another run ({document.get('exhibit') or 'mlemiss train'}).\n"
                 f"Name another folder with --out."
             )
-        found |= dict(zip(keys, document["results"], strict=True))
-    return {key: r for key, r in found.items() if r.get("predictions") and zipfile.is_zipfile(out / r["predictions"])}
+        return dict(zip(keys, document["results"], strict=True))
 
+    def load_runs(self, cell: Cell, described: Mapping, results: Iterable[Mapping]) -> None:
+        """Give a cell the runs that ``results`` hold of it, of cells that are the same but for their seeds."""
+        runs = {run.spec.seed: run for run in cell.left}
+        same = identity({**described, "seeds": None})
+        for result in results:
+            if not runs.keys() & set(result["seeds"]) or identity({**result, "seeds": None}) != same:
+                continue
+            with np.load(self.path / result["predictions"]) as file:
+                probabilities = file["probabilities"]
+            for r, seed in enumerate(result["seeds"]):
+                if run := runs.pop(seed, None):
+                    tested, curve = np.flatnonzero(run.part == TEST), result["curve"]
+                    cell.results[seed] = RunResult(
+                        run,
+                        tested,
+                        probabilities[r, tested],
+                        result["best_epoch"][r],
+                        result["total_epochs"],
+                        curve["val_accuracy"][r],
+                        curve["test_accuracy"][r],
+                        result["seconds"] / len(result["seeds"]),
+                        result["device"],
+                    )
 
-def take_up_seeds(cell: Cell, described: Mapping, results: Iterable[Mapping], out: Path) -> None:
-    """Give a cell the runs that finished cells of ``out`` hold of it, which are the same but for their seeds."""
-    runs = {run.spec.seed: run for run in cell.left}
-    same = identity({**described, "seeds": None})
-    for result in results:
-        if not runs.keys() & set(result["seeds"]) or identity({**result, "seeds": None}) != same:
-            continue
-        with np.load(out / result["predictions"]) as there:
-            probabilities = there["probabilities"]
-        for place, seed in enumerate(result["seeds"]):
-            if run := runs.pop(seed, None):
-                tested, curve = np.flatnonzero(run.part == TEST), result["curve"]
-                cell.results[seed] = RunResult(
-                    run,
-                    tested,
-                    probabilities[place, tested],
-                    result["best_epoch"][place],
-                    result["total_epochs"],
-                    curve["val_accuracy"][place],
-                    curve["test_accuracy"][place],
-                    result["seconds"] / len(result["seeds"]),
-                    result["device"],
-                )
+    def set_aside(self, document: Mapping, results: Iterable[dict]) -> None:
+        """Keep finished cells that this plan has not. Nothing is taken out of that file: a kill loses no cell."""
+        if kept := list(results):
+            write_json(self.path / OTHERS, {**document, "results": kept, "comparisons": [], "skipped": []})
 
+    def write(self, document: Mapping) -> None:
+        """Write results.json, whole or not at all."""
+        write_json(self.path / RESULTS, document)
 
-def set_aside(out: Path, document: dict, others: Iterable[dict]) -> None:
-    """Keep finished cells that this plan has not. Nothing is ever taken out of that file: a kill loses no cell."""
-    if results := list(others):
-        write_document(out / OTHERS, document | {"results": results, "comparisons": [], "skipped": []})
+    def keep(self, cell: Cell, described: Mapping) -> dict:
+        """Write the files of a cell's trained runs; return their names relative to the folder, as the result has them.
 
+        predictions: clip_id [clip], subject [clip] and label [clip] of all usable clips, seeds [seed], classes [class],
+        and probabilities [seed, clip, class], NaN where a clip is not among that seed's test clips.
+        weights_file: where weights are kept and every run is trained, see `weights`.
+        """
+        clips, stem = cell.clips, _file_stem(described)
+        probabilities = np.full((len(described["seeds"]), len(clips.label), len(clips.classes)), np.nan, np.float32)
+        for values, seed in zip(probabilities, described["seeds"], strict=True):
+            values[cell.results[seed].test_clips] = cell.results[seed].probability
+        names = {"predictions": f"{PREDICTIONS}/{stem}.npz"}
+        with whole_file(self.path / names["predictions"]) as file:
+            np.savez_compressed(
+                file,
+                clip_id=clips.clip_id,
+                subject=clips.subject,
+                label=clips.label,
+                probabilities=probabilities,
+                seeds=np.array(described["seeds"]),
+                classes=np.array(clips.classes),
+            )
+        if cell.trained and not cell.left:
+            names["weights_file"] = f"{weights.FOLDER}/{stem}{weights.SUFFIX}"
+            inputs = weights.describe_inputs(clips.store)
+            weights.save(self.path / names["weights_file"], dict(described) | inputs, cell.trained)
+            cell.trained.clear()
+        return names
 
-def keep_predictions(cell: Cell, described: Mapping, out: Path) -> str:
-    """Write a cell's test predictions; the file's name relative to ``out``.
-
-    clip_id [clip], subject [clip] and label [clip] of all usable clips, seeds [seed], classes [class], and
-    probabilities [seed, clip, class], NaN where a clip is not among that seed's test clips.
-    """
-    clips, results = cell.clips, [cell.results[seed] for seed in cell.seeds]
-    probabilities = np.full((len(results), len(clips.label), len(clips.classes)), np.nan, np.float32)
-    for values, result in zip(probabilities, results, strict=True):
-        values[result.test_clips] = result.probability
-    path = out / PREDICTIONS / f"{file_stem(described)}.npz"
-    temporary = path.with_name("." + path.name)
-    np.savez_compressed(
-        temporary,
-        clip_id=clips.clip_id,
-        subject=clips.subject,
-        label=clips.label,
-        probabilities=probabilities,
-        seeds=np.array(cell.seeds),
-        classes=np.array(clips.classes),
-    )
-    temporary.replace(path)
-    return f"{PREDICTIONS}/{path.name}"
-
-
-def write_document(path: Path, document: dict) -> None:
-    """Temp, move: a JSON file is whole or absent."""
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    def checkpoints(self, described: Mapping) -> Checkpoints:
+        """Return where the runs of a cell keep their checkpoints: the same folder whatever the hyper-parameters."""
+        values = {name: value for name, value in described.items() if name in IDENTITY and name != "seeds"}
+        folder = self.path / CHECKPOINTS / _words(described)
+        return Checkpoints(folder, values | {"versions": described["versions"]})

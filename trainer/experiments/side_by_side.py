@@ -7,16 +7,16 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from ...pipeline.files import whole_file, write_json
 from ..report.tables import grouped_text
 from .paper import Exhibit
-from .run_folder import write_document
 
 SHOWN_EPOCHS = 8  # of a curve, in tables
 MOST_LINES = 8  # of what is left out, on a terminal
 
 
 def compare(exhibit: Exhibit, document: Mapping, ran_on: Sequence[str], left_out: Sequence[str]) -> dict:
-    """Cell by cell ours, the paper's and the difference; ``None`` where the paper has no number or a cell no result."""
+    """Return ours, the paper's and the difference for each cell; None where the paper has no number."""
     return {
         "schema": 1,
         "exhibit": exhibit.name,
@@ -34,7 +34,7 @@ def compare(exhibit: Exhibit, document: Mapping, ran_on: Sequence[str], left_out
 
 
 def in_short(compared: Mapping) -> dict:
-    """What a report shows of a comparison: the numbers of each cell and what they are of."""
+    """Return what a report shows of a comparison: the numbers of each cell and what was trained."""
     names = ("split", "features", "method", "fusion", "missing", "mean", "std", "paper", "difference")
     cells = [{name: cell[name] for name in names} for cell in compared["cells"]]
     absent = [line.removeprefix("Left out: ") for line in left_out(compared)]
@@ -62,7 +62,7 @@ def _cell(exhibit: Exhibit, result: Mapping) -> dict:
 
 
 def _mean_curve(result: Mapping) -> dict:
-    """Test accuracy after each of the classifier's epochs, over the seeds; total_epoch counts what went before too."""
+    """Return test accuracy after each epoch of the classifier, over the seeds; total_epoch counts earlier ones too."""
     scores = np.array(result["curve"]["test_accuracy"])  # [seed, epoch]
     epochs, before = result["curve"]["epoch"], result["total_epochs"] - result["epochs"]
     return {
@@ -74,7 +74,7 @@ def _mean_curve(result: Mapping) -> dict:
 
 
 def tables(compared: Mapping) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Title, heads and rows of text: accuracies and what the exhibit shows beside them, then the cost.
+    """Return tables as title, heads and rows of text: accuracies, what the exhibit shows beside them, then the cost.
 
     Of cached features a table holds a split and fusion, its rows are backbones and methods; of networks trained end to
     end a split, and its rows are methods and fusions.
@@ -107,7 +107,7 @@ def tables(compared: Mapping) -> list[tuple[str, list[str], list[list[str]]]]:
             found.append(_curves(part, f"{title}: test accuracy after epochs of the classifier", heads, row_of))
         if compared["shows"] == "confusions":
             found += [_confusion(cell, title, row_of) for cell in part]
-    return [*found, _cost(cells, heads, row_of)]
+    return [*found, _cost(cells, heads, row_of)] if cells else []
 
 
 def _confusion(cell: Mapping, title: str, row_of) -> tuple[str, list[str], list[list[str]]]:
@@ -158,7 +158,7 @@ def _span(values: Sequence[float], form: str) -> str:
 
 
 def notes(compared: Mapping) -> list[str]:
-    """What must be said beside the numbers."""
+    """Return what must be said beside the numbers."""
     end_to_end = compared["end_to_end"]
     return [
         *(f"Ran on {line}." for line in compared["ran_on"]),
@@ -170,23 +170,19 @@ def notes(compared: Mapping) -> list[str]:
 
 
 def left_out(compared: Mapping) -> list[str]:
-    """What was left out, a line a reason; a budget's lines have none and stand for themselves."""
+    """Return what was left out, a line for each reason."""
     split = [line.partition(": ") for line in compared["left_out"]]
-    grouped = grouped_text([(what, reason) for what, _, reason in split if reason])
-    return [
-        *(f"Left out: {what}." for what, _, reason in split if not reason),
-        *(f"Left out: {what}: {reason}" for what, reason in grouped),
-    ]
+    return [f"Left out: {what}: {reason}" for what, reason in grouped_text([(what, why) for what, _, why in split])]
 
 
 def left_out_number(compared: Mapping) -> list[str]:
-    """One line that says how many were left out, for above the numbers; no line where there were none."""
+    """Return one line with the number of what was left out, to stand above the numbers; none where nothing was."""
     number = len(compared["left_out"])
     return [f"Left out: {number} {'entry' if number == 1 else 'entries'}, listed below the tables."] if number else []
 
 
 def markdown(compared: Mapping) -> str:
-    """The whole document as Markdown."""
+    """Return the whole document as Markdown."""
     shown = [*left_out_number(compared), *notes(compared)]
     lines = [f"# {compared['title']}", "", *(f"- {note}".replace("\n", " ") for note in shown)]
     lines += [f"- Command: `{compared['command']}`, {compared['created']}"] if compared["command"] else []
@@ -202,16 +198,14 @@ def _line(values: Sequence[str]) -> str:
 
 
 def write(compared: Mapping, out: Path) -> None:
-    """NAME.json and NAME.md of an exhibit into a folder."""
-    write_document(out / f"{compared['exhibit']}.json", dict(compared))
-    path = out / f"{compared['exhibit']}.md"
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(markdown(compared), encoding="utf-8")
-    temporary.replace(path)
+    """Write NAME.json and NAME.md of an exhibit into a folder."""
+    write_json(out / f"{compared['exhibit']}.json", compared)
+    with whole_file(out / f"{compared['exhibit']}.md", "w") as file:
+        file.write(markdown(compared))
 
 
 def print_tables(compared: Mapping) -> None:
-    """All tables to standard output, how much is left out above them, then what must be said beside them."""
+    """Print all tables to standard output, above them how much is left out, below them the notes."""
     console = Console()
     if not console.is_terminal:
         console.width = 200

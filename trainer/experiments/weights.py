@@ -1,39 +1,45 @@
-"""Trained methods as files: one safetensors file a cell, in a run's folder weights/.
+"""Trained methods as files, and predictions from them: one safetensors file a cell, in a run's folder weights/.
 
 Tensors have the runs (seeds) as their first axis and are named PART.state.NAME (parameters and buffers, of each run's
 best validation epoch) and PART.prepared.NAME (what else predicting from incomplete clips takes, such as the support
 of a marginal). Seeds of a cell whose runs had the same shape are one part. The header's entry ``mlemiss`` is a JSON
-text that says what the weights are of and what features they take.
+text that says what was trained and what features it takes.
 
-Shapes: R runs, D features, C classes.
+Shapes: R runs, M modalities, S segments a clip, D features, C classes.
 """
 
+import csv
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from ...pipeline.errors import InputError
-from ...pipeline.stores.store import FeatureStore
+from ...pipeline.files import whole_file
+from ...pipeline.stores.catalogue import how_to_make
+from ...pipeline.stores.store import IMPORTED, MEDIA, FeatureStore
 from .. import methods as registry
 from ..data import Blueprint
-from ..method import Method
+from ..method import ROWS_AT_ONCE, Method
 from ..settings import Settings
 
 SCHEMA = 1
 HEADER = "mlemiss"
-SUFFIX = ".safetensors"
+FOLDER, SUFFIX = "weights", ".safetensors"
+LISTED = 6  # cells that a message names
 
 
 @dataclass(frozen=True)
-class Part:
-    """Runs of one cell that were trained side by side: what building their method takes, and its tensors, R first."""
+class TrainedRuns:
+    """Runs of one cell that were trained side by side: what their method is built from, and its tensors, R first."""
 
     seeds: list[int]
     lacking: list[bool]  # per modality, as in `Blueprint`
@@ -42,10 +48,10 @@ class Part:
 
 
 @torch.no_grad()
-def parts_of(method: Method, owners: Sequence[Sequence[int]]) -> list[Part]:
-    """A trained method's tensors on the host, a part for each list of its runs; ready to predict from any pattern.
+def parts_of(method: Method, owners: Sequence[Sequence[int]]) -> list[TrainedRuns]:
+    """Return a trained method's tensors on the host, a part for each list of its runs.
 
-    ValueError: a tensor that does not have the runs first.
+    The method is first prepared to predict from any pattern. ValueError: a tensor that does not have the runs first.
     """
     runs = method.runs
     method.eval()
@@ -59,29 +65,27 @@ def parts_of(method: Method, owners: Sequence[Sequence[int]]) -> list[Part]:
     parts = []
     for rows in owners:
         chosen = {name: tensor[list(rows)].cpu().contiguous() for name, tensor in tensors.items()}
-        parts.append(Part([runs.seeds[r] for r in rows], lacking, held_out, chosen))
+        parts.append(TrainedRuns([runs.seeds[r] for r in rows], lacking, held_out, chosen))
     return parts
 
 
 def describe_inputs(store: FeatureStore) -> dict:
-    """What a store's features are, as far as weights trained on them depend on it."""
+    """Return what weights that are trained on a store's features depend on."""
     widths = {modality: store.shape(modality)[-1] for modality in store.modalities}
     return {"modalities": list(store.modalities), "widths": widths, "spec": store.attrs.get("spec") or {}}
 
 
-def save(path: Path, described: Mapping, parts: Sequence[Part]) -> None:
-    """Write one cell's file. described: what it is of, plain values, `describe_inputs` among them."""
+def save(path: Path, described: Mapping, parts: Sequence[TrainedRuns]) -> None:
+    """Write one cell's file. described: plain values that say what was trained, `describe_inputs` among them."""
     tensors = {f"{p}.{name}": tensor for p, part in enumerate(parts) for name, tensor in part.tensors.items()}
     shapes = [{name: value for name, value in vars(part).items() if name != "tensors"} for part in parts]
     header = dict(described) | {"schema": SCHEMA, "parts": shapes, "digest": _digest(tensors)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name("." + path.name)
-    temporary.write_bytes(to_bytes(tensors, {HEADER: json.dumps(header)}))  # save_file would make it private
-    temporary.replace(path)
+    with whole_file(path) as file:
+        file.write(to_bytes(tensors, {HEADER: json.dumps(header)}))
 
 
 def read_header(path: Path) -> dict:
-    """What a weights file is of. InputError: it is damaged, or none of mlemiss."""
+    """Return the header of a weights file. InputError: it is damaged, or not written by mlemiss."""
     try:
         with safe_open(path, "pt") as file:
             header = json.loads((file.metadata() or {})[HEADER])
@@ -96,7 +100,7 @@ def read_header(path: Path) -> dict:
 
 
 def load(path: Path, device: torch.device) -> list[Method]:
-    """A cell's trained method, one for each part; `Method.predict` works, training does not.
+    """Return a cell's trained method, one for each part; `Method.predict` works, training does not.
 
     InputError: the file is damaged, or holds another shape of the method than this version builds.
     """
@@ -157,3 +161,153 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 def _damaged(path: Path, why: str) -> InputError:
     return InputError(f"weights file {path} is damaged ({why}).\nCopy it again, or train again with --save-weights.")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The done clips of a store: clip_id, label (empty where it is not among the classes), probability [clip, C]."""
+
+    classes: tuple[str, ...]
+    clip_id: np.ndarray
+    label: list[str]
+    probability: np.ndarray
+
+
+def choose(run: Path, features: str, **wanted: str | None) -> tuple[Path, dict]:
+    """Return the one weights file of a run that fits, and its header.
+
+    wanted: method, fusion and missing as results have them, cell (a part of the file's name); None takes any.
+    InputError: no weights are kept, or none or several fit (they are listed).
+    """
+    files = sorted((run / FOLDER).glob(f"*{SUFFIX}"))
+    if not files:
+        if not (run / "results.json").is_file():
+            raise InputError(f"no run at {run}.\nName the folder of a `mlemiss train --save-weights`.")
+        raise InputError(f"{run} keeps no trained weights.\nTrain again with `mlemiss train --save-weights`.")
+    headers = [(path, read_header(path)) for path in files]
+    part = wanted.pop("cell", None)
+    fitting = [
+        (path, header)
+        for path, header in headers
+        if (part is None or part in path.stem) and all(v is None or header[n] == v for n, v in wanted.items())
+    ]
+    asked = ", ".join(f"{n} {v}" for n, v in {**wanted, "cell": part}.items() if v is not None) or "any"
+    if not fitting:
+        raise InputError(
+            f"no weights in {run} fit ({asked}); there are {_listed(headers)}.\n"
+            f"Choose among these with --method, --fusion, --missing or --cell."
+        )
+    same = [(path, header) for path, header in fitting if header["features"] == features]
+    if not same:
+        there = ", ".join(dict.fromkeys(header["features"] for _, header in fitting))
+        raise InputError(
+            f"the weights in {run} take {there} features, and the store has {features} features.\n"
+            f"Name a store of the same features, or make one: `{how_to_make(there.split(', ')[0], 'NAME')}`."
+        )
+    if len(same) > 1:
+        raise InputError(
+            f"several trained cells in {run} fit: {_listed(same)}.\n"
+            f"Choose one with --method, --fusion, --missing or --cell."
+        )
+    return same[0]
+
+
+def _listed(headers: Sequence[tuple[Path, Mapping]]) -> str:
+    """Return how many there are, and the values in which they differ."""
+    differing = []
+    for name in ("dataset", "features", "method", "fusion", "missing"):
+        values = list(dict.fromkeys(header[name] for _, header in headers))
+        if len(values) > 1:
+            differing.append(f"{name} {' or '.join(values)}")
+    cells = ", ".join(path.stem.rpartition("-")[2] for path, _ in headers[:LISTED])
+    more = ", …" if len(headers) > LISTED else ""
+    return f"{len(headers)} cells ({'; '.join([*differing, f'cell {cells}{more}'])})"
+
+
+def check_store(header: Mapping, store: FeatureStore) -> None:
+    """Check that a store's features are made as those that the weights were trained on. InputError: they are not."""
+    if store.features == MEDIA:
+        raise InputError(f"{store.path.name} holds frames and log-Mels, not features.\nName a store of features.")
+    here = describe_inputs(store)
+
+    def differs(what: str, trained: object, found: object) -> InputError:
+        return InputError(
+            f"{store.path.name} does not fit the weights: trained on {what} {trained}, found {found}.\n"
+            f"Name a store made as {header['dataset']}-{header['features']} {header['store']} was."
+        )
+
+    for name, what in (("modalities", "the modalities"), ("widths", "features a modality")):
+        if here[name] != header[name]:
+            raise differs(what, header[name], here[name])
+    trained, found = (_comparable(one["spec"], one["modalities"]) for one in (header, here))
+    for name in sorted(trained.keys() | found.keys()):
+        if trained.get(name) != found.get(name):
+            raise differs(name.replace("_", " "), trained.get(name), found.get(name))
+    theirs = (header["weights"], header["weights_hash"])
+    ours = (store.weights.get("name"), store.weights.get("hash"))
+    if theirs[0] == ours[0] == IMPORTED:
+        return  # the hash is the imported file's, and another one's clips are what is to be predicted
+    if theirs[1] != ours[1] or (ours[0] != theirs[0] and "random" in (ours[0], theirs[0])):
+        raise differs("features of weights", f"{theirs[0]} ({theirs[1]})", f"{ours[0]} ({ours[1]})")
+
+
+def _comparable(spec: Mapping, modalities: Sequence[str]) -> dict:
+    """Return what features depend on.
+
+    For a backbone: everything but the codec and the device, which changes the last bits. For imported features: the
+    segments, and the arrays or columns of each modality in their order.
+    """
+    if "backbone" not in spec:
+        return {name: spec[name] for name in ("segments", *modalities) if name in spec}
+    backbone = {f"backbone's {name}": value for name, value in spec["backbone"].items() if name != "device"}
+    return {name: value for name, value in spec.items() if name not in ("backbone", "codec")} | backbone
+
+
+def predict(path: Path, header: Mapping, store: FeatureStore, device: torch.device) -> Predictions:
+    """Return the probabilities of every done clip: the mean over its segments, then over the seeds.
+
+    InputError: the store does not fit the weights, they are damaged, or features are not finite.
+    """
+    check_store(header, store)
+    methods = load(path, device)
+    done = np.flatnonzero(np.asarray(store.status) == "done")
+    observed = np.asarray(store.present, bool)[done]  # [clip, M]
+    values = [store.read(modality)[done] for modality in store.modalities]  # float16 [clip, S, D] each
+    for modality, part, seen in zip(store.modalities, values, observed.T, strict=True):
+        bad = seen & ~np.isfinite(part).all((1, 2))
+        if bad.any():
+            raise InputError(
+                f"{store.path}: {modality} features of {int(bad.sum())} clips are not finite, first "
+                f"{store.clip_id[done][bad.argmax()]}.\nCheck the store with `mlemiss store verify`."
+            )
+    runs = sum(len(method.runs) for method in methods)
+    total = sum(_probabilities(method, values, observed, device).sum(0) for method in methods)
+    classes, label = tuple(header["classes"]), store.label[done]
+    named = [store.classes[c] if 0 <= c < len(store.classes) else "" for c in label]
+    known = [name if name in classes else "" for name in named]
+    return Predictions(classes, store.clip_id[done], known, (total / runs).cpu().numpy())
+
+
+@torch.no_grad()
+def _probabilities(method: Method, values: Sequence[np.ndarray], observed: np.ndarray, device: torch.device) -> Tensor:
+    """Return the mean over segments, [R, clip, C]. values: per modality [clip, S, D]; observed: [clip, M]."""
+    R, S = len(method.runs), values[0].shape[1]
+    size = max(ROWS_AT_ONCE // (R * S), 1)
+    blocks = []
+    for start in range(0, len(observed), size):
+        seen = torch.as_tensor(observed[start : start + size], device=device).repeat_interleave(S, 0)  # [n, M]
+        x = [torch.as_tensor(part[start : start + size], device=device).float().flatten(0, 1) for part in values]
+        x = [rows.masked_fill(~seen[:, m, None], torch.nan).expand(R, -1, -1) for m, rows in enumerate(x)]
+        log_probability = method.predict(x, seen.expand(R, -1, -1))  # [R, n, C]
+        blocks.append(log_probability.exp().unflatten(1, (-1, S)).mean(2))
+    return torch.cat(blocks, 1)
+
+
+def write_predictions(predictions: Predictions, file: TextIO) -> None:
+    """Write a CSV: clip_id, label, predicted, and the probability of each class in a column ``p_CLASS``."""
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["clip_id", "label", "predicted", *(f"p_{name}" for name in predictions.classes)])
+    best = predictions.probability.argmax(1)
+    rows = zip(predictions.clip_id, predictions.label, best, predictions.probability, strict=True)
+    for clip, label, c, probability in rows:
+        writer.writerow([clip, label, predictions.classes[c], *(f"{p:.6f}" for p in probability)])

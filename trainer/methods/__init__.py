@@ -28,12 +28,12 @@ def _registered() -> dict:
 
 
 def method_names() -> list[str]:
-    """Names in the order of the tables: built-in first. Nothing is imported."""
+    """Return names in the order of the tables: built-in first. Nothing is imported."""
     return [*BUILT_IN, *sorted(_registered())]
 
 
 def resolve(name: str) -> str:
-    """The full name of a method or alias. InputError: there is none of that name."""
+    """Return the full name of a method or alias. InputError: an unknown name."""
     name = ALIASES.get(name, name)
     if name not in method_names():
         short = ", ".join(f"{alias} ({full})" for alias, full in ALIASES.items())
@@ -42,7 +42,7 @@ def resolve(name: str) -> str:
 
 
 def load(name: str) -> type:
-    """The class of a method (imports torch). InputError: unknown, or another package's method fails to import."""
+    """Import a method's class (and torch). InputError: unknown, or another package's method does not import."""
     name = resolve(name)
     if name in BUILT_IN:
         module, attribute = BUILT_IN[name].split(":")
@@ -58,5 +58,5 @@ def load(name: str) -> type:
 
 
 def summary(name: str) -> str:
-    """One line about a method: the first of its class's docstring."""
+    """Return one line about a method: the first of its class's docstring."""
     return (inspect.getdoc(load(name)) or "").split("\n")[0]

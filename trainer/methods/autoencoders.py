@@ -27,7 +27,7 @@ class Imputer(nn.Module):
         self.output = RunLinear(hidden, moments[m][0].shape[1], generators)
 
     def forward(self, x: Sequence[Tensor], observed: Tensor) -> Tensor:
-        """x M tensors [R, n, D], observed bool [R, n, M], to [R, n, D_m]."""
+        """Map x, M tensors [R, n, D], and observed, bool [R, n, M], to [R, n, D_m]."""
         seen = [part(x[n], observed[..., n]) for n, part in zip(self.others, self.inputs, strict=True)]
         return self.output(self.hidden(torch.cat(seen, -1)).relu())
 
@@ -63,7 +63,7 @@ class Autoencoder1(FusionClassifier):
         self.to(runs.device)
 
     def reconstruction(self, batch: Batch) -> Tensor:
-        """Mean squared error of every modality that has an autoencoder, summed over them: [R]."""
+        """Return the mean squared error of each modality that has an autoencoder, summed: [R]."""
         total = torch.zeros(len(self.runs), device=self.runs.device)
         for m, imputer in self.imputers.items():
             target = self._standardised(int(m), batch)
@@ -74,9 +74,11 @@ class Autoencoder1(FusionClassifier):
         return self.encoders[m].standardise(batch.x[m], batch.observed[..., m])
 
     def loss(self, batch: Batch) -> Tensor:
+        """Return the classifier's mean loss on imputed rows: [R]."""
         return negative_log_likelihood(self.predict(batch.x, batch.observed), batch.label, batch.weight)
 
     def predict(self, x: Sequence[Tensor], observed: Tensor) -> Tensor:
+        """Return log-probabilities [R, B, C]; missing modalities are imputed first."""
         filled, known = list(x), observed.clone()
         for m, imputer in self.imputers.items():
             place = int(m)
@@ -108,6 +110,7 @@ class Autoencoder2(Autoencoder1):
         self._imputed = False  # whether they have been trained for an epoch, on complete rows
 
     def begin_epoch(self, stage: Stage, steps: int) -> None:
+        """Keep the autoencoders' weights before the epoch, to predict what is missing."""
         if stage.name == "autoencoder":
             if self._imputed:
                 # The predictions before the epoch are made from a copy of the weights, batch by batch: never stored.
@@ -118,6 +121,7 @@ class Autoencoder2(Autoencoder1):
             self._imputed = True
 
     def reconstruction(self, batch: Batch) -> Tensor:
+        """Return the mean squared error on observed values and on earlier predictions: [R]."""
         total = torch.zeros(len(self.runs), device=self.runs.device)
         for m, imputer in self.imputers.items():
             observed = batch.observed[..., int(m)]
@@ -135,5 +139,5 @@ class Autoencoder2(Autoencoder1):
 
 
 def _squared_error(found: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Mean over the rows that count and over features: [R, n, D] and weight [R, n] to [R]."""
+    """Return the mean over the rows that count and over features: [R, n, D] and weight [R, n] to [R]."""
     return ((found - target).square().mean(-1) * weight).sum(-1) / weight.sum(-1).clamp_min(1)

@@ -41,6 +41,7 @@ class MaximalCorrelation(FusionClassifier):
         self.to(runs.device)
 
     def loss(self, batch: Batch) -> Tensor:
+        """Return the classifier's mean loss on complete rows less the correlations of all rows: [R]."""
         embeddings = self.encode(batch.x, batch.observed)
         of_label = self.correlated()  # [R, C, k]
         h = of_label.gather(1, batch.label[..., None].expand(-1, -1, of_label.shape[-1]))  # [R, B, k]
@@ -61,6 +62,7 @@ class MaximalCorrelation(FusionClassifier):
         return classified - correlation
 
     def prepare_predictions(self, lacking: Sequence[bool]) -> None:
+        """Keep the mean embedding of each modality."""
         self.prepared = {}
         if any(lacking):
             for m, encoder in enumerate(self.encoders):
@@ -71,6 +73,7 @@ class MaximalCorrelation(FusionClassifier):
                 self.prepared[f"mean {m}"] = total / mask.sum(1)[:, None, None]  # [R, 1, k]
 
     def predict(self, x: Sequence[Tensor], observed: Tensor) -> Tensor:
+        """Return log-probabilities [R, B, C]: the classifier's for complete rows, else from the correlations."""
         embeddings = self.encode(x, observed)
         if not self.prepared:
             return self.classify(embeddings)
@@ -88,7 +91,7 @@ class MaximalCorrelation(FusionClassifier):
 
 
 def soft_hgr(f: Tensor, g: Tensor, weight: Tensor) -> Tensor:
-    """H(f, g) = E[f~ . g~] - tr(cov(f) cov(g)) / 2 over the rows of weight 1: f, g [R, n, k], weight [R, n], to [R].
+    """Return H(f, g) = E[f~ . g~] - tr(cov(f) cov(g)) / 2 over rows of weight 1: f, g [R, n, k], weight [R, n], to [R].
 
     f~ and g~ are centred; expectation and covariances divide by the number of rows less one. Rows of weight 0 may hold
     any finite values. 0 where fewer than two rows count.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..batches import Batch, Stage
 from ..likelihood import log_posterior
-from ..marginal import END_TO_END, MARGINALS, SupportRows
+from ..marginal import BY_NAME, BY_NAME_END_TO_END, SupportRows
 from ..method import FusionClassifier, negative_log_likelihood
 
 
@@ -28,15 +28,17 @@ class MaximumLikelihood(FusionClassifier):
 
     @cached_property
     def _marginals(self) -> dict:
-        """By modality that training lacks somewhere; made when training begins."""
-        kind = (END_TO_END if self.runs.features_change else MARGINALS)[self.settings.marginal]
+        """Make the marginals of the modalities that training lacks somewhere, when training begins."""
+        kind = (BY_NAME_END_TO_END if self.runs.features_change else BY_NAME)[self.settings.marginal]
         return {m: kind(self.runs, m, self.encoders[m]) for m, lacking in enumerate(self.runs.lacking) if lacking}
 
     def begin_epoch(self, stage: Stage, steps: int) -> None:
+        """Draw the marginals' rows of the epoch."""
         for marginal in self._marginals.values():
             marginal.begin_epoch(steps)
 
     def loss(self, batch: Batch) -> Tensor:
+        """Return each run's mean of -log Q(label | what is observed): [R]."""
         embeddings = self.encode(batch.x, batch.observed)
         supports = [
             self._marginals[m](batch, embedding) if m in self._marginals else (None, None)
@@ -46,13 +48,16 @@ class MaximumLikelihood(FusionClassifier):
         return negative_log_likelihood(log_probability, batch.label, batch.weight)
 
     def training_state(self) -> dict:
+        """Return the marginals' states."""
         return {m: marginal.state() for m, marginal in self._marginals.items()}
 
     def load_training_state(self, state: dict) -> None:
+        """Go on from `training_state`."""
         for m, kept in state.items():
             self._marginals[m].load_state(kept)
 
     def prepare_predictions(self, lacking: Sequence[bool]) -> None:
+        """Embed the support of each modality that predicted clips lack."""
         self.prepared = {}
         for m in itertools.compress(range(len(lacking)), lacking):
             support = SupportRows(self.runs, m)  # all rows trained on that have modality m
@@ -61,6 +66,7 @@ class MaximumLikelihood(FusionClassifier):
                 self.prepared[f"mask {m}"] = support.mask
 
     def predict(self, x: Sequence[Tensor], observed: Tensor) -> Tensor:
+        """Return log-probabilities [R, B, C] by equations 3 to 5."""
         supports = [(self.prepared.get(f"support {m}"), self.prepared.get(f"mask {m}")) for m in range(len(x))]
         # Of a row with nothing observed the outer product would sum over all pairs of two whole supports, to say little
         # more than how frequent the classes are.

@@ -21,9 +21,11 @@ class AudioOnly(FusionClassifier):
     stages = (Stage(rows=rows_with("audio")),)
 
     def loss(self, batch: Batch) -> Tensor:
+        """Return the classifier's mean loss: [R]."""
         return negative_log_likelihood(self.predict(batch.x, batch.observed), batch.label, batch.weight)
 
     def predict(self, x: Sequence[Tensor], observed: Tensor) -> Tensor:
+        """Return log-probabilities [R, B, C]; the prior's where the modality is missing."""
         (m,) = self._places
         (embedding,) = self.encode(x, observed)
         return self.classify([embedding.masked_fill(~observed[..., m, None], 0)])

@@ -20,8 +20,10 @@ class ZeroPadding(FusionClassifier):
     fusions = ("addition", "concatenation")
 
     def loss(self, batch: Batch) -> Tensor:
+        """Return the classifier's mean loss: [R]."""
         return negative_log_likelihood(self.predict(batch.x, batch.observed), batch.label, batch.weight)
 
     def predict(self, x: Sequence[Tensor], observed: Tensor) -> Tensor:
+        """Return log-probabilities [R, B, C]; embeddings of missing modalities are zero."""
         padded = [e.masked_fill(~observed[..., m, None], 0) for m, e in enumerate(self.encode(x, observed))]
         return self.classify(padded)

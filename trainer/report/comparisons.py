@@ -1,4 +1,4 @@
-"""Paired comparisons between any two methods of one setting, from the test predictions that runs keep.
+"""Compare any two methods of one setting, clip by clip, from the test predictions that runs keep.
 
 A setting is one dataset, store and its revision, features, split, given files, missing spec in training and in test,
 hyper-parameters, and one list of seeds; both methods were tested on the same clips, seed by seed. Of hyper-parameters
@@ -40,7 +40,7 @@ import numpy as np
 
 from ...pipeline.errors import InputError
 
-# What one table, and Holm's correction, holds; of the settings all but the marginal.
+# Names the results of one table and of one Holm correction; of the settings all but the marginal.
 FAMILY = ("dataset", "features", "store", "revision", "split", "given", "missing_test", "settings", "end_to_end")
 LEAST_SUBJECTS = 6
 RESAMPLES, FLIPS, FLIPS_A_COMPARISON, MOST_ENUMERATED = 10_000, 10_000, 100, 14
@@ -52,47 +52,52 @@ DRAWN_AT_ONCE = 2**20  # random numbers in memory at a time
 
 @dataclass(frozen=True)
 class Outcomes:
-    """How one method did on the tested clips: outcome [clip] in percent, unit of each clip [clip], and what of.
+    """One method's success on the tested clips."""
 
-    tested: a hash of clip ids, labels, subjects and the clips each seed tested. Equal hashes can be compared.
-    """
-
-    outcome: np.ndarray
-    unit: np.ndarray
-    kind: str
-    tested: str
+    outcome: np.ndarray  # [clip], in percent of the seeds that tested the clip
+    unit: np.ndarray  # [clip], the name of the unit of resampling
+    kind: str  # of unit: subject or clip
+    tested: str  # hash of clip ids, labels, subjects and the clips each seed tested: equal ones can be compared
 
 
 def family_of(described: Mapping) -> dict:
-    """What of a result, or of a comparison, names its table: the values of FAMILY."""
+    """Return what names the table of a result or a comparison: the values of FAMILY."""
     settings = {name: value for name, value in (described.get("settings") or {}).items() if name != "marginal"}
     return {name: described.get(name) for name in FAMILY} | {"settings": settings}
 
 
 def family_key(described: Mapping) -> str:
-    """`family_of` as a key: equal for results and comparisons of one table."""
+    """Return `family_of` as a key: equal for results and comparisons of one table."""
     return json.dumps(family_of(described), sort_keys=True)
 
 
 def several_marginals(results: Sequence[Mapping]) -> set[str]:
-    """The methods that one table holds with more than one marginal, which must be named to tell them apart."""
+    """Return the methods with more than one marginal in one table, where it must be named to tell them apart."""
     marginals = Counter(method for method, _ in {(r["method"], r.get("marginal")) for r in results})
     return {method for method, number in marginals.items() if number > 1}
 
 
 def side(result: Mapping, several: set[str]) -> dict:
-    """A result as a comparison names it, ``a`` or ``b``; several: as `several_marginals` has them."""
+    """Name a result as one side of a comparison, ``a`` or ``b``; several: as `several_marginals` has them."""
     named = {"method": result["method"], "fusion": result["fusion"]}
     return named | {"marginal": result.get("marginal")} if result["method"] in several else named
 
 
-def compare(results: Sequence[dict], out_dir: Path) -> list[dict]:
-    """All paired comparisons of results, as results.json has them; see the module for the estimator.
+def compare_methods(results: Sequence[dict], out_dir: Path) -> list[dict]:
+    """Make all paired comparisons of results, as results.json has them; see the module for the estimator.
 
-    out_dir: the folder that the results' ``predictions`` are relative to (absolute ones stand for themselves). Results
-    without kept predictions or tested clips, or whose test clips or seeds no other has, are not compared; of a cell
-    that comes twice, the later stands. ``a`` and ``b`` name a marginal where the table holds several of the method.
-    InputError: a predictions file is damaged.
+    Results without kept predictions or tested clips, or whose test clips or seeds no other result shares, are not
+    compared; of a cell that comes twice, the later counts.
+
+    Args:
+        results: of any tables.
+        out_dir: the folder that the results' ``predictions`` are relative to, where they are not absolute.
+
+    Returns:
+        An entry a pair. ``a`` and ``b`` name a marginal where the table holds several of the method.
+
+    Raises:
+        InputError: a predictions file is damaged.
     """
     families: dict[str, dict[tuple, dict]] = defaultdict(dict)
     for r in results:
@@ -101,7 +106,7 @@ def compare(results: Sequence[dict], out_dir: Path) -> list[dict]:
 
 
 def _family(results: Sequence[dict], out_dir: Path) -> list[dict]:
-    """The entries of one table's results, corrected."""
+    """Return the entries of one table's results, corrected."""
     several = several_marginals(results)
     settings: dict[tuple, list[tuple[dict, Outcomes]]] = defaultdict(list)
     for r in results:
@@ -120,7 +125,7 @@ def _family(results: Sequence[dict], out_dir: Path) -> list[dict]:
 
 
 def corrected(entries: Sequence[dict]) -> list[dict]:
-    """Comparisons of any tables with ``p_holm`` from their ``p``: step 6."""
+    """Return comparisons of any tables with ``p_holm`` from their ``p``: step 6."""
     families: dict[str, list[dict]] = defaultdict(list)
     for entry in entries:
         families[family_key(entry)].append(entry)
@@ -131,10 +136,7 @@ def corrected(entries: Sequence[dict]) -> list[dict]:
 
 
 def read_outcomes(path: Path) -> Outcomes:
-    """A predictions file (see `kept.keep_predictions`) as outcomes a clip.
-
-    InputError: it is damaged or no such file.
-    """
+    """Read a predictions file as outcomes of clips. InputError: it is damaged or another file."""
     try:
         with np.load(path) as file:
             probability = file["probabilities"]  # [S, clip, C], NaN where not tested
@@ -157,7 +159,7 @@ def read_outcomes(path: Path) -> Outcomes:
 
 
 def _setting(setting: dict, rows: Sequence[tuple[dict, Outcomes]], comparisons: int) -> list[dict]:
-    """The entries of one setting, in the order of its methods; ``p_holm`` is still to come."""
+    """Return the entries of one setting, in the order of its methods; ``p_holm`` is still to come."""
     if len(rows) < 2:
         return []
     sides, (one, *_) = [named for named, _ in rows], [outcomes for _, outcomes in rows]
@@ -186,10 +188,15 @@ def _setting(setting: dict, rows: Sequence[tuple[dict, Outcomes]], comparisons: 
 def paired(
     outcome: np.ndarray, unit: np.ndarray, flips: int = FLIPS
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
-    """Differences of all pairs of rows, in the order of itertools.combinations, with what is known of them.
+    """Compare all pairs of rows, in the order of itertools.combinations.
 
-    outcome: [K, clip]. unit: [clip], equal values are one unit. Returns difference, the interval's low and high end,
-    and p, each [P], and the number of units.
+    Args:
+        outcome: [K, clip], in percent.
+        unit: [clip], equal values are one unit.
+        flips: random sign flips, where there are too many units for all.
+
+    Returns:
+        Difference, the interval's low and high end, and p, each [P], and the number of units.
     """
     names, place = np.unique(unit, return_inverse=True)
     U, (a, b) = len(names), np.triu_indices(len(outcome), 1)
@@ -202,7 +209,7 @@ def paired(
 
 
 def _p_values(sums: np.ndarray, a: np.ndarray, b: np.ndarray, flips: int) -> np.ndarray:
-    """p [P] of the pairs of columns a, b of the units' sums [U, K]: step 5."""
+    """Return p [P] of the pairs of columns a, b of the units' sums [U, K]: step 5."""
     U, P = len(sums), len(a)
     observed = np.abs(sums.sum(0)[a] - sums.sum(0)[b]) - 1e-7  # but for rounding
     reached, tried, going = np.zeros(P), np.zeros(P), np.arange(P)
@@ -220,7 +227,7 @@ def _p_values(sums: np.ndarray, a: np.ndarray, b: np.ndarray, flips: int) -> np.
 
 
 def _resamples(U: int) -> Iterator[np.ndarray]:
-    """How often each unit is drawn, [block, U], RESAMPLES in all."""
+    """Draw units and yield how often each is drawn, [block, U], RESAMPLES in all."""
     rng = np.random.default_rng(SEED)
     for block in _blocks(RESAMPLES, U):
         drawn = rng.integers(U, size=(block, U)) + U * np.arange(block)[:, None]
@@ -228,7 +235,7 @@ def _resamples(U: int) -> Iterator[np.ndarray]:
 
 
 def _signs(U: int, flips: int, width: int) -> Iterator[np.ndarray]:
-    """Signs of the units, [block, U]: all of them for few units, else ``flips`` random ones, by blocks' width."""
+    """Yield signs of the units, [block, U]: all of them for few units, else ``flips`` random ones."""
     if U <= MOST_ENUMERATED:
         yield 1.0 - 2 * (np.arange(2**U)[:, None] >> np.arange(U) & 1)
         return
@@ -244,7 +251,7 @@ def _blocks(rows: int, width: int) -> Iterator[int]:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's (1979) adjusted p-values, in the order given."""
+    """Adjust p-values by Holm's (1979) step-down correction, in the order given."""
     p = np.asarray(p, float)
     order = np.argsort(p, kind="stable")
     adjusted = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
@@ -254,10 +261,10 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def significant(entry: dict) -> bool:
-    """Whether a comparison's difference holds after Holm's correction, at 5 %."""
+    """Tell whether a comparison's difference holds after Holm's correction, at 5 %."""
     return entry["p_holm"] <= SIGNIFICANT
 
 
 def least_p(entry: dict) -> float:
-    """The smallest p-value there can be with this comparison's number of units."""
+    """Return the smallest p-value there can be with this comparison's number of units."""
     return 2.0 ** (1 - entry["n_units"])

@@ -1,8 +1,8 @@
-"""The report's figures, as SVG. Colours are told apart with any colour vision and, by markers and dashes, in print.
+"""Draw the report's figures as SVG. Colours are told apart with any colour vision and, by markers and dashes, in print.
 
 A section's rows (method and fusion) are drawn in groups: all together where they are few, else a figure a fusion, so
 that no panel holds more lines than can be followed. Nothing is left out. Methods that look at one modality, which fuse
-nothing, stand as reference lines without markers in every figure, but make no panel of their own beside others.
+nothing, are reference lines without markers in every figure, but make no panel of their own beside others.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ from matplotlib.ticker import MaxNLocator
 from ...pipeline.errors import InputError
 from ...pipeline.page import COLOURS, MARKERS, STYLE, svg
 from ...pipeline.stores.masks import parse_missing
-from .tables import Section, missing_text
+from .tables import Section, column_text
 
 DASHES = {"addition": "-", "concatenation": "--", "outer": ":"}
 REFERENCE = (0, (6, 2, 1, 2, 1, 2))  # dash, dot, dot
 TOGETHER, MOST_LINES = 6, 9  # rows of all fusions in one panel; rows in any panel
-COLUMNS = 3  # panels beside each other
+PANELS_ACROSS = 3  # panels beside each other
 APART, SPREAD = 0.015, 0.25  # rows of one rate: of the axis from one to the next; of the way to the next rate, in all
 
 
@@ -36,7 +36,7 @@ class Lines:
 
 
 def groups(section: Section) -> list[Lines]:
-    """The section's rows in figures: see the module."""
+    """Spread the section's rows over figures: see the module."""
     marked = references(section)
     rows = [row for row in section.rows if row not in marked]
     if not rows:
@@ -55,12 +55,12 @@ def groups(section: Section) -> list[Lines]:
 
 
 def references(section: Section) -> list[tuple[str, str]]:
-    """Rows of methods that look at one modality only: their fusion says nothing."""
+    """Return the rows of methods that look at one modality only: their fusion says nothing."""
     return list(dict.fromkeys(section.row(r) for r in section.results if r.get("reference")))
 
 
 def _look(section: Section, method: str, fusion: str, lines: Lines) -> dict:
-    """Colour and marker by method, dashes by fusion; references without a marker, in dashes of their own."""
+    """Choose colour and marker by method, dashes by fusion; references have no marker, and dashes of their own."""
     place = list(dict.fromkeys(method for method, _ in section.rows)).index(method)
     colour, marked = COLOURS[place % len(COLOURS)], references(section)
     if (method, fusion) in marked:
@@ -76,20 +76,21 @@ def _look(section: Section, method: str, fusion: str, lines: Lines) -> dict:
 
 
 def rates(section: Section) -> dict[str, list[tuple[float, str]]]:
-    """What goes missing in equal proportions at two rates or more: total rates in order, with their specs.
+    """Return the modalities that go missing in equal proportions at two rates or more: total rates with their specs.
 
-    Complete data is rate 0 of each. A key reads ``audio``, or ``audio or visual`` where both go missing equally often.
+    Rates are in order, complete data is rate 0 of each. A key reads ``audio``, or ``audio or visual`` where both go
+    missing equally often.
     """
     found: dict[tuple, list[tuple[float, str]]] = {}
     complete = [(0.0, spec) for spec in section.columns if spec == "none"]
     for spec in section.columns:
         try:
-            parts = parse_missing(spec).rates
-        except InputError:  # masks of somebody else's, with a name and no rate
+            missing = dict(parse_missing(spec, [part.partition(":")[0].strip() for part in spec.split("+")]).rates)
+        except InputError:  # somebody else's masks, which have a name and no rate
             continue
-        total = sum(rate for _, rate in parts)
+        total = sum(missing.values())
         if total:
-            shares = tuple((modality, round(rate / total, 6)) for modality, rate in parts)
+            shares = tuple((modality, round(rate / total, 6)) for modality, rate in missing.items())
             found.setdefault(shares, list(complete)).append((total, spec))
     return {_shares_text(shares): sorted(points) for shares, points in found.items() if len(points) > 1}
 
@@ -100,7 +101,7 @@ def _shares_text(shares: Sequence[tuple[str, float]]) -> str:
 
 
 def accuracy_by_rate(section: Section, lines: Lines) -> str | None:
-    """Accuracy against the missing rate, a panel a modality, error bars of one standard deviation over seeds.
+    """Draw accuracy against the missing rate, a panel a modality, error bars of one standard deviation over seeds.
 
     Rates are set evenly apart: most of a grid's lie close together near 100 %. None where there is nothing to draw.
     """
@@ -112,14 +113,14 @@ def accuracy_by_rate(section: Section, lines: Lines) -> str | None:
     if not panels:
         return None
     with rc_context(STYLE):
-        figure, axes = _panels(len(panels), 4.4 if len(panels) < COLUMNS else 3.5, 3.4)
+        figure, axes = _panels(len(panels), 4.4 if len(panels) < PANELS_ACROSS else 3.5, 3.4)
         for axis, (modality, points) in zip(axes, panels.items(), strict=False):
-            for place, (method, fusion) in enumerate(lines.rows):
+            for i, (method, fusion) in enumerate(lines.rows):
                 cells = [(x, section.cell(method, fusion, spec)) for x, (_, spec) in enumerate(points)]
                 cells = [(x, cell) for x, cell in cells if cell is not None]
                 if cells:
                     # Rows are set a little apart, else their bars hide each other.
-                    apart = offsets(len(lines.rows), len(points))[place]
+                    apart = offsets(len(lines.rows), len(points))[i]
                     deviation = [cell["std"] or 0 for _, cell in cells]
                     look = _look(section, method, fusion, lines)
                     means = [cell["mean"] for _, cell in cells]
@@ -134,20 +135,20 @@ def accuracy_by_rate(section: Section, lines: Lines) -> str | None:
 
 
 def offsets(rows: int, rates: int) -> np.ndarray:
-    """How far each of so many rows stands from its rate's tick, rates a unit apart: [row], around 0."""
+    """Return each row's distance from its rate's tick, rates a unit apart: [row], around 0."""
     step = min(APART * (rates - 1), SPREAD / max(rows - 1, 1))
     return step * (np.arange(rows) - (rows - 1) / 2)
 
 
 def _own_rows(section: Section, lines: Lines, specs: Sequence[str]) -> bool:
-    """Whether any of these specs has a result to draw that is no reference; where all are references, any result."""
+    """Tell whether any of these specs has a result to draw: of a reference only where all rows are references."""
     marked = references(section)
     own = [row for row in lines.rows if row not in marked] or lines.rows
     return any(section.cell(*row, spec) for row in own for spec in specs)
 
 
 def accuracy_by_epoch(section: Section, lines: Lines) -> str | None:
-    """Test accuracy after each epoch of the classifier, mean over seeds, a panel a missing spec.
+    """Draw test accuracy after each epoch of the classifier, mean over seeds, a panel a missing spec.
 
     The label says how many epochs a method trained before its classifier's first. None where there is nothing to draw.
     """
@@ -157,7 +158,7 @@ def accuracy_by_epoch(section: Section, lines: Lines) -> str | None:
     with rc_context(STYLE):
         figure, axes = _panels(len(columns), 3.4, 2.7)
         for axis, missing in zip(axes, columns, strict=True):
-            for place, (method, fusion) in enumerate(lines.rows):
+            for i, (method, fusion) in enumerate(lines.rows):
                 cell = section.cell(method, fusion, missing)
                 if cell is not None:
                     epochs, scores = cell["curve"]["epoch"], np.array(cell["curve"]["test_accuracy"])  # [seed, epoch]
@@ -165,8 +166,8 @@ def accuracy_by_epoch(section: Section, lines: Lines) -> str | None:
                     look = _look(section, method, fusion, lines)
                     if before := epochs_before(cell):
                         look["label"] += f" (after {before} epochs)"
-                    axis.plot(epochs, scores.mean(0), markevery=(place % every, every), lw=1.2, **look)
-            axis.set_title(missing_text(missing), fontsize=9)
+                    axis.plot(epochs, scores.mean(0), markevery=(i % every, every), lw=1.2, **look)
+            axis.set_title(column_text(missing), fontsize=9)
             axis.set_xlabel("epoch of the classifier")
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         bounds = [score for r in section.results for score in np.mean(r["curve"]["test_accuracy"], 0)]
@@ -175,13 +176,13 @@ def accuracy_by_epoch(section: Section, lines: Lines) -> str | None:
 
 
 def epochs_before(result: dict) -> int:
-    """Epochs that a method trained before its classifier's first: an autoencoder's."""
+    """Return the number of epochs that a method trained before its classifier's first: an autoencoder's."""
     return result.get("total_epochs", result["epochs"]) - result["epochs"]
 
 
 def _panels(number: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure with so many panels of a size in inches, at most COLUMNS beside each other, one scale for all."""
-    columns = min(number, COLUMNS)
+    """Make a figure with so many panels of a size in inches, PANELS_ACROSS beside each other, one scale for all."""
+    columns = min(number, PANELS_ACROSS)
     lines = -(-number // columns)
     figure = Figure(figsize=(width * columns, height * lines), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False, sharey=True).flatten().tolist()
@@ -193,7 +194,7 @@ def _panels(number: int, width: float, height: float) -> tuple[Figure, list[Axes
 
 
 def _finish(figure: Figure, axes: Sequence[Axes], lines: Lines, bounds: Sequence[float]) -> None:
-    """The legend, above, with what the lines share; the scale that every figure of the section has."""
+    """Add the legend, above, with what the lines share; set the scale that every figure of the section has."""
     axes[0].set_ylim(max(min(bounds) - 3, 0), min(max(bounds) + 3, 102))
     entries = {}
     for axis in axes:
@@ -206,9 +207,9 @@ def _finish(figure: Figure, axes: Sequence[Axes], lines: Lines, bounds: Sequence
 
 
 def confusion_matrices(section: Section, missing: str) -> str:
-    """A matrix for each method and fusion: rows the true class, in percent of its test clips over all seeds.
+    """Draw a matrix for each method and fusion: rows the true class, in percent of its test clips over all seeds.
 
-    All stand on one pair of axes, a class a unit: dozens of pairs would take matplotlib many seconds.
+    All are on one pair of axes, a class a unit: dozens of pairs would take matplotlib many seconds.
     """
     cells = [(row, section.cell(*row, missing)) for row in section.rows]
     cells = [(row, cell) for row, cell in cells if cell is not None]
@@ -222,23 +223,23 @@ def confusion_matrices(section: Section, missing: str) -> str:
         figure = Figure(figsize=(0.29 * width, 0.29 * height))  # inches
         axis = figure.add_axes((0, 0, 1, 1))
         axis.axis("off")
-        for place, ((method, fusion), cell) in enumerate(cells):
-            x, y = across * (place % columns), down * (place // columns)
+        for i, ((method, fusion), cell) in enumerate(cells):
+            x, y = across * (i % columns), down * (i // columns)
             _matrix(axis, np.array(cell["confusion"], float), x, y)
             axis.text(x + (C - 1) / 2, y - 0.75, f"{method}\n{fusion}", ha="center", fontsize=8, linespacing=1.1)
-            if place % columns == 0:
-                for i, name in enumerate(classes):
-                    axis.text(-0.7, y + i, name, ha="right", va="center", fontsize=8)
-            if place + columns >= len(cells):  # the lowest of its column
-                for j, name in enumerate(classes):
+            if i % columns == 0:
+                for row, name in enumerate(classes):
+                    axis.text(-0.7, y + row, name, ha="right", va="center", fontsize=8)
+            if i + columns >= len(cells):  # the lowest of its column
+                for column, name in enumerate(classes):
                     options = {"ha": "right", "va": "top", "rotation": 60, "rotation_mode": "anchor", "fontsize": 8}
-                    axis.text(x + j, y + C - 0.3, name, **options)
+                    axis.text(x + column, y + C - 0.3, name, **options)
         axis.set(xlim=(-0.5 - room, width - 0.5 - room), ylim=(height - 2, -2), aspect="equal")
         return svg(figure, crop=None)  # cropping would draw it twice
 
 
 def _matrix(axis: Axes, counts: np.ndarray, x: float, y: float) -> None:
-    """One matrix with its upper left cell's centre at x, y."""
+    """Draw one matrix with its upper left cell's centre at x, y."""
     total = counts.sum(1, keepdims=True)
     percent = 100 * np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
     C = len(counts)

@@ -1,42 +1,39 @@
-"""One self-contained HTML file of one or more finished runs: it opens offline and prints."""
+"""Write one self-contained HTML file of one or more finished runs: it opens offline and prints.
+
+Here are the facts; how they look, and the words around them, are in `templates/report.html`.
+"""
 
 import json
 import re
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
-from ...pipeline import page
 from ...pipeline.errors import InputError
-from .comparisons import compare, corrected, family_key, family_of, several_marginals, side, significant
+from ...pipeline.page import render, write_page
+from .comparisons import compare_methods, corrected, family_key, family_of, several_marginals, side, significant
 from .figures import accuracy_by_epoch, accuracy_by_rate, confusion_matrices, epochs_before, groups
 from .tables import (
     Section,
     by_clip_text,
+    column_text,
     comparisons_text,
     grouped_text,
     mean_text,
-    missing_text,
     score_text,
     sections,
     side_row,
     signed_text,
+    source_text,
+    span_text,
     units_text,
 )
 
 OPEN_ROWS = 30  # tables longer than this are folded away
 OPEN_MATRICES = 4
-CSS = """
-td.seeds { white-space: normal; }
-tbody.of tr:last-child td { border-bottom-color: #888; } .many th, .many td { padding: .25em .5em; font-size: .9em; }
-.squares { display: flex; flex-wrap: wrap; gap: 0 1.5em; } .squares figure { margin: .4em 0; max-width: 100%; }
-.pairs th, .pairs td { padding: .2em .3em; font-size: .8em; } .pairs td { min-width: 3.2em; }
-.pairs th:first-child { white-space: nowrap; font-weight: 400; background: none; }
-"""  # beside page.CSS
 
 
 def load_results(run: Path) -> dict:
-    """The results document of a run's folder, or of a results.json. InputError: there is none, or another file."""
+    """Read the results of a run's folder or of a results.json. InputError: there are none, or it is another file."""
     path = run / "results.json" if run.is_dir() else run
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -53,7 +50,7 @@ def load_results(run: Path) -> dict:
 
 
 def load_runs(runs: Sequence[Path]) -> tuple[list[dict], list[dict]]:
-    """The documents of runs, and the paired comparisons between all of their results.
+    """Read the documents of runs, and make the paired comparisons between all of their results.
 
     Comparisons of results whose predictions are gone are those that the runs themselves recorded, with an entry
     ``recorded`` True; Holm's correction is over all. InputError: as `load_results`, or a damaged predictions file.
@@ -65,7 +62,7 @@ def load_runs(runs: Sequence[Path]) -> tuple[list[dict], list[dict]]:
             if result.get("predictions"):
                 result["predictions"] = str(folder / result["predictions"])
     together = [result for section in sections(documents) for result in section.results]
-    entries = {_pair(entry): entry for entry in compare(together, Path())}
+    entries = {_pair(entry): entry for entry in compare_methods(together, Path())}
     for document in documents:
         for entry in _recorded(document, together):
             entries.setdefault(_pair(entry), entry)
@@ -73,17 +70,17 @@ def load_runs(runs: Sequence[Path]) -> tuple[list[dict], list[dict]]:
 
 
 def _pair(entry: dict) -> tuple:
-    """What a comparison is between, in either order."""
+    """Return what a comparison is between, in either order."""
     return family_key(entry), entry["missing"], frozenset(json.dumps(entry[s], sort_keys=True) for s in ("a", "b"))
 
 
 def _recorded(document: dict, together: Sequence[dict]) -> list[dict]:
-    """A document's own comparisons of results that stand in the report and of which one's predictions are gone."""
+    """Return a document's own comparisons of results in the report where the predictions of one are gone."""
     families: dict[str, list[dict]] = {}
     for result in together:
         families.setdefault(family_key(result), []).append(result)
     several = {key: several_marginals(results) for key, results in families.items()}
-    standing = {id(result) for result in together}
+    in_report = {id(result) for result in together}
     own: dict[tuple, list[dict]] = {}
     for result in document["results"]:
         own.setdefault((result["missing"], result["method"], result["fusion"]), []).append(result)
@@ -94,14 +91,14 @@ def _recorded(document: dict, together: Sequence[dict]) -> list[dict]:
             next((r for r in own.get((entry["missing"], s["method"], s["fusion"]), []) if _is_of(entry, s, r)), None)
             for s in (entry["a"], entry["b"])
         ]
-        if all(id(r) in standing for r in pair) and not all(_has_predictions(r) for r in pair):
+        if all(id(r) in in_report for r in pair) and not all(_has_predictions(r) for r in pair):
             a, b = (side(r, several[family_key(r)]) for r in pair)
             found.append(entry | family_of(pair[0]) | {"a": a, "b": b, "recorded": True})
     return found
 
 
 def _is_of(entry: dict, named: dict, result: dict) -> bool:
-    """Whether a result is the one that a side of a recorded comparison names."""
+    """Tell whether a result is the one that a side of a recorded comparison names."""
     family = family_of(result)
     return named.get("marginal", result.get("marginal")) == result.get("marginal") and all(
         entry[name] == value for name, value in family.items() if name in entry
@@ -117,38 +114,28 @@ def write_report(documents: Sequence[dict], out: Path, comparisons: Sequence[dic
 
     comparisons: between all of their results, as `load_runs` gives them; by default those the documents record.
     """
-    page.write(render(documents, comparisons), out)
+    write_page(render_report(documents, comparisons), out)
 
 
-def render(documents: Sequence[dict], comparisons: Sequence[dict] | None = None) -> str:
-    """The whole page; arguments as for `write_report`."""
+def render_report(documents: Sequence[dict], comparisons: Sequence[dict] | None = None) -> str:
+    """Return the whole page; arguments as for `write_report`."""
     if comparisons is None:
         comparisons = [entry for document in documents for entry in document.get("comparisons", [])]
     parts = sections(documents)
-    headline = "; ".join(dict.fromkeys(f"{p.data}, {p.features}" for p in parts))
-    body = [f"<h1>Learning with missing modalities: {escape(headline)}</h1>"]
-    if any(part.untrained for part in parts):
-        body.append(
-            '<p class="loud">Random weights: features marked RANDOM come from networks that were never trained. '
-            "Their accuracies say nothing about pretrained features.</p>"
-        )
-    body += [_beside_the_paper(d["compared"]) for d in documents if d.get("compared")]
-    body.append(_facts(documents, parts, comparisons))
-    body += [_section(part, part.compared(comparisons)) for part in parts]
-    skipped = [entry for document in documents for entry in document.get("skipped", [])]
-    if skipped:
-        grouped = grouped_text([(s["cell"], s["reason"]) for s in skipped])
-        items = "".join(f"<li><b>{escape(cells)}</b>: {escape(reason)}</li>" for cells, reason in grouped)
-        body.append(f"<h2>Skipped combinations</h2><ul>{items}</ul>")
-    return page.document(f"mlemiss: {headline}", body, CSS)
+    skipped = [(entry["cell"], entry["reason"]) for document in documents for entry in document.get("skipped", [])]
+    facts = {
+        "headline": "; ".join(dict.fromkeys(f"{part.data}, {part.of('features')}" for part in parts)),
+        "untrained": any(part.untrained for part in parts),
+        "beside_the_paper": [_beside_the_paper(d["compared"]) for d in documents if d.get("compared")],
+        "facts": _facts(documents, parts, comparisons),
+        "sections": [_section(part, part.compared(comparisons)) for part in parts],
+        "skipped": grouped_text(skipped),
+    }
+    return render(Path(__file__).parent / "templates", "report.html", **facts)
 
 
-def _beside_the_paper(compared: dict) -> str:
-    """Ours and the paper's numbers, and what ours ran on: loud where that is not what the paper used."""
-    ran_on = "".join(
-        f"<p{' class=loud' if re.search(r'[A-Z]{5}', line) else ''}>Ran on {escape(line)}.</p>"
-        for line in compared["ran_on"]
-    )
+def _beside_the_paper(compared: dict) -> dict:
+    """Return our numbers and the paper's, and what ours ran on: loud where that is not what the paper used."""
     columns = list(dict.fromkeys(cell["missing"] for cell in compared["cells"]))
     rows: dict[tuple, dict[str, str]] = {}
     for cell in compared["cells"]:
@@ -157,226 +144,119 @@ def _beside_the_paper(compared: dict) -> str:
             text += f" ({cell['paper']:.2f}, {cell['difference']:+.1f})"
         key = (f"by {cell['split']}", cell["features"], cell["method"], cell["fusion"])
         rows.setdefault(key, {})[cell["missing"]] = text
-    table = _plain_table(
-        ["split", "features", "method", "fusion", *(f"missing {name}" for name in columns)],
-        [[*key, *(values.get(name, "–") for name in columns)] for key, values in rows.items()],
-        "wide",
-    )
-    note = f"Ours, mean ± standard deviation over seeds; in brackets the paper's, and ours less it. {compared['paper']}"
-    left_out = "".join(f"<li>{escape(line)}</li>" for line in compared["left_out"])
-    return "\n".join(
-        [f"<h2>{escape(compared['title'])}</h2>", ran_on, table, f"<p class=notes>{escape(note)}</p>"]
-        + [f"<p>Left out:</p><ul>{left_out}</ul>"] * bool(left_out)
-    )
-
-
-def _facts(documents: Sequence[dict], parts: Sequence[Section], comparisons: Sequence[dict]) -> str:
-    """What was run: everything a reader needs to judge or repeat the numbers."""
-    results = [r for part in parts for r in part.results]
-    splits = dict.fromkeys(
-        f"by {part.split}"
-        + (f" ({by_clip_text(part.compared(comparisons))}: this says nothing of new speakers)" * (part.split == "clip"))
-        for part in parts
-    )
-    versions = dict.fromkeys(", ".join(f"{n} {v}" for n, v in r["versions"].items()) for r in results)
-    settings = dict.fromkeys(", ".join(f"{n.replace('_', ' ')} {v}" for n, v in r["settings"].items()) for r in results)
-    facts = {
-        "Data": dict.fromkeys(part.data for part in parts),
-        "Features": dict.fromkeys(
-            f"{part.source}, hash {part.results[0].get('weights_hash')}, store {part.store}" for part in parts
-        ),
-        "Split": splits,
-        "Missing in training": [", ".join(dict.fromkeys(r["missing"] for r in results))],
-        "Missing in test": dict.fromkeys(part.missing_test for part in parts),
-        "Given files": dict.fromkeys(
-            f"{kind} {f['file']}, sha256 {f['sha256'][:12]}"
-            for r in results
-            for kind, f in (r.get("given") or {}).items()
-        ),
-        "Seeds": dict.fromkeys(", ".join(map(str, r["seeds"])) for r in results),
-        "Clips": dict.fromkeys(f"{_span(r['n_train'])} training, {_span(r['n_test'])} test" for r in results),
-        "Settings": settings,
-        "Selection": ["weights of the best validation epoch of each run; the test clips choose nothing"],
-        "Command": [f"<code>{escape(d['command'])}</code>" for d in documents if d.get("command")],
-        "Date": dict.fromkeys(d["created"] for d in documents if d.get("created")),
-        "Device": dict.fromkeys(r["device"] for r in results),
-        "Versions": versions,
+    return {
+        "title": compared["title"],
+        "ran_on": [(line, bool(re.search(r"[A-Z]{5}", line))) for line in compared["ran_on"]],
+        "names": ["split", "features", "method", "fusion", *(f"missing {name}" for name in columns)],
+        "rows": [[*key, *(values.get(name, "–") for name in columns)] for key, values in rows.items()],
+        "paper": compared["paper"],
+        "left_out": compared["left_out"],
     }
-    rows = [
-        f"<dt>{name}</dt><dd>{'<br>'.join(v if name == 'Command' else escape(v) for v in values)}</dd>"
-        for name, values in facts.items()
-        if values
-    ]
-    return f"<dl>{''.join(rows)}</dl>"
 
 
-def _section(part: Section, compared: Sequence[dict]) -> str:
-    loud = ' class="loud"' if part.untrained else ""
-    out = [f"<h2>{escape(part.title)}</h2>", _table(part)]
-    out += [
-        f"<p{loud if note.startswith('RANDOM') else ' class=notes'}>{escape(note)}</p>" for note in part.notes(compared)
-    ]
-    out.append("<p class=notes>The highest mean of each column is bold; whether it differs is said below.</p>")
-    out.append(_details(part))
-    out += [*_rates(part), _comparisons(part, compared), *_epochs(part), *_confusions(part)]
-    return "\n".join(out)
+def _facts(documents: Sequence[dict], parts: Sequence[Section], comparisons: Sequence[dict]) -> dict[str, list[str]]:
+    """Return what was run: everything a reader needs to judge or repeat the numbers."""
+    results, firsts = [r for part in parts for r in part.results], [part.results[0] for part in parts]
+    given = [f for r in results for f in (r.get("given") or {}).items()]
+    by_clip = "({}: this says nothing of new speakers)"
+    facts = {
+        "Data": [part.data for part in parts],
+        "Features": [f"{source_text(r)}, hash {r.get('weights_hash')}, store {r['store']}" for r in firsts],
+        "Split": [
+            f"by {part.of('split')}"
+            + (f" {by_clip.format(by_clip_text(part.compared(comparisons)))}" if part.of("split") == "clip" else "")
+            for part in parts
+        ],
+        "Missing in training": [", ".join(dict.fromkeys(r["missing"] for r in results))],
+        "Missing in test": [r["missing_test"] for r in firsts],
+        "Given files": [f"{kind} {file['file']}, sha256 {file['sha256'][:12]}" for kind, file in given],
+        "Seeds": [", ".join(map(str, r["seeds"])) for r in results],
+        "Clips": [f"{span_text(r['n_train'])} training, {span_text(r['n_test'])} test" for r in results],
+        "Settings": [", ".join(f"{n.replace('_', ' ')} {v}" for n, v in r["settings"].items()) for r in results],
+        "Selection": ["weights of the best validation epoch of each run; the test clips choose nothing"],
+        "Command": [d["command"] for d in documents if d.get("command")],
+        "Date": [d["created"] for d in documents if d.get("created")],
+        "Device": [r["device"] for r in results],
+        "Versions": [", ".join(f"{n} {v}" for n, v in r["versions"].items()) for r in results],
+    }
+    return {name: list(dict.fromkeys(values)) for name, values in facts.items()}
 
 
-def _rates(part: Section) -> list[str]:
-    caption = (
-        "Test accuracy against the missing rate; bars are one standard deviation over seeds. Rates are set evenly "
-        "apart, methods a little beside each other."
-    )
-    figures = [svg for lines in groups(part) if (svg := accuracy_by_rate(part, lines))]
-    return ["<h3>Accuracy against missing rate</h3>", page.figure(figures, caption)] if figures else []
+def _section(part: Section, compared: Sequence[dict]) -> dict:
+    """Return the facts of one table: scores, cells, figures and comparisons."""
+    lines = groups(part)
+    return {
+        "title": part.title,
+        "columns": [column_text(missing) for missing in part.columns],
+        "methods": _scores(part),
+        "notes": part.notes(compared),
+        "cells": [_cell(part, result) for result in part.results],
+        "seeds": [_seeds(part, result) for result in part.results],
+        "cells_open": len(part.results) <= OPEN_ROWS,
+        "rates": [svg for each in lines if (svg := accuracy_by_rate(part, each))],
+        "epochs": [(each.title, svg) for each in lines if (svg := accuracy_by_epoch(part, each))],
+        "epochs_before": any(map(epochs_before, part.results)),
+        "confusions": [(column_text(missing), confusion_matrices(part, missing)) for missing in part.columns],
+        "confusions_open": len(part.rows) <= OPEN_MATRICES,
+        "comparisons": _comparisons(part, compared) if compared else None,
+    }
 
 
-def _epochs(part: Section) -> list[str]:
-    caption = (
-        "Test accuracy after each epoch of the classifier, mean over seeds. It is shown, not used: validation clips "
-        "choose the epoch."
-    )
-    if any(map(epochs_before, part.results)):
-        caption += " “After N epochs”: what a method's autoencoder trained before its classifier began."
-    drawn = [(lines.title, svg) for lines in groups(part) if (svg := accuracy_by_epoch(part, lines))]
-    (_, first), *more = drawn
-    out = ["<h3>Accuracy against epoch</h3>", page.figure([first], caption)]
-    return out + [_folded(f"Against epoch, {title}", page.figure([svg], caption)) for title, svg in more]
-
-
-def _confusions(part: Section) -> list[str]:
-    figures = ["<h3>Confusion matrices</h3>"]
-    for missing in part.columns:
-        caption = (
-            f"Confusion of test clips, in training {missing_text(missing)}. Rows: the true class, in percent of it "
-            "over all seeds; columns: the predicted class."
-        )
-        is_open = len(part.rows) <= OPEN_MATRICES
-        figures.append(
-            _folded(missing_text(missing), page.figure([confusion_matrices(part, missing)], caption), is_open)
-        )
-    return figures
-
-
-def _table(part: Section) -> str:
-    """Accuracies: rows of methods and fusions, a rule above each method where it has several rows."""
-    head = "".join(f"<th>{escape(missing_text(m))}</th>" for m in part.columns)
-    best = {m: part.best(m) for m in part.columns}
-    rows: dict[str, str] = {}
+def _scores(part: Section) -> list[list[tuple[tuple[str, str], list[tuple[str, bool]]]]]:
+    """Return the rows of each method: its fusions' scores, column by column, and whether each is the best there."""
+    best = {missing: part.best(missing) for missing in part.columns}
+    methods: dict[str, list] = {}
     for row in part.rows:
-        scores = "".join(f"<td>{_bold(score_text(part.cell(*row, m)), row in best[m])}</td>" for m in part.columns)
-        line = f'<tr><td>{escape(row[0])}</td><td class="text">{escape(row[1])}</td>{scores}</tr>'
-        rows[row[0]] = rows.get(row[0], "") + line
-    several = len(part.rows) > len(rows)
-    body = "".join(f'<tbody class="{"of" if several else ""}">{lines}</tbody>' for lines in rows.values())
-    look = "wide many" if len(part.columns) > 6 else "wide"
-    return (
-        f'<div class="{look}"><table><thead><tr><th>method</th><th class="text">fusion</th>{head}</tr></thead>'
-        f"{body}</table></div>"
-    )
+        scores = [(score_text(part.cell(*row, missing)), row in best[missing]) for missing in part.columns]
+        methods.setdefault(row[0], []).append((row, scores))
+    return list(methods.values())
+
+
+def _cell(part: Section, result: dict) -> list[str]:
+    values = [*part.row(result), result["missing"], score_text(result), _interval_text(result.get("interval"))]
+    for name in ("macro_f1", "uar"):
+        values += [mean_text(result[name]), _interval_text(result.get(f"{name}_interval"))]
+    values += [mean_text(result["val_accuracy"]), span_text(result["n_complete"])]
+    epochs = result["epochs"]
+    return [*values, f"{epochs} ({epochs + epochs_before(result)})", f"{result['seconds']:.1f}"]
+
+
+def _seeds(part: Section, result: dict) -> list[str]:
+    scores = ", ".join(f"{score:.1f}" for score in result["test_accuracy"])
+    return [*part.row(result), result["missing"], scores, ", ".join(map(str, result["best_epoch"]))]
+
+
+def _comparisons(part: Section, compared: Sequence[dict]) -> dict:
+    """Return the paired comparisons; where they are many, also a square of differences for each missing spec."""
+    rows = []
+    for c in compared:
+        low, high = map(signed_text, c["interval"])
+        values = [c["missing"], *(", ".join(side_row(c[s])) for s in ("a", "b")), signed_text(c["difference"])]
+        rows.append([*values, f"{low} to {high}", f"{c['p']:.2g}", f"{c['p_holm']:.2g}", units_text(c)])
+    squares = [] if len(rows) <= OPEN_ROWS else [_square(part, missing, compared) for missing in part.columns]
+    return {
+        "notes": comparisons_text(compared),
+        "rows": rows,
+        "significant": [i for i, c in enumerate(compared) if significant(c)],
+        "squares": [square for square in squares if square["rows"]],
+    }
+
+
+def _square(part: Section, missing: str, compared: Sequence[dict]) -> dict:
+    """Return row minus column, for one missing spec; columns are numbered as the rows are."""
+    cells: dict[tuple, tuple[str, bool]] = {}
+    units = ""
+    for c in compared:
+        if c["missing"] == missing:
+            a, b, units = side_row(c["a"]), side_row(c["b"]), units_text(c)
+            cells[a, b] = signed_text(c["difference"]), significant(c)
+            cells[b, a] = signed_text(-c["difference"]), significant(c)
+    rows = [row for row in part.rows if any(row in pair for pair in cells)]
+    alone = len({fusion for _, fusion in part.rows}) == 1
+    names = [method if alone else f"{method}, {fusion}" for method, fusion in rows]
+    differences = [[cells.get((row, column), ("", False)) for column in rows] for row in rows]
+    return {"missing": column_text(missing), "units": units, "rows": list(zip(names, differences, strict=True))}
 
 
 def _interval_text(interval: Sequence[float] | None) -> str:
     return "–" if interval is None else f"{interval[0]:.1f} to {interval[1]:.1f}"
-
-
-def _details(part: Section) -> str:
-    """Every cell with all measures, and seed by seed, for those who want to look closer."""
-    names = ["method", "fusion", "missing", "accuracy", "95 % interval", "macro F1", "interval", "UAR", "interval"]
-    names += ["validation", "complete clips", "epochs (in all)", "seconds"]
-    rows, seeds = [], []
-    for r in part.results:
-        values = [*part.row(r), r["missing"], score_text(r), _interval_text(r.get("interval"))]
-        for name in ("macro_f1", "uar"):
-            values += [mean_text(r[name]), _interval_text(r.get(f"{name}_interval"))]
-        values += [mean_text(r["val_accuracy"]), _span(r["n_complete"])]
-        rows.append([*values, f"{r['epochs']} ({r['epochs'] + epochs_before(r)})", f"{r['seconds']:.1f}"])
-        scores = ", ".join(f"{n:.1f}" for n in r["test_accuracy"])
-        seeds.append([*values[:3], scores, ", ".join(map(str, r["best_epoch"]))])
-    note = (
-        "Accuracy, macro F1, UAR (unweighted average recall) and validation accuracy in percent, mean ± standard "
-        "deviation over seeds. The 95 % intervals of the means are Student's t over seeds, whose split, mask and "
-        "initial weights vary together; it is about more seeds on these clips, not about other clips or speakers. "
-        "Epochs are the classifier's, in brackets with those trained before it."
-    )
-    table = f'<p class="notes">{note}</p>{_plain_table(names, rows, "wide many")}'
-    names = ["method", "fusion", "missing", "accuracy of each seed", "best epoch of each seed"]
-    return _folded("Every cell: intervals, macro F1, UAR, epochs, seconds", table, len(rows) <= OPEN_ROWS) + _folded(
-        "Every cell, seed by seed", _plain_table(names, seeds, "wide many")
-    )
-
-
-def _comparisons(part: Section, compared: Sequence[dict]) -> str:
-    """The paired comparisons: a list where they are few, else a square of differences for each missing spec."""
-    if not compared:
-        return ""
-    how = (
-        "Differences in percentage points of the same test clips, each clip's correctness averaged over its seeds. "
-        "95 % interval by bootstrap and p by sign flips over speakers (clips where speakers are not known or fewer "
-        "than 6), Holm's correction over all comparisons of this section. Bold: significant at 5 % after it. This is "
-        "inference for these seeds, whose training sets overlap."
-    )
-    notes = "".join(f'<p class="notes">{escape(line)}</p>' for line in [*comparisons_text(compared), how])
-    names = ["missing", "A", "B", "A − B", "95 % interval", "p", "p (Holm)", "units"]
-    rows = []
-    for c in compared:
-        low, high = c["interval"]
-        values = [c["missing"], *(", ".join(side_row(c[s])) for s in ("a", "b")), signed_text(c["difference"])]
-        values += [f"{signed_text(low)} to {signed_text(high)}", f"{c['p']:.2g}", f"{c['p_holm']:.2g}", units_text(c)]
-        rows.append((values, significant(c)))
-    body = [[_bold(escape(v), bold) for v in values] for values, bold in rows]
-    listed = _plain_table(names, body, "wide many", escaped=True)
-    out = ["<h3>Paired comparisons</h3>", notes]
-    if len(rows) <= OPEN_ROWS:
-        return "\n".join([*out, listed])
-    squares = "".join(_square(part, missing, compared) for missing in part.columns)
-    out.append(f'<div class="squares">{squares}</div>')
-    return "\n".join([*out, _folded(f"All {len(rows)} comparisons, with intervals and p-values", listed)])
-
-
-def _square(part: Section, missing: str, compared: Sequence[dict]) -> str:
-    """Row minus column, for one missing spec; columns are numbered as the rows are."""
-    cells: dict[tuple, str] = {}
-    for c in compared:
-        if c["missing"] == missing:
-            a, b = side_row(c["a"]), side_row(c["b"])
-            for pair, difference in (((a, b), c["difference"]), ((b, a), -c["difference"])):
-                cells[pair] = _bold(signed_text(difference), significant(c))
-            units = units_text(c)
-    rows = [row for row in part.rows if any(row in pair for pair in cells)]
-    if not rows:
-        return ""
-    head = "".join(f"<th>{n}</th>" for n in range(1, len(rows) + 1))
-    body = ""
-    alone = len({fusion for _, fusion in part.rows}) == 1
-    for number, row in enumerate(rows, 1):
-        name = row[0] if alone else ", ".join(row)
-        line = "".join(f"<td>{cells.get((row, column), '')}</td>" for column in rows)
-        body += f"<tr><th>{number} {escape(name)}</th>{line}</tr>"
-    caption = f"<p class=notes><b>{escape(missing_text(missing))}</b>: row minus column ({units})</p>"
-    table = f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return f'<figure>{caption}<div class="wide pairs">{table}</div></figure>'
-
-
-def _plain_table(names: Sequence[str], rows: Sequence[Sequence[str]], look: str, escaped: bool = False) -> str:
-    """Rows of values; the first three columns are text, those of each seed may fold."""
-    kinds = ["text" if i < 3 else "seeds" if "each seed" in name else "" for i, name in enumerate(names)]
-    classes = [f' class="{kind}"' if kind else "" for kind in kinds]
-    head = "".join(f"<th{c}>{name}</th>" for c, name in zip(classes, names, strict=True))
-    body = ""
-    for row in rows:
-        cells = zip(classes, row if escaped else map(escape, row), strict=True)
-        body += f"<tr>{''.join(f'<td{c}>{value}</td>' for c, value in cells)}</tr>"
-    return f'<div class="{look}"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _folded(summary: str, content: str, is_open: bool = False) -> str:
-    return f"<details{' open' if is_open else ''}><summary>{escape(summary)}</summary>{content}</details>"
-
-
-def _bold(text: str, bold: bool) -> str:
-    return f"<b>{text}</b>" if bold else text
-
-
-def _span(numbers: Sequence[int]) -> str:
-    return str(numbers[0]) if len(set(numbers)) == 1 else f"{min(numbers)} to {max(numbers)}"

@@ -1,106 +1,112 @@
-"""Results as tables: rows are methods and fusions, columns what is missing. Terminal and report share them."""
+"""Arrange results in tables: rows are methods and fusions, columns what is missing.
 
+The terminal, the report, LaTeX and CSV files share them.
+"""
+
+import re
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from ...pipeline.files import whole_file, write_csv
 from .comparisons import SIGNIFICANT, family_key, family_of, least_p, several_marginals, side, significant
 
 NAMED = 3  # of the combinations that share a reason
+SETTING = ("dataset", "features", "store", "split", "missing_test")  # of results and comparisons
+LATEX = str.maketrans(
+    {character: f"\\{character}" for character in "{}%_&#$"}
+    | {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}"}
+    | {">": r"\textgreater{}", "|": r"\textbar{}", '"': "''", "±": r"$\pm$", "–": "--", "−": "$-$"}
+)
 
 
 @dataclass(frozen=True)
 class Section:
-    """Results that stand in one table: same data, features, weights, split, test condition and hyper-parameters.
+    """Results of one table: same data, features, weights, split, test condition and hyper-parameters.
 
     apart: what sets it apart from the other tables of the same data, "" where there are none.
     """
 
-    dataset: str
-    features: str
-    store: str
-    weights: str | None
-    split: str
-    missing_test: str
     results: tuple[dict, ...]
     apart: str = ""
 
     @property
     def columns(self) -> list[str]:
-        """Missing specs, in the order they were asked for."""
+        """Return the missing specs, in the order they were asked for."""
         return list(dict.fromkeys(r["missing"] for r in self.results))
 
     @property
     def rows(self) -> list[tuple[str, str]]:
-        """Method and fusion, in the order they were asked for."""
+        """Return methods and fusions, in the order they were asked for."""
         return list(dict.fromkeys(map(self.row, self.results)))
 
     @cached_property
     def several(self) -> set[str]:
-        """Methods that stand here with several marginals."""
+        """Return the methods that have several marginals here."""
         return several_marginals(self.results)
 
     def row(self, result: Mapping) -> tuple[str, str]:
-        """The row a result stands in, the method named with its marginal where there are several of it."""
+        """Return the row of a result: its method, with the marginal where there are several of it, and fusion."""
         return side_row(side(result, self.several))
 
     def cell(self, method: str, fusion: str, missing: str) -> dict | None:
-        """The result of one cell; None where the combination was skipped or has not run."""
+        """Return the result of one cell; None where the combination was skipped or has not run."""
         for result in self.results:
             if result["missing"] == missing and self.row(result) == (method, fusion):
                 return result
         return None
 
     def best(self, missing: str) -> list[tuple[str, str]]:
-        """The rows of the highest mean of a column as it is printed: several where they print alike."""
+        """Return the rows of the highest mean of a column as it is printed: several where they print alike."""
         cells = [r for r in self.results if r["missing"] == missing]
         highest = max(round(r["mean"], 1) for r in cells)
         return [self.row(r) for r in cells if round(r["mean"], 1) == highest]
 
     def compared(self, comparisons: Sequence[dict]) -> list[dict]:
-        """Of paired comparisons those that belong to this table."""
+        """Return those of the paired comparisons that belong to this table."""
         own = family_key(self.results[0])
         return [c for c in comparisons if family_key(c) == own]
 
-    @property
-    def title(self) -> str:
-        apart = f": {self.apart}" if self.apart else ""
-        return f"{self.data}, {self.source}{apart}"
+    def of(self, name: str) -> str:
+        """Return what all results of the table have in common under this name, such as ``split``."""
+        return self.results[0][name]
 
     @property
-    def source(self) -> str:
-        """What was trained on."""
-        return source_text(self.results[0])
+    def title(self) -> str:
+        """Return what the table is of, and what sets it apart."""
+        apart = f": {self.apart}" if self.apart else ""
+        return f"{self.data}, {source_text(self.results[0])}{apart}"
 
     @property
     def untrained(self) -> bool:
-        """Its features come from networks that were never trained."""
+        """Return whether the features come from networks that were never trained."""
         trained = self.results[0].get("end_to_end") and not self.results[0]["end_to_end"]["frozen"]
-        return self.weights == "random" and not trained
+        return self.of("weights") == "random" and not trained
 
     @property
     def data(self) -> str:
-        """The dataset's name, loud where its clips are drawn ones."""
-        return f"{self.dataset} (SYNTHETIC clips)" if self.results[0].get("synthetic") else self.dataset
+        """Return the dataset's name, loud where its clips are drawn ones."""
+        return f"{self.of('dataset')} (SYNTHETIC clips)" if self.results[0].get("synthetic") else self.of("dataset")
 
     def notes(self, compared: Sequence[dict] = ()) -> list[str]:
-        """What must be said beside these numbers; compared: this table's comparisons, which know of speakers."""
-        seeds = sorted({len(r["seeds"]) for r in self.results})
-        number = " to ".join(map(str, dict.fromkeys([seeds[0], seeds[-1]])))
-        tests = sorted({n for r in self.results for n in r["n_test"]})
-        clips = " to ".join(map(str, dict.fromkeys([tests[0], tests[-1]])))
-        spread = "one seed" if number == "1" else f"mean ± standard deviation of {number} seeds"
+        """Say what must stand beside these numbers; compared: this table's comparisons, which know of speakers."""
+        seeds = [len(r["seeds"]) for r in self.results]
+        spread = "one seed" if max(seeds) == 1 else f"mean ± standard deviation of {span_text(seeds)} seeds"
+        clips = span_text([n for r in self.results for n in r["n_test"]])
         lines = [f"Test accuracy in percent of clips, {spread}, {clips} test clips."]
         if self.untrained:
             lines.append("RANDOM WEIGHTS: these features come from networks that were never trained.")
-        if self.split == "clip":
+        split, lacking_too = self.of("split"), self.of("missing_test")
+        if split == "clip":
             lines.append(f"Split by clip: {by_clip_text(compared)}, so this says nothing of new speakers.")
-        elif not self.split.startswith("given:"):
-            lines.append(f"Split by {self.split}: no {self.split} is in both training and test clips.")
+        elif not split.startswith("given:"):
+            lines.append(f"Split by {split}: no {split} is in both training and test clips.")
         files = {(kind, f["file"]): None for r in self.results for kind, f in (r.get("given") or {}).items()}
         for kind, name in files:
             speakers = ": whether training and test clips share speakers is up to that file" if kind == "splits" else ""
@@ -108,20 +114,20 @@ class Section:
         whole = [r for r in self.results if r["missing"] == "none"]
         if lacking := max((max(np.subtract(r["n_train"], r["n_complete"])) for r in whole), default=0):
             lines.append(f"Complete is as the data are: {lacking} training clips lack a modality by themselves.")
-        if self.missing_test != "none":
-            lines.append(f"Validation and test clips lack {self.missing_test} too.")
+        if lacking_too != "none":
+            lines.append(f"Validation and test clips lack {lacking_too} too.")
         return lines
 
 
 def by_clip_text(compared: Sequence[dict]) -> str:
-    """What a split by clip does to speakers, known where comparisons resampled them; results do not record it."""
+    """Say what a split by clip does to speakers; only comparisons that resampled speakers know of them."""
     if any(entry["units"] == "subject" for entry in compared):
         return "training and test clips share speakers"
     return "clips of one speaker may be in both training and test"
 
 
 def source_text(result: Mapping) -> str:
-    """What a result was trained on: cached features, or media end to end."""
+    """Say what a result was trained on: cached features, or media end to end."""
     options = result.get("end_to_end")
     if not options:
         return f"{result['features']} features ({weights_text(result['weights'])})"
@@ -131,7 +137,7 @@ def source_text(result: Mapping) -> str:
 
 
 def weights_text(weights: str | None, trained: bool = False) -> str:
-    """How weights are named beside a number; those that were never trained are loud. trained: from these on."""
+    """Name weights beside a number, loud where they were never trained. trained: on from these."""
     if trained:
         return f"from {weights} weights"
     if weights is None:
@@ -140,22 +146,19 @@ def weights_text(weights: str | None, trained: bool = False) -> str:
 
 
 def sections(documents: Sequence[dict]) -> list[Section]:
-    """The results of one or more results documents, table by table; of a cell run twice the later one stands."""
+    """Arrange the results of one or more documents, table by table; of a cell run twice the later result counts."""
     tables: dict[tuple, dict[tuple, dict]] = {}
     for document in documents:
         for r in document["results"]:
             cell = (r["method"], r["fusion"], r["missing"], r.get("marginal"))
             tables.setdefault((r["weights"], family_key(r)), {})[cell] = r
-    firsts = [next(iter(cells.values())) for cells in tables.values()]
-    found = []
-    for first, cells in zip(firsts, tables.values(), strict=True):
-        names = (first[name] for name in ("dataset", "features", "store", "weights", "split", "missing_test"))
-        found.append(Section(*names, tuple(cells.values()), _apart(first, firsts)))
-    return found
+    groups = [tuple(cells.values()) for cells in tables.values()]
+    firsts = [results[0] for results in groups]
+    return [Section(results, _apart(results[0], firsts)) for results in groups]
 
 
 def _apart(first: Mapping, firsts: Sequence[Mapping]) -> str:
-    """What of a table's first result is not so in all tables of the same data, features and weights.
+    """Say what of a table's first result is not so in all tables of the same data, features and weights.
 
     The split is named wherever tables of any data differ in it.
     """
@@ -167,13 +170,13 @@ def _apart(first: Mapping, firsts: Sequence[Mapping]) -> str:
 
 
 def _facts(result: Mapping) -> dict[str, str]:
-    """What makes a table besides data, features and weights, each in words that tell different values apart."""
+    """Return what makes a table besides data, features and weights, in words that tell different values apart."""
     family = family_of(result)
     facts = {name.replace("_", " "): value for name, value in family["settings"].items()}
     facts |= {name.replace("_", " "): value for name, value in (family["end_to_end"] or {}).items()}
     given = [f"{kind} {f['file']} ({f['sha256'][:8]})" for kind, f in (family["given"] or {}).items()]
     return {name: f"{name} {value}" for name, value in facts.items()} | {
-        "missing_test": f"test clips {missing_text(family['missing_test'])}",
+        "missing_test": f"test clips {column_text(family['missing_test'])}",
         "store": f"store {family['store']}",
         "revision": f"revision {family['revision']}",
         "given": " and ".join(given) if given else "no given files",
@@ -181,42 +184,48 @@ def _facts(result: Mapping) -> dict[str, str]:
 
 
 def side_row(named: Mapping) -> tuple[str, str]:
-    """The row that a side of a comparison stands in: its method, with the marginal where one is named, and fusion."""
+    """Return the row of one side of a comparison: its method, with the marginal where one is named, and fusion."""
     return named["method"] + (f" ({named['marginal']})" if "marginal" in named else ""), named["fusion"]
 
 
 def score_text(result: dict | None) -> str:
-    """``71.3 ± 2.1``; without a deviation for one seed, a dash for no result."""
+    """Write ``71.3 ± 2.1``; without a deviation for one seed, a dash for no result."""
     return "–" if result is None else spread_text(result["mean"], result["std"])
 
 
 def spread_text(mean: float, std: float | None) -> str:
+    """Write a mean and, where there is one, its standard deviation."""
     return f"{mean:.1f}" + ("" if std is None else f" ± {std:.1f}")
 
 
 def mean_text(values: Sequence[float]) -> str:
-    """Values of seeds as ``71.3 ± 2.1``."""
+    """Write values of seeds as ``71.3 ± 2.1``."""
     return spread_text(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
 
 
+def span_text(numbers: Sequence[int]) -> str:
+    """Write the least and the greatest number, ``9 to 10``; one where they are equal."""
+    return " to ".join(map(str, dict.fromkeys([min(numbers), max(numbers)])))
+
+
 def signed_text(points: float) -> str:
-    """A difference in percentage points with its sign, true minus and no minus zero: ``−3.1``."""
+    """Write a difference in percentage points with its sign, true minus and no minus zero: ``−3.1``."""
     return f"{round(points, 1) + 0.0:+.1f}".replace("+0.0", "0.0").replace("-", "−")
 
 
-def missing_text(missing: str) -> str:
-    """A missing spec as a column's head."""
+def column_text(missing: str) -> str:
+    """Write a missing spec as a column's head."""
     return "complete" if missing == "none" else f"missing {missing}"
 
 
 def units_text(entry: dict) -> str:
-    """What a comparison resampled: ``24 speakers, 112 clips``."""
+    """Say what a comparison resampled: ``24 speakers, 112 clips``."""
     clips = f"{entry['n_clips']} clips"
     return f"{entry['n_units']} speakers, {clips}" if entry["units"] == "subject" else clips
 
 
 def comparisons_text(compared: Sequence[dict]) -> list[str]:
-    """How many paired differences of one table hold, over what, and whether any could."""
+    """Say how many paired differences of one table hold, over what, and whether any could."""
     if not compared:
         return []
     held = sum(map(significant, compared))
@@ -237,7 +246,7 @@ def comparisons_text(compared: Sequence[dict]) -> list[str]:
 
 
 def grouped_text(entries: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Pairs of what and its reason, a reason once: ``18 combinations, such as A; B; C`` or the only one's name."""
+    """Name what shares a reason, each reason once: ``18 combinations, such as A; B; C`` or the only one's name."""
     reasons: dict[str, list[str]] = {}
     for what, reason in entries:
         reasons.setdefault(reason, []).append(what)
@@ -252,32 +261,32 @@ def grouped_text(entries: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def results_table(section: Section, columns: Sequence[str] | None = None) -> Table:
-    """One section as a table for the terminal, of all or some of its columns."""
+    """Make one section a table for the terminal, of all or some of its columns."""
     table = Table()
     table.add_column("method", overflow="fold")
     table.add_column("fusion", overflow="fold")
     columns = section.columns if columns is None else columns
     for missing in columns:
-        head = missing_text(missing).replace(" ", "\n")
+        head = column_text(missing).replace(" ", "\n")
         table.add_column(head, justify="right", overflow="fold", no_wrap=False)  # folded, never cut
     rows = section.rows
     several = len({fusion for _, fusion in rows}) > 1
-    for place, (method, fusion) in enumerate(rows):
-        again = place > 0 and rows[place - 1][0] == method
-        last = several and (place + 1 == len(rows) or rows[place + 1][0] != method)  # a line below each method
+    for i, (method, fusion) in enumerate(rows):
+        again = i > 0 and rows[i - 1][0] == method
+        last = several and (i + 1 == len(rows) or rows[i + 1][0] != method)  # a line below each method
         scores = (score_text(section.cell(method, fusion, missing)) for missing in columns)
         table.add_row("" if again else method, fusion, *scores, end_section=last)
     return table
 
 
 def _fitting(section: Section, width: int) -> list[list[str]]:
-    """The section's columns, in parts that fit beside its methods and fusions into so many characters."""
+    """Return the section's columns, in parts that fit beside its methods and fusions into so many characters."""
     room = width - sum(2 + max(map(len, names)) + 1 for names in zip(*section.rows, strict=True)) - 1
     parts: list[list[str]] = [[]]
     left = room
     for missing in section.columns:
         texts = [score_text(section.cell(*row, missing)) for row in section.rows]
-        needed = 3 + max(map(len, [*texts, *missing_text(missing).split()]))
+        needed = 3 + max(map(len, [*texts, *column_text(missing).split()]))
         if parts[-1] and needed > left:
             parts.append([])
             left = room
@@ -287,7 +296,7 @@ def _fitting(section: Section, width: int) -> list[list[str]]:
 
 
 def print_results(document: dict, console: Console | None = None) -> None:
-    """All tables of a results document, to standard output unless a console is given; wide ones in several parts."""
+    """Print all tables of a results document, on standard output unless a console is given; wide ones in parts."""
     if console is None:
         console = Console()
         if not console.is_terminal:
@@ -297,6 +306,94 @@ def print_results(document: dict, console: Console | None = None) -> None:
         # Plain lines: a table's own title and caption are folded to its width.
         console.print(section.title, style="italic", markup=False, highlight=False)
         for columns in _fitting(section, console.width):
-            console.print(results_table(section, columns))
+            console.print(results_table(section, columns), markup=False)  # names are text
         for note in section.notes(compared) + comparisons_text(compared):
             console.print(note, markup=False, highlight=False)
+
+
+def export_csv(documents: Sequence[dict], comparisons: Sequence[dict], folder: Path) -> list[Path]:
+    """Write results.csv, a row a cell, and comparisons.csv, a row a pair, into ``folder``; return their paths.
+
+    Accuracies, F1 and recalls are percentages, differences percentage points. Lists over seeds are separated by
+    spaces; what does not exist (the deviation of one seed) is empty.
+    """
+    results = [result for section in sections(documents) for result in section.results]
+    tables = {"results.csv": [_result_row(r) for r in results]}
+    tables["comparisons.csv"] = [_comparison_row(c) for c in comparisons]
+    for name, rows in tables.items():
+        header = list(dict.fromkeys(column for row in rows for column in row)) or COMPARISON_COLUMNS
+        write_csv(folder / name, header, ([row.get(column) for column in header] for row in rows))
+    return [folder / name for name in tables]
+
+
+def _result_row(r: Mapping) -> dict:
+    names = ("dataset", "features", "store", "weights", "split", "missing_test", "method", "fusion", "missing")
+    row = {name: r.get(name) for name in (*names, "marginal", "mean", "std")}
+    row["low"], row["high"] = r.get("interval") or (None, None)
+    for name in ("macro_f1", "uar", "val_accuracy"):
+        row[name] = statistics.fmean(r[name])
+        row[f"{name}_std"] = statistics.stdev(r[name]) if len(r[name]) > 1 else None
+        if name != "val_accuracy":
+            row[f"{name}_low"], row[f"{name}_high"] = r.get(f"{name}_interval") or (None, None)
+    row |= {"epochs": r["epochs"], "total_epochs": r.get("total_epochs"), "seconds": r["seconds"]}
+    lists = ("seeds", "test_accuracy", "n_train", "n_complete", "n_test", "best_epoch")
+    return row | {name: " ".join(map(str, r[name])) for name in lists} | _family_columns(r)
+
+
+def _comparison_row(c: Mapping) -> dict:
+    low, high = c["interval"]
+    sides = {f"{s}_{name}": c[s].get(name) for s in ("a", "b") for name in ("method", "fusion", "marginal")}
+    values = dict(c) | sides | {"low": low, "high": high, "seeds": " ".join(map(str, c["seeds"]))}
+    return {name: values[name] for name in COMPARISON_COLUMNS} | _family_columns(c)
+
+
+COMPARISON_COLUMNS = (*SETTING, "missing", "a_method", "a_fusion", "a_marginal", "b_method", "b_fusion", "b_marginal")
+COMPARISON_COLUMNS += ("difference", "low", "high", "p", "p_holm", "units", "n_units", "n_clips", "seeds")
+
+
+def _family_columns(described: Mapping) -> dict:
+    """Return what else sets the tables of several runs apart: the store's revision, given files, hyper-parameters."""
+    family = family_of(described)
+    given = " ".join(f"{kind}:{f['file']}:{f['sha256'][:12]}" for kind, f in (family["given"] or {}).items())
+    trained = {f"end_to_end_{name}": value for name, value in (family["end_to_end"] or {}).items()}
+    return {"revision": family["revision"], "given": given} | family["settings"] | trained
+
+
+def export_latex(documents: Sequence[dict], folder: Path) -> Path:
+    """Write results.tex into ``folder``: a table a section, for a document that uses booktabs; return its path."""
+    tables = "\n".join(map(_latex_table, sections(documents)))
+    with whole_file(folder / "results.tex", "w") as file:
+        file.write(f"% \\usepackage{{booktabs}}; the best mean of each column is bold\n{tables}")
+    return folder / "results.tex"
+
+
+def _latex_table(section: Section) -> str:
+    columns, rows = section.columns, section.rows
+    several = len(rows) > len({method for method, _ in rows})
+    lines = []
+    for i, row in enumerate(rows):
+        scores = [_latex_score(section, row, missing) for missing in columns]
+        apart = "\\addlinespace\n" if several and i and rows[i - 1][0] != row[0] else ""
+        lines.append(apart + " & ".join([*map(latex_text, row), *scores]) + r" \\")
+    heads = [column_text(missing).rpartition(" ") for missing in columns]  # on two lines, or it grows wide
+    above = " & ".join(["", "", *(latex_text(first) for first, _, _ in heads)])
+    head = " & ".join(["method", "fusion", *(latex_text(last) for _, _, last in heads)])
+    caption = latex_text(" ".join([section.title + ".", *section.notes()]))
+    words = [*map(section.of, SETTING), *filter(None, [section.apart])]
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(words)).strip("-")
+    body = "\n".join(lines)
+    return (
+        f"\\begin{{table}}\n\\centering\n\\caption{{{caption}}}\n\\label{{tab:{name}}}\n"
+        f"\\begin{{tabular}}{{ll{'r' * len(columns)}}}\n\\toprule\n{above} \\\\\n{head} \\\\\n\\midrule\n"
+        f"{body}\n\\bottomrule\n\\end{{tabular}}\n\\end{{table}}\n"
+    )
+
+
+def _latex_score(section: Section, row: tuple[str, str], missing: str) -> str:
+    text = latex_text(score_text(section.cell(*row, missing)))
+    return f"\\textbf{{{text}}}" if row in section.best(missing) else text
+
+
+def latex_text(text: str) -> str:
+    """Write plain text as LaTeX that compiles: every character that means something to TeX is escaped."""
+    return text.translate(LATEX)

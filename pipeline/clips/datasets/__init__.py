@@ -1,9 +1,10 @@
-"""One dataset a file: how its raw folder becomes clips, and what it should hold.
+"""One dataset a file: how its raw folder becomes clips, what it should hold, where it can be downloaded.
 
 A dataset module has ``NAME``, ``SUMMARY`` (one line with the citation), ``CLASSES`` (label names in the order of the
 store's label codes), where it finds more classes than these also ``ALL_CLASSES``, and ``find(root, files) -> (clips,
-notes)`` of what `files_below` lists; what data_manifests/ knows of NAME is compared with what is found. Other packages
-add theirs through the entry-point group ``mlemiss.datasets``.
+notes)`` of what `files_below` lists; what data_manifests/ knows of NAME is compared with what is found. Where anybody
+may download it, ``DOWNLOAD`` says how (`manifest.Download`). Other packages add theirs through the entry-point group
+``mlemiss.datasets``.
 """
 
 import importlib
@@ -45,6 +46,15 @@ def load_dataset(name: str) -> ModuleType:
         f"unknown dataset {name!r}: expected {', '.join(dataset_names())}, or the path of a CSV manifest.\n"
         "`mlemiss list datasets` describes them; a manifest has the columns clip_id,path,label,subject."
     )
+
+
+def downloadable(name: str) -> ModuleType:
+    """Return the module of a dataset that can be downloaded. InputError: an unknown name, or one that cannot be."""
+    module = load_dataset(name)
+    if not hasattr(module, "DOWNLOAD"):
+        others = ", ".join(other for other in dataset_names() if hasattr(load_dataset(other), "DOWNLOAD"))
+        raise InputError(f"cannot fetch {name!r}: only {others} can be downloaded by anybody.\nAsk its makers for it.")
+    return module
 
 
 def default_root(name: str) -> Path:

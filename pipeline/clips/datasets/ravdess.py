@@ -1,7 +1,8 @@
 """RAVDESS: 24 actors, full audio-visual speech, the six basic emotions, 192 clips each.
 
 Livingstone & Russo (2018), The Ryerson Audio-Visual Database of Emotional Speech and Song, PLoS ONE 13(5): e0196391.
-Official record: Zenodo 1188976, CC BY-NC-SA 4.0; one zip of speech videos an actor (Actor_01/01-01-…-01.mp4).
+Official record: Zenodo 1188976, CC BY-NC-SA 4.0; about 14 GB in one zip of speech videos an actor, which holds 60
+audio-visual clips (Actor_01/01-01-…-01.mp4) and 60 video-only ones of the same takes.
 
 A file is known by its name, modality-channel-emotion-intensity-statement-repetition-actor, wherever it lies. Of copies
 with the same name the one in its own actor's folder is kept, else the one that lies less deep.
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...console import name_some
-from ..manifest import Clip, note_copies
+from ..manifest import Clip, Download, known_clips, note_copies
 
 NAME = "ravdess"
 SUMMARY = "RAVDESS speech, 24 actors, 1152 audio-visual clips of six emotions (Livingstone & Russo 2018)"
@@ -35,6 +36,21 @@ MODALITIES = {"01": "audio-visual", "02": "video-only", "03": "audio-only"}
 CHANNELS = {"01": "speech", "02": "song"}
 WANTED = "audio-visual speech"
 ACTOR_FOLDER = re.compile(r"Actor_(\d\d)", re.IGNORECASE)
+
+
+def _clips_of(actor: int) -> dict[str, str]:
+    """Return the paths below the root of an actor's 60 audio-visual clips, by clip id."""
+    ids = [clip_id for clip_id in known_clips(NAME, ALL_CLASSES) if clip_id.endswith(f"-{actor:02}")]
+    return {clip_id: f"Actor_{actor:02}/{clip_id}.mp4" for clip_id in ids}
+
+
+DOWNLOAD = Download(
+    record="https://zenodo.org/api/records/1188976",
+    zips={actor: f"Video_Speech_Actor_{actor:02}.zip" for actor in range(1, 25)},
+    clips=_clips_of,
+    part="actor",
+    unpacked=0.5,
+)
 
 
 def find(root: Path, files: Sequence[Path]) -> tuple[list[Clip], list[str]]:
