@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
-from mlemiss.pipeline.encoders.images import Backbone, Weights
+from mlemiss.pipeline.encoders import Weights
+from mlemiss.pipeline.encoders.images import Backbone
 from mlemiss.pipeline.stores.store import (
     MEDIA,
     FeatureStore,

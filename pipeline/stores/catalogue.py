@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from ..console import BYTES, Progress, amount, printable, say
-from ..encoders.images import is_backbone
+from ..encoders import is_backbone
 from ..errors import InputError
 from .checksums import COMPLETE, UNEXPECTED, clip_chunks, clips_hit, find_damage, recorded_files
 from .remote import Place, in_parallel, is_local
