@@ -97,7 +97,7 @@ def cached(media: FeatureStore, folder: Path, backbone: str = TINY) -> FeatureSt
         features = np.full(shape, np.nan, np.float16)
         features[there] = np.stack([f for f in found if f is not None])
         create_array(group, name, shape, shape, "float16", ["clip", "segment", "feature"])[:] = features
-    weights = {"name": "random", "hash": network.spec.weights_hash}
+    weights = {"name": "random", "hash": network.spec["weights_hash"]}
     return _publish(folder, group, media.label, media.present, "tiny", weights)
 
 
