@@ -152,7 +152,7 @@ def preprocess(
 ) -> int:
     """Decode clips, compute CNN features of every segment, cache them in Zarr stores."""
     from . import preprocess as job
-    from .encoders.images import DEFAULT, parse_weights
+    from .encoders import DEFAULT, parse_weights
     from .stores import share
 
     if dry_run and as_json:

@@ -170,13 +170,10 @@ def test_three_modalities_train(tmp_path, lacking):
     three = write_store(tmp_path, clips=120, separation=1.2, widths=widths)
     assert three.modalities == ("visual", "audio", "text")
     spec = parse_missing(lacking, three.modalities)
-    grid_of_three = Grid(
-        ["mle", "zero-padding", "lower-bound", "hgr", "ae1"], missing=[spec], missing_test=spec, seeds=2
-    )
+    methods = ["mle", "zero-padding", "lower-bound", "hgr", "ae1"]
+    every = Grid(methods, missing=[spec], missing_test=spec, seeds=2)
     settings = Settings(epochs=12, batch_size=64, lr=3e-3, hidden=32, dim=4)
-    document = run_grid(
-        [three], Grid(methods, missing=[spec], missing_test=spec, seeds=2), settings, "cpu", RunFolder(tmp_path / "run")
-    )
+    document = run_grid([three], every, settings, "cpu", RunFolder(tmp_path / "run"))
     assert not document["skipped"] and {r["missing"] for r in document["results"]} == {spec.name}
     means = {r["method"]: r["mean"] for r in document["results"]}
     assert means["mle"] > 70 and means["zero-padding"] > 70  # of three classes

@@ -12,7 +12,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from ..console import amount, name_some, printable, say
-from ..encoders.images import is_backbone
+from ..encoders import is_backbone
 from ..errors import InputError
 from .checksums import COMPLETE, UNEXPECTED, recorded_files
 from .remote import Place, in_parallel, is_local

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...pipeline.encoders.images import Weights, load_network
+from ...pipeline.encoders import Weights
+from ...pipeline.encoders.images import Backbone
 from ...pipeline.errors import InputError
 from ...pipeline.stores.masks import TRAIN
 from ...pipeline.stores.store import FeatureStore
@@ -77,7 +78,7 @@ class EndToEnd:
         """Return one modality's backbone with its first weights."""
         return Trunk(
             modality,
-            load_network(self.backbone, self.init),
+            Backbone(self.backbone, self.init),
             frozen=self.frozen,
             augment=self.augment,
             micro_batch=self.micro_batch,
@@ -141,7 +142,7 @@ class MediaClips(Clips):
     @cached_property
     def network_hash(self) -> str:
         """Return the hash of the backbone's first weights."""
-        return load_network(self.options.backbone, self.options.init).weights_hash
+        return Backbone(self.options.backbone, self.options.init).spec["weights_hash"]
 
     def check(self, kind: type[Method], name: str) -> None:
         """Check that the method called ``name`` can train end to end. InputError: it reconstructs features."""
