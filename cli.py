@@ -80,7 +80,7 @@ def _options(
 def demo(out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo")) -> int:
     """Synthetic clips, features of a small random network, three methods at growing missing rates, a report."""
     from .pipeline import preprocess as job
-    from .pipeline.encoders.images import Weights
+    from .pipeline.encoders import Weights
     from .pipeline.run.plan import FeatureRequest
     from .pipeline.stores.store import FeatureStore
     from .trainer.experiments.grid import Grid
@@ -113,7 +113,7 @@ def list_(
 
         rows = {name: methods.summary(name) for name in methods.method_names()}
     elif kind == "features":
-        from .pipeline.encoders.images import backbone_names
+        from .pipeline.encoders import backbone_names
 
         rows = backbone_names()
     else:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from mlemiss.pipeline.encoders.images import keep_freed_memory
+from mlemiss.pipeline.encoders import keep_freed_memory
 from mlemiss.pipeline.stores.store import FeatureStore
 from mlemiss.trainer.experiments.experiments import run_grid
 from mlemiss.trainer.experiments.grid import Grid

@@ -24,12 +24,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from mlemiss.pipeline.encoders.images import load_network, parse_weights
+from mlemiss.pipeline.encoders import parse_weights, resolve_device
+from mlemiss.pipeline.encoders.images import Backbone
 from mlemiss.pipeline.stores.store import FeatureStore
 from mlemiss.trainer.batches import Stage, all_rows
 from mlemiss.trainer.data import RunSpec
 from mlemiss.trainer.end_to_end.end_to_end import EndToEnd, MediaClips
-from mlemiss.trainer.experiments.experiments import choose_device
 from mlemiss.trainer.experiments.paper import EXHIBITS
 from mlemiss.trainer.experiments.reproduce import reproduce
 from mlemiss.trainer.methods import load
@@ -69,7 +69,7 @@ def main() -> None:
 
 def speed(store: FeatureStore, options: EndToEnd, o: argparse.Namespace) -> dict:
     """Images per second of both, medians over turns, and the ratio turn by turn."""
-    device = choose_device(o.device)
+    device = torch.device(resolve_device(o.device))
     product, bare = steps_end_to_end(store, options, o, device), steps_bare(options, o, device)
     rates: dict[str, list[float]] = {"end to end": [], "bare": []}
     for turn in range(o.turns + 1):
@@ -131,11 +131,11 @@ def steps_end_to_end(store, options, o, device) -> Callable[[], int]:
 
 def steps_bare(options: EndToEnd, o: argparse.Namespace, device: torch.device) -> Callable[[], int]:
     """Both networks' forward and backward passes over as many images, in micro-batches one after the other."""
-    networks = [load_network(options.backbone, options.init) for _ in range(2)]
+    networks = [Backbone(options.backbone, options.init) for _ in range(2)]
     models = [n.model.to(device, memory_format=torch.channels_last).train() for n in networks]
     sizes = [min(o.micro_batch, o.batch_size - first) for first in range(0, o.batch_size, o.micro_batch)]
     images = [
-        torch.randn(n, 3, *networks[0].input_size, device=device).contiguous(memory_format=torch.channels_last)
+        torch.randn(n, 3, *networks[0].spec["input_size"], device=device).contiguous(memory_format=torch.channels_last)
         for n in sizes
     ]
 

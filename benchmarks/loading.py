@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mlemiss.pipeline.encoders.images import keep_freed_memory
+from mlemiss.pipeline.encoders import keep_freed_memory
 from mlemiss.pipeline.stores.store import FeatureStore, attributes, create_array, open_group, publish, write_table
 from mlemiss.trainer.data import Clips, Dataset
 

@@ -19,13 +19,13 @@ import json
 import statistics
 
 import torch
-from mlemiss.pipeline.encoders.images import parse_weights
+from mlemiss.pipeline.encoders import parse_weights, resolve_device
 from mlemiss.pipeline.stores.masks import parse_missing
 from mlemiss.pipeline.stores.store import FeatureStore
 from mlemiss.trainer.batches import Batch, Stage, all_rows
 from mlemiss.trainer.data import RunSpec
 from mlemiss.trainer.end_to_end.end_to_end import EndToEnd, MediaClips
-from mlemiss.trainer.experiments.experiments import choose_device, clips_as, run_grid
+from mlemiss.trainer.experiments.experiments import clips_as, run_grid
 from mlemiss.trainer.experiments.grid import Grid
 from mlemiss.trainer.marginal import Full
 from mlemiss.trainer.methods import load
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--accuracy", action="store_true")
     o = parser.parse_args()
     options = EndToEnd(o.backbone, parse_weights([o.init], [o.backbone])[o.backbone], backbone_lr=o.backbone_lr)
-    store, device = FeatureStore.open(o.store), choose_device(o.device)
+    store, device = FeatureStore.open(o.store), torch.device(resolve_device(o.device))
     found = {"benchmark": "marginal_bias", "backbone": o.backbone, "missing": o.missing, "fusion": o.fusion}
     epochs = [gradients(store, options, o, seed, device) for seed in range(o.seeds)]
     found["epochs"] = [

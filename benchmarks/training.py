@@ -28,10 +28,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mlemiss.pipeline.encoders.images import keep_freed_memory
+from mlemiss.pipeline.encoders import keep_freed_memory, resolve_device
 from mlemiss.pipeline.stores.store import FeatureStore, attributes, create_array, open_group, publish, write_table
 from mlemiss.trainer.data import Clips, Dataset, RunSpec
-from mlemiss.trainer.experiments.experiments import choose_device, run_grid
+from mlemiss.trainer.experiments.experiments import run_grid
 from mlemiss.trainer.experiments.grid import Grid
 from mlemiss.trainer.settings import Settings
 from torch import nn
@@ -241,7 +241,7 @@ def main() -> None:
     parser.add_argument("--table2", action="store_true")
     arguments = parser.parse_args()
     keep_freed_memory()
-    device = choose_device(arguments.device)
+    device = torch.device(resolve_device(arguments.device))
     where = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
     print(f"{where}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}; n = {arguments.rounds}")
     settings = Settings(epochs=arguments.epochs, marginal="batch")

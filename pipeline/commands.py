@@ -152,7 +152,7 @@ def preprocess(
 ) -> int:
     """Decode clips, compute CNN features of every segment, cache them in Zarr stores."""
     from . import preprocess as job
-    from .encoders.images import DEFAULT, parse_weights
+    from .encoders import DEFAULT, parse_weights
     from .stores import share
 
     if dry_run and as_json:
@@ -237,10 +237,10 @@ def ls(
 @store_app.command()
 def info(path: StoreArgument, as_json: JsonOption = False) -> int:
     """All about a store: weights, classes, failed clips and causes, spec, settings, versions, how it was made."""
-    from .stores.catalogue import describe, description, print_table
+    from .stores.catalogue import description, print_table, store_facts
     from .stores.store import FeatureStore
 
-    facts = describe(FeatureStore.open(path))
+    facts = store_facts(FeatureStore.open(path))
     if as_json:
         print_json(facts)
     else:

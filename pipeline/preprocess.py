@@ -18,7 +18,7 @@ import numpy as np
 from .clips.datasets import collect
 from .clips.manifest import Collection, limit_clips
 from .console import Progress, amount, name_some, say
-from .encoders.images import device_of, resolve_tag
+from .encoders import resolve_device, resolve_tag
 from .errors import InputError
 from .files import write_json
 from .media import decode as media
@@ -173,8 +173,10 @@ def _collect(clips: ClipRequest) -> Collection:
 def _device(name: str, features: FeatureRequest, client) -> str:
     if features.media == "only" and name == "auto":
         return "cpu"  # media need no torch, and no GPU
-    if client is None or name not in ("auto", "cuda"):
-        return device_of(name)
+    if client is None or name == "cpu":
+        return resolve_device(name)
+    if name == "mps":
+        raise InputError("--device mps is of this machine, not of a cluster.\nLeave out --scheduler or --device.")
     return cluster.device_on(client, name)
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
-from mlemiss.pipeline.encoders.images import Backbone, Weights
+from mlemiss.pipeline.encoders import Weights
+from mlemiss.pipeline.encoders.images import Backbone
 from mlemiss.pipeline.stores.store import (
     MEDIA,
     FeatureStore,
@@ -96,7 +97,7 @@ def cached(media: FeatureStore, folder: Path, backbone: str = TINY) -> FeatureSt
         features = np.full(shape, np.nan, np.float16)
         features[there] = np.stack([f for f in found if f is not None])
         create_array(group, name, shape, shape, "float16", ["clip", "segment", "feature"])[:] = features
-    weights = {"name": "random", "hash": network.spec.weights_hash}
+    weights = {"name": "random", "hash": network.spec["weights_hash"]}
     return _publish(folder, group, media.label, media.present, "tiny", weights)
 
 

@@ -1,6 +1,7 @@
 """Backbones: the contract of the paper's three, weights from every source, and messages where they cannot be had."""
 
 import http.server
+import json
 import threading
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from mlemiss.pipeline.encoders.images import BACKBONES, Backbone, Weights, parse_weights, resolve_tag
+from mlemiss.pipeline.encoders import BACKBONES, Weights, parse_weights, resolve_device, resolve_tag
+from mlemiss.pipeline.encoders.images import Backbone, logmel_pictures
 from mlemiss.pipeline.errors import InputError
 
 SMALL = "timm:mobilenetv3_small_050"
@@ -65,17 +67,61 @@ def test_tags_are_pinned():
             resolve_tag(unknown)
 
 
-def test_logmel_image_is_level_and_slopes(logmel):
+def test_logmel_image_is_level_and_slopes():
     """Silence is black and 0 dB white; flat slopes are mid-grey; beyond the range is clipped."""
-    backbone = Backbone(SMALL, Weights("random"))
-    seen = {}
-    backbone.images = lambda values: seen.setdefault("values", values)[:, :, :224, :51]
-    backbone._compiled_for = lambda inputs: lambda _: torch.zeros(1, 1024)
     image = np.zeros((1, 3, 64, 51), np.float16)
     image[0, 0, 0], image[0, 0, 1], image[0, 0, 2], image[0, 1, 0] = -100, -40, 10, 10
-    backbone.audio([image])
-    assert seen["values"][0, 0, :4, 0].tolist() == [0.0, 0.5, 1.0, 1.0]
-    assert seen["values"][0, 1, :2, 0].tolist() == [1.0, 0.5] and (seen["values"][0, 2] == 0.5).all()
+    picture = logmel_pictures(torch.from_numpy(image))[0]
+    assert picture[0, :4, 0].tolist() == [0.0, 0.5, 1.0, 1.0]
+    assert picture[1, :2, 0].tolist() == [1.0, 0.5] and (picture[2] == 0.5).all()
+
+
+def test_the_spec_of_a_store_that_was_made_before_is_the_same():
+    """Every entry goes into the fingerprint: another one and a team's stores would all be made again."""
+    spec = Backbone(SMALL, Weights("random"), "bf16").spec
+    weights_hash = spec.pop("weights_hash")
+    assert len(weights_hash) == 16 and json.dumps(spec) == json.dumps(
+        {
+            "features": SMALL,
+            "tag": "mobilenetv3_small_050.lamb_in1k",
+            "input_size": [224, 224],
+            "mean": [0.485, 0.456, 0.406],
+            "std": [0.229, 0.224, 0.225],
+            "precision": "bf16",
+            "device": "cpu",
+            "logmel_floor": -80.0,
+            "delta_ranges": [10.0, 5.0],
+            "execution": "trace-freeze-channels-last",
+        }
+    )
+    executions = {kind: Backbone(SMALL, Weights("random"), device=kind).spec for kind in ("cuda", "cuda:1", "mps")}
+    assert executions["cuda"] == executions["cuda:1"]  # which of several GPUs makes no difference
+    assert executions["cuda"]["execution"].endswith("batch-240")
+    assert executions["mps"]["device"] == "mps" and executions["mps"]["execution"] == spec["execution"]
+
+
+def test_devices_by_name(monkeypatch):
+    def gpus(cuda: int, mps: bool) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+    gpus(0, False)
+    assert resolve_device("auto") == resolve_device("cpu") == "cpu"
+    for name in ("cuda", "cuda:0"):
+        with pytest.raises(InputError, match=rf"device {name}: torch finds no CUDA device here\.\nUse --device"):
+            resolve_device(name)
+    with pytest.raises(InputError, match=r"device mps: torch finds no Apple GPU here\.\nUse --device auto or cpu"):
+        resolve_device("mps")
+    gpus(2, False)
+    assert [resolve_device(name) for name in ("auto", "cuda", "cuda:1", "cpu")] == ["cuda", "cuda", "cuda:1", "cpu"]
+    with pytest.raises(InputError, match="device cuda:2: torch finds only 2 CUDA devices here"):
+        resolve_device("cuda:2")
+    gpus(0, True)
+    assert resolve_device("mps") == "mps" and resolve_device("auto") == "cpu"
+    for name in ("tpu", "cuda1", "cuda:", "mps:0", ""):
+        with pytest.raises(InputError, match=r"unknown device .*: expected auto, cpu, cuda, cuda:N or mps"):
+            resolve_device(name)
 
 
 @pytest.fixture(scope="module")
@@ -102,15 +148,15 @@ def test_hash_is_of_the_tensors_not_of_the_file(files):
         Backbone("timm:resnet18.tv_in1k", Weights(name, str(files / name)))
         for name in ("w.pth", "wrapped.pth", "w.safetensors")
     ]
-    assert len({backbone.spec.weights_hash for backbone in loaded}) == 1
-    assert Backbone("timm:resnet18.tv_in1k", Weights("random")).spec.weights_hash != loaded[0].spec.weights_hash
+    assert len({backbone.spec["weights_hash"] for backbone in loaded}) == 1
+    assert Backbone("timm:resnet18.tv_in1k", Weights("random")).spec["weights_hash"] != loaded[0].spec["weights_hash"]
 
 
 def test_random_weights_are_the_same_each_time_and_leave_the_generator_alone():
     torch.manual_seed(1)
     expected = torch.rand(1)
     torch.manual_seed(1)
-    hashes = {Backbone(SMALL, Weights("random")).spec.weights_hash for _ in range(2)}
+    hashes = {Backbone(SMALL, Weights("random")).spec["weights_hash"] for _ in range(2)}
     assert len(hashes) == 1 and torch.equal(torch.rand(1), expected)
 
 

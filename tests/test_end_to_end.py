@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mlemiss.pipeline.encoders.images import load_network
+from mlemiss.pipeline.encoders.images import Backbone
 from mlemiss.pipeline.errors import InputError
 from mlemiss.pipeline.stores.masks import TRAIN, parse_missing
 from mlemiss.pipeline.stores.store import FeatureStore
@@ -167,7 +167,7 @@ def test_a_finished_grid_is_not_trained_again(media, tmp_path):
     result = first["results"][0]
     assert (result["features"], result["weights"], result["marginal"]) == (TINY, "random", "bank")
     assert result["end_to_end"] | {"weights_hash": 0} == tiny().describe() | {"weights_hash": 0}
-    assert result["weights_hash"] == load_network(TINY, RANDOM).weights_hash
+    assert result["weights_hash"] == Backbone(TINY, RANDOM).spec["weights_hash"]
     assert "trained end to end (from random weights)" in (tmp_path / "run" / "report.html").read_text()
     other, _ = train([media], out, grid, QUICK, "cpu", end_to_end=tiny(backbone_lr=1e-3))
     assert identity(other["results"][0]) != identity(result)
@@ -178,7 +178,7 @@ def test_a_finished_grid_is_not_trained_again(media, tmp_path):
 
 def tiny_trunk(backbone=TINY, **options):
     how = {"frozen": False, "augment": False, "micro_batch": 64, "precision": "fp32"} | options
-    return Trunk("visual", load_network(backbone, RANDOM), **how)
+    return Trunk("visual", Backbone(backbone, RANDOM), **how)
 
 
 def frames_of(media, n=12):
@@ -408,7 +408,7 @@ def test_backbones_learn(media):
     run = clips.run(RunSpec(0, parse_missing("audio:0.5")))
     runs = clips.load(CPU).runs([run], all_rows)
     MediaTraining(load("mle")(runs, replace(QUICK, epochs=3), "addition"), "mle", lambda clips: None).run()
-    before = load_network(TINY, RANDOM).model.state_dict()
+    before = Backbone(TINY, RANDOM).model.state_dict()
     for trunk in runs.trunks:
         assert all(not torch.equal(t, before[name]) for name, t in trunk.network.state_dict().items())
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from mlemiss.pipeline.errors import InputError
 from mlemiss.pipeline.media import decode as media
+from mlemiss.pipeline.media import ffmpeg
 from mlemiss.pipeline.media.ffmpeg import Limits
 from mlemiss.pipeline.media.process import ffmpeg_binary, ffmpeg_version
 
@@ -51,6 +52,26 @@ def clips(tmp_path_factory):
     make(folder / "both.avi", *PICTURE, *SOUND, "-c:v", "mjpeg", "-c:a", "pcm_s16le")
     make(folder / "sound.wav", *SOUND)
     return folder
+
+
+def test_the_commands_in_the_comment_are_those_that_run(clips, monkeypatch):
+    """`media/ffmpeg.py` shows newcomers both commands whole."""
+    commands = []
+
+    class Recorded(subprocess.Popen):
+        def __init__(self, command, **options):
+            commands.append(" ".join(command[command.index(ffmpeg_binary()) + 1 :]))
+            super().__init__(command, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", Recorded)
+    clip, deadline = clips / "both.mp4", time.monotonic() + 60
+    ffmpeg.list_packets(clip, Limits(), deadline)
+    ffmpeg.decode_streams(clip, ("video", "audio"), np.array([3, 8]), Limits(), deadline)
+    pipes = iter(("PACKETS", "FRAMES", "PICTURE", "SAMPLES", "SOUND"))
+    ran = [re.sub(r"pipe:\d+", lambda _: f"pipe:{next(pipes)}", command) for command in commands]
+    ran = [command.replace(ffmpeg.CONTAINERS, "CONTAINERS").replace(str(clip), "CLIP") for command in ran]
+    shown = re.findall(r"(?m)^#   ffmpeg (.*(?:\n#   .*)+)", Path(ffmpeg.__file__).read_text(encoding="utf-8"))
+    assert [re.sub(r"(,)?\n# +", lambda cut: cut[1] or " ", command) for command in shown] == ran
 
 
 # --- which frame, against an independent decoder --------------------------------------------------------------------
@@ -384,7 +405,7 @@ def test_what_takes_too_long_is_stopped(clips, stuck_ffmpeg):
 
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv")
 def test_a_killed_parent_leaves_no_ffmpeg(clips, stuck_ffmpeg):
-    code = "import sys; from mlemiss.pipeline import media; media.read_clip(sys.argv[1])"
+    code = "import sys; from mlemiss.pipeline.media.decode import read_clip; read_clip(sys.argv[1])"
     parent = subprocess.Popen([sys.executable, "-c", code, str(clips / "both.mp4")])
     wait_for(stuck_ffmpeg.exists)
     child = int(stuck_ffmpeg.read_text())
@@ -409,6 +430,7 @@ def test_no_ffmpeg_is_the_users_to_know(clips, monkeypatch):
 NO_SOUND, NO_PICTURE = {"audio": "no audio stream"}, {"visual": "no video stream"}
 SILENT = {"visual": "no video stream", "audio": "the audio is digital silence"}
 NOTHING = "no video and no audio stream"
+NO_SENSE = dict.fromkeys(("visual", "audio"), "its streams make no sense (ValueError)")  # streams without packets
 OUTCOMES = {  # T (None: nothing is left of it), what is missing and why
     "av1_video.mkv": (5.0, NO_SOUND),
     "big_buck_bunny_small.mp4": (5.28, {}),
@@ -418,7 +440,9 @@ OUTCOMES = {  # T (None: nothing is left of it), what is missing and why
         {"visual": "the video fails at 3.00 s of 5.00 s: Invalid NAL unit size (-1 > 551)"} | NO_SOUND,
     ),
     "h264_10bits.mp4": (1.0, NO_SOUND),
+    "h264_white_frame_sar_16_9.mp4": (0.04, NO_SOUND),
     "h265_10bits.mp4": (1.0, NO_SOUND),
+    "invalid_userdata.mp4": (0.0, NO_SENSE),
     "issue55.flv": (0.0, SILENT),
     "mp4-with-audio.mp4": (0.0, SILENT),
     "mpeg4.mp4": (0.0, {"visual": NOTHING, "audio": NOTHING}),
@@ -426,12 +450,25 @@ OUTCOMES = {  # T (None: nothing is left of it), what is missing and why
         13.0,
         {},
     ),  # the 390 frames it declares are its second video stream's; the first holds all its 325
+    "no_timescale.mp4": (
+        0.0,
+        {"visual": "the video fails at 0.43 s of 6.04 s: top block unavailable for requested intra mode -1"} | NO_SOUND,
+    ),
     "sample.mkv": (0.0, {"visual": "not readable: Duplicate element", "audio": "not readable: Duplicate element"}),
     "sample.mp4": (1.0427, {}),
+    "short-cenc.mp4": (
+        0.0,
+        {
+            "visual": "the video does not decode: SEI type 129 size 183 truncated at 169",
+            "audio": "the audio does not decode: channel element 3.12 is not allocated",
+        },
+    ),
+    "test1_empty.wav": (0.0, NO_SENSE),
     "unordered.mov": (0.125, NO_SOUND),
     "var_fps_video.mp4": (14.9667, NO_SOUND),
     "video_270.mov": (0.1, NO_SOUND),
     "video_90.mov": (0.1, NO_SOUND),
+    "zero_empty_stsc.mp4": (0.0, NO_SENSE),
 }
 
 

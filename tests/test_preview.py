@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from mlemiss.pipeline.encoders.images import Weights
+from mlemiss.pipeline.encoders import Weights
 from mlemiss.pipeline.media import decode as media
 from mlemiss.pipeline.media.process import ffmpeg_binary
 from mlemiss.pipeline.preprocess import ClipRequest, preprocess

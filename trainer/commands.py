@@ -126,7 +126,7 @@ def train(
     as_json: JsonOption = False,
 ) -> int:
     """Train every combination of the repeatable options, each with N seeds; print and keep the results."""
-    from ..pipeline.encoders.images import DEFAULT
+    from ..pipeline.encoders import DEFAULT
     from ..pipeline.stores.catalogue import find_store
     from ..pipeline.stores.mask_files import read_given
     from ..pipeline.stores.store import MEDIA, FeatureStore
@@ -239,16 +239,18 @@ def predict(
     """Apply trained weights: each clip's label, predicted class and probabilities, the mean over the seeds."""
     import sys
 
+    import torch
+
+    from ..pipeline.encoders import resolve_device
     from ..pipeline.stores.store import FeatureStore
     from . import methods
     from .experiments import weights
-    from .experiments.experiments import choose_device
 
     if out is not None:
         writable_file(out, "--out")
     wanted = {"method": methods.resolve(method) if method else None, "fusion": fusion, "cell": cell}
     wanted["missing"] = _missing_name(missing) if missing else None
-    where, opened = choose_device(device), FeatureStore.open(store)
+    where, opened = torch.device(resolve_device(device)), FeatureStore.open(store)
     path, header = weights.choose(run, opened.features, **wanted)
     say(f"{header['method']} {header['fusion']}, missing {header['missing']}, {len(header['seeds'])} seeds")
     predictions = weights.predict(path, header, opened, where)
@@ -315,7 +317,7 @@ def _end_to_end(backbone: str | None, init: str | None, **given) -> "EndToEnd | 
             option = stray[0].replace("_", "-").replace("compiled", "compile")
             raise InputError(f"--{option} belongs to training end to end.\nName a backbone with --end-to-end.")
         return None
-    from ..pipeline.encoders.images import parse_weights, resolve_tag
+    from ..pipeline.encoders import parse_weights, resolve_tag
     from .end_to_end.end_to_end import EndToEnd
 
     resolve_tag(backbone)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import MACHINE_ERRNOS, MachineError
-from .ffmpeg import Decoded, Limits, Listing, decode, decoder_failed, first_error, list_packets
+from .ffmpeg import DecodedStreams, Limits, Listing, decode_streams, decoder_failed, first_error, list_packets
 from .logmel import SAMPLE_RATE, cut_segments, segment_logmel
 from .process import ClipError, DecoderError, ffmpeg_binary
 
@@ -23,15 +23,15 @@ SEGMENT_SECONDS = 0.5
 SILENCE = 2.0**-16  # amplitude: half a step of 16-bit sound, what rounds to digital silence
 AUDIO_TOLERANCE = 0.1  # seconds by which sound may end before its packets do (encoders pad their last one)
 CLOCK = 1e5  # per second: timestamps that round to the same tick are the same
-JITTER = 0.005  # seconds by which a piece of sound may start early or late and still join the one before it
+PIECE_JITTER = 0.005  # seconds by which a piece of sound may start early or late and still join the one before it
 ROUNDING = 1e-9  # seconds
-MODALITIES = {"video": "visual", "audio": "audio"}  # by kind of stream
+MODALITY_OF = {"video": "visual", "audio": "audio"}  # by kind of stream
 DEFAULT_LIMITS = Limits()
 
 
 @dataclass(frozen=True)
 class ClipMedia:
-    """What one clip shows and sounds like.
+    """The frames and the sound of one clip.
 
     Args:
         frames: uint8 [30, 256, 256, 3] RGB, or None where the picture is missing.
@@ -60,12 +60,12 @@ class _Clip:
 
 
 def segment_starts(duration: float) -> np.ndarray:
-    """Starts of the 30 segments of a clip of `duration` seconds: float64 [30] in seconds."""
+    """Return the starts of the 30 segments of a clip of `duration` seconds: float64 [30] in seconds."""
     return np.linspace(0.0, max(duration - SEGMENT_SECONDS, 0.0), SEGMENTS)
 
 
 def segment_centres(duration: float) -> np.ndarray:
-    """Centres of the 30 segments of a clip of `duration` seconds: float64 [30] in seconds."""
+    """Return the centres of the 30 segments of a clip of `duration` seconds: float64 [30] in seconds."""
     return segment_starts(duration) + min(duration, SEGMENT_SECONDS) / 2
 
 
@@ -91,9 +91,9 @@ def read_clip(path: str | os.PathLike, limits: Limits = DEFAULT_LIMITS) -> ClipM
 
 
 def read_waveform(path: str | os.PathLike, limits: Limits = DEFAULT_LIMITS) -> np.ndarray | None:
-    """The sound that `read_clip` makes its log-Mels from: float32 [round(16000 T)], mono, 16 kHz, from time 0 to T.
+    """Return the sound that log-Mels are made from: float32 [round(16000 T)], mono, 16 kHz, from time 0 to T.
 
-    Returns None where the sound is missing; arguments and errors as for `read_clip`.
+    None where the sound is missing; arguments and errors as for `read_clip`.
     """
     return _read(Path(path), limits).waveform
 
@@ -115,7 +115,7 @@ def _read(path: Path, limits: Limits) -> _Clip:
 
 
 def check_file(path: Path, max_bytes: int) -> None:
-    """ClipError: not a regular file, empty, larger than allowed, or not to be opened."""
+    """Check that a file can be read. ClipError: no regular file, empty, too large, or not to be opened."""
     try:
         state = path.stat()
         if not stat.S_ISREG(state.st_mode):
@@ -131,7 +131,7 @@ def check_file(path: Path, max_bytes: int) -> None:
         raise ClipError(error.strerror or type(error).__name__) from None
 
 
-def _decode(path: Path, listing: Listing, limits: Limits, deadline: float) -> Decoded:
+def _decode(path: Path, listing: Listing, limits: Limits, deadline: float) -> DecodedStreams:
     """Decode once, keeping the frames that the packets' timestamps ask for; again if the frames say otherwise."""
     kinds = tuple(listing.streams)
     streams = listing.streams.values()
@@ -146,22 +146,24 @@ def _decode(path: Path, listing: Listing, limits: Limits, deadline: float) -> De
         # One stream that cannot even be opened ends the whole process: give each its own.
         video = _decode_kinds(path, ("video",), wanted, limits, deadline)
         audio = _decode_kinds(path, ("audio",), wanted, limits, deadline)
-        decoded = Decoded(
+        decoded = DecodedStreams(
             video.frame_times, video.frame_durations, video.images, audio.audio_times, audio.audio_counts,
             audio.samples, video.log + audio.log,
         )  # fmt: skip
     if len(decoded.frame_times):
         truth, _ = _choose_frames(decoded.frame_times, decoded.frame_durations, _time_zero(decoded))
         if not np.array_equal(np.unique(truth), wanted):
-            decoded.images = decode(path, ("video",), np.unique(truth), limits, deadline).images
+            decoded.images = decode_streams(path, ("video",), np.unique(truth), limits, deadline).images
     return decoded
 
 
-def _decode_kinds(path: Path, kinds: tuple[str, ...], wanted: np.ndarray, limits: Limits, deadline: float) -> Decoded:
+def _decode_kinds(
+    path: Path, kinds: tuple[str, ...], wanted: np.ndarray, limits: Limits, deadline: float
+) -> DecodedStreams:
     try:
-        return decode(path, kinds, wanted, limits, deadline)
+        return decode_streams(path, kinds, wanted, limits, deadline)
     except DecoderError as error:
-        return Decoded(log=f"[error] {error}")
+        return DecodedStreams(log=f"[error] {error}")
 
 
 def _check_length(seconds: float, limits: Limits) -> None:
@@ -169,12 +171,12 @@ def _check_length(seconds: float, limits: Limits) -> None:
         raise ClipError(f"the clip lasts {seconds:.0f} s, longer than the {limits.max_seconds:.0f} s allowed")
 
 
-def _time_zero(decoded: Decoded) -> float:
+def _time_zero(decoded: DecodedStreams) -> float:
     return min(times.min() for times in (decoded.frame_times, decoded.audio_times) if len(times))
 
 
 def _choose_frames(times: np.ndarray, durations: np.ndarray, zero: float) -> tuple[np.ndarray, float]:
-    """Which frames are on screen at the segments' centres, and T.
+    """Choose the frames that are on screen at the segments' centres, and return T.
 
     Args:
         times: float64 [F] timestamps in seconds, in any order.
@@ -193,10 +195,10 @@ def _choose_frames(times: np.ndarray, durations: np.ndarray, zero: float) -> tup
     return order[np.maximum(position, 0)], duration
 
 
-def _assemble(path: Path, listing: Listing, decoded: Decoded, limits: Limits) -> _Clip:
+def _assemble(path: Path, listing: Listing, decoded: DecodedStreams, limits: Limits) -> _Clip:
     clip = _Clip()
     if not len(decoded.frame_times) and not len(decoded.audio_times):
-        for kind, modality in MODALITIES.items():
+        for kind, modality in MODALITY_OF.items():
             clip.causes[modality] = _undecodable(kind, listing, decoded, path)
         return clip
     zero = _time_zero(decoded)
@@ -225,7 +227,7 @@ def _assemble(path: Path, listing: Listing, decoded: Decoded, limits: Limits) ->
     return clip
 
 
-def _undecodable(kind: str, listing: Listing, decoded: Decoded, path: Path) -> str:
+def _undecodable(kind: str, listing: Listing, decoded: DecodedStreams, path: Path) -> str:
     if kind in listing.empty:
         return f"the {kind} stream holds nothing" + (": the file is truncated" if listing.promised else "")
     if kind not in listing.streams:
@@ -233,7 +235,7 @@ def _undecodable(kind: str, listing: Listing, decoded: Decoded, path: Path) -> s
     return f"the {kind} does not decode: {first_error(decoded.log, path, listing.streams[kind].codec) or 'no output'}"
 
 
-def _video_fault(path: Path, listing: Listing, decoded: Decoded, zero: float) -> str | None:
+def _video_fault(path: Path, listing: Listing, decoded: DecodedStreams, zero: float) -> str | None:
     if not len(decoded.frame_times):
         return _undecodable("video", listing, decoded, path)
     packets, times = listing.streams["video"], decoded.frame_times
@@ -255,7 +257,7 @@ def _video_fault(path: Path, listing: Listing, decoded: Decoded, zero: float) ->
     return None
 
 
-def _audio_fault(path: Path, listing: Listing, decoded: Decoded, zero: float, duration: float) -> str | None:
+def _audio_fault(path: Path, listing: Listing, decoded: DecodedStreams, zero: float, duration: float) -> str | None:
     if not len(decoded.audio_times):
         return _undecodable("audio", listing, decoded, path)
     packets = listing.streams["audio"]
@@ -266,20 +268,20 @@ def _audio_fault(path: Path, listing: Listing, decoded: Decoded, zero: float, du
     if ends.max() - zero < expected - tolerance:
         return f"the audio stops at {ends.max() - zero:.2f} s of {expected:.2f} s: {why}"
     if decoder_failed(decoded.log, "audio"):
-        holes = ends[:-1][decoded.audio_times[1:] - ends[:-1] > JITTER] - zero
+        holes = ends[:-1][decoded.audio_times[1:] - ends[:-1] > PIECE_JITTER] - zero
         if len(holes) and holes[0] < expected:
             return f"the audio fails at {holes[0]:.2f} s of {expected:.2f} s: {why}"
     return None
 
 
-def _on_the_clock(decoded: Decoded, zero: float, duration: float) -> np.ndarray:
-    """Samples from time 0 to T, float32 [round(16000 T)]; silence where the timestamps leave a gap."""
+def _on_the_clock(decoded: DecodedStreams, zero: float, duration: float) -> np.ndarray:
+    """Return the samples from time 0 to T, float32 [round(16000 T)]; silence where the timestamps leave a gap."""
     waveform = np.zeros(round(duration * SAMPLE_RATE), np.float32)
     heard = np.concatenate([[0], np.cumsum(decoded.audio_counts)])  # samples before each piece
     drift = decoded.audio_times - heard[:-1] / SAMPLE_RATE
     first = 0
     for index in range(1, len(drift) + 1):
-        if index < len(drift) and abs(drift[index] - drift[first]) <= JITTER:
+        if index < len(drift) and abs(drift[index] - drift[first]) <= PIECE_JITTER:
             continue
         at = round((decoded.audio_times[first] - zero) * SAMPLE_RATE)
         piece = decoded.samples[heard[first] : heard[index]][: max(len(waveform) - at, 0)]

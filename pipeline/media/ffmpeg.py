@@ -1,7 +1,7 @@
-"""What ffmpeg is asked by `media`: list a clip's packets, decode it once, say what went wrong.
+"""The two ffmpeg commands that read a clip: one lists its packets, one decodes it; and what their logs say.
 
-A clip is hostile until read: only containers of sound and pictures are opened (a playlist could name other files),
-only from the file itself, within limits of time, size and picture size.
+A clip may be hostile: only containers of sound and pictures are opened (a playlist could name other files), only from
+the file itself, within limits of time, size and picture size.
 """
 
 import re
@@ -12,7 +12,7 @@ import ffmpeg
 import numpy as np
 
 from .logmel import SAMPLE_RATE
-from .process import ClipError, run
+from .process import ClipError, run_ffmpeg
 
 FRAME_SIZE = 256  # pixels, both sides
 FRAME_BYTES = FRAME_SIZE * FRAME_SIZE * 3  # RGB
@@ -32,11 +32,30 @@ VIDEO_FILTERS = (
     "bwdif=mode=send_frame:deint=interlaced,select={select},"
     "crop=min(iw\\,ih/sar):min(ih\\,iw*sar),scale={size}:{size}:flags=" + SCALER
 )
+# The commands as they are compiled, which a test compares: of an mp4 (other containers are probed more) of which the
+# frames 3 and 8 are wanted; pipes have numbers.
+#
+# List the packets:
+#   ffmpeg -analyzeduration 0 -copyts -format_whitelist CONTAINERS -max_pixels 67108864 -probesize 32
+#   -protocol_whitelist file -threads 1 -i file:CLIP
+#   -map 0:V:0? -map 0:a:0? -f framecrc -codec copy -flush_packets 0 pipe:PACKETS
+#   -nostdin -hide_banner -nostats -loglevel repeat+level+info -filter_threads 1
+#
+# Decode, once, into four pipes:
+#   ffmpeg -analyzeduration 0 -copyts -format_whitelist CONTAINERS -max_pixels 67108864 -probesize 32
+#   -protocol_whitelist file -threads 1 -i file:CLIP
+#   -map 0:V:0 -f rawvideo -fps_mode passthrough -pix_fmt gbrp
+#     -vf bwdif=mode=send_frame:deint=interlaced,select=eq(n\,3)+eq(n\,8),crop=min(iw\,ih/sar):min(ih\,iw*sar),
+#     scale=256:256:flags=bilinear+accurate_rnd+full_chroma_int+bitexact pipe:FRAMES
+#   -map 0:V:0 -f framecrc -enc_time_base filter -flush_packets 0 -fps_mode passthrough -vcodec wrapped_avframe
+#     pipe:PICTURE
+#   -map 0:a:0 -f tee -acodec pcm_f32le -ar 16000 [f=f32le]pipe:SAMPLES|[f=framecrc:flush_packets=0]pipe:SOUND
+#   -nostdin -hide_banner -nostats -loglevel repeat+level+warning -filter_threads 1
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one clip may cost.
+    """Limits of what one clip may cost.
 
     Args:
         timeout: seconds of wall time for all of the clip's processes together.
@@ -64,7 +83,7 @@ class Packets:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a clip's container says, before anything is decoded."""
+    """The packets that a clip's container lists, before anything is decoded."""
 
     streams: dict[str, Packets]  # by "video", "audio"
     empty: tuple[str, ...]  # kinds that are declared and have no packets
@@ -72,8 +91,8 @@ class Listing:
 
 
 @dataclass
-class Decoded:
-    """What one decoding pass gave. Times are seconds of the file's own clock, in decoding order."""
+class DecodedStreams:
+    """The output of one decoding pass. Times are seconds of the file's own clock, in decoding order."""
 
     frame_times: np.ndarray = field(default_factory=lambda: np.zeros(0))
     frame_durations: np.ndarray = field(default_factory=lambda: np.zeros(0))
@@ -85,7 +104,7 @@ class Decoded:
 
     @property
     def audio_ends(self) -> np.ndarray:
-        """Where each piece of sound ends, in seconds."""
+        """Return the ends of the pieces of sound: float64 [pieces] in seconds."""
         return self.audio_times + self.audio_counts / SAMPLE_RATE
 
 
@@ -137,7 +156,7 @@ def _list(path: Path, which: tuple[str, ...], limits: Limits, deadline: float) -
         return _command(listed, loglevel="info")
 
     sizes = {"packets": LIST_BYTES, "log": LIST_BYTES}
-    _, received = run(outputs, ("packets",), sizes, deadline, limits.max_memory)
+    received = run_ffmpeg(outputs, ("packets",), sizes, deadline, limits.max_memory)
     log = received["log"].decode("utf-8", "replace")
     streams = _parse_framecrc(received["packets"].decode("ascii", "replace"))
     if not streams:
@@ -150,7 +169,7 @@ def _list(path: Path, which: tuple[str, ...], limits: Limits, deadline: float) -
 
 
 def _riff_end(path: Path) -> float | None:
-    """Where the header of an avi or wav that was cut short says that it ends, in seconds: ffmpeg adjusts it unasked."""
+    """Return the end in seconds that the header of a cut avi or wav tells; ffmpeg would adjust it to what is there."""
     with path.open("rb") as file:
         head = file.read(4096)
     if head[:4] != b"RIFF" or len(head) < 64 or int.from_bytes(head[4:8], "little") + 8 <= path.stat().st_size:
@@ -166,7 +185,7 @@ def _riff_end(path: Path) -> float | None:
 
 
 def _declared_end(log: str) -> float | None:
-    """Where the container's header says that the clip ends, in seconds, if it says so."""
+    """Return the end of the clip in seconds that the container's header tells, if it does."""
     match = re.search(r"Duration: (\d+):(\d+):([\d.]+), start: (-?[\d.]+)", log)
     if match is None or "Estimating duration from bitrate" in log:
         return None
@@ -175,7 +194,10 @@ def _declared_end(log: str) -> float | None:
 
 
 def _parse_framecrc(text: str) -> list[tuple[str, str, np.ndarray]]:
-    """Streams of a framecrc listing: kind, codec, float64 [3, packets] start, end (seconds), bytes, sorted by start."""
+    """Parse the streams of a framecrc listing: kind, codec, float64 [3, packets] start and end in seconds, bytes.
+
+    The packets are sorted by start.
+    """
     heads: dict[str, dict[str, str]] = {}
     rows: dict[str, list[tuple[int, int, int]]] = {}
     for line in text.splitlines():
@@ -201,7 +223,9 @@ def _parse_framecrc(text: str) -> list[tuple[str, str, np.ndarray]]:
     return streams
 
 
-def decode(path: Path, kinds: tuple[str, ...], wanted: np.ndarray, limits: Limits, deadline: float) -> Decoded:
+def decode_streams(
+    path: Path, kinds: tuple[str, ...], wanted: np.ndarray, limits: Limits, deadline: float
+) -> DecodedStreams:
     """Decode streams once, keeping some of the frames and all of the sound.
 
     Args:
@@ -236,8 +260,8 @@ def decode(path: Path, kinds: tuple[str, ...], wanted: np.ndarray, limits: Limit
     names = ("frames", "picture") * ("video" in kinds) + ("samples", "sound") * ("audio" in kinds)
     sizes = {"frames": (len(wanted) + 1) * FRAME_BYTES, "picture": LIST_BYTES, "sound": LIST_BYTES, "log": LIST_BYTES}
     sizes["samples"] = min(int(limits.max_seconds * SAMPLE_RATE) * 4 * MAX_CHANNELS, limits.max_memory)
-    _, received = run(outputs, names, sizes, deadline, limits.max_memory)
-    decoded = Decoded(log=received["log"].decode("utf-8", "replace"))
+    received = run_ffmpeg(outputs, names, sizes, deadline, limits.max_memory)
+    decoded = DecodedStreams(log=received["log"].decode("utf-8", "replace"))
     if "video" in kinds:
         _read_frames(decoded, received["frames"], received["picture"].decode("ascii", "replace"))
     if "audio" in kinds:
@@ -245,7 +269,7 @@ def decode(path: Path, kinds: tuple[str, ...], wanted: np.ndarray, limits: Limit
     return decoded
 
 
-def _read_frames(decoded: Decoded, frames: bytearray, listing: str) -> None:
+def _read_frames(decoded: DecodedStreams, frames: bytearray, listing: str) -> None:
     for _, _, (starts, ends, _) in _parse_framecrc(listing):
         decoded.frame_times, decoded.frame_durations = starts, ends - starts
     count = len(frames) // FRAME_BYTES
@@ -255,7 +279,7 @@ def _read_frames(decoded: Decoded, frames: bytearray, listing: str) -> None:
         decoded.images[..., channel] = planes[:, plane]
 
 
-def _read_sound(decoded: Decoded, samples: bytearray, listing: str) -> None:
+def _read_sound(decoded: DecodedStreams, samples: bytearray, listing: str) -> None:
     for _, _, (starts, ends, sizes) in _parse_framecrc(listing):
         if not len(starts) or ends[0] <= starts[0]:
             continue
@@ -267,7 +291,7 @@ def _read_sound(decoded: Decoded, samples: bytearray, listing: str) -> None:
 
 
 def first_error(log: str, path: Path, codec: str | None = None) -> str:
-    """The first error of a log as one line, the same at every run: without addresses, contexts and paths.
+    """Return the first error of a log as one line, the same at every run: without addresses, contexts and paths.
 
     Args:
         log: ffmpeg's standard error.
@@ -284,11 +308,11 @@ def first_error(log: str, path: Path, codec: str | None = None) -> str:
 
 
 def due_to_limit(cause: str) -> bool:
-    """Whether a clip failed, or lacks a modality, because of its `Limits`: others may not apply to it."""
+    """Return whether a clip failed, or lacks a modality, because of its `Limits`; with others it might not."""
     return re.search(r"\ballowed\b|exceeds specified max pixel count", cause) is not None
 
 
 def decoder_failed(log: str, kind: str) -> bool:
-    """Whether the decoder of `"video"` or `"audio"` rejected a packet or gave a damaged frame."""
+    """Return whether the decoder of `"video"` or `"audio"` rejected a packet or gave a damaged frame."""
     said = r"\[(?:error|fatal)\]|\[warning\] corrupt decoded frame"
     return re.search(rf"\[{kind[0]}ist#\S+ @ \w+\] \[dec:\S+ @ \w+\] (?:{said})", log) is not None

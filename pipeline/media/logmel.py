@@ -1,4 +1,4 @@
-"""Waveform segments -> log-Mel images, exactly as librosa defines them."""
+"""Turn waveform segments into log-Mel images, exactly as librosa defines them."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ DELTA_WIDTH = 9  # frames of the local slope
 
 
 def cut_segments(waveform: np.ndarray, starts_seconds: np.ndarray) -> np.ndarray:
-    """Half-second pieces of a waveform, with zeros beyond its end.
+    """Cut half-second pieces out of a waveform, with zeros beyond its end.
 
     Args:
         waveform: float32 [samples], mono, 16 kHz.
@@ -31,7 +31,7 @@ def cut_segments(waveform: np.ndarray, starts_seconds: np.ndarray) -> np.ndarray
 
 
 def segment_logmel(waveform: np.ndarray, starts_seconds: np.ndarray) -> np.ndarray:
-    """Log-Mel images of half-second segments, with their first and second deltas.
+    """Compute log-Mel images of half-second segments, with their first and second deltas.
 
     `librosa.feature.melspectrogram(n_fft=400, hop_length=160, n_mels=64)` with its defaults (Hann window, centred,
     Slaney filters, power 2), `librosa.power_to_db(ref=1, amin=1e-10, top_db=None)`, `librosa.feature.delta(width=9)`.

@@ -1,4 +1,4 @@
-"""Run one ffmpeg process and leave nothing behind: within its time, its output bounded, gone when its parent is."""
+"""Run one ffmpeg process within limits of time, output and memory; it ends when its parent does."""
 
 import contextlib
 import fcntl
@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable, Mapping, Sequence
 
 import ffmpeg
 
@@ -18,13 +19,14 @@ from ..errors import InputError, MachineError
 
 PIPE_BYTES = 1 << 20  # the most an unprivileged process may ask for
 READ_BYTES = 1 << 18
-OUT_OF_MEMORY = re.compile(
+OUT_OF_TIME = "decoding was stopped: it took longer than the time allowed"
+MEMORY_REFUSED = re.compile(
     rb"Cannot allocate memory|get_buffer\(\) failed|pthread_create\(\) failed|thread_encoder_init failed"
 )
 
 
 class ClipError(Exception):
-    """Why a clip cannot be read; one line without paths or addresses."""
+    """A clip cannot be read; the text is one line without paths or addresses."""
 
 
 class DecoderError(ClipError):
@@ -33,7 +35,7 @@ class DecoderError(ClipError):
 
 @functools.cache
 def ffmpeg_binary() -> str:
-    """Path of the ffmpeg that decodes: `$MLEMISS_FFMPEG`, else the one that imageio-ffmpeg ships.
+    """Return the path of the ffmpeg that decodes: `$MLEMISS_FFMPEG`, else the one that imageio-ffmpeg ships.
 
     Raises:
         InputError: there is none.
@@ -54,7 +56,7 @@ def ffmpeg_binary() -> str:
 
 @functools.cache
 def ffmpeg_version() -> str:
-    """Version of `ffmpeg_binary()`, such as `n9.0.2`."""
+    """Return the version of `ffmpeg_binary()`, such as `n9.0.2`."""
     banner = subprocess.run([ffmpeg_binary(), "-version"], capture_output=True, text=True, check=True).stdout
     return banner.split()[2]
 
@@ -67,61 +69,40 @@ def _die_with_parent() -> tuple[str, ...]:
     return (setpriv, "--pdeathsig", "KILL", "--") if setpriv else ()
 
 
-def run(
-    outputs, names: tuple[str, ...], sizes: dict[str, int], deadline: float, max_memory: int
-) -> tuple[int, dict[str, bytearray]]:
+def run_ffmpeg(
+    outputs: Callable, names: tuple[str, ...], sizes: Mapping[str, int], deadline: float, max_memory: int
+) -> dict[str, bytearray]:
     """Run one ffmpeg and read all its pipes at once, so that none of them can block it.
 
     Args:
-        outputs: function from {name: url of its pipe} to an ffmpeg-python output.
+        outputs: function from {name: URL of its pipe} to an ffmpeg-python output.
         names: the pipes that the command writes, beside the log.
         sizes: most bytes by name; `log` is standard error.
-        deadline: `time.monotonic()` at which it is killed.
+        deadline: `time.monotonic()` at which the process is killed.
         max_memory: bytes of address space, beyond which it is refused more and fails by itself (Linux).
 
     Returns:
-        Exit status; what came through each pipe and, as `log`, through standard error.
+        What came through each pipe and, as `log`, through standard error.
 
     Raises:
         ClipError: out of time, or more output than allowed. The process is gone in any case.
-        DecoderError: it crashed, or needs more memory.
-        MachineError: ffmpeg was killed by another hand.
+        DecoderError: ffmpeg crashed, or needs more memory.
+        MachineError: ffmpeg was killed from outside.
     """
     ends = {name: os.pipe() for name in names}
-    process, command_prefix = None, _die_with_parent()
+    process = None
     try:
-        urls = {name: f"pipe:{write}" for name, (_, write) in ends.items()}
-        command = ffmpeg.compile(outputs(urls), cmd=ffmpeg_binary())
-        environment = {k: v for k, v in os.environ.items() if k not in ("FFREPORT", "AV_LOG_FORCE_COLOR")}
-        process = subprocess.Popen(
-            [*command_prefix, *command],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            pass_fds=[write for _, write in ends.values()],
-            env=environment | {"AV_LOG_FORCE_NOCOLOR": "1"},
-        )
-        if hasattr(resource, "prlimit"):
-            with contextlib.suppress(ProcessLookupError):  # it is done already
-                resource.prlimit(process.pid, resource.RLIMIT_AS, (max_memory, max_memory))
+        output = outputs({name: f"pipe:{write}" for name, (_, write) in ends.items()})
+        process = _start(ffmpeg.compile(output, cmd=ffmpeg_binary()), [write for _, write in ends.values()], max_memory)
         for name, (read, write) in ends.items():
             os.close(write)
             ends[name] = (read, -1)
         sources = {name: read for name, (read, _) in ends.items()} | {"log": process.stderr.fileno()}
         received = _drain(sources, sizes, deadline)
-        status = process.wait(timeout=max(deadline - time.monotonic(), 0.1))
-        if -status in (signal.SIGKILL, signal.SIGTERM) or (status in (126, 127) and command_prefix):
-            raise MachineError(
-                f"ffmpeg was ended from outside or could not start (status {status}): out of memory?\n"
-                "Run the same command again, with fewer --workers or less --clip-memory: finished clips are kept."
-            )
-        if status < 0 or OUT_OF_MEMORY.search(received["log"]):  # a library that is refused memory may crash
-            raise DecoderError(
-                f"the decoder crashed, or needs more than the {max_memory / 2**30:.3g} GiB of memory allowed"
-            )
-        return status, received
+        _check_status(process.wait(timeout=max(deadline - time.monotonic(), 0.1)), received["log"], max_memory)
+        return received
     except subprocess.TimeoutExpired as error:
-        raise ClipError("decoding was stopped: it took longer than the time allowed") from error
+        raise ClipError(OUT_OF_TIME) from error
     finally:
         if process is not None:
             process.kill()
@@ -131,7 +112,36 @@ def run(
             os.close(descriptor)
 
 
-def _drain(sources: dict[str, int], sizes: dict[str, int], deadline: float) -> dict[str, bytearray]:
+def _start(command: Sequence[str], pipes: Sequence[int], max_memory: int) -> subprocess.Popen:
+    environment = {k: v for k, v in os.environ.items() if k not in ("FFREPORT", "AV_LOG_FORCE_COLOR")}
+    process = subprocess.Popen(
+        [*_die_with_parent(), *command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        pass_fds=pipes,
+        env=environment | {"AV_LOG_FORCE_NOCOLOR": "1"},
+    )
+    if hasattr(resource, "prlimit"):
+        with contextlib.suppress(ProcessLookupError):  # it is done already
+            resource.prlimit(process.pid, resource.RLIMIT_AS, (max_memory, max_memory))
+    return process
+
+
+def _check_status(status: int, log: bytes, max_memory: int) -> None:
+    """Check how ffmpeg ended; an error that it reports itself is no fault here. Errors as of `run_ffmpeg`."""
+    if -status in (signal.SIGKILL, signal.SIGTERM) or (status in (126, 127) and _die_with_parent()):
+        raise MachineError(
+            f"ffmpeg was ended from outside or could not start (status {status}): out of memory?\n"
+            "Run the same command again, with fewer --workers or less --clip-memory: finished clips are kept."
+        )
+    if status < 0 or MEMORY_REFUSED.search(log):  # a library that is refused memory may crash
+        raise DecoderError(
+            f"the decoder crashed, or needs more than the {max_memory / 2**30:.3g} GiB of memory allowed"
+        )
+
+
+def _drain(sources: Mapping[str, int], sizes: Mapping[str, int], deadline: float) -> dict[str, bytearray]:
     received = {name: bytearray() for name in sources}
     with selectors.DefaultSelector() as selector:
         for name, descriptor in sources.items():
@@ -143,7 +153,7 @@ def _drain(sources: dict[str, int], sizes: dict[str, int], deadline: float) -> d
             left = deadline - time.monotonic()
             ready = selector.select(left) if left > 0 else []
             if not ready and left <= 0:
-                raise ClipError("decoding was stopped: it took longer than the time allowed")
+                raise ClipError(OUT_OF_TIME)
             for key, _ in ready:
                 data = os.read(key.fd, READ_BYTES)
                 if not data:

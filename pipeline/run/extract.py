@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from ..encoders import images as backbones
-from ..encoders.images import keep_freed_memory
+from ..encoders import keep_freed_memory, use_one_thread
+from ..encoders.images import Backbone, load_backbone
 from ..errors import InputError, MachineError
 from ..media import decode as media
 from ..stores import store
@@ -128,7 +128,7 @@ def compute(output: Output, clips: Sequence[media.ClipMedia]) -> list[Part]:
     """Compute the results of several clips in one store."""
     features: dict[str, list[np.ndarray | None]] = {}
     if output.weights is not None:  # media alone need no torch
-        backbones.use_one_thread()
+        use_one_thread()
         backbone = _backbone(output)
         features["visual"] = backbone.visual([clip.frames for clip in clips])
         features["audio"] = backbone.audio([clip.logmel for clip in clips])
@@ -146,11 +146,12 @@ def _part(output: Output, clip: media.ClipMedia, features: dict[str, np.ndarray 
     return Part(present, cause, failed=not any(present), duration=clip.duration, arrays=arrays)
 
 
-def _backbone(output: Output) -> backbones.Backbone:
-    backbone = backbones.load_backbone(output.features, output.weights, output.precision, output.device)
-    if backbone.spec.weights_hash != output.weights_hash:
+def _backbone(output: Output) -> Backbone:
+    backbone = load_backbone(output.features, output.weights, output.precision, output.device)
+    weights_hash = backbone.spec["weights_hash"]
+    if weights_hash != output.weights_hash:
         raise InputError(
-            f"the weights of {output.features} have hash {backbone.spec.weights_hash} on this worker and "
+            f"the weights of {output.features} have hash {weights_hash} on this worker and "
             f"{output.weights_hash} in the plan.\nGive every worker the same weights file and the same versions."
         )
     return backbone

@@ -13,8 +13,8 @@ from typing import Literal
 
 from ..clips.manifest import Collection
 from ..console import name_some, say
-from ..encoders import images as backbones
-from ..encoders.images import Weights
+from ..encoders import Weights
+from ..encoders.images import load_backbone
 from ..errors import MACHINE_ERRNOS, MachineError
 from ..files import sha256_of, write_json
 from ..media import decode as media
@@ -282,12 +282,11 @@ def make_plan(
     if wanted:
         say(f"loading {name_some(wanted)} …")
     for name, weights in wanted.items():
-        backbone = backbones.load_backbone(name, weights, request.precision, device)
-        described = backbone.describe()
-        facts = {"weights_hash": backbone.spec.weights_hash, "dimension": backbone.dimension}
+        backbone = load_backbone(name, weights, request.precision, device)
+        facts = {"weights_hash": backbone.spec["weights_hash"], "dimension": backbone.dimension}
         facts |= {"weights": weights, "precision": request.precision, "device": device}
-        fingerprint = _fingerprint(content, described, weights.name, store.FEATURE_CODEC)
-        spec = MEDIA_SPEC | {"backbone": described, "codec": store.FEATURE_CODEC}
+        fingerprint = _fingerprint(content, backbone.spec, weights.name, store.FEATURE_CODEC)
+        spec = MEDIA_SPEC | {"backbone": backbone.spec, "codec": store.FEATURE_CODEC}
         outputs.append(output(name, fingerprint, spec, **facts))
     for each in outputs:
         if each.replaced.exists():

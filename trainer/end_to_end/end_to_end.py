@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...pipeline.encoders.images import Weights, load_network
+from ...pipeline.encoders import Weights
+from ...pipeline.encoders.images import Backbone
 from ...pipeline.errors import InputError
 from ...pipeline.stores.masks import TRAIN
 from ...pipeline.stores.store import FeatureStore
@@ -77,7 +78,7 @@ class EndToEnd:
         """Return one modality's backbone with its first weights."""
         return Trunk(
             modality,
-            load_network(self.backbone, self.init),
+            Backbone(self.backbone, self.init),
             frozen=self.frozen,
             augment=self.augment,
             micro_batch=self.micro_batch,
@@ -141,7 +142,7 @@ class MediaClips(Clips):
     @cached_property
     def network_hash(self) -> str:
         """Return the hash of the backbone's first weights."""
-        return load_network(self.options.backbone, self.options.init).weights_hash
+        return Backbone(self.options.backbone, self.options.init).spec["weights_hash"]
 
     def check(self, kind: type[Method], name: str) -> None:
         """Check that the method called ``name`` can train end to end. InputError: it reconstructs features."""
@@ -200,14 +201,15 @@ class MediaRuns(Runs):
         return MediaBatches(self, stage, steps, batch_size)
 
     def media_batch(self, rows: Tensor, weight: Tensor, media: Mapping[int, Future]) -> Batch:
-        """Return a batch of rows [1, B] whose media, of each modality the observed ones, were read ahead."""
+        """Return a batch of rows [1, B] on the host; media of the observed rows of each modality were read ahead."""
+        patterns, rows, weight = self.patterns(rows), rows.to(self.device), weight.to(self.device)
         observed = self.observed_rows(rows)
         x = []
         for m in range(len(self.modalities)):
             features = self._compute(m, media[m].result())
             x.append(self._in_place(features, observed[0, :, m].nonzero()[:, 0], rows.shape[1]))
         label = self.dataset.label[torch.div(rows, self.segments, rounding_mode="floor")]
-        return Batch(rows, x, observed, label, weight)
+        return Batch(rows, x, observed, label, weight, patterns)
 
     def gather_modality(self, m: int, rows: Tensor, observed: Tensor) -> Tensor:
         """Compute modality m of rows [1, n]: float32 [1, n, D], NaN where not observed, and only what is observed.
@@ -309,4 +311,4 @@ class MediaBatches:
             seen = observed[rows[0] // runs.segments]  # [B, M]
             wanted.append({m: rows[0, seen[:, m]] for m in range(len(runs.modalities))})
         for (rows, weight), media in zip(steps, runs.reader.ahead(wanted), strict=True):
-            yield runs.media_batch(rows.to(runs.device), weight.to(runs.device), media)
+            yield runs.media_batch(rows, weight, media)

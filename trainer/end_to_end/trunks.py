@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
-from ...pipeline.encoders.images import Network, frame_pictures, logmel_pictures
+from ...pipeline.encoders.images import Backbone, frame_pictures, logmel_pictures
 
 PICTURES = {"visual": frame_pictures, "audio": logmel_pictures}
 BatchNorm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -32,7 +32,7 @@ class Trunk(nn.Module):
     def __init__(
         self,
         modality: str,
-        network: Network,
+        network: Backbone,
         *,
         frozen: bool,
         augment: bool,

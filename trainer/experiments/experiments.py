@@ -19,6 +19,7 @@ from importlib.metadata import version
 import torch
 
 from ...pipeline import console
+from ...pipeline.encoders import resolve_device
 from ...pipeline.errors import InputError
 from ...pipeline.stores.masks import TRAIN
 from ...pipeline.stores.store import MEDIA, FeatureStore
@@ -36,7 +37,7 @@ from .grid import Cell, Grid, GridPlan, Group, group_runs, plan_grid
 from .run_folder import RunFolder, identity
 
 SCHEMA = 1
-MOST_RUNS = {"cpu": 10, "cuda": 64}  # trained as one batch: on processors more only grows the memory
+MOST_RUNS = {"cpu": 10, "cuda": 64, "mps": 64}  # trained as one batch: on processors more only grows the memory
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,6 @@ class GridProgress:
 
 
 Report = Callable[[GridProgress], None]
-
-
-def choose_device(name: str) -> torch.device:
-    """Return a device; ``auto`` takes a GPU where there is one. InputError: an unknown name, or no CUDA device."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise InputError(f"unknown device {name!r}: expected auto, cpu or cuda.")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("device cuda: torch finds no CUDA device here.\nUse --device auto or cpu.")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def command_line() -> str:
@@ -108,7 +100,7 @@ def run_grid(
     Arguments and errors as for `grid.plan_grid` and `run_plan`.
     """
     plan = plan_grid(stores, grid, clips_of)
-    return run_plan(plan, settings or Settings(), choose_device(device), folder, progress=progress)
+    return run_plan(plan, settings or Settings(), torch.device(resolve_device(device)), folder, progress=progress)
 
 
 def run_plan(
@@ -272,8 +264,11 @@ def _train(group: Group, dataset: Dataset, settings: Settings, clock: "_Clock", 
         **({"on_trained": keep} if folder and folder.save_weights else {}),
     )
     seconds = (time.perf_counter() - start) / len(group)
-    on_gpu = dataset.device.type == "cuda"
-    device = torch.cuda.get_device_name() if on_gpu else f"cpu ({torch.get_num_threads()} threads)"
+    device = str(dataset.device)
+    if dataset.device.type == "cuda":
+        device = torch.cuda.get_device_name(dataset.device)
+    elif dataset.device.type == "cpu":
+        device = f"cpu ({torch.get_num_threads()} threads)"
     for (owner, run), result in zip(group, results, strict=True):
         owner.results[run.spec.seed] = result
         result.seconds += seconds

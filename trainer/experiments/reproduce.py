@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from ...pipeline.clips.datasets import expected_clips
 from ...pipeline.console import amount, say
-from ...pipeline.encoders.images import keep_freed_memory
+from ...pipeline.encoders import keep_freed_memory, resolve_device
 from ...pipeline.errors import InputError
 from ...pipeline.stores.catalogue import find_store, stores_in
 from ...pipeline.stores.claim import only_one
@@ -16,7 +18,7 @@ from ..report.report import write_report
 from ..report.tables import source_text, weights_text
 from ..settings import Settings
 from . import side_by_side
-from .experiments import check_stores, choose_device, clips_as, command_line, run_plan, shown_progress
+from .experiments import check_stores, clips_as, command_line, run_plan, shown_progress
 from .grid import Grid, GridPlan, plan_grid
 from .paper import Exhibit
 from .run_folder import RunFolder
@@ -103,7 +105,7 @@ def reproduce(
     """
     check_stores(stores, settings, end_to_end)
     keep_freed_memory()
-    where = choose_device(device)
+    where = torch.device(resolve_device(device))
     lines = [ran_on(exhibit, store, end_to_end) for store in stores]
     for line in [exhibit.title, *(f"left out {line}" for line in absent), *lines]:
         say(line)

@@ -7,15 +7,17 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 from ...pipeline.console import amount, say, writable_folder
-from ...pipeline.encoders.images import keep_freed_memory
+from ...pipeline.encoders import keep_freed_memory, resolve_device
 from ...pipeline.errors import InputError
 from ...pipeline.stores.claim import only_one
 from ...pipeline.stores.store import FeatureStore
 from ..end_to_end.end_to_end import EndToEnd
 from ..report.report import write_report
 from ..settings import Settings
-from .experiments import check_stores, choose_device, clips_as, command_line, run_plan, shown_progress
+from .experiments import check_stores, clips_as, command_line, run_plan, shown_progress
 from .grid import Grid, plan_grid
 from .run_folder import RESULTS, RunFolder
 
@@ -54,7 +56,7 @@ def train(
         if not resume or any(not result.get("end_to_end") for result in earlier):
             raise InputError(f"{out} holds the results of another run.\nName another folder with --out, or remove it.")
     keep_freed_memory()
-    where = choose_device(device)
+    where = torch.device(resolve_device(device))
     for store in stores:
         made_with = "" if end_to_end else f", weights {store.weights.get('name')}"
         say(f"store {store.path}: {amount(len(store.clip_id), 'clip')}{made_with}")
