@@ -312,7 +312,7 @@ def _table(
     table = clips.table | {
         "label": np.array([codes[str(word)] for word in words]),
         "sha256": np.array(digests),
-        "status": np.where(present.any(1), store.DONE, store.FAILED),
+        "status": np.where(present.any(1), store.CLIP_DONE, store.CLIP_FAILED),
         "error": np.array(causes),
         "duration": np.full(len(words), np.nan),
     }

@@ -139,7 +139,7 @@ class Remote(Place):
             self.fs.rm_file(self.url)
 
 
-def place(text: str | Path | Place) -> Place:
+def parse_place(text: str | Path | Place) -> Place:
     """Parse a folder or URL as users type it. InputError: an unknown scheme, a malformed URL, or one with secrets."""
     if isinstance(text, Place):
         return text

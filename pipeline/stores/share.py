@@ -331,7 +331,7 @@ def _transfer(source: FinishedStore, target: _Folder | _Bucket) -> Transfer:
 # ---- preprocess into a shared place ----
 
 
-def split(stores: Place, local: Path) -> tuple[Remote | None, Path]:
+def shared_and_local(stores: Place, local: Path) -> tuple[Remote | None, Path]:
     """Return where `preprocess --stores` shares its stores, if anywhere, and the folder it works in.
 
     InputError: nothing can be written there.
