@@ -70,7 +70,9 @@ def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error (at any place).")] = False,
     version: Annotated[
         bool,
-        typer.Option("--version", is_eager=True, callback=_print_versions, help="Print the versions of mlemiss and its libraries."),
+        typer.Option(
+            "--version", is_eager=True, callback=_print_versions, help="Print versions: mlemiss and its libraries."
+        ),
     ] = False,
 ) -> None:
     """`--debug` is taken from anywhere on the line by `main`; declared here for the help."""

@@ -257,7 +257,7 @@ class Described:
 
     def __init__(self, dataset, clip_id, weights="imagenet", synthetic=False):
         self.dataset, self.clip_id, self.synthetic = dataset, np.array(clip_id), synthetic
-        self.status = np.full(len(clip_id), "done")
+        self.done = np.ones(len(clip_id), bool)
         self.features, self.fingerprint, self.weights = "vgg16", "0", {"name": weights}
 
 
