@@ -15,12 +15,12 @@ from .pipeline.console import (
     INTERRUPTED,
     UNEXPECTED,
     WRONG_INPUT,
-    JsonOption,
     print_json,
     say,
     writable_folder,
 )
 from .pipeline.errors import InputError, MachineError
+from .pipeline.options import JsonOption
 from .trainer import commands as trainer_commands
 from .trainer.settings import Settings
 

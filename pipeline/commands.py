@@ -9,12 +9,7 @@ import typer
 from .console import (
     DONE,
     FAILURES,
-    DeviceOption,
-    FolderOption,
-    JsonOption,
     Progress,
-    StoreArgument,
-    StoresOption,
     amount,
     comma_list,
     print_json,
@@ -23,6 +18,26 @@ from .console import (
     writable_folder,
 )
 from .errors import InputError
+from .options import (
+    BackbonesOption,
+    ClassesOption,
+    DatasetOption,
+    DeviceOption,
+    FolderOption,
+    JsonOption,
+    LinksOption,
+    MaxFailuresOption,
+    MediaOption,
+    MemoryOption,
+    ReportOption,
+    RetryOption,
+    RootOption,
+    SchedulerOption,
+    StoreArgument,
+    StoresOption,
+    WeightsOption,
+    WorkersOption,
+)
 from .stores.remote import Place, local_folder, place
 
 
@@ -103,42 +118,6 @@ def fetch(
 
 # ---- preprocess ----
 
-DatasetOption = Annotated[
-    str, typer.Option(help="A known dataset (`list datasets`), or a CSV: clip_id,path,label,subject.")
-]
-RootOption = Annotated[
-    Path | None, typer.Option(help="Folder of the raw clips (default: $MLEMISS_DATA/DATASET or data/DATASET).")
-]
-BackbonesOption = Annotated[
-    list[str] | None, typer.Option(help="Backbones, repeated or a comma list (default: the paper's three).")
-]
-WeightsOption = Annotated[
-    list[str] | None, typer.Option(help="imagenet (default), random, FILE, or NAME=FILE for one of several.")
-]
-MediaOption = Annotated[
-    Literal["keep", "only"] | None, typer.Option(help="keep: cache frames and log-Mels too; only: nothing else.")
-]
-ClassesOption = Annotated[
-    list[str] | None,
-    typer.Option(help="Other classes than the dataset's own, a comma list in the order of their label codes."),
-]
-WorkersOption = Annotated[
-    int | None, typer.Option(min=0, help="Worker processes (default: all cores); 0: serial, in this process.")
-]
-SchedulerOption = Annotated[
-    str | None, typer.Option(metavar="ADDRESS", help="An existing Dask cluster instead (docs/cluster.md).")
-]
-ReportOption = Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write Dask's performance report.")]
-RetryOption = Annotated[
-    bool, typer.Option("--retry-failed", help="Try failed clips again; a finished store gets its next revision.")
-]
-MaxFailuresOption = Annotated[
-    int | None, typer.Option(min=0, help="More failed clips than this are an error, and nothing is published.")
-]
-MemoryOption = Annotated[int, typer.Option(min=1, help="Memory of the process that decodes a clip, in bytes.")]
-LinksOption = Annotated[
-    bool, typer.Option("--follow-links", help="Read clips and enter folders that are links to elsewhere.")
-]
 TINY = 0.001  # seconds: the least of a time limit
 
 
@@ -240,14 +219,14 @@ def ls(
     as_json: JsonOption = False,
 ) -> int:
     """List a team's finished stores: what they hold, what is missing, and who made them when and how."""
-    from .stores.catalogue import catalogue, table
+    from .stores.catalogue import catalogue, listing, print_table
 
     folder = where or stores
     rows, unusable = catalogue(folder)
     if as_json:
         print_json(rows)
     elif rows:
-        print("\n".join(table(rows)))
+        print_table(listing(rows))
     for path, why in unusable:
         say(f"not usable: {path.name}, {why}")
     if not rows:
@@ -258,21 +237,22 @@ def ls(
 @store_app.command()
 def info(path: StoreArgument, as_json: JsonOption = False) -> int:
     """All about a store: weights, classes, failed clips and causes, spec, settings, versions, how it was made."""
-    from .stores.catalogue import describe, description
+    from .stores.catalogue import describe, description, print_table
     from .stores.store import FeatureStore
 
     facts = describe(FeatureStore.open(path))
     if as_json:
         print_json(facts)
     else:
-        print("\n".join(description(facts)))
+        print_table(description(facts))
     return DONE
 
 
 @store_app.command()
 def verify(path: StoreArgument, as_json: JsonOption = False) -> int:
     """Check every byte of a store against its checksums; name what is damaged, and the clips that this hits."""
-    from .stores.catalogue import print_damage, verify_store
+    from .stores.catalogue import print_damage
+    from .stores.checksums import verify_store
 
     damage = verify_store(path)
     if as_json:
@@ -316,9 +296,9 @@ def pull(
 
 
 def _print_copied(done) -> None:
-    sent, present = amount(done.sent, "file"), done.found
+    sent, present = amount(done.sent, "file"), done.there
     say(f"{sent} copied and checked on arrival, {present} there already" if done.sent else "there already")
-    print(done.place)
+    print(done.path)
 
 
 @store_app.command()

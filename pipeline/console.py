@@ -1,4 +1,4 @@
-"""The parts that all verbs share: exit statuses, common options, checks of folders, JSON, lines and progress."""
+"""What all verbs share: exit statuses, checks of folders and files, JSON, lines and progress."""
 
 import json
 import os
@@ -7,26 +7,10 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Literal
-
-import typer
 
 from .errors import InputError
-from .stores.remote import Place, place
 
 DONE, FAILURES, WRONG_INPUT, UNEXPECTED, INTERRUPTED = 0, 1, 2, 3, 130
-
-_STORES = {"parser": place, "envvar": "MLEMISS_STORES", "show_default": "stores"}
-StoresOption = Annotated[
-    Place, typer.Option("--stores", metavar="DIR|URL", help="Stores: a folder, s3:// or http(s)://.", **_STORES)
-]
-FolderOption = Annotated[
-    Place, typer.Option("--stores", metavar="DIR", help="Folder of stores on this machine.", **_STORES)
-]
-StoreArgument = Annotated[Place, typer.Argument(parser=place, metavar="STORE", help="A store: its folder or URL.")]
-Device = Literal["auto", "cpu", "cuda", "mps"]
-DeviceOption = Annotated[Device, typer.Option(help="Where the networks run; auto: on a GPU if there is one.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document to standard output.")]
 
 
 def comma_list(values: list[str]) -> list[str]:

@@ -30,7 +30,7 @@ from .run.plan import FeatureRequest, Output, Plan, Task, make_plan
 from .run.run import claimed, lacking, now, publish, run, serial
 from .stores import store
 from .stores.remote import Remote, is_local
-from .stores.share import pull, standing_at
+from .stores.share import FinishedStore, pull
 from .stores.store import revision_at, run_record
 
 
@@ -182,10 +182,10 @@ def _device(name: str, features: FeatureRequest, client) -> str:
 
 def finished_there(output: Output, shared: Remote) -> Output:
     """Return the output, in its finished store at ``shared`` if the one here is older or absent."""
-    published = standing_at(shared / output.final.name)
+    published = FinishedStore.find(shared / output.final.name)
     if published is None or revision_at(output.final) >= published.attrs["revision"]:
         return output
-    return replace(output, final=published.place)
+    return replace(output, final=published.path)
 
 
 def _announce(plan: Plan) -> None:
@@ -245,9 +245,9 @@ def _summarise(plan: Plan, seconds: dict[str, float], computed: int) -> Summary:
     missing: Counter[str] = Counter()
     for output in plan.outputs:
         opened = store.FeatureStore.open(output.final)
-        for index in np.flatnonzero(opened.status == store.FAILED):
+        for index in np.flatnonzero(~opened.done):
             causes.setdefault(int(index), str(opened.error[index]))
-        present = opened.present[opened.status == store.DONE]
+        present = opened.present[opened.done]
         missing |= Counter(dict(zip(opened.modalities, (~present).sum(0).tolist(), strict=True)))
     clips = plan.collection.clips
     failed = [{"clip_id": clips[i].clip_id, "path": clips[i].path, "cause": causes[i]} for i in sorted(causes)]

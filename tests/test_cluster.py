@@ -16,7 +16,7 @@ from mlemiss.pipeline.errors import InputError, MachineError
 from mlemiss.pipeline.media.decode import DEFAULT_LIMITS
 from mlemiss.pipeline.run import cluster, extract
 from mlemiss.pipeline.run.plan import Output, Source, Task
-from mlemiss.pipeline.stores.store import damaged_files
+from mlemiss.pipeline.stores.checksums import damaged_files
 
 from .test_preprocess import _staged, content, options
 

@@ -1,4 +1,4 @@
-"""The scripts of docs/cluster.md run as they stand, on loopback: certificates, a scheduler, workers of both kinds."""
+"""The scripts of docs/cluster.md run as they are, on loopback: certificates, a scheduler, workers of both kinds."""
 
 import os
 import re
@@ -11,8 +11,9 @@ import pytest
 import yaml
 from distributed import Client, Security
 
-PAGE = (Path(__file__).parent.parent / "docs" / "cluster.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGE, flags=re.S)
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = [(DOCS / name).read_text(encoding="utf-8") for name in ("cluster.md", "kubernetes.md")]
+BLOCKS = [block for page in PAGES for block in re.findall(r"```(\w+)\n(.*?)```", page, flags=re.S)]
 
 
 @pytest.fixture

@@ -109,7 +109,16 @@ def test_the_readme_is_short():
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", TEXTS[page]):
         if "://" not in target:
-            assert (PAGES[page].parent / target).exists(), f"{page} links to {target}"
+            name, _, anchor = target.partition("#")
+            linked = PAGES[page].parent / name if name else PAGES[page]
+            assert linked.exists(), f"{page} links to {target}"
+            assert not anchor or anchor in anchors(linked.read_text(encoding="utf-8")), f"{page} links to {target}"
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors that GitHub gives a page's headings."""
+    headings = re.findall(r"^#+ (.*)", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", TEXTS)

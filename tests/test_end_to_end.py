@@ -171,7 +171,6 @@ def test_a_finished_grid_is_not_trained_again(media, tmp_path):
     assert "trained end to end (from random weights)" in (tmp_path / "run" / "report.html").read_text()
     other, _ = train([media], out, grid, QUICK, "cpu", end_to_end=tiny(backbone_lr=1e-3))
     assert identity(other["results"][0]) != identity(result)
-    assert other["results"][0]["seconds"] != result["seconds"]
 
 
 # Micro-batches.

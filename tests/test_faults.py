@@ -20,7 +20,8 @@ from mlemiss.pipeline.clips.datasets import collect
 from mlemiss.pipeline.media.process import ffmpeg_binary
 from mlemiss.pipeline.run.parts import Part
 from mlemiss.pipeline.run.plan import read_sources
-from mlemiss.pipeline.stores.store import FeatureStore, damaged_files
+from mlemiss.pipeline.stores.checksums import damaged_files
+from mlemiss.pipeline.stores.store import FeatureStore
 
 from .conftest import SMALL
 from .test_preprocess import _processes_mentioning, content, options

@@ -55,8 +55,9 @@ def actor_zip(folder: Path, actor: int) -> bytes:
 class Server(ThreadingHTTPServer):
     """Serves ``files`` by path with Range; ``faults[path]`` are taken one a request, from the first.
 
-    A fault is an HTTP status with headers, ("cut", bytes) that ends the connection early, ("whole",) that ignores
-    Range, or ("pause", bytes) that sends so much and then nothing more for a long time.
+    A fault is an HTTP status with headers, ("cut", bytes) that ends the connection early, ("cut unsized", bytes) that
+    does so without a Content-Length, ("whole",) that ignores Range, with bytes to be cut after, or ("pause", bytes)
+    that sends so much and then nothing more for a long time.
     """
 
     daemon_threads = True
@@ -113,9 +114,10 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.send_header("Content-Length", str(len(content) - start))
+        if kind != "cut unsized":
+            self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
-        stop = start + more[0] if kind in ("cut", "pause") else None
+        stop = start + more[0] if more else None
         self.wfile.write(content[start:stop])
         if kind == "pause":
             self.wfile.flush()
@@ -243,6 +245,33 @@ def test_a_server_without_ranges_starts_over(web, zips, tmp_path):
     path = f"{RECORD}/files/{ZIPS[1]}/content"
     web.faults = {path: [("cut", 50_000), ("whole",)]}
     assert get(web, tmp_path, 1).unpacked == [1] and holds_all(tmp_path, 1)
+
+
+def test_a_cut_without_a_content_length_is_resumed(web, zips, tmp_path):
+    web.add_record(zips)
+    path = f"{RECORD}/files/{ZIPS[1]}/content"
+    web.faults = {path: [("cut unsized", 50_000), ("cut unsized", 7)]}
+    assert get(web, tmp_path, 1).unpacked == [1] and holds_all(tmp_path, 1)
+    assert asked_for(web, 1) == [None, "bytes=50000-", "bytes=50007-"]
+
+
+def test_an_end_without_a_content_length_costs_that_actor_if_the_file_is_shorter_than_listed(web, zips, tmp_path):
+    web.add_record(zips)
+    path = f"{RECORD}/files/{ZIPS[1]}/content"
+    web.files[path] = short = zips[1][:-10]
+    web.faults = {path: [("cut unsized", len(short))]}
+    result = get(web, tmp_path, 1)
+    assert "expected md5" in result.failed[ZIPS[1]] and asked_for(web, 1) == [None, f"bytes={len(short)}-"]
+
+
+def test_a_server_without_ranges_that_always_cuts_is_given_up(web, zips, tmp_path):
+    """Whatever it sends again is no progress: no request without end."""
+    web.add_record(zips)
+    path = f"{RECORD}/files/{ZIPS[1]}/content"
+    web.faults = {path: [("whole", 50_000)] * 50}
+    with pytest.raises(MachineError, match="no connection, after repeated attempts"):
+        get(web, tmp_path, 1)
+    assert len(asked_for(web, 1)) < 10
 
 
 def test_a_server_that_never_gets_on_is_given_up_and_resumed_later(web, zips, tmp_path):

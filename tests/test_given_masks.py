@@ -112,10 +112,10 @@ SPLITS_HEAD, MASKS_HEAD = "seed,clip_id,split\n", "setting,seed,clip_id,modality
 @pytest.mark.parametrize(
     ("read", "text", "why"),
     [
-        (read_splits, "", "line 1: column seed, clip_id, split is missing"),
+        (read_splits, "", "line 1: the file is empty"),
         (read_splits, SPLITS_HEAD, "no rows below the header"),
         (read_splits, SPLITS_HEAD + "0,a,dev\n", "line 2: unknown split 'dev': expected train, validation, test"),
-        (read_splits, SPLITS_HEAD + "0,a,train\n0,a,test\n", "line 3: clip 'a' of seed 0 stands on line 2 already"),
+        (read_splits, SPLITS_HEAD + "0,a,train\n0,a,test\n", "line 3: clip 'a' of seed 0 is on line 2 already"),
         (read_splits, SPLITS_HEAD + "zero,a,train\n", "line 2: seed 'zero' is no whole number"),
         (read_splits, SPLITS_HEAD + "0,a\n", "line 2: expected 3 fields, found 2"),
         (read_splits, SPLITS_HEAD + '0,"a', "unexpected end of data"),

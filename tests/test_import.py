@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from mlemiss.pipeline.errors import InputError
 from mlemiss.pipeline.stores import importing
+from mlemiss.pipeline.stores.checksums import damaged_files
 from mlemiss.pipeline.stores.importing import Request, import_features, parse_maps
-from mlemiss.pipeline.stores.store import FeatureStore, damaged_files
+from mlemiss.pipeline.stores.store import FeatureStore
 
 CLIPS, SEGMENTS = 24, 3
 EMOTIONS = np.array(["sad", "happy", "angry"])

@@ -18,7 +18,7 @@ from mlemiss.pipeline.stores.claim import only_one
 HOLDER = """
 import fcntl, sys
 from pathlib import Path
-from mlemiss.pipeline import claim, lock
+from mlemiss.pipeline.stores import claim
 claim.BEAT, claim.SETTLE = 0.3, 0.1
 if "no-flock" in sys.argv:
     def flock(*_):
@@ -27,7 +27,7 @@ if "no-flock" in sys.argv:
 if "elsewhere" in sys.argv:
     claim._machine = lambda: "another machine"
     fcntl.flock = lambda *_: None  # one that does not reach beyond its machine
-with lock.only_one(Path(sys.argv[1]), "X"):
+with claim.only_one(Path(sys.argv[1]), "X"):
     print("held", flush=True)
     sys.stdin.read()  # until the test has seen enough, or this is killed
 """.replace("{no_locks}", str(errno.ENOLCK))

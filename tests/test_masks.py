@@ -34,17 +34,42 @@ def test_split_has_the_papers_sizes():
 def test_masks_are_exact_stratified_and_nested(n, classes, seed, rates):
     ids, labels = clips(n, classes)
     train = split_clips(ids, labels, seed) == TRAIN
-    for position, modality in enumerate(("visual", "audio")):
-        low, high = (
-            missing_clips(ids, labels, train, Missing(((modality, rate),) if rate else ()), seed) for rate in rates
-        )
-        assert high.sum() == round(rates[1] * train.sum())
-        assert not high[:, 1 - position].any()
-        assert not (low & ~high).any()
-        assert not high[~train].any()
-        for label in range(classes):
-            of_class = train & (labels == label)
-            assert abs(high[of_class, position].sum() - rates[1] * of_class.sum()) <= 1.5
+    for names in (("visual", "audio"), ("text",), ("visual", "audio", "text", "pose")):
+        for position, modality in enumerate(names):
+            check_nested(ids, labels, train, names, position, [((modality, rate),) for rate in rates], seed)
+
+
+def check_nested(ids, labels, train, names, position, rates, seed):
+    """One modality's masks at a lower and a higher rate, the others' rates being the same."""
+    low, high = (missing_clips(ids, labels, train, Missing(r), seed, names) for r in rates)
+    rate = dict(rates[1])[names[position]]
+    assert high.shape == (len(ids), len(names))
+    assert high[:, position].sum() == round(rate * train.sum())
+    assert not (low & ~high)[:, position].any()
+    assert not high[~train].any() and high.sum(1).max() <= 1
+    for label in set(labels.tolist()):
+        of_class = train & (labels == label)
+        assert abs(high[of_class, position].sum() - rate * of_class.sum()) <= (2 if len(rates[1]) > 1 else 1.5)
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    n=st.integers(20, 200),
+    seed=st.integers(0, 99),
+    names=st.permutations(["visual", "audio", "text"]),
+    rates=st.tuples(st.floats(0.02, 0.3), st.floats(0.02, 0.3), st.floats(0.02, 0.3), st.floats(0.02, 0.3)),
+)
+def test_three_modalities_are_missing_in_disjoint_clips(n, seed, names, rates):
+    """Any two or three of them, each as often as it should be, nested over its own rates; no clip lacks two."""
+    ids, labels = clips(n, 3)
+    train = split_clips(ids, labels, seed) == TRAIN
+    lower, *rest = rates[1:]
+    for others in ({}, {names[1]: rest[0]}, dict(zip(names[1:], rest, strict=True))):
+        low, high = (tuple(sorted(({names[0]: rate} | others).items())) for rate in sorted((lower, rates[0])))
+        for stored in (tuple(names), ("visual", "audio", "text")):
+            check_nested(ids, labels, train, stored, stored.index(names[0]), [low, high], seed)
+            mask = missing_clips(ids, labels, train, Missing(high), seed, stored)
+            assert mask.sum() == sum(round(rate * train.sum()) for _, rate in high)
 
 
 def test_order_of_listing_does_not_matter():
@@ -100,6 +125,12 @@ def test_a_column_of_two_values_is_split(column):
     assert len(tested) == 2
 
 
+def test_the_only_modality_cannot_be_missing():
+    assert parse_missing("none", ["text"]).name == "none"
+    with pytest.raises(InputError, match="text is the only modality"):
+        parse_missing("text:0.5", ["text"])
+
+
 @pytest.mark.parametrize(
     ("text", "name"),
     [
@@ -122,7 +153,7 @@ def test_specs(text, name):
         ("audio", "no known modality"),
         ("smell:0.5", "no known modality"),
         ("audio:half", "no number"),
-        ("audio:0.5+audio:0.2", "twice"),
+        ("audio:0.5+audio:0.2", "audio is named twice"),
         ("audio:0.7+visual:0.6", "add up to 1.3"),
         ("", "no known modality"),
     ],

@@ -9,16 +9,17 @@ import threading
 from base64 import b64encode
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from mlemiss.pipeline.errors import InputError, MachineError
-from mlemiss.pipeline.stores import share
-from mlemiss.pipeline.stores import share as sealed
-from mlemiss.pipeline.stores.catalogue import find_store
+from mlemiss.pipeline.stores import share, store
+from mlemiss.pipeline.stores.catalogue import catalogue, find_store, listing
 from mlemiss.pipeline.stores.checksums import RUN
 from mlemiss.pipeline.stores.remote import place
 from mlemiss.pipeline.stores.store import FeatureStore
+from rich.console import Console
 
 from .servers import forget_clients, free_port
 from .test_share import MADE, NAME
@@ -105,13 +106,32 @@ def test_info_says_what_one_wants_to_know(toy, http, mlemiss):
     )
 
 
+def test_ls_is_complete_in_a_pipe_and_folded_on_a_terminal(tmp_path, mlemiss):
+    command = "mlemiss preprocess --dataset toy --features " + ",".join(f"timm:a_backbone_{i}" for i in range(20))
+    stored = [make_store(tmp_path / "stores", features=name) for name in ("resnet50", "timm:" + 12 * "long_name_")]
+    for path in stored:
+        (path / RUN).write_text(json.dumps(MADE | {"command": command}))
+    told = mlemiss("store", "ls").stdout
+    assert all(sum(line.endswith(part) for line in told.splitlines()) == 1 for part in [path.name for path in stored])
+    assert told.count(command) == 2 and told.count("on node7") == 2 and "─" in told and "…" not in told
+    plain = mlemiss("store", "ls", PYTHONIOENCODING="ascii").stdout  # no box characters there
+    assert plain.isascii() and plain.count(command) == 2
+    rows, _ = catalogue(tmp_path / "stores")
+    drawn = StringIO()
+    Console(file=drawn, width=80, force_terminal=True, color_system=None).print(listing(rows))
+    lines = drawn.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    folded = "".join("".join(line.split()) for line in lines)
+    assert folded.count(command.replace(" ", "")) == 2 and all(path.name in folded for path in stored)
+
+
 def test_a_record_from_elsewhere_cannot_write_on_the_terminal(toy, tmp_path, mlemiss):
     shutil.copytree(toy, tmp_path / "stores" / NAME)
     (tmp_path / "stores" / NAME / RUN).write_text(json.dumps(MADE | {"command": "\x1b[2Jx\ny"}))
     for result in (mlemiss("store", "ls"), mlemiss("store", "info", f"stores/{NAME}")):
         assert "\x1b" not in result.stdout and "?[2Jx?y" in result.stdout
     (tmp_path / "stores" / NAME / RUN).write_text("[")
-    assert sealed.run_record(tmp_path / "stores" / NAME) == {} and mlemiss("store", "ls").returncode == 0
+    assert store.run_record(tmp_path / "stores" / NAME) == {} and mlemiss("store", "ls").returncode == 0
 
 
 def test_a_password_comes_from_netrc(toy, tmp_path, monkeypatch):

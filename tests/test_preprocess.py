@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from mlemiss.pipeline.media import decode as media
 from mlemiss.pipeline.media.process import ffmpeg_binary
-from mlemiss.pipeline.stores.store import COMPLETE, RUN, FeatureStore, damaged_files
+from mlemiss.pipeline.stores.checksums import COMPLETE, RUN, damaged_files
+from mlemiss.pipeline.stores.store import FeatureStore
 
 from .conftest import SMALL
 

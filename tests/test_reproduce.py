@@ -16,7 +16,7 @@ from mlemiss.pipeline.files import write_json
 from mlemiss.pipeline.stores.claim import only_one
 from mlemiss.pipeline.stores.store import FeatureStore
 from mlemiss.trainer.experiments import paper
-from mlemiss.trainer.experiments.experiments import describe
+from mlemiss.trainer.experiments.experiments import describe_cell
 from mlemiss.trainer.experiments.grid import Grid, plan_grid
 from mlemiss.trainer.experiments.paper import EXHIBITS, find_exhibit
 from mlemiss.trainer.experiments.reproduce import choose_stores, ran_on, reproduce
@@ -323,7 +323,7 @@ def test_identity_is_known_before_training(stores, tmp_path):
     store = FeatureStore.open(next(stores.glob("*.zarr")))
     plan = plan_grid([store], Grid(["zp"], seeds=[2, 0]))
     document = grid([store], tmp_path, methods=["zp"], seeds=[2, 0])
-    assert identity(describe(plan.cells[0], QUICK)) == identity(document["results"][0])
+    assert identity(describe_cell(plan.cells[0], QUICK)) == identity(document["results"][0])
 
 
 # Wrong use.

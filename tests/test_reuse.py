@@ -10,8 +10,9 @@ import pytest
 from mlemiss.pipeline.media.ffmpeg import due_to_limit
 from mlemiss.pipeline.media.process import ffmpeg_binary
 from mlemiss.pipeline.stores import store
+from mlemiss.pipeline.stores.checksums import damaged_files
 from mlemiss.pipeline.stores.claim import only_one
-from mlemiss.pipeline.stores.store import FeatureStore, damaged_files
+from mlemiss.pipeline.stores.store import FeatureStore
 
 from .conftest import SMALL
 from .test_preprocess import content

@@ -13,8 +13,8 @@ import pytest
 import zarr
 from mlemiss.pipeline.errors import InputError
 from mlemiss.pipeline.stores import checksums, claim, share, store
-from mlemiss.pipeline.stores.catalogue import find_store, verify_store
-from mlemiss.pipeline.stores.checksums import COMPLETE, PUSHING, RUN
+from mlemiss.pipeline.stores.catalogue import find_store
+from mlemiss.pipeline.stores.checksums import COMPLETE, PUSHING, RUN, verify_store
 from mlemiss.pipeline.stores.remote import place
 from mlemiss.pipeline.stores.store import FeatureStore
 
@@ -67,8 +67,8 @@ def revised(path: Path, folder: Path, revision: int = 2, value: float = 1.0) -> 
 KILLER = """
 import os, signal, sys
 import mlemiss.cli
-from mlemiss.pipeline import places, share
-owner, name, enough = {"push": (places.Remote, "upload", 12), "pull": (share, "_fetch", 12)}[sys.argv[2]]
+from mlemiss.pipeline.stores import remote, share
+owner, name, enough = {"push": (remote.Remote, "upload", 12), "pull": (share._Folder, "receive", 12)}[sys.argv[2]]
 real, calls = getattr(owner, name), []
 def counted(*arguments):
     done = real(*arguments)
@@ -118,9 +118,9 @@ def test_killed_push_goes_on_and_sends_nothing_twice(toy, s3, impatient):
         FeatureStore.open(target)
     start = s3.mark()
     done = share.push(toy, place("s3://bucket/killed"))
-    assert (done.sent, done.found) == (36 - done.found, done.found) and done.found >= 12
+    assert (done.sent, done.there) == (36 - done.there, done.there) and done.there >= 12
     resent = {line.split()[-1].partition(f"{NAME}/")[2] for line in s3.requests("CREATE OBJECT", start)}
-    assert len(resent) >= 36 - done.found and not resent & sent
+    assert len(resent) >= 36 - done.there and not resent & sent
     assert content(s3.folder / "killed" / NAME) == whole  # no claim is left
 
 
@@ -136,9 +136,9 @@ def test_killed_pull_goes_on_and_asks_for_nothing_twice(kind, toy, request, tmp_
     here = content(tmp_path / ".partial" / f"{Path(NAME).stem}.incoming")
     start = served.mark()
     done = share.pull(place(url), tmp_path)
-    assert done.found >= 12 and done.sent == 36 - done.found
+    assert done.there >= 12 and done.sent == 36 - done.there
     asked = {line.partition(f"{NAME}/")[2].split()[0] for line in served.requests(f"{NAME}/", start) if got in line}
-    assert len(here) >= 12 and len(asked) >= 36 - done.found and asked & set(here) <= {"zarr.json"}
+    assert len(here) >= 12 and len(asked) >= 36 - done.there and asked & set(here) <= {"zarr.json"}
     assert content(tmp_path / NAME) == content(toy) and not list((tmp_path / ".partial").glob("*.incoming"))
 
 
@@ -207,9 +207,9 @@ def _all_changed(path: Path, folder: Path) -> Path:
 
 HOLDER = """
 import sys, time
-from mlemiss.pipeline import claim, places
+from mlemiss.pipeline.stores import claim, remote
 claim.BEAT = 0.3
-with claim.Claim(places.place(sys.argv[1]), "it is being pushed").held():
+with claim.Claim(remote.place(sys.argv[1]), "it is being pushed").held():
     print("held", flush=True)
     time.sleep(60)
 """

@@ -10,19 +10,27 @@ import pytest
 import zarr
 from mlemiss.pipeline.errors import InputError
 from mlemiss.pipeline.stores import store
-from mlemiss.pipeline.stores.catalogue import find_store
-from mlemiss.pipeline.stores.masks import TRAIN, missing_clips, parse_missing, split_clips
-from mlemiss.pipeline.stores.store import FeatureStore, damaged_files, store_name
+from mlemiss.pipeline.stores.catalogue import describe, find_store, row
+from mlemiss.pipeline.stores.checksums import damaged_files
+from mlemiss.pipeline.stores.mask_files import export_masks, read_masks
+from mlemiss.pipeline.stores.masks import MODALITIES, TRAIN, missing_clips, parse_missing, split_clips
+from mlemiss.pipeline.stores.store import FeatureStore, store_name
 
 
-def make_store(folder: Path, dataset: str = "toy", features: str = "resnet50", fingerprint: str = "abc") -> Path:
-    """A whole store of 40 clips with random features; clip 3 failed, clip 5 has no audio."""
+def make_store(
+    folder: Path,
+    dataset: str = "toy",
+    features: str = "resnet50",
+    fingerprint: str = "abc",
+    modalities: tuple[str, ...] = MODALITIES,
+) -> Path:
+    """A whole store of 40 clips with random features; clip 3 failed, clip 5 lacks the second modality (audio)."""
     clips, rng = 40, np.random.default_rng(0)
     built, final = folder / "building", folder / store_name(dataset, features, fingerprint)
     group = store.open_group(built)
-    present = np.ones((clips, 2), bool)
-    present[3], present[5, 1] = False, False
-    for position, modality in enumerate(store.MODALITIES):
+    present = np.ones((clips, len(modalities)), bool)
+    present[3], present[5, 1:2] = False, False
+    for position, modality in enumerate(modalities):
         array = store.create_array(
             group, modality, (clips, 3, 4), (32, 3, 4), "float16", ("clip", "segment", "feature")
         )
@@ -39,9 +47,9 @@ def make_store(folder: Path, dataset: str = "toy", features: str = "resnet50", f
         "error": ["audio: digital silence" if i == 5 else "" for i in range(clips)],
         "duration": np.ones(clips),
     }
-    store.write_table(group, table, present)
-    weights = {"name": "random", "hash": "f00"}
-    group.attrs.put(store.attributes(dataset, features, fingerprint, list("wxyz"), {}, weights, {"mlemiss": "0"}))
+    store.write_table(group, table, present, modalities)
+    described = (dataset, features, fingerprint, list("wxyz"), {}, {"name": "random", "hash": "f00"}, {"mlemiss": "0"})
+    group.attrs.put(store.attributes(*described, modalities=modalities))
     store.publish(built, final)
     return final
 
@@ -74,6 +82,34 @@ def test_splits_and_masks_are_the_functions_values(toy):
     assert all(len(set(by_subject[opened.subject == subject])) == 1 for subject in set(opened.subject))
     with pytest.raises(InputError, match="no such column"):
         opened.split(0, by="nope")
+
+
+def test_a_store_of_three_modalities(tmp_path):
+    names = ("visual", "audio", "text")
+    opened = FeatureStore.open(make_store(tmp_path, modalities=names))
+    assert opened.modalities == names and set(opened.segment_arrays) == set(names)
+    assert set(opened.columns) == {"subject", "take"} and opened.present.shape == (40, 3)
+    assert len(opened.attrs["settings"]) == 12 and opened.attrs["settings"][4] == "text:0.5"
+    train = opened.split(2) == TRAIN
+    for text in ("text:0.8", "visual:0.95", "text:0.3+visual:0.3+audio:0.3"):
+        spec = parse_missing(text, names)
+        hidden = opened.missing(spec, 2, train)
+        np.testing.assert_array_equal(hidden, missing_clips(opened.clip_id, opened.label, train, spec, 2, names))
+        assert hidden.sum(0).tolist() == [round(dict(spec.rates).get(name, 0) * train.sum()) for name in names]
+        assert hidden.sum(1).max() == 1
+    _, written = export_masks(opened, tmp_path / "files", 3, ["text:0.8", "audio:0.2+text:0.5"], "clip")
+    masks = read_masks(written, names)
+    mask = masks.mask(opened, "audio:0.2+text:0.5", 2)
+    np.testing.assert_array_equal(mask, opened.missing(parse_missing("audio:0.2+text:0.5", names), 2, train))
+    assert row(opened)["missing"] == {"visual": 0, "audio": 1, "text": 0}
+    assert set(describe(opened)["arrays"]) == set(names)
+
+
+def test_a_store_of_one_modality(tmp_path):
+    opened = FeatureStore.open(make_store(tmp_path, modalities=("text",)))
+    assert opened.read("text").shape == (40, 3, 4) and opened.attrs["settings"] == []
+    assert damaged_files(opened.path) == [] and opened.split(0).shape == (40,)
+    assert not opened.missing(parse_missing("none", ["text"]), 0, opened.split(0) == TRAIN).any()
 
 
 def test_xarray_and_zarr_read_it_without_us_and_without_warnings(toy):

@@ -14,7 +14,7 @@ from mlemiss.trainer.data import Clips, Dataset, Runs, RunSpec, generator
 from mlemiss.trainer.evaluate import accuracy, confusion, macro_f1, mean_and_std, unweighted_average_recall
 from mlemiss.trainer.fit import fit
 from mlemiss.trainer.likelihood import log_mean_exp_inner
-from mlemiss.trainer.marginal import MARGINALS
+from mlemiss.trainer.marginal import BY_NAME
 from mlemiss.trainer.methods import load, method_names
 from mlemiss.trainer.methods.mle import MaximumLikelihood
 from mlemiss.trainer.networks import Encoder
@@ -256,7 +256,7 @@ def marginal_setting(store, kind, clips_kept=16):
     encoder = Encoder(*runs.moments[1], 8, 5, runs.generators("encoder"))
     rows = runs.rows_of(torch.tensor(without)[None])
     batch = runs.batch(rows, torch.ones(rows.shape))
-    marginal = MARGINALS[kind](runs, 1, encoder)
+    marginal = BY_NAME[kind](runs, 1, encoder)
     return marginal, encoder, batch, runs
 
 

@@ -8,9 +8,6 @@ import typer
 
 from ..pipeline.console import (
     DONE,
-    DeviceOption,
-    JsonOption,
-    StoresOption,
     amount,
     comma_list,
     print_json,
@@ -19,6 +16,7 @@ from ..pipeline.console import (
     writable_folder,
 )
 from ..pipeline.errors import InputError
+from ..pipeline.options import DeviceOption, JsonOption, StoresOption
 from ..pipeline.stores.remote import Place, place
 from .settings import Marginal, Settings
 

@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from ..pipeline.errors import InputError
-from ..pipeline.stores.mask_files import Setting
-from ..pipeline.stores.masks import TEST, TRAIN, VALIDATION, Missing
+from ..pipeline.stores.masks import TEST, TRAIN, VALIDATION, Missing, Setting
 from ..pipeline.stores.store import FeatureStore
 from .batches import Batch, EpochOrder, Rows, Stage, rows_of
 
-COMPLETE = Missing()
+NOTHING = Missing()
 CACHED = 1 << 17  # float32 numbers that stay in a core's cache while they are summed
 CHUNKS_AT_ONCE = 8  # of a store, read by a thread: zarr decodes them side by side, and fewer would wait for Python
 PARTS = {TRAIN: "training", VALIDATION: "validation", TEST: "test"}
@@ -30,15 +29,15 @@ class RunSpec:
     """Everything that the data of one run depend on."""
 
     seed: int
-    missing: Missing | Setting = COMPLETE
-    missing_test: Missing = COMPLETE
+    missing: Missing | Setting = NOTHING
+    missing_test: Missing = NOTHING
     split: str = "clip"
 
     @property
     def name(self) -> str:
         """Return the run's name for messages."""
         parts = [f"seed {self.seed}", f"missing {self.missing.name}"]
-        parts += [f"held-out clips lack {self.missing_test.name}"] if self.missing_test != COMPLETE else []
+        parts += [f"held-out clips lack {self.missing_test.name}"] if self.missing_test != NOTHING else []
         return ", ".join(parts if self.split == "clip" else [*parts, f"split by {self.split}"])
 
 
@@ -192,8 +191,8 @@ def _load(clips: Clips, modality: str) -> tuple[Tensor, Tensor, Tensor]:
         Features, float16 [clip, S, D]; each clip's mean over its segments, and the sum of squared differences from
         it: float32 [clip, D] each.
     """
-    array, kept = clips.store.group[modality], clips.kept
-    (count, S, D), step = array.shape, CHUNKS_AT_ONCE * array.chunks[0]
+    store, kept = clips.store, clips.kept
+    (count, S, D), step = store.shape(modality), CHUNKS_AT_ONCE * store.clips_a_chunk(modality)
     features = torch.from_numpy(np.empty((len(kept), S, D), np.float16))  # which asks for huge pages
     means, spreads = torch.empty(2, len(kept), D)
     few = max(CACHED // (S * D), 1)  # clips
@@ -202,9 +201,9 @@ def _load(clips: Clips, modality: str) -> tuple[Tensor, Tensor, Tensor]:
         low, high = np.searchsorted(kept, (first, first + step))
         last = min(first + step, count)
         if high - low == last - first:  # all of them are usable
-            clips.store.read_into(features[low:high].numpy(), modality, slice(first, last))
+            store.read_into(features[low:high].numpy(), modality, slice(first, last))
         else:
-            block = torch.from_numpy(clips.store.read(modality, slice(first, last)))
+            block = torch.from_numpy(store.read(modality, slice(first, last)))
             torch.index_select(block, 0, torch.from_numpy(kept[low:high] - first), out=features[low:high])
         parts = (values[low:high].split(few) for values in (features, means, spreads))
         for some, mean, spread in zip(*parts, strict=True):

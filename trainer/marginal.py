@@ -207,5 +207,5 @@ class Latest:
         return torch.cat([checkpoint(self.encoder, *part, use_reentrant=False) for part in parts], 1)
 
 
-END_TO_END = {"full": Full, "bank": Latest}
-MARGINALS = {"full": Full, "bank": Bank, "batch": InBatch}
+BY_NAME_END_TO_END = {"full": Full, "bank": Latest}
+BY_NAME = {"full": Full, "bank": Bank, "batch": InBatch}

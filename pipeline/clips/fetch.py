@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from urllib3 import BaseHTTPResponse, PoolManager, ProxyManager, Retry, make_headers
-from urllib3.exceptions import HTTPError, MaxRetryError
+from urllib3.exceptions import HTTPError, MaxRetryError, ProtocolError
 
 from ..console import Progress, say
 from ..errors import InputError, MachineError
@@ -220,12 +220,13 @@ REPEATS = Repeats(  # of each kind of failure in a row; the second follows at on
 )
 
 
-def _blocks(url: str, start: int = 0) -> Iterator[tuple[int, bytes]]:
+def _blocks(url: str, start: int = 0, size: int = 0) -> Iterator[tuple[int, bytes]]:
     """Yield the content of a URL from an offset on, as offset and block; go on where the connection is cut.
 
-    Where the server cannot go on, it sends everything: the offset is 0 again. ZipError: it has no such file.
+    Where the server cannot go on, it sends everything: the offset is 0 again. `size`, in bytes, tells a cut from the
+    end where the server does not say how much it sends. ZipError: it has no such file. MachineError: it never gets on.
     """
-    connections, repeats = _connections(url), REPEATS
+    connections, repeats, most = _connections(url), REPEATS, start
     while True:
         headers = USER_AGENT | ({"Range": f"bytes={start}-"} if start else {})
         try:
@@ -234,15 +235,21 @@ def _blocks(url: str, start: int = 0) -> Iterator[tuple[int, bytes]]:
             ) as response:
                 if start and not _continues(response, start):
                     start = 0
-                    if response.status == RANGE_NOT_THERE:  # the server's file ends before what is here
+                    if response.status == RANGE_NOT_THERE:  # the server's file ends here, or before what is here
+                        if repeats is not REPEATS:  # what looked like a cut was its end
+                            return
+                        most = 0
                         continue
                 if response.status >= 400:
                     raise ZipError(f"{url}: the server answers {response.status} {response.reason}")
                 while block := response.read1(BLOCK, decode_content=False):
                     yield start, block
                     start += len(block)
-                    repeats = REPEATS
-                return
+                    if start > most:
+                        repeats, most = REPEATS, start
+                if start >= size or response.chunked or "Content-Length" in response.headers:
+                    return
+                raise ProtocolError("the connection ended early")
         except HTTPError as error:
             repeats = repeats.increment("GET", url, error=error)
             repeats.sleep()
@@ -291,7 +298,7 @@ def _download(remote: RemoteFile, folder: Path, show: Callable[[int], None]) -> 
 
 
 def _receive(remote: RemoteFile, partial: Path, begun: int, show: Callable[[int], None]) -> None:
-    for start, block in _blocks(remote.url, begun):
+    for start, block in _blocks(remote.url, begun, remote.size):
         show(start + len(block))
         if start + len(block) > remote.size:
             partial.unlink(missing_ok=True)

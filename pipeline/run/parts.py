@@ -19,8 +19,9 @@ from ..files import whole_file
 from ..media.ffmpeg import due_to_limit
 from ..media.process import ffmpeg_version
 from ..stores.catalogue import stores_in
-from ..stores.checksums import damage_among, recorded_files
-from ..stores.store import DONE, MODALITIES, FeatureStore, open_group
+from ..stores.checksums import find_damage, recorded_files
+from ..stores.masks import MODALITIES
+from ..stores.store import FeatureStore, open_group
 
 UNREADABLE = (OSError, ValueError, KeyError, zipfile.BadZipFile)  # of a part or store that is damaged or absent
 
@@ -129,7 +130,7 @@ class Donor:
             retry_failed: leave out clips that lack a modality because of a limit.
         """
         rows: dict[str, int] = {}
-        for row in np.flatnonzero(self.store.status == DONE):
+        for row in np.flatnonzero(self.store.done):
             if not (retry_failed and due_to_limit(str(self.store.error[row]))):
                 rows.setdefault(str(self.store.sha256[row]), int(row))
         return rows
@@ -145,15 +146,15 @@ class Donor:
             DamagedError: a chunk is damaged.
         """
         self._check([name for array in names for name in self._chunks(f"{array}/c/{block}/")])
-        size = self.store.group[names[0]].chunks[0]
-        return [self.store.group[name][block * size : (block + 1) * size] for name in names]
+        size = self.store.clips_a_chunk(names[0])
+        return [self.store.read(name, slice(block * size, (block + 1) * size)) for name in names]
 
     def _chunks(self, prefix: str) -> list[str]:
         return [name for name in self.files if name.startswith(prefix)] or [f"{prefix}…"]
 
     def _check(self, names: Sequence[str]) -> None:
         path = self.store.path
-        if damage_among(path, self.files, names):
+        if find_damage(path, self.files, names):
             raise DamagedError(
                 f"{path} is damaged (`mlemiss store verify` names the files); its damaged clips are decoded again"
             )

@@ -322,7 +322,7 @@ def _next_revision(output: Output) -> Output:
     if not output.finished:
         return output
     opened = store.FeatureStore.open(output.final)
-    failed = opened.status == store.FAILED
+    failed = ~opened.done
     if not failed.any() and not any(map(due_to_limit, opened.error.tolist())):
         return output
     revision = opened.attrs["revision"] + 1

@@ -54,7 +54,7 @@ def _from_store(donor: Donor, output: Output, wanted: Set[str], retry_failed: bo
     """Read a finished store, a chunk of clips at a time; skip damaged chunks."""
     opened, media = donor.store, output.features == store.MEDIA
     names = MEDIA_ARRAYS if media else store.MODALITIES
-    size = opened.group[names[0]].chunks[0]
+    size = opened.clips_a_chunk(names[0])
     blocks: dict[int, dict[str, int]] = defaultdict(dict)
     for key, row in donor.rows(retry_failed).items():
         if key in wanted:

@@ -204,7 +204,7 @@ def _failed_already(plan: Plan, allowed: int) -> int:
 def _check_failures(output: Output, max_failures: int | None) -> None:
     if max_failures is None:
         return
-    failed = int((store.FeatureStore.open(output.final).status == store.FAILED).sum())
+    failed = int((~store.FeatureStore.open(output.final).done).sum())
     if failed > max_failures:
         raise InputError(
             f"{failed} clips of {output.final.name} failed, more than --max-failures {max_failures}.\n"

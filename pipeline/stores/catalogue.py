@@ -1,32 +1,36 @@
-"""What a team's stores are: a row each for `store ls`, all about one for `store info`, wherever they stand."""
+"""List stores, wherever they are: a row each for `store ls`, all about one for `store info`; find the one asked for."""
 
 import datetime
-import shutil
-import textwrap
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Column, Table
+from rich.text import Text
 
-from ..console import BYTES, Progress, amount, printable, say
+from ..console import amount, name_some, printable, say
 from ..encoders import is_backbone
 from ..errors import InputError
-from .checksums import COMPLETE, UNEXPECTED, clip_chunks, clips_hit, find_damage, recorded_files
+from .checksums import COMPLETE, UNEXPECTED, recorded_files
 from .remote import Place, in_parallel, is_local
-from .share import run_record
-from .store import DONE, FAILED, MEDIA, FeatureStore, read_attributes
-
-NUMERIC = ("clips", "failed", "size", "rev")
-WIDEST = 20  # characters of a name in the table; the store's own stands below it in full
+from .store import MEDIA, FeatureStore, read_attributes, run_record
 
 
 def catalogue(folder: Place) -> tuple[list[dict], list[tuple[Place, str]]]:
-    """A row for every finished store of a folder, by name; and whatever else is called NAME.zarr, with why it is not.
+    """Describe every finished store of a folder in a row, by name.
 
-    InputError: the folder is behind a URL and cannot be reached or listed.
+    Returns:
+        The rows, and whatever else is called NAME.zarr, with why it cannot be used.
+
+    Raises:
+        InputError: the folder is behind a URL and cannot be reached or listed.
     """
 
-    def look(found: tuple[Place, dict | InputError]) -> dict | InputError:
-        path, attrs = found
+    def describe_one(candidate: tuple[Place, dict | InputError]) -> dict | InputError:
+        path, attrs = candidate
         if isinstance(attrs, InputError):
             return attrs
         try:
@@ -37,18 +41,18 @@ def catalogue(folder: Place) -> tuple[list[dict], list[tuple[Place, str]]]:
             return InputError(f"{path} cannot be read ({error}).\n`mlemiss store verify {path}` names damaged files.")
 
     rows, unusable = [], []
-    for (path, _), found in in_parallel(look, look_through(folder)):
-        if isinstance(found, InputError):
-            unusable.append((path, why_not(path, found)))
+    for (path, _), result in in_parallel(describe_one, look_through(folder)):
+        if isinstance(result, InputError):
+            unusable.append((path, why_not(path, result)))
         else:
-            rows.append(found)
+            rows.append(result)
     return sorted(rows, key=lambda row: row["store"]), sorted(unusable)
 
 
 def row(store: FeatureStore) -> dict:
-    """What `ls --json` says of a store. missing: of the clips that did not fail, how many lack each modality."""
+    """Return what `ls --json` says of a store; missing counts the clips that did not fail and lack a modality."""
     files, record = recorded_files(store.path), run_record(store.path)
-    lacking = ~store.present[store.status == DONE]
+    lacking = ~store.present[store.done]
     return {
         "store": store.path.name,
         "place": str(store.path),
@@ -57,7 +61,7 @@ def row(store: FeatureStore) -> dict:
         "weights": store.weights.get("name"),
         "synthetic": store.synthetic,
         "clips": len(store.clip_id),
-        "failed": int((store.status == FAILED).sum()),
+        "failed": int((~store.done).sum()),
         "missing": {m: int(count) for m, count in zip(store.modalities, lacking.sum(0), strict=True)},
         "bytes": sum(entry["bytes"] for entry in files.values()),
         "files": len(files),
@@ -69,39 +73,38 @@ def row(store: FeatureStore) -> dict:
 
 
 def describe(store: FeatureStore) -> dict:
-    """What `info --json` says of a store: its row, and everything a person wants to know before using it."""
-    done = store.status == DONE
+    """Return what `info --json` says of a store: its row, and everything a person wants to know before using it."""
+    done = store.done
     counts = np.bincount(store.label[done], minlength=len(store.classes))
-    modalities = {
-        name: {"shape": list(array.shape), "type": str(array.dtype)}
-        for name, array in store.group.arrays()
-        if array.metadata.dimension_names[:2] == ("clip", "segment")
-    }
-    lacking = (done & ~store.present.all(1)).nonzero()[0]
+    arrays = {name: {"shape": list(store.shape(name)), "type": str(store.dtype(name))} for name in store.segment_arrays}
     return row(store) | {
         "fingerprint": store.fingerprint,
         "weights": store.weights or None,
         "classes": dict(zip(store.classes, counts.tolist(), strict=True)),
         "columns": {name: len(set(values.tolist())) for name, values in store.columns.items()},
-        "arrays": modalities,
-        "failures": _causes(store, (store.status == FAILED).nonzero()[0]),
-        "lacking": _causes(store, lacking),
+        "arrays": arrays,
+        "failures": _causes(store, ~done),
+        "lacking": _causes(store, done & ~store.present.all(1)),
         "spec": store.attrs["spec"],
-        "splits": {"seeds": int(store.group["split"].shape[0]), "settings": store.attrs["settings"]},
+        "splits": {"seeds": store.shape("split")[0], "settings": store.attrs["settings"]},
         "versions": store.attrs["versions"],
         "run": run_record(store.path),
     }
 
 
-def _causes(store: FeatureStore, clips: Sequence[int]) -> list[dict]:
-    return [{"clip_id": str(store.clip_id[clip]), "cause": str(store.error[clip])} for clip in clips]
+def _causes(store: FeatureStore, clips: np.ndarray) -> list[dict]:
+    """Return the ids and recorded causes of these clips (bool [clip])."""
+    return [
+        {"clip_id": str(clip_id), "cause": str(cause)}
+        for clip_id, cause in zip(store.clip_id[clips], store.error[clips], strict=True)
+    ]
 
 
-# ---- as text ----------------------------------------------------------------------------------------------------
+# ---- as text ----
 
 
 def size_text(count: int) -> str:
-    """Bytes, for people."""
+    """Return a number of bytes as people read it: ``259.8 MB``."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6)):
         if count >= factor:
             return f"{count / factor:.1f} {unit}"
@@ -109,51 +112,39 @@ def size_text(count: int) -> str:
 
 
 def when_text(finished: str | None) -> str:
-    """RUN.json's time, in this machine's zone."""
+    """Return RUN.json's time in this machine's zone."""
     try:
         return f"{datetime.datetime.fromisoformat(finished).astimezone():%Y-%m-%d %H:%M}"
     except (TypeError, ValueError):
-        return "at a time nobody recorded"
+        return "at an unknown time"
 
 
 def missing_text(missing: Mapping[str, int]) -> str:
-    """``2 visual, 5 audio``"""
+    """Return how many clips lack each modality: ``2 visual, 5 audio``."""
     return ", ".join(f"{count} {modality}" for modality, count in missing.items() if count) or "-"
 
 
-def table(rows: Sequence[Mapping]) -> list[str]:
-    """The lines of `ls`: a row a store, its name below, then when, where and by which command it was made."""
-    width = shutil.get_terminal_size().columns
-    cells = [
-        {
-            "dataset": row["dataset"],
-            "features": row["features"],
-            "weights": row["weights"] or "-",
-            "clips": str(row["clips"]),
-            "missing": missing_text(row["missing"]),
-            "failed": str(row["failed"]),
-            "size": size_text(row["bytes"]),
-            "rev": str(row["revision"]),
-        }
-        for row in rows
-    ]
-    columns = list(cells[0])
-    widths = {c: max(len(c), *(min(len(cell[c]), WIDEST) for cell in cells)) for c in columns}
-
-    def line(cell: Mapping[str, str]) -> str:
-        short = {c: v if len(v) <= WIDEST else v[: WIDEST - 1] + "…" for c, v in cell.items()}
-        return "  ".join(short[c].rjust(widths[c]) if c in NUMERIC else short[c].ljust(widths[c]) for c in columns)
-
-    lines = [line({c: c for c in columns})]
-    for row, cell in zip(rows, cells, strict=True):
-        made = f"  {when_text(row['finished'])} on {row['host'] or 'an unknown host'}: {row['command'] or '?'}"
-        lines += [line(cell), f"  {row['store']}" + " (SYNTHETIC clips)" * row["synthetic"]]
-        lines.append(made if len(made) <= width else made[: width - 1] + "…")
-    return [printable(line.rstrip()) for line in lines]
+def listing(rows: Sequence[Mapping]) -> Table:
+    """Return the table of `ls`: of each store what it holds, its name, and when, where and by which command."""
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    for name in ("clips", "missing", "failed", "size", "rev"):
+        table.add_column(name, justify="left" if name == "missing" else "right", no_wrap=name != "missing")
+    table.add_column("store", overflow="fold")
+    for row in rows:
+        weights = f"{row['weights']} weights, " if row["weights"] else ""
+        lines = [
+            row["store"] + " (SYNTHETIC clips)" * row["synthetic"],
+            f"{weights}{when_text(row['finished'])} on {row['host'] or 'an unknown host'}",
+            row["command"] or "unknown command",
+        ]
+        missing, name = missing_text(row["missing"]), "\n".join(map(printable, lines))
+        counts = (row["clips"], missing, row["failed"], size_text(row["bytes"]), row["revision"])
+        table.add_row(*map(Text, map(str, counts)), Text(name), end_section=True)
+    return table
 
 
-def description(facts: Mapping) -> list[str]:
-    """The lines of `info`."""
+def description(facts: Mapping) -> Table:
+    """Return the table of `info`: names and values."""
     weights, run, spec = facts["weights"], facts["run"], dict(facts["spec"])
     backbone = spec.pop("backbone", None)
     columns = ", ".join(f"{name} ({count})" for name, count in facts["columns"].items())
@@ -175,58 +166,84 @@ def description(facts: Mapping) -> list[str]:
         ("size", f"{size_text(facts['bytes'])} in {facts['files']} files"),
         ("revision", str(facts["revision"])),
         ("made", f"{when_text(run.get('finished'))} on {run.get('host') or 'an unknown host'}"),
-        ("by", run.get("command") or "a command nobody recorded"),
+        ("by", run.get("command") or "an unknown command"),
         *(("failed", f"{clip['clip_id']}: {clip['cause']}") for clip in facts["failures"]),
         *(("lacking", f"{clip['clip_id']}: {clip['cause']}") for clip in facts["lacking"]),
     ]
-    width = max(shutil.get_terminal_size().columns, 40)
-    wrap = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False, subsequent_indent=" " * 10)
-    return [line for name, value in pairs for line in wrap.wrap(f"{name:9} {printable(value)}")]
+    table = Table.grid("", Column(overflow="fold"), padding=(0, 2))
+    for name, value in pairs:
+        table.add_row(name, Text(printable(value)))
+    return table
 
 
-# ---- Which stores a folder of stores holds, and the one that is asked for ----
+def print_table(table: Table) -> None:
+    """Print a table on standard output: folded to a terminal's width; as wide as its longest line in a file or pipe."""
+    console = Console(markup=False, highlight=False, emoji=False)
+    if not console.is_terminal:
+        widest = console.options.update(max_width=sys.maxsize)
+        console.width = Measurement.get(console, widest, table).maximum
+    with console.capture() as text:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in text.get().splitlines()))
+
+
+def print_damage(report: Mapping) -> None:
+    """Print what `verify_store` found: a line for each file, and what follows from it."""
+    for entry in report["damaged"]:
+        clips = "every clip" if entry["every_clip"] else f"clips {name_some(entry['clips'], 5)}"
+        print(printable(f"{entry['state']}: {entry['file']}" + (f": {clips}" if entry["state"] != UNEXPECTED else "")))
+    store, wrong = report["store"], len(report["damaged"])
+    if not wrong:
+        say(f"{store}: every byte as written ({amount(report['files'], 'file')}, {report['bytes'] / 1e6:.1f} MB)")
+        return
+    hit = f"{len(report['clips'])} of {report['of_clips']} clips" if report["of_clips"] else "every clip"
+    say(f"{store}: {amount(wrong, 'file')} not as its checksums say; hit: {hit}")
+    say(f"To mend it, remove its {COMPLETE} and push or pull it again from a whole copy: what is right stays.")
+
+
+# ---- find stores ----
 
 
 def look_through(folder: Place) -> Iterator[tuple[Place, dict | InputError]]:
-    """Everything of a folder that is called NAME.zarr, by name: its attributes, or why it cannot be opened.
+    """Yield everything of a folder that is called NAME.zarr, by name: its attributes, or why it cannot be opened.
 
     InputError: the folder is behind a URL and cannot be reached or listed.
     """
     if is_local(folder):
-        found = sorted(folder.glob("*.zarr"))
+        paths = sorted(folder.glob("*.zarr"))
     else:
-        found = [path for path in folder.iterdir() if path.name.endswith(".zarr")]
+        paths = [path for path in folder.iterdir() if path.name.endswith(".zarr")]
 
-    def look(path: Place) -> dict | InputError:
+    def attributes_or_error(path: Place) -> dict | InputError:
         try:
             return read_attributes(path)
         except InputError as error:
             return error
 
-    yield from sorted(in_parallel(look, found), key=lambda pair: pair[0])
+    yield from sorted(in_parallel(attributes_or_error, paths), key=lambda pair: pair[0])
 
 
 def stores_in(folder: Place) -> Iterator[tuple[Place, dict]]:
-    """Finished stores of a folder with their attributes, by name; others' files and unfinished stores are passed by."""
+    """Yield the finished stores of a folder with their attributes, by name; skip other files and unfinished stores."""
     for path, attrs in look_through(folder):
         if not isinstance(attrs, InputError):
             yield path, attrs
 
 
 def unusable_in(folder: Place) -> Iterator[tuple[Place, str]]:
-    """What looks like a store and cannot be opened, and why, in one line."""
+    """Yield what is called like a store and cannot be opened, and why, in one line."""
     for path, error in look_through(folder):
         if isinstance(error, InputError):
             yield path, why_not(path, error)
 
 
 def why_not(path: Place, error: InputError) -> str:
-    """Why a store cannot be opened, in one line without its path."""
+    """Return why a store cannot be opened, in one line without its path."""
     return str(error).split("\n")[0].removeprefix(str(path)).strip().rstrip(".")
 
 
 def how_to_make(features: str, dataset: str) -> str:
-    """The command that makes a store of these features."""
+    """Return the command that makes a store of these features."""
     if features == MEDIA:
         return f"mlemiss preprocess --dataset {dataset} --media only"
     if is_backbone(features):
@@ -235,7 +252,7 @@ def how_to_make(features: str, dataset: str) -> str:
 
 
 def find_store(folder: Place, features: str, dataset: str | None = None) -> Place:
-    """The one store of these features in a folder of stores. InputError: none or several fit (they are listed)."""
+    """Return the one store of these features in a folder. InputError: none or several fit (they are listed)."""
     everything = list(stores_in(folder))
     datasets = sorted({attrs["dataset"] for _, attrs in everything})
     fitting = [
@@ -262,68 +279,3 @@ def find_store(folder: Place, features: str, dataset: str | None = None) -> Plac
         for path, attrs in fitting
     )
     raise InputError(f"{len(fitting)} stores of {wanted} fit: {rows}.\nChoose one with --store PATH.")
-
-
-# ---- Every byte of a store against its checksums, and which clips the damaged ones hold ----
-
-SHOWN = 5  # clips that a line names
-
-
-def verify_store(store: Place) -> dict:
-    """What `verify --json` says: each file that is damaged, absent, unreadable or unexpected, and the clips it hits.
-
-    A swapped chunk is damage: checksums go by name. A file that is not one of an array's chunks hits every clip, as
-    does a chunk where zarr.json, which says what chunks are, is damaged itself; an unexpected one hits none.
-    InputError: there is no COMPLETE.json to check against.
-    """
-    try:
-        recorded = recorded_files(store)
-    except (FileNotFoundError, NotADirectoryError):
-        FeatureStore.open(store)  # says what is wrong
-        raise InputError(f"{store} has no {COMPLETE} any more: it is being replaced.\nTry again later.") from None
-    size = sum(entry["bytes"] for entry in recorded.values())
-    with Progress("verify", size, BYTES) as bar:
-        damage = find_damage(store, recorded, bar.advance)
-    chunks = {} if "zarr.json" in damage else clip_chunks(store)
-    ids = _clip_ids(store, damage, max((cut.clips for cut in chunks.values()), default=0))
-    files, hit = [], set()
-    for name, state in damage.items():
-        clips = range(0) if state == UNEXPECTED else clips_hit(name, chunks)
-        clips = range(len(ids)) if clips is None else clips
-        hit.update(clips)
-        every = state != UNEXPECTED and len(clips) == len(ids)
-        files.append({"file": name, "state": state, "every_clip": every, "clips": [ids[clip] for clip in clips]})
-    return {
-        "store": str(store),
-        "files": len(recorded),
-        "bytes": size,
-        "damaged": files,
-        "clips": [ids[clip] for clip in sorted(hit)],
-        "of_clips": len(ids),
-    }
-
-
-def _clip_ids(store: Place, damage: dict[str, str], clips: int) -> list[str]:
-    """The clips' ids; their numbers where the ids are damaged themselves."""
-    if not any(name == "zarr.json" or name.startswith("clip_id/") for name in damage):
-        return FeatureStore.open(store).clip_id.tolist()
-    return [f"#{number}" for number in range(clips)]
-
-
-def print_damage(found: dict) -> None:
-    """A line for each file, and what follows from it."""
-    for entry in found["damaged"]:
-        clips = "every clip" if entry["every_clip"] else _named(entry["clips"])
-        print(printable(f"{entry['state']}: {entry['file']}" + (f": {clips}" if entry["state"] != UNEXPECTED else "")))
-    store, wrong = found["store"], len(found["damaged"])
-    if not wrong:
-        say(f"{store}: every byte as written ({amount(found['files'], 'file')}, {found['bytes'] / 1e6:.1f} MB)")
-        return
-    hit = f"{len(found['clips'])} of {found['of_clips']} clips" if found["of_clips"] else "every clip"
-    say(f"{store}: {amount(wrong, 'file')} not as its checksums say; hit: {hit}")
-    say(f"To mend it, remove its {COMPLETE} and push or pull it again from a whole copy: what is right stays.")
-
-
-def _named(clips: Sequence[str]) -> str:
-    more = f" and {len(clips) - SHOWN} more" if len(clips) > SHOWN else ""
-    return f"clips {', '.join(clips[:SHOWN])}{more}"

@@ -1,4 +1,4 @@
-"""Read somebody else's features: arrays of an .npz, columns of a .csv or .parquet.
+"""Read features that were computed elsewhere: arrays of an .npz, columns of a .csv or .parquet.
 
 Only what is asked for is read. A name may be a glob (``face_*``), which stands for all that fit, in the file's order.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..console import name_some
 from ..errors import InputError
 
 READ_AS_NAN = frozenset({"", "NA", "N/A", "null"})  # a CSV's ways to say that a number is missing, beside nan
@@ -20,24 +21,21 @@ LISTED = 20  # names of arrays or columns an error lists
 
 @dataclass(frozen=True)
 class FeatureFile:
-    """What was asked for of a file, row by row.
-
-    maps: what each pattern stands for, in order. numbers: floats or integers [row], [row, feature] or
-    [row, segment, feature]. texts: str [row]. tabular: rows may be a clip's segments, as in a CSV.
-    """
+    """The arrays or columns of a file that were asked for, row by row."""
 
     path: Path
-    maps: dict[str, list[str]]
-    numbers: dict[str, np.ndarray]
-    texts: dict[str, np.ndarray]
-    tabular: bool
+    maps: dict[str, list[str]]  # pattern -> the names that fit it, in the file's order
+    numbers: dict[str, np.ndarray]  # floats or integers [row], [row, feature] or [row, segment, feature]
+    texts: dict[str, np.ndarray]  # str [row]
+    tabular: bool  # rows may be a clip's segments, as in a CSV
 
 
 def read_feature_file(path: Path, patterns: Sequence[str], texts: Sequence[str]) -> FeatureFile:
     """Read ``patterns`` as numbers and ``texts`` as words.
 
-    InputError: the file cannot be read or is of another kind, a name is not in it (those there are listed), a pickled
-    array, a ragged one, or something that is no number where one is expected.
+    Raises:
+        InputError: the file cannot be read or is of another kind, a name is not in it (those there are listed), an
+            array is pickled or ragged, or something is no number where a number is expected.
     """
     readers = {".npz": _read_npz, ".csv": _read_csv, ".parquet": _read_parquet}
     if path.suffix.lower() not in readers:
@@ -46,15 +44,15 @@ def read_feature_file(path: Path, patterns: Sequence[str], texts: Sequence[str])
         raise InputError(f"no file {path}: expected features to import as {', '.join(readers)}.")
     maps: dict[str, list[str]] = {}
 
-    def choose(there: Sequence[str]) -> list[str]:
-        """What to read as numbers, of the names that are there."""
+    def choose(available: Sequence[str]) -> list[str]:
+        """Return which of the file's names to read as numbers."""
         for text in texts:
-            if text not in there:
-                raise _absent(path, text, there)
+            if text not in available:
+                raise _absent(path, text, available)
         for pattern in patterns:
-            maps[pattern] = [pattern] if pattern in there else [n for n in there if fnmatchcase(n, pattern)]
+            maps[pattern] = [pattern] if pattern in available else [n for n in available if fnmatchcase(n, pattern)]
             if not maps[pattern]:
-                raise _absent(path, pattern, there)
+                raise _absent(path, pattern, available)
         return list(dict.fromkeys(name for names in maps.values() for name in names))
 
     try:
@@ -68,13 +66,12 @@ Read = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]  # numbers, texts
 Choose = Callable[[Sequence[str]], list[str]]
 
 
-def _absent(path: Path, name: str, there: Sequence[str]) -> InputError:
-    listed = ", ".join(there[:LISTED]) + (f" and {len(there) - LISTED} more" if len(there) > LISTED else "")
-    return InputError(f"{path} has no {name!r}.\nThere are: {listed or 'none'}.")
+def _absent(path: Path, name: str, available: Sequence[str]) -> InputError:
+    return InputError(f"{path} has no {name!r}.\nThere are: {name_some(available, LISTED) or 'none'}.")
 
 
 def _read_npz(path: Path, choose: Choose, texts: list[str]) -> Read:
-    """Never unpickles: an array of Python objects is an error."""
+    """Read arrays of an .npz, which are never unpickled: an array of Python objects is an error."""
     try:
         file = np.load(path, allow_pickle=False)
         if not isinstance(file, np.lib.npyio.NpzFile):
@@ -101,7 +98,7 @@ def _npz_array(path: Path, file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
 
 
 def _read_csv(path: Path, choose: Choose, texts: list[str]) -> Read:
-    """Comma, semicolon or tab, whichever splits the header most; spaces around names and values do not count."""
+    """Read columns of a CSV: comma, semicolon or tab, whichever splits the header most; spaces around do not count."""
     lines: list[np.ndarray] = []
     words: dict[str, list[str]] = {name: [] for name in texts}
     try:
@@ -113,8 +110,8 @@ def _read_csv(path: Path, choose: Choose, texts: list[str]) -> Read:
             if twice := [name for name in dict.fromkeys(header) if header.count(name) > 1]:
                 raise InputError(f"{path}, line 1: column {twice[0]!r} stands twice.\nRename one of them.")
             names = choose(header)
-            places = [header.index(name) for name in names]
-            text_places = [(words[name], header.index(name)) for name in texts]
+            columns = [header.index(name) for name in names]
+            text_columns = [(words[name], header.index(name)) for name in texts]
             for values in rows:
                 if not values:
                     continue
@@ -122,15 +119,15 @@ def _read_csv(path: Path, choose: Choose, texts: list[str]) -> Read:
                     raise InputError(
                         f"{path}, line {rows.line_num}: expected {len(header)} fields, found {len(values)}."
                     )
-                lines.append(_row(path, rows.line_num, names, [values[place] for place in places]))
-                for kept, place in text_places:
-                    kept.append(values[place].strip())
+                lines.append(_row(path, rows.line_num, names, [values[column] for column in columns]))
+                for column_words, column in text_columns:
+                    column_words.append(values[column].strip())
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text (byte {error.start}).\nSave it as UTF-8 CSV.") from None
     except csv.Error as error:
         raise InputError(f"{path}, line {rows.line_num}: {error}.") from None
     table = np.array(lines).reshape(len(lines), len(names))
-    return dict(zip(names, table.T, strict=True)), {name: np.array(kept, dtype=str) for name, kept in words.items()}
+    return dict(zip(names, table.T, strict=True)), {name: np.array(some, dtype=str) for name, some in words.items()}
 
 
 def _row(path: Path, line: int, names: Sequence[str], values: list[str]) -> np.ndarray:
@@ -151,7 +148,7 @@ def _row(path: Path, line: int, names: Sequence[str], values: list[str]) -> np.n
 
 
 def _read_parquet(path: Path, choose: Choose, texts: list[str]) -> Read:
-    """Columns of numbers, or of lists of numbers that are all of one length."""
+    """Read columns of numbers, or of lists of numbers that are all of one length."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -173,7 +170,7 @@ def _read_parquet(path: Path, choose: Choose, texts: list[str]) -> Read:
 
 
 def _arrow_numbers(path: Path, name: str, column) -> np.ndarray:
-    """A parquet column as an array [row] or, of lists, [row, feature] or [row, segment, feature]; null is NaN."""
+    """Return a parquet column: [row] or, of lists, [row, feature] or [row, segment, feature]; null is NaN."""
     values = column.to_pylist() if column.type.num_fields else column.to_numpy()
     if column.type.num_fields:
         known = next((np.shape(value) for value in values if value is not None), (0,))
@@ -188,7 +185,7 @@ def _arrow_numbers(path: Path, name: str, column) -> np.ndarray:
 
 
 def as_text(path: Path, name: str, values: np.ndarray) -> np.ndarray:
-    """Words, bytes, booleans or whole numbers [row] as str [row], without blanks around them, as in a CSV.
+    """Return words, bytes, booleans or whole numbers [row] as str [row], without blanks around them, as in a CSV.
 
     InputError: anything else, floats so large that they are not exact, or another shape.
     """

@@ -23,7 +23,9 @@ import numpy as np
 from ..clips.manifest import COLUMN_NAME
 from ..console import say
 from ..errors import InputError
+from ..files import sha256_of, write_json
 from . import store
+from .checksums import RUN
 from .feature_files import FeatureFile, read_feature_file
 from .masks import MODALITIES
 
@@ -35,7 +37,7 @@ FEATURES_AT_ONCE = 64  # checked at a time, to bound the memory
 
 @dataclass(frozen=True)
 class Request:
-    """What to import: names of arrays or columns in ``file``; ``maps`` gives (modality, name or glob), in order."""
+    """A request to import features: names of arrays or columns in ``file``; ``maps`` are (modality, name or glob)."""
 
     file: Path
     dataset: str
@@ -46,25 +48,30 @@ class Request:
     subject: str | None = None
     columns: tuple[str, ...] = ()
 
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Return the modalities of the store, in order."""
+        return tuple(name for name in MODALITIES if name in dict(self.maps))
+
     def texts(self) -> list[str]:
-        """Everything that is read as words, one value a clip."""
+        """Return the names of everything that is read as words, one value a clip."""
         return list(dict.fromkeys(n for n in (self.label, self.clip, self.subject, *self.columns) if n))
 
 
 @dataclass(frozen=True)
-class Clips:
-    """What becomes a store, sorted by clip id. features: per modality [clip, segment, feature], numbers as read."""
+class ImportedClips:
+    """The clips of a file, sorted by clip id."""
 
     table: dict[str, np.ndarray]  # clip_id, label (words), subject and more: str [clip]
-    features: dict[str, np.ndarray]
+    features: dict[str, np.ndarray]  # modality -> [clip, segment, feature], numbers as read
     names: dict[str, list[str]]  # of the features, for messages
     sources: dict[str, list[str]]  # the arrays or columns each modality was made of
 
 
 def parse_maps(items: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """``visual=ARRAY`` and ``audio=ARRAY`` as pairs; several of one modality are joined feature to feature.
+    """Parse ``visual=ARRAY`` and ``audio=ARRAY`` into pairs; several of one modality are joined feature to feature.
 
-    InputError: another form, an unknown modality, or one modality without any.
+    InputError: another form, an unknown modality, or a modality without any array.
     """
     maps = []
     for item in items:
@@ -81,34 +88,38 @@ def parse_maps(items: Sequence[str]) -> tuple[tuple[str, str], ...]:
 
 
 def import_features(request: Request, stores: Path) -> Path:
-    """Import a file into the folder ``stores``; returns the store's path, also where it was there already.
+    """Import a file into the folder ``stores``.
 
-    InputError: whatever is wrong with the file or with the names, found before anything is written.
+    Returns:
+        The store's path, also where the store was there already.
+
+    Raises:
+        InputError: something is wrong with the file or the names; nothing was written.
     """
     _check_names(request)
     file = read_feature_file(request.file, list(dict.fromkeys(name for _, name in request.maps)), request.texts())
     clips = _gather(request, file)
-    present = np.stack([_present(file.path, clips, modality) for modality in MODALITIES], 1)
-    halves = {modality: _as_float16(file.path, clips, modality, present[:, m]) for m, modality in enumerate(MODALITIES)}
+    by_modality = {modality: _present(file.path, clips, modality) for modality in request.modalities}
+    halves = {modality: _as_float16(file.path, clips, modality, has) for modality, has in by_modality.items()}
+    present = np.stack(list(by_modality.values()), 1)  # [clip, modality]
     table, classes = _table(file.path, clips, present, halves)
     fingerprint = _fingerprint(table, classes, halves)
     final = stores / store.store_name(request.dataset, request.features, fingerprint)
-    segments = halves[MODALITIES[0]].shape[1]
+    segments = next(iter(halves.values())).shape[1]
     widths = ", ".join(f"{values.shape[2]} {modality}" for modality, values in halves.items())
-    lacking = ", ".join(f"{int((~present[:, m]).sum())} lack {modality}" for m, modality in enumerate(MODALITIES))
+    lacking = ", ".join(f"{int((~has).sum())} lack {modality}" for modality, has in by_modality.items())
     say(f"{request.file}: {len(present)} clips of {segments} segment(s), {len(classes)} classes, {widths} features")
-    say(f"{lacking}; {int((~present.any(1)).sum())} lack both and are left out of training")
+    say(f"{lacking}; {int((~present.any(1)).sum())} have no modality and are left out of training")
     if final.exists():
         store.FeatureStore.open(final)  # an InputError where it is not whole
         say(f"{final} holds exactly these features already; nothing to do")
         return final
     spec = {"segments": segments, "file": request.file.name, **clips.sources}
     spec |= {"label": request.label, "clip": request.clip, "subject": request.subject, "columns": request.columns}
-    with request.file.open("rb") as opened:
-        weights = {"name": store.IMPORTED, "hash": hashlib.file_digest(opened, "sha256").hexdigest()}
+    weights = {"name": store.IMPORTED, "hash": sha256_of(request.file)}
     versions = {name: version(name) for name in ("mlemiss", "numpy", "zarr")}
     described = (request.dataset, request.features, fingerprint, classes, spec, weights, versions)
-    _publish(final, table, present, halves, store.attributes(*described))
+    _publish(final, table, present, halves, store.attributes(*described, modalities=request.modalities))
     return final
 
 
@@ -126,12 +137,12 @@ def _check_names(request: Request) -> None:
             )
 
 
-# ---- from the file's rows to clips ------------------------------------------------------------------------------
+# ---- from the file's rows to clips ----
 
 
-def _gather(request: Request, file: FeatureFile) -> Clips:
-    """Rows joined and grouped into clips, sorted by id."""
-    sources = {m: [n for k, p in request.maps if k == m for n in file.maps[p]] for m in MODALITIES}
+def _gather(request: Request, file: FeatureFile) -> ImportedClips:
+    """Join the arrays of each modality, and group rows into clips, sorted by id."""
+    sources = {m: [n for k, p in request.maps if k == m for n in file.maps[p]] for m in request.modalities}
     everything = [name for names in sources.values() for name in names]
     for name in everything:
         if name in request.texts():
@@ -151,38 +162,38 @@ def _gather(request: Request, file: FeatureFile) -> Clips:
         raise InputError(f"{file.path} holds no clips.")
     texts = {name: file.texts[name] for name in request.texts()}
     ids = file.texts[request.clip] if request.clip else np.array([f"{i:0{len(str(rows - 1))}}" for i in range(rows)])
-    places = _rows_of_clips(file, ids)
+    rows_of = _rows_of_clips(file, ids)  # [clip, segment]
     features, names = {}, {}
-    for modality in MODALITIES:
+    for modality in request.modalities:
         values, names[modality] = _join(file, sources[modality])
-        if places.shape[1] > 1 and values.ndim == 3:
+        if rows_of.shape[1] > 1 and values.ndim == 3:
             raise InputError(
-                f"{file.path}: {sources[modality][0]!r} holds segments, and clips have {places.shape[1]} rows each.\n"
+                f"{file.path}: {sources[modality][0]!r} holds segments, and clips have {rows_of.shape[1]} rows each.\n"
                 f"Expected one row a clip with its segments in it, or one row a segment."
             )
         # one row a clip: [clip, (segment,) feature]; several: each is a segment
-        features[modality] = values[places[:, 0]] if values.ndim == 3 else values[places]
+        features[modality] = values[rows_of[:, 0]] if values.ndim == 3 else values[rows_of]
     segments = {modality: values.shape[1] for modality, values in features.items()}
     if len(set(segments.values())) > 1:
         listed = ", ".join(f"{modality} {count}" for modality, count in segments.items())
         raise InputError(
-            f"{file.path}: segments a clip differ: {listed}.\nExpected as many of both modalities: average over a "
+            f"{file.path}: segments a clip differ: {listed}.\nExpected as many of every modality: average over a "
             f"clip, or repeat a clip's features for each segment."
         )
     for name, values in texts.items():
-        if len(changing := np.flatnonzero((values[places] != values[places[:, :1]]).any(1))):
-            clip = str(ids[places[changing[0], 0]])
+        if len(changing := np.flatnonzero((values[rows_of] != values[rows_of[:, :1]]).any(1))):
+            clip = str(ids[rows_of[changing[0], 0]])
             raise InputError(f"{file.path}: {name!r} differs between the segments of clip {clip!r}.")
-    of_clip = {name: values[places[:, 0]] for name, values in texts.items()}
-    nobody = np.full(len(places), "")
-    table = {"clip_id": ids[places[:, 0]], "label": of_clip[request.label]}
+    of_clip = {name: values[rows_of[:, 0]] for name, values in texts.items()}
+    nobody = np.full(len(rows_of), "")
+    table = {"clip_id": ids[rows_of[:, 0]], "label": of_clip[request.label]}
     table["subject"] = of_clip[request.subject] if request.subject else nobody
     table |= {name: of_clip[name] for name in request.columns}
-    return Clips(table, features, names, sources)
+    return ImportedClips(table, features, names, sources)
 
 
 def _rows_of_clips(file: FeatureFile, ids: np.ndarray) -> np.ndarray:
-    """int [clip, segment]: each clip's rows in the file's order, clips sorted by id."""
+    """Return each clip's rows in the file's order, clips sorted by id: int [clip, segment]."""
     if (ids == "").any():
         raise InputError(f"{file.path}: row {int((ids == '').argmax())} has an empty clip id.")
     names, members, counts = np.unique(ids, return_inverse=True, return_counts=True)
@@ -202,7 +213,7 @@ def _rows_of_clips(file: FeatureFile, ids: np.ndarray) -> np.ndarray:
 
 
 def _join(file: FeatureFile, sources: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """A modality's arrays side by side: [row, feature] or [row, segment, feature], and what each feature is called."""
+    """Join a modality's arrays to [row, feature] or [row, segment, feature]; return the features' names too."""
     parts, names = [], []
     for name in sources:
         values = file.numbers[name]
@@ -221,11 +232,11 @@ def _join(file: FeatureFile, sources: Sequence[str]) -> tuple[np.ndarray, list[s
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1), names
 
 
-# ---- checks -----------------------------------------------------------------------------------------------------
+# ---- checks ----
 
 
-def _present(path: Path, clips: Clips, modality: str) -> np.ndarray:
-    """bool [clip]: the clip has this modality. InputError: one that is partly NaN or infinite, or none has it."""
+def _present(path: Path, clips: ImportedClips, modality: str) -> np.ndarray:
+    """Return which clips have this modality: bool [clip]. InputError: a clip has it in part, or none has it."""
     values = clips.features[modality]
     finite = np.isfinite(values)
     present = ~np.isnan(values).all((1, 2))
@@ -244,39 +255,42 @@ def _present(path: Path, clips: Clips, modality: str) -> np.ndarray:
     return present
 
 
-def _as_float16(path: Path, clips: Clips, modality: str, present: np.ndarray) -> np.ndarray:
-    """Features as stores have them, NaN where missing. InputError: float16 cannot hold what a feature tells."""
+def _as_float16(path: Path, clips: ImportedClips, modality: str, present: np.ndarray) -> np.ndarray:
+    """Return a modality's features as stores keep them: float16 [clip, segment, feature], NaN where missing.
+
+    InputError: float16 cannot hold what a feature tells.
+    """
     values, names = clips.features[modality], clips.names[modality]
     with np.errstate(over="ignore"):
-        half = values.astype(np.float16)  # [clip, segment, feature]
+        half = values.astype(np.float16)
     half[~present] = np.nan
     beyond, lost = [], []
     for first in range(0, values.shape[2], FEATURES_AT_ONCE):
         block = slice(first, first + FEATURES_AT_ONCE)
         exact = values[present, :, block].astype(np.float64)
-        kept = half[present, :, block].astype(np.float64)
+        rounded = half[present, :, block].astype(np.float64)
         mean, std, varies = exact.mean((0, 1)), exact.std((0, 1)), np.ptp(exact, (0, 1)) > 0
-        infinite = np.isinf(kept).any((0, 1))
+        infinite = np.isinf(rounded).any((0, 1))
         with np.errstate(invalid="ignore"):
-            rounding = np.sqrt(np.square(exact - kept).mean((0, 1)))
+            error = np.sqrt(np.square(exact - rounded).mean((0, 1)))
         largest = np.abs(exact).max((0, 1))
         for i in np.flatnonzero(infinite):
             beyond.append(f"{names[first + i]} (up to {largest[i]:.4g})")
-        for i in np.flatnonzero(varies & ~infinite & (rounding > LOST * std)):
+        for i in np.flatnonzero(varies & ~infinite & (error > LOST * std)):
             lost.append(f"{names[first + i]} (mean {mean[i]:.6g}, deviation {std[i]:.3g})")
-    for found, why in ((beyond, "have values beyond float16's 65504"), (lost, "vary too little for float16")):
-        if found:
+    for features, why in ((beyond, "have values beyond float16's 65504"), (lost, "vary too little for float16")):
+        if features:
             raise InputError(
-                f"{path}: {len(found)} {modality} features {why}, which stores keep: first {found[0]}.\n"
+                f"{path}: {len(features)} {modality} features {why}, which stores keep: first {features[0]}.\n"
                 f"Centre and scale it (subtract its mean, divide by its deviation) and import again."
             )
     return half
 
 
 def _table(
-    path: Path, clips: Clips, present: np.ndarray, halves: dict[str, np.ndarray]
+    path: Path, clips: ImportedClips, present: np.ndarray, halves: dict[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The store's columns, and its classes in the order of their codes. InputError: an empty label, or one class."""
+    """Return the store's columns, and its classes in the order of their codes. InputError: an empty label."""
     words = clips.table["label"]
     if (words == "").any():
         clip = str(clips.table["clip_id"][int((words == "").argmax())])
@@ -288,10 +302,11 @@ def _table(
         say(f"note: all clips of {path} have the label {classes[0]!r}: they can be predicted, not trained on")
     codes = {word: code for code, word in enumerate(classes)}
     digests = [
-        hashlib.sha256(b"".join(halves[m][i].tobytes() for m in MODALITIES)).hexdigest() for i in range(len(words))
+        hashlib.sha256(b"".join(values[i].tobytes() for values in halves.values())).hexdigest()
+        for i in range(len(words))
     ]
     causes = [
-        "; ".join(f"{modality}: NaN in the imported file" for m, modality in enumerate(MODALITIES) if not row[m])
+        "; ".join(f"{m}: NaN in the imported file" for m, has in zip(halves, row, strict=True) if not has)
         for row in present
     ]
     table = clips.table | {
@@ -305,7 +320,7 @@ def _table(
 
 
 def _fingerprint(table: dict[str, np.ndarray], classes: list[str], halves: dict[str, np.ndarray]) -> str:
-    """Of what is in the store, never of the file's name."""
+    """Hash what is in the store, never the file's name."""
     shapes = {modality: values.shape for modality, values in halves.items()}
     columns = {name: values.tolist() for name, values in table.items() if name != "duration"}
     text = json.dumps([store.SCHEMA, store.FEATURE_CODEC, store.IMPORTED, classes, shapes, columns], sort_keys=True)
@@ -319,12 +334,11 @@ def _publish(
     halves: dict[str, np.ndarray],
     attributes: dict,
 ) -> None:
-    """Build beside the final place, then rename; on an error nothing stays behind."""
-    made = [
-        folder for folder in (final.parent / store.WORK, final.parent, *final.parent.parents) if not folder.exists()
-    ]
-    (final.parent / store.WORK).mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f"{final.name}.", dir=final.parent / store.WORK))
+    """Build beside the final path, then rename; on an error nothing stays behind."""
+    unfinished = final.parent / store.WORK
+    made = [folder for folder in (unfinished, *unfinished.parents) if not folder.exists()]
+    unfinished.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f"{final.name}.", dir=unfinished))
     try:
         group = store.open_group(work / "store.zarr")
         for modality, values in halves.items():
@@ -333,11 +347,11 @@ def _publish(
             chunks = (min(clips, len(values)), *values.shape[1:])
             dimensions = ("clip", "segment", "feature")
             store.create_array(group, modality, values.shape, chunks, "float16", dimensions)[:] = values
-        store.write_table(group, table, present)
+        store.write_table(group, table, present, tuple(halves))
         group.attrs.put(attributes)
         finished = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         record = {"command": shlex.join(["mlemiss", *sys.argv[1:]]), "finished": finished, "host": platform.node()}
-        store.write_json(work / "store.zarr" / store.RUN, record)
+        write_json(work / "store.zarr" / RUN, record)
         store.publish(work / "store.zarr", final)
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -1,38 +1,50 @@
-"""Splits and masks as CSV files: export a store's, or train with somebody else's.
+"""Splits and masks as CSV files: export a store's, or train with those of others.
 
 splits.csv   seed,clip_id,split                train, validation or test
 masks.csv    setting,seed,clip_id,modality     one row for each entry that a setting hides
 """
 
-import csv
-import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ..console import name_some
 from ..errors import InputError
-from .masks import MODALITIES, TEST, TRAIN, VALIDATION, Missing, parse_missing
-from .store import DONE, FeatureStore
+from ..files import Wrong, read_csv, sha256_of, write_csv
+from .masks import MODALITIES, TEST, TRAIN, VALIDATION, Missing, Setting, parse_missing
+from .store import FeatureStore
 
 SPLITS, MASKS = "splits.csv", "masks.csv"
 SPLIT_COLUMNS, MASK_COLUMNS = ("seed", "clip_id", "split"), ("setting", "seed", "clip_id", "modality")
 PARTS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
 SETTING_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-NOWHERE = -1  # in place of a part, for clips that no run uses
+NO_PART = -1  # of clips that no run uses
 LISTED = 5  # names an error lists
+HINT = "`mlemiss store masks` writes such files."
 
 
-# ---- export -----------------------------------------------------------------------------------------------------
+# ---- export ----
 
 
 def export_masks(store: FeatureStore, out: Path, seeds: int, settings: Sequence[str], split: str) -> tuple[Path, Path]:
-    """Write the splits by ``split`` of seeds from 0, and what each setting hides of the training clips.
+    """Write a store's splits, and what each setting hides of the training clips.
 
-    Returns both paths. InputError: files that are there already, no seed, a setting or column that cannot be.
+    Args:
+        store: whose splits and masks.
+        out: a folder, made if absent.
+        seeds: how many, from 0.
+        settings: missing specs.
+        split: ``clip``, or a column whose equal values stay together.
+
+    Returns:
+        The paths of both files.
+
+    Raises:
+        InputError: a file is there already, there is no seed, or a setting or column cannot be.
     """
     if seeds < 1:
         raise InputError("expected at least one seed, found none.\nChoose --seeds 1 or more.")
@@ -54,33 +66,12 @@ def export_masks(store: FeatureStore, out: Path, seeds: int, settings: Sequence[
         for seed, part in enumerate(parts)
         for clip, m in np.argwhere(store.missing(spec, seed, part == TRAIN))
     )
-    out.mkdir(parents=True, exist_ok=True)
-    _write(splits_path, SPLIT_COLUMNS, split_rows)
-    _write(masks_path, MASK_COLUMNS, mask_rows)
+    write_csv(splits_path, SPLIT_COLUMNS, split_rows)
+    write_csv(masks_path, MASK_COLUMNS, mask_rows)
     return splits_path, masks_path
 
 
-def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence]) -> None:
-    temporary = path.with_name(path.name + ".partial")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(header)
-            writer.writerows(rows)
-        temporary.replace(path)
-    finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
-
-
-# ---- somebody else's --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A setting of a masks file, by name: stands where a `Missing` does."""
-
-    name: str
+# ---- read ----
 
 
 @dataclass(frozen=True)
@@ -89,200 +80,93 @@ class SplitsFile:
 
     path: Path
     sha256: str
-    parts: dict[int, dict[str, tuple[int, int]]]
+    parts: dict[int, dict[str, tuple[int, int]]]  # seed -> clip id -> part, line
 
     def part(self, store: FeatureStore, seed: int) -> np.ndarray:
-        """int8 [clip] of a store; failed clips that the file leaves out are in no part.
+        """Return the parts of a store's clips: int8 [clip]; failed clips that the file leaves out have none.
 
         InputError: a clip the store does not have, or a usable one the file does not have.
         """
         if seed not in self.parts:
             raise InputError(
-                f"{self.path} has no split for seed {seed} (seeds there: {_listed(sorted(self.parts))}).\n"
+                f"{self.path} has no split for seed {seed} (seeds there: {name_some(sorted(self.parts), LISTED)}).\n"
                 f"Runs have the seeds 0, 1, …: ask for fewer with --seeds, or add them to the file."
             )
-        known = {str(clip): place for place, clip in enumerate(store.clip_id)}
-        part = np.full(len(known), NOWHERE, np.int8)
+        rows = _rows_by_clip(store)
+        part = np.full(len(rows), NO_PART, np.int8)
         for clip, (value, line) in self.parts[seed].items():
-            if clip not in known:
+            if clip not in rows:
                 raise _unknown_clip(self.path, line, clip, store)
-            part[known[clip]] = value
-        absent = store.clip_id[(part == NOWHERE) & (store.status == DONE)]
+            part[rows[clip]] = value
+        absent = store.clip_id[(part == NO_PART) & store.done]
         if len(absent):
             raise InputError(
-                f"{self.path}: {len(absent)} of the {len(known)} clips of {store.path.name} are absent from seed "
-                f"{seed}: {_listed(absent)}.\nGive every clip a split, or import a store without them."
+                f"{self.path}: {len(absent)} of the {len(rows)} clips of {store.path.name} are absent from seed "
+                f"{seed}: {name_some(absent, LISTED)}.\nGive every clip a split, or import a store without them."
             )
         return part
 
 
 @dataclass(frozen=True)
 class MasksFile:
-    """A masks file: of each setting and seed, the (clip, modality, line) that are hidden."""
+    """A masks file: of each setting and seed, the entries that are hidden."""
 
     path: Path
     sha256: str
-    rows: dict[str, dict[int, list[tuple[str, str, int]]]]
+    hidden: dict[str, dict[int, list[tuple[str, str, int]]]]  # setting -> seed -> (clip id, modality, line)
 
-    def hidden(self, store: FeatureStore, setting: str, seed: int) -> np.ndarray:
-        """bool [clip, modality] of a store. InputError: a clip the store does not have, or no row for the seed."""
-        if seed not in self.rows[setting]:
-            there = _listed(sorted(self.rows[setting]))
+    def mask(self, store: FeatureStore, setting: str, seed: int) -> np.ndarray:
+        """Return what a setting hides of a store's clips: bool [clip, modality].
+
+        InputError: a clip or modality the store does not have, or no row for the seed.
+        """
+        if seed not in self.hidden[setting]:
+            seeds = name_some(sorted(self.hidden[setting]), LISTED)
             raise InputError(
-                f"{self.path}: setting {setting!r} has no rows for seed {seed} (seeds there: {there}).\n"
+                f"{self.path}: setting {setting!r} has no rows for seed {seed} (seeds there: {seeds}).\n"
                 f"Write masks for every seed, or ask for fewer with --seeds; `none` is complete data."
             )
-        known = {str(clip): place for place, clip in enumerate(store.clip_id)}
-        hidden = np.zeros((len(known), len(store.modalities)), bool)
-        for clip, modality, line in self.rows[setting][seed]:
-            if clip not in known:
+        rows = _rows_by_clip(store)
+        mask = np.zeros((len(rows), len(store.modalities)), bool)
+        for clip, modality, line in self.hidden[setting][seed]:
+            if clip not in rows:
                 raise _unknown_clip(self.path, line, clip, store)
-            hidden[known[clip], store.modalities.index(modality)] = True
-        return hidden
-
-
-class GivenStore(FeatureStore):
-    """A store whose splits or masks are somebody else's; in all else the store itself."""
-
-    def __init__(self, store: FeatureStore, splits: SplitsFile | None, masks: MasksFile | None):
-        super().__init__(store.path, store.group)
-        self.splits, self.masks = splits, masks
-        files = {"splits": splits, "masks": masks}
-        self.given = {kind: {"file": f.path.name, "sha256": f.sha256} for kind, f in files.items() if f} or None
-
-    def split(self, seed: int, by: str = "clip") -> np.ndarray:
-        """int8 [clip]: the file's, or as a store without files splits."""
-        return self.splits.part(self, seed) if self.splits else super().split(seed, by)
-
-    def missing(self, spec: Missing | Setting, seed: int, among: np.ndarray) -> np.ndarray:
-        """bool [clip, modality]: the clips a setting's rows name, in whatever part; a spec as without files."""
-        if isinstance(spec, Setting):
-            return self.masks.hidden(self, spec.name, seed)
-        return super().missing(spec, seed, among)
-
-
-@dataclass(frozen=True)
-class Given:
-    """Splits and masks to train with, from files; what no file gives is the store's own."""
-
-    splits: SplitsFile | None = None
-    masks: MasksFile | None = None
-
-    def split_name(self, by: str) -> str:
-        """How results name the split. InputError: a splits file and a column to split by."""
-        if self.splits is None:
-            return by
-        if by != "clip":
-            raise InputError(f"--split {by} and --splits {self.splits.path} exclude each other.\nGive one of them.")
-        return f"given:{self.splits.path.name}"
-
-    def setting(self, text: str) -> Missing | Setting:
-        """What --missing asks for: a spec or, with a masks file, a setting of it. InputError: there is no such."""
-        if self.masks is None or text.strip() == "none":
-            return parse_missing(text)
-        names = [text.strip()]
-        with suppress(InputError):
-            names.append(parse_missing(text).name)  # another spelling, audio:0.50
-        for name in names:
-            if name in self.masks.rows:
-                return Setting(name)
-        raise InputError(
-            f"{self.masks.path} has no setting {text!r}.\n"
-            f"There are none (complete data), {', '.join(sorted(self.masks.rows))}."
-        )
-
-    def held_out(self, text: str) -> Missing:
-        """What --missing-test asks for. InputError: anything, beside a masks file."""
-        spec = parse_missing(text)
-        if self.masks and spec != Missing():
-            raise InputError(
-                f"--missing-test {text} and --masks {self.masks.path} exclude each other: the file's rows say what "
-                f"validation and test clips lack.\nGive one of them."
-            )
-        return spec
-
-    def apply(self, store: FeatureStore, seeds: int, settings: Sequence[Missing | Setting]) -> FeatureStore:
-        """The store with these splits and masks. InputError: they do not fit it in some of the seeds from 0."""
-        if self.splits is None and self.masks is None:
-            return store
-        given = GivenStore(store, self.splits, self.masks)
-        for seed in range(seeds):
-            everything = np.ones(len(given.split(seed)), bool)
-            for setting in settings:
-                given.missing(setting, seed, everything)
-        return given
-
-
-def read_given(splits: Path | None, masks: Path | None) -> Given:
-    """Read either file, or both. InputError names file and line of whatever is wrong."""
-    return Given(read_splits(splits) if splits else None, read_masks(masks) if masks else None)
+            mask[rows[clip], store.modalities.index(modality)] = True
+        return mask
 
 
 def read_splits(path: Path) -> SplitsFile:
-    """Read a splits file. InputError: a bad seed or split, or a clip that stands twice in a seed; with the line."""
+    """Read a splits file. InputError: a bad seed or split, or a clip that is there twice in a seed; with the line."""
     parts: dict[int, dict[str, tuple[int, int]]] = {}
-    for line, (seed_text, clip, word), wrong in _rows(path, SPLIT_COLUMNS):
+    _, rows = read_csv(path, SPLIT_COLUMNS, "splits file", HINT)
+    for line, row, wrong in rows:
+        clip, word = row["clip_id"], row["split"]
         if word not in PARTS:
             raise wrong(f"unknown split {word!r}: expected {', '.join(PARTS)}")
-        of_seed = parts.setdefault(_seed(seed_text, wrong), {})
+        of_seed = parts.setdefault(_seed(row["seed"], wrong), {})
         if clip in of_seed:
-            raise wrong(f"clip {clip!r} of seed {seed_text} stands on line {of_seed[clip][1]} already")
+            raise wrong(f"clip {clip!r} of seed {row['seed']} is on line {of_seed[clip][1]} already")
         of_seed[clip] = (PARTS[word], line)
-    return SplitsFile(path, _sha256(path), parts)
+    return SplitsFile(path, sha256_of(path), parts)
 
 
-def read_masks(path: Path) -> MasksFile:
-    """Read a masks file. InputError: a bad setting, seed or modality, or a row that stands twice; with the line."""
-    rows: dict[str, dict[int, list[tuple[str, str, int]]]] = {}
+def read_masks(path: Path, modalities: Sequence[str] = MODALITIES) -> MasksFile:
+    """Read a masks file. InputError: a bad setting, seed or modality, or a row that is there twice; with the line."""
+    hidden: dict[str, dict[int, list[tuple[str, str, int]]]] = {}
     seen: set[tuple] = set()
-    for line, values, wrong in _rows(path, MASK_COLUMNS):
-        setting, seed_text, clip, modality = values
-        if modality not in MODALITIES:
-            raise wrong(f"unknown modality {modality!r}: expected {', '.join(MODALITIES)}")
-        if setting not in rows:
-            _check_setting(setting, wrong)
-        seed = _seed(seed_text, wrong)
+    _, rows = read_csv(path, MASK_COLUMNS, "masks file", HINT)
+    for line, row, wrong in rows:
+        setting, clip, modality = row["setting"], row["clip_id"], row["modality"]
+        if modality not in modalities:
+            raise wrong(f"unknown modality {modality!r}: expected {', '.join(modalities)}")
+        if setting not in hidden:
+            _check_setting(setting, modalities, wrong)
+        seed = _seed(row["seed"], wrong)
         if (setting, seed, clip, modality) in seen:
             raise wrong(f"{modality} of clip {clip!r} is hidden twice in {setting}, seed {seed}")
         seen.add((setting, seed, clip, modality))
-        rows.setdefault(setting, {}).setdefault(seed, []).append((clip, modality, line))
-    return MasksFile(path, _sha256(path), rows)
-
-
-Wrong = Callable[[str], InputError]
-
-
-def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str], Wrong]]:
-    """Line number, the values of ``columns`` and how to complain, of each row below the header."""
-    line = 1
-
-    def wrong(why: str) -> InputError:
-        return InputError(f"{path}, line {line}: {why}.\nExpected the columns {','.join(columns)}.")
-
-    empty = True
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.reader(file, strict=True)
-            header = [name.strip() for name in next(rows, [])]
-            if absent := [name for name in columns if name not in header]:
-                raise wrong(f"column {', '.join(absent)} is missing from the header {','.join(header)!r}")
-            places = [header.index(name) for name in columns]
-            for values in rows:
-                line = rows.line_num
-                if not values:
-                    continue
-                if len(values) != len(header):
-                    raise wrong(f"expected {len(header)} fields, found {len(values)}")
-                empty = False
-                yield line, [values[place].strip() for place in places], wrong
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text (byte {error.start}).\nSave it as UTF-8 CSV.") from None
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}.\n`mlemiss store masks` writes such files.") from None
-    except csv.Error as error:
-        raise wrong(str(error)) from None
-    if empty:
-        raise wrong("no rows below the header")
+        hidden.setdefault(setting, {}).setdefault(seed, []).append((clip, modality, line))
+    return MasksFile(path, sha256_of(path), hidden)
 
 
 def _seed(text: str, wrong: Wrong) -> int:
@@ -291,31 +175,107 @@ def _seed(text: str, wrong: Wrong) -> int:
     return int(text)
 
 
-def _check_setting(name: str, wrong: Wrong) -> None:
-    """A setting is named like a missing spec, which figures over rates read, or by a plain word."""
+def _check_setting(name: str, modalities: Sequence[str], wrong: Wrong) -> None:
+    """Check that a setting is called like a missing spec, which figures over rates read, or by a plain word."""
     if name == "none":
         raise wrong("the setting 'none' is complete data and has no rows")
     if not SETTING_NAME.fullmatch(name):
         try:
-            parse_missing(name)
+            parse_missing(name, modalities)
         except InputError:
             raise wrong(
                 f"setting {name!r} is neither a spec such as audio:0.5 nor a word of letters, digits and '_.-'"
             ) from None
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _rows_by_clip(store: FeatureStore) -> dict[str, int]:
+    return {str(clip): row for row, clip in enumerate(store.clip_id)}
 
 
 def _unknown_clip(path: Path, line: int, clip: str, store: FeatureStore) -> InputError:
     return InputError(
         f"{path}, line {line}: clip {clip!r} is not in {store.path.name}.\n"
-        f"Expected its clip ids, such as {_listed(store.clip_id)}; `mlemiss store masks` exports them."
+        f"Expected its clip ids, such as {name_some(store.clip_id, LISTED)}; `mlemiss store masks` exports them."
     )
 
 
-def _listed(names: Sequence) -> str:
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(str(name) for name in names[:LISTED]) + more
+# ---- train with them ----
+
+
+class StoreWithFiles(FeatureStore):
+    """A store whose splits or masks come from files; in all else the store itself."""
+
+    def __init__(self, store: FeatureStore, splits: SplitsFile | None, masks: MasksFile | None):
+        super().__init__(store.path, store.group)
+        self.splits, self.masks = splits, masks
+        files = {"splits": splits, "masks": masks}
+        self.given = {kind: {"file": f.path.name, "sha256": f.sha256} for kind, f in files.items() if f} or None
+
+    def split(self, seed: int, by: str = "clip") -> np.ndarray:
+        """Return the file's split, or the one of a store without files: int8 [clip]."""
+        return self.splits.part(self, seed) if self.splits else super().split(seed, by)
+
+    def missing(self, spec: Missing | Setting, seed: int, among: np.ndarray) -> np.ndarray:
+        """Return what a setting's rows hide, of clips in whatever part, or what a spec hides: bool [clip, modality]."""
+        if isinstance(spec, Setting):
+            return self.masks.mask(self, spec.name, seed)
+        return super().missing(spec, seed, among)
+
+
+@dataclass(frozen=True)
+class GivenFiles:
+    """Files of splits and masks to train with; what no file gives is the store's own."""
+
+    splits: SplitsFile | None = None
+    masks: MasksFile | None = None
+    modalities: tuple[str, ...] = MODALITIES
+
+    def split_name(self, by: str) -> str:
+        """Return how results name the split. InputError: a splits file and a column to split by."""
+        if self.splits is None:
+            return by
+        if by != "clip":
+            raise InputError(f"--split {by} and --splits {self.splits.path} exclude each other.\nGive one of them.")
+        return f"given:{self.splits.path.name}"
+
+    def setting(self, text: str) -> Missing | Setting:
+        """Parse what --missing asks for: a spec or, with a masks file, a setting in it. InputError: there is none."""
+        if self.masks is None or text.strip() == "none":
+            return parse_missing(text, self.modalities)
+        names = [text.strip()]
+        with suppress(InputError):
+            names.append(parse_missing(text, self.modalities).name)  # another spelling, audio:0.50
+        for name in names:
+            if name in self.masks.hidden:
+                return Setting(name)
+        raise InputError(
+            f"{self.masks.path} has no setting {text!r}.\n"
+            f"There are none (complete data), {', '.join(sorted(self.masks.hidden))}."
+        )
+
+    def held_out(self, text: str) -> Missing:
+        """Parse what --missing-test asks for. InputError: anything, beside a masks file."""
+        spec = parse_missing(text, self.modalities)
+        if self.masks and spec != Missing():
+            raise InputError(
+                f"--missing-test {text} and --masks {self.masks.path} exclude each other: the file's rows say what "
+                f"validation and test clips lack.\nGive one of them."
+            )
+        return spec
+
+    def apply(self, store: FeatureStore, seeds: int, settings: Sequence[Missing | Setting]) -> FeatureStore:
+        """Return the store with these splits and masks. InputError: they do not fit it in some of the seeds from 0."""
+        if self.splits is None and self.masks is None:
+            return store
+        with_files = StoreWithFiles(store, self.splits, self.masks)
+        for seed in range(seeds):
+            everything = np.ones(len(with_files.split(seed)), bool)
+            for setting in settings:
+                with_files.missing(setting, seed, everything)
+        return with_files
+
+
+def read_given(splits: Path | None, masks: Path | None, modalities: tuple[str, ...] = MODALITIES) -> GivenFiles:
+    """Read either file, or both. InputError names file and line of whatever is wrong."""
+    masks_file = read_masks(masks, modalities) if masks else None
+    return GivenFiles(read_splits(splits) if splits else None, masks_file, modalities)

@@ -14,23 +14,37 @@ from ..errors import InputError
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
 HELD_OUT = 0.15  # of all clips, for validation and for test each
-MODALITIES = ("visual", "audio")
+MODALITIES = ("visual", "audio")  # of the stores that `preprocess` makes, in order
 
-# Settings and seeds every store carries, so that a team trains on the same masks.
-STORED_SETTINGS = tuple(f"{modality}:{rate}" for modality in ("audio", "visual") for rate in (0.5, 0.8, 0.9, 0.95))
+# Rates and seeds of the masks that every store carries, so that a team trains on the same ones.
+STORED_RATES = (0.5, 0.8, 0.9, 0.95)
 STORED_SEEDS = 10
 
 
 @dataclass(frozen=True)
 class Missing:
-    """Which share of the clips lacks which modality, for example ``audio:0.3+visual:0.3`` (disjoint clips)."""
+    """A share of the clips for each modality that they lack, for example ``audio:0.3+visual:0.3`` (disjoint clips)."""
 
     rates: tuple[tuple[str, float], ...] = ()
 
     @property
     def name(self) -> str:
-        """Canonical spelling; ``none`` for complete data."""
+        """Return the canonical spelling; ``none`` for complete data."""
         return "+".join(f"{modality}:{rate:g}" for modality, rate in self.rates) or "none"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting of a masks file, by its name; stands where a `Missing` does."""
+
+    name: str
+
+
+def stored_settings(modalities: Sequence[str] = MODALITIES) -> tuple[str, ...]:
+    """Return the specs whose masks a store of these modalities carries: ``audio:0.5`` … ``visual:0.95``."""
+    if len(modalities) < 2:
+        return ()  # a clip without its only modality has nothing
+    return tuple(f"{modality}:{rate}" for modality in sorted(modalities) for rate in STORED_RATES)
 
 
 def parse_missing(text: str, modalities: Sequence[str] = MODALITIES) -> Missing:
@@ -51,31 +65,43 @@ def parse_missing(text: str, modalities: Sequence[str] = MODALITIES) -> Missing:
         if not separator or modality not in modalities:
             raise wrong(f"{part.strip()!r} names no known modality with a rate")
         if modality in rates:
-            raise wrong(f"{modality} stands twice")
+            raise wrong(f"{modality} is named twice")
         try:
             rate = float(number)
         except ValueError:
             raise wrong(f"{number!r} is no number") from None
         if not 0 <= rate <= 1:
             raise wrong(f"rate {number} is not between 0 and 1")
+        if len(modalities) == 1:
+            raise wrong(f"{modality} is the only modality, and a clip without it has nothing")
         rates[modality] = rate
     if sum(rates.values()) > 1 + 1e-9:
         raise wrong(f"the rates add up to {sum(rates.values()):g}, and the modalities go missing in disjoint clips")
-    kept = tuple((modality, rates[modality]) for modality in sorted(rates) if rates[modality] > 0)
-    return Missing(kept)
+    return Missing(tuple((modality, rates[modality]) for modality in sorted(rates) if rates[modality] > 0))
 
 
 def split_clips(
     clip_ids: Sequence[str], labels: Sequence[int], seed: int, groups: Sequence[str] | None = None
 ) -> np.ndarray:
-    """Split into train (0), validation (1) and test (2): int8 [clip].
+    """Split clips into train (0), validation (1) and test (2).
 
     Without groups test and validation get round(0.15 n) clips each, stratified by class. With groups (a subject per
     clip, say) clips that share a group stay together: whole groups are taken in a shuffled order, each held-out part
     as near to its share of the clips as whole groups come, and at least one group each. Of two groups (RAVDESS's
     statements) one is the test part, and validation is round(0.15 n) clips of the other, stratified by
     class: the test's group is unseen, validation's is not.
-    InputError: one group alone.
+
+    Args:
+        clip_ids: str [clip].
+        labels: int [clip].
+        seed: of the shuffle.
+        groups: str [clip], or None.
+
+    Returns:
+        int8 [clip].
+
+    Raises:
+        InputError: there is one group alone.
     """
     n = len(clip_ids)
     held_out = round(HELD_OUT * n)
@@ -118,24 +144,37 @@ def missing_clips(
     seed: int,
     modalities: Sequence[str] = MODALITIES,
 ) -> np.ndarray:
-    """Draw which clips lack which modality: bool [clip, modality], True only where ``among`` (bool [clip]) is True.
+    """Draw which clips lack which modality: exactly round(rate · n) of n clips for each, stratified by class.
 
-    Exactly round(rate * n) of the n clips in ``among``, stratified by class. The first modality takes from the front
-    of one order and the second from its back, so the two never meet and each is nested over its rates.
+    All modalities take from one order of the clips and never the same clip, so that no clip lacks two: the second one
+    from its end, the others from its start, one after another. Each is nested over its own rates, the others' being
+    the same; of two modalities each whatever the other's rate is.
+
+    Args:
+        clip_ids: str [clip].
+        labels: int [clip].
+        among: bool [clip], the clips to draw from.
+        spec: the rates.
+        seed: of the order.
+        modalities: the names of the mask's last axis.
+
+    Returns:
+        bool [clip, modality], True where a modality is missing.
     """
-    among = np.asarray(among, bool)
-    mask = np.zeros((len(among), len(modalities)), bool)
+    mask = np.zeros((len(clip_ids), len(modalities)), bool)
     chosen = np.flatnonzero(among)
     order = chosen[stratified_order([clip_ids[i] for i in chosen], np.asarray(labels)[chosen], f"missing:{seed}")]
-    taken = 0
+    counts: dict[str, int] = {}
     for modality, rate in spec.rates:
-        position = list(modalities).index(modality)
-        count = min(round(rate * len(order)), len(order) - taken)  # two roundings must not overlap
-        taken += count
-        if position == 0:
-            mask[order[:count], position] = True
+        counts[modality] = min(round(rate * len(order)), len(order) - sum(counts.values()))  # roundings add up
+    start = 0
+    for m, modality in enumerate(modalities):
+        count = counts.get(modality, 0)
+        if m == 1:
+            mask[order[len(order) - count :], m] = True
         else:
-            mask[order[len(order) - count :], position] = True
+            mask[order[start : start + count], m] = True
+            start += count
     return mask
 
 
@@ -144,9 +183,9 @@ def _key(purpose: str, name: str) -> bytes:
 
 
 def stratified_order(clip_ids: Sequence[str], labels: Sequence[int], purpose: str) -> np.ndarray:
-    """Shuffle so that every prefix holds each class in its overall proportion, to one clip: int [clip].
+    """Shuffle so that every prefix holds each class in its overall proportion, to one clip: int64 [clip].
 
-    Within its class a clip's place is its hash's rank; over all classes clips are ordered by relative rank.
+    Within its class a clip's position is its hash's rank; over all classes clips are ordered by relative rank.
     """
     keys = [_key(purpose, str(clip)) for clip in clip_ids]
     labels = np.asarray(labels)

@@ -70,11 +70,11 @@ def measure_features(store: FeatureStore, modality: str) -> Features:
     usable = (store.status == DONE) & store.present[:, store.modalities.index(modality)]
     found = Features(modality, np.full(len(usable), np.nan))
     projected = balanced(store, np.flatnonzero(usable), PROJECTED)
-    _, segments, width = store.group[modality].shape
+    _, segments, width = store.shape(modality)
     means = np.empty((len(projected), width), np.float32)  # over segments
     lowest, highest = np.full(width, np.inf), np.full(width, -np.inf)
     broken, zero, still = [], [], []
-    step = store.group[modality].chunks[0]
+    step = store.clips_a_chunk(modality)
     for first in range(0, len(usable), step):
         clips = first + np.flatnonzero(usable[first : first + step])
         values = store.read(modality, slice(first, first + step))[clips - first].astype(np.float32)  # [clip, S, D]

@@ -12,7 +12,7 @@ import re
 from abc import ABC
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -89,15 +89,11 @@ class Remote(Place):
 
     def read_bytes(self) -> bytes:
         """The whole of a small file. InputError: it is larger than any document of a store."""
-        found = bytearray()
-
-        def take(block: bytes) -> None:
-            found.extend(block)
-            if len(found) > DOCUMENT:
-                raise InputError(f"{self} is larger than {DOCUMENT >> 20} MB: expected a small document.")
-
-        read_blocks(self, take)
-        return bytes(found)
+        content = bytearray()
+        read_blocks(self, content.extend, DOCUMENT)
+        if len(content) > DOCUMENT:
+            raise InputError(f"{self} is larger than {DOCUMENT >> 20} MB: expected a small document.")
+        return bytes(content)
 
     def is_file(self) -> bool:
         """A document can be read there."""
@@ -126,13 +122,6 @@ class Remote(Place):
         for name in sorted(unquote(name) if self.is_http else name for name in names):
             if name not in ("", ".", "..") and not set(name) & set("/\\?#"):  # of the page's own making
                 yield self / name
-
-    def sizes(self) -> dict[str, int]:
-        """Every object below: relative name -> bytes (s3 only)."""
-        with reaching(self):
-            found = self.fs.find(self.url, detail=True)
-        below = self.url.removeprefix("s3://") + "/"
-        return {name.removeprefix(below): entry["size"] for name, entry in found.items()}
 
     def write_bytes(self, data: bytes, new: bool = False) -> None:
         """Write an object (s3 only). FileExistsError: it must be ``new`` and is not, on servers that can tell."""
@@ -206,28 +195,58 @@ def local_folder(where: Place, option: str) -> Path:
     )
 
 
-def read_blocks(file: Place, take: Callable[[bytes], object]) -> None:
-    """Give ``take`` a file's content, a block at a time, in bounded memory; what it raises ends the reading.
+class _TooLongError(Exception):
+    """A file goes on beyond what was asked for: no more of it is read."""
 
-    FileNotFoundError: the file is absent.
+
+def read_blocks(file: Place, take: Callable[[bytes], object], most: int | None = None) -> None:
+    """Read a file a block at a time, in bounded memory.
+
+    Args:
+        file: what to read.
+        take: called with each block.
+        most: stop after the block that goes beyond this many bytes.
+
+    Raises:
+        FileNotFoundError: the file is absent.
     """
-    with reaching(file):
+    size = 0
+
+    def count(block: bytes) -> None:
+        nonlocal size
+        take(block)
+        size += len(block)
+        if most is not None and size > most:
+            raise _TooLongError
+
+    with suppress(_TooLongError), reaching(file):
         if not is_local(file) and file.is_http:
-            file.fs.get_file(file.url, _Sink(take), chunk_size=BLOCK)  # one request, whatever size it turns out to have
+            file.fs.get_file(file.url, _Sink(count), chunk_size=BLOCK)  # one request, whatever the size turns out to be
             return
         opened = file.open("rb") if is_local(file) else file.fs.open(file.url, "rb", block_size=8 * BLOCK)
         with opened as stream:
             while block := stream.read(BLOCK):
-                take(block)
+                count(block)
 
 
 class _Sink:
-    """Passes for an open file with fsspec, which only writes to it."""
+    """An object that fsspec takes for an open file; fsspec only writes to it."""
 
     read = close = tell = None
 
     def __init__(self, write: Callable[[bytes], object]):
         self.write = write
+
+
+def file_sizes(folder: Place) -> dict[str, int]:
+    """Return the bytes of every file below a local or s3:// folder, by name relative to the folder."""
+    if is_local(folder):
+        files = (path for path in folder.rglob("*") if path.is_file())
+        return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    with reaching(folder):
+        found = folder.fs.find(folder.url, detail=True)
+    below = folder.url.removeprefix("s3://") + "/"
+    return {name.removeprefix(below): entry["size"] for name, entry in found.items()}
 
 
 def in_parallel(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:

@@ -1,4 +1,4 @@
-"""The Zarr v3 stores: create, write, publish, find, open.
+"""The Zarr v3 stores: create, write, publish, open, verify.
 
 A feature store holds what the trainer reads, a media store what another backbone can be computed from:
 
@@ -12,7 +12,7 @@ A feature store holds what the trainer reads, a media store what another backbon
               split           int8    [seed, clip]                    0 train, 1 validation, 2 test
               missing         bool    [setting, seed, clip, modality] attribute ``settings`` names the settings
 
-A store is built in a hidden folder beside its final place. Checksums of every file go into COMPLETE.json, written
+A store is built in a hidden folder beside its final path. Checksums of every file go into COMPLETE.json, written
 last; then the folder is renamed. Readers refuse a store without that marker. A finished store never changes.
 """
 
@@ -29,16 +29,23 @@ from typing import Any
 import numpy as np
 import zarr
 import zarr.errors
-from zarr.abc.store import Store
 from zarr.buffer.cpu import NDBuffer
 from zarr.codecs import BloscCodec
-from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from ..errors import InputError
-from .checksums import COMPLETE, PUSHING, RUN, checksum, recorded_files, write_json
-from .checksums import damaged_files as damaged_files
+from ..files import write_json
+from .checksums import COMPLETE, PUSHING, RUN, CheckedChunks, checksum, recorded_files
 from .claim import holder_of
-from .masks import MODALITIES, STORED_SEEDS, STORED_SETTINGS, TRAIN, Missing, missing_clips, parse_missing, split_clips
+from .masks import (
+    MODALITIES,
+    STORED_SEEDS,
+    TRAIN,
+    Missing,
+    missing_clips,
+    parse_missing,
+    split_clips,
+    stored_settings,
+)
 from .remote import Place, is_local, place, reaching
 
 SCHEMA = 1
@@ -49,7 +56,7 @@ FEATURE_CODEC = {"cname": "lz4hc", "clevel": 2, "shuffle": "noshuffle", "typesiz
 WORK = ".partial"  # folder of unfinished work inside the stores folder
 MEDIA = "media"  # the `features` name of a media store
 IMPORTED = "imported"  # the name of the weights where not this package made the features
-DONE, FAILED = "done", "failed"
+DONE, FAILED = "done", "failed"  # a clip's status
 ATTRIBUTES = {"dataset", "features", "fingerprint", "revision"}  # what every reader takes for granted
 ATTRIBUTES |= {"modalities", "classes", "settings", "weights", "synthetic"}
 NUMBERS = {"label": "int16", "duration": "float64"}  # columns that are not strings
@@ -60,12 +67,12 @@ RESERVED = frozenset(
 
 
 def store_name(dataset: str, features: str, fingerprint: str) -> str:
-    """The folder's name; ``timm:NAME`` becomes ``timm.NAME`` (a colon is no good in a file name)."""
+    """Return a store's folder name; ``timm:NAME`` becomes ``timm.NAME``, as file names should have no colon."""
     return f"{dataset}-{features.replace(':', '.').replace('/', '.')}-{fingerprint}.zarr"
 
 
 def open_group(path: Path, mode: str = "a") -> zarr.Group:
-    """A group open for writing. Chunks of only fill values are written too, so that an absent file is no value."""
+    """Open a group for writing. Chunks of only fill values are written too, so that an absent file is no value."""
     zarr.config.set({"array.write_empty_chunks": True})
     return zarr.open_group(path, mode=mode, zarr_format=3)
 
@@ -73,48 +80,43 @@ def open_group(path: Path, mode: str = "a") -> zarr.Group:
 def create_array(
     group: zarr.Group, name: str, shape: Sequence[int], chunks: Sequence[int], dtype: Any, dimensions: Sequence[str]
 ) -> zarr.Array:
-    """An empty array with named dimensions; floats are NaN where nothing was written."""
-    fill = np.nan if np.issubdtype(np.dtype(dtype), np.floating) else 0
-    compressor = BloscCodec(**FEATURE_CODEC) if "feature" in dimensions else "auto"
+    """Create an empty array with named dimensions; floats are NaN where nothing is written."""
+    options = {"compressors": BloscCodec(**FEATURE_CODEC)} if "feature" in dimensions else {}
+    if dtype is not str:
+        options["fill_value"] = np.nan if np.issubdtype(np.dtype(dtype), np.floating) else 0
     return group.create_array(
-        name,
-        shape=shape,
-        chunks=chunks,
-        dtype=dtype,
-        dimension_names=dimensions,
-        fill_value=fill,
-        compressors=compressor,
-        overwrite=True,
+        name, shape=shape, chunks=chunks, dtype=dtype, dimension_names=dimensions, overwrite=True, **options
     )
 
 
-def write_table(group: zarr.Group, table: Mapping[str, np.ndarray], present: np.ndarray) -> None:
-    """Everything that has one row a clip: ids, labels, columns, status, presence, splits and masks.
+def write_table(
+    group: zarr.Group, table: Mapping[str, np.ndarray], present: np.ndarray, modalities: Sequence[str] = MODALITIES
+) -> None:
+    """Write everything that has one row a clip: ids, labels, columns, status, presence, splits and masks.
 
-    table: clip_id, subject, status, error, sha256 and the manifest's columns as str [clip], label and duration.
-    present: bool [clip, modality].
+    Args:
+        group: of the store.
+        table: clip_id, subject, status, error, sha256 and the manifest's columns as str [clip], label and duration.
+        present: bool [clip, modality].
+        modalities: their names, in order.
     """
     clips = len(table["clip_id"])
     for name, values in table.items():
-        if name in NUMBERS:
-            array = create_array(group, name, [clips], [clips], NUMBERS[name], ["clip"])
-        else:
-            array = group.create_array(
-                name, shape=[clips], chunks=[clips], dtype=str, dimension_names=["clip"], overwrite=True
-            )
+        array = create_array(group, name, [clips], [clips], NUMBERS.get(name, str), ["clip"])
         array[:] = np.asarray(values, dtype=array.dtype)
     create_array(group, "present", present.shape, present.shape, bool, ["clip", "modality"])[:] = present
     ids, labels = list(table["clip_id"]), np.asarray(table["label"])
     splits = np.stack([split_clips(ids, labels, seed) for seed in range(STORED_SEEDS)])
     create_array(group, "split", splits.shape, splits.shape, "int8", ["seed", "clip"])[:] = splits
-    masks = np.stack(
-        [
-            np.stack([missing_clips(ids, labels, split == TRAIN, spec, seed) for seed, split in enumerate(splits)])
-            for spec in map(parse_missing, STORED_SETTINGS)
-        ]
-    )  # [setting, seed, clip, modality]
-    dimensions = ["setting", "seed", "clip", "modality"]
-    create_array(group, "missing", masks.shape, (1, *masks.shape[1:]), bool, dimensions)[:] = masks
+    settings = stored_settings(modalities)
+    drawn = np.zeros((STORED_SEEDS, clips, len(modalities)), bool)
+    shape, dimensions = (len(settings), *drawn.shape), ["setting", "seed", "clip", "modality"]
+    masks = create_array(group, "missing", shape, (1, *drawn.shape), bool, dimensions)
+    for setting, text in enumerate(settings):
+        spec = parse_missing(text, modalities)
+        for seed, split in enumerate(splits):
+            drawn[seed] = missing_clips(ids, labels, split == TRAIN, spec, seed, modalities)
+        masks[setting] = drawn
 
 
 def attributes(
@@ -127,17 +129,18 @@ def attributes(
     versions: Mapping,
     synthetic: bool = False,
     revision: int = 1,
+    modalities: Sequence[str] = MODALITIES,
 ) -> dict:
-    """The group attributes of a new store."""
+    """Return the group attributes of a new store."""
     return {
         "schema": SCHEMA,
         "dataset": dataset,
         "features": features,
         "fingerprint": fingerprint,
         "revision": revision,
-        "modalities": list(MODALITIES),
+        "modalities": list(modalities),
         "classes": list(classes),
-        "settings": list(STORED_SETTINGS),
+        "settings": list(stored_settings(modalities)),
         "spec": dict(spec),
         "weights": dict(weights) if weights else None,
         "synthetic": synthetic,
@@ -146,10 +149,13 @@ def attributes(
 
 
 def publish(built: Path, final: Path, replaced: Path | None = None, check: Callable[[], object] = lambda: None) -> None:
-    """Consolidate the metadata, write the checksums last, move the store to its final place.
+    """Consolidate the metadata, write the checksums last, move the store to its final path.
 
-    The place must be free, or ``replaced`` say where the older revision there is moved to. ``check`` is asked right
-    before, after all that takes long; what it raises leaves the place as it is.
+    Args:
+        built: the store's folder.
+        final: its path, which must be free unless ``replaced`` is given.
+        replaced: where the older revision at ``final`` is moved to.
+        check: called right before, after all that takes long; what it raises leaves ``final`` untouched.
     """
     with warnings.catch_warnings():  # zarr calls consolidation experimental in v3; readers need it (see docs)
         warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
@@ -174,7 +180,7 @@ def publish(built: Path, final: Path, replaced: Path | None = None, check: Calla
 
 
 def revision_at(path: Place) -> int:
-    """The revision of the finished store at this place; 0 where there is none."""
+    """Return the revision of the finished store at this path; 0 where there is none."""
     try:
         if (path / COMPLETE).is_file():
             return int(json.loads((path / "zarr.json").read_bytes())["attributes"]["revision"])
@@ -184,12 +190,12 @@ def revision_at(path: Place) -> int:
 
 
 def run_record(store: Place) -> dict:
-    """A store's RUN.json; empty where there is none that can be read."""
+    """Return a store's RUN.json; empty where there is none that can be read."""
     try:
-        found = json.loads((store / RUN).read_bytes())
+        record = json.loads((store / RUN).read_bytes())
     except (FileNotFoundError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return record if isinstance(record, dict) else {}
 
 
 def _flush(path: Path) -> None:
@@ -198,7 +204,7 @@ def _flush(path: Path) -> None:
 
 
 def read_attributes(path: Place) -> dict[str, Any]:
-    """The group attributes of a store. InputError: it is absent, no store, incomplete or of another schema version."""
+    """Read a store's group attributes. InputError: it is absent, no store, incomplete or of another schema version."""
     if is_local(path) and not path.is_dir():
         raise InputError(f"no store at {path}.\n`mlemiss store ls` lists the stores there are.")
     try:
@@ -252,7 +258,7 @@ class FeatureStore:
         path = place(path)
         read_attributes(path)
         with reaching(path):
-            chunks = VouchedChunks.at(path, recorded_files(path))
+            chunks = CheckedChunks.at(path, recorded_files(path))
             return cls(path, zarr.open_group(chunks, mode="r", zarr_format=3))
 
     def _values(self, name: str, clips: slice = slice(None)) -> np.ndarray:
@@ -264,64 +270,87 @@ class FeatureStore:
 
     @cached_property
     def clip_id(self) -> np.ndarray:
-        """str [clip], sorted."""
+        """Return the clips' ids, sorted: str [clip]."""
         return self._strings("clip_id")
 
     @cached_property
     def sha256(self) -> np.ndarray:
-        """str [clip]: of the clip's content."""
+        """Return the hash of each clip's content: str [clip]."""
         return self._strings("sha256")
 
     @cached_property
     def status(self) -> np.ndarray:
-        """str [clip]: done or failed."""
+        """Return each clip's status, done or failed: str [clip]."""
         return self._strings("status")
+
+    @property
+    def done(self) -> np.ndarray:
+        """Return which clips did not fail: bool [clip]."""
+        return self.status == DONE
 
     @cached_property
     def error(self) -> np.ndarray:
-        """str [clip]: why a clip failed or lacks a modality, else empty."""
+        """Return why a clip failed or lacks a modality, else an empty text: str [clip]."""
         return self._strings("error")
 
     @cached_property
     def subject(self) -> np.ndarray:
-        """str [clip]."""
+        """Return who is seen and heard: str [clip]."""
         return self._strings("subject")
 
     @cached_property
     def label(self) -> np.ndarray:
-        """int [clip] into `classes`."""
+        """Return each clip's class, a position in `classes`: int64 [clip]."""
         return self._values("label").astype(np.int64)
 
     @cached_property
     def duration(self) -> np.ndarray:
-        """float [clip]: seconds."""
+        """Return the clips' durations in seconds: float64 [clip]."""
         return self._values("duration")
 
     @cached_property
     def present(self) -> np.ndarray:
-        """bool [clip, modality]: the clip itself carries a signal (before any simulated missingness)."""
+        """Return which modalities carry a signal, before any simulated missingness: bool [clip, modality]."""
         return self._values("present")
 
     @cached_property
     def columns(self) -> dict[str, np.ndarray]:
-        """The manifest's columns a split can keep together, subject included: name -> str [clip]."""
-        names = [name for name in self.group.array_keys() if name not in RESERVED]
+        """Return the manifest's columns a split can keep together, subject included: name -> str [clip]."""
+        names = set(self.group.array_keys()) - RESERVED - set(self.modalities)
         return {name: self._strings(name) for name in sorted(names)}
 
+    @property
+    def segment_arrays(self) -> tuple[str, ...]:
+        """Return the names of the arrays [clip, segment, …]: a modality's features, or frames and log-Mels."""
+        arrays = self.group.arrays()
+        return tuple(name for name, array in arrays if array.metadata.dimension_names[:2] == ("clip", "segment"))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return an array's shape; a modality's features are [clip, segment, feature]."""
+        return self.group[name].shape
+
+    def dtype(self, name: str) -> np.dtype:
+        """Return an array's type."""
+        return self.group[name].dtype
+
+    def clips_a_chunk(self, name: str) -> int:
+        """Return how many clips a chunk of an array holds."""
+        return self.group[name].chunks[0]
+
     def read(self, name: str, clips: slice = slice(None)) -> np.ndarray:
-        """An array, or of these clips alone; a modality's features are float16 [clip, segment, feature], NaN where
+        """Read an array, or these clips of it; a modality's features are float16 [clip, segment, feature], NaN where
         missing. InputError: damaged chunks."""
-        with self._told(name):
+        with self._reading(name):
             return self._values(name, clips)
 
     def read_into(self, out: np.ndarray, name: str, clips: slice) -> None:
-        """As `read`, without a copy: into an array of the right shape and type."""
-        with self._told(name), reaching(self.path):
+        """Read as `read` does, without a copy: into an array of the right shape and type."""
+        with self._reading(name), reaching(self.path):
             self.group[name].get_basic_selection(clips, out=NDBuffer(out))
 
     @contextmanager
-    def _told(self, name: str) -> Iterator[None]:
-        """InputError: an array's chunks are damaged."""
+    def _reading(self, name: str) -> Iterator[None]:
+        """Raise an InputError where an array's chunks are damaged."""
         try:
             yield
         except (OSError, RuntimeError, ValueError) as error:
@@ -331,7 +360,10 @@ class FeatureStore:
             ) from None
 
     def split(self, seed: int, by: str = "clip") -> np.ndarray:
-        """int8 [clip]: 0 train, 1 validation, 2 test; ``by`` a column keeps clips that share its value together."""
+        """Return each clip's part, 0 train, 1 validation or 2 test: int8 [clip].
+
+        ``by`` a column keeps clips that share its value together. InputError: there is no such column, or it is empty.
+        """
         if by == "clip":
             return self._stored_splits[seed] if seed < STORED_SEEDS else split_clips(self.clip_id, self.label, seed)
         if by not in self.columns:
@@ -351,7 +383,7 @@ class FeatureStore:
         return self._values("split")
 
     def missing(self, spec: Missing, seed: int, among: np.ndarray) -> np.ndarray:
-        """bool [clip, modality]: what ``spec`` hides of the clips ``among`` (bool [clip]) under this seed.
+        """Return what ``spec`` hides of the clips ``among`` (bool [clip]) under this seed: bool [clip, modality].
 
         A clip split's training masks of the stored settings are read, anything else is computed by the same function.
         """
@@ -365,42 +397,3 @@ class FeatureStore:
 def remove_tree(path: Path) -> None:
     """Delete a folder of ours if it is there."""
     shutil.rmtree(path, ignore_errors=True)
-
-
-# ---- Chunks of a finished store as zarr reads them: never a fill value where a file is gone ----
-
-
-class VouchedChunks(WrapperStore):
-    """A zarr store whose chunks must be there in their recorded sizes; zarr alone reads an absent one as fill values.
-
-    Bytes are not hashed: that is for `store verify`, and for whoever copies results (donor.py).
-    """
-
-    def __init__(self, store: Store, place: Place, files: Mapping[str, Mapping]):
-        super().__init__(store)
-        self.place, self.files = place, files
-
-    @classmethod
-    def at(cls, place: Place, files: Mapping[str, Mapping]) -> "VouchedChunks":
-        """``files``: what the store's COMPLETE.json records."""
-        if is_local(place):
-            return cls(LocalStore(place, read_only=True), place, files)
-        remote = FsspecStore.from_url(str(place), storage_options=place.storage_options, read_only=True)
-        return cls(remote, place, files)
-
-    def _with_store(self, store: Store) -> "VouchedChunks":
-        return type(self)(store, self.place, self.files)
-
-    async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
-        """InputError: a chunk is absent, or of another size than was recorded."""
-        found = await super().get(key, prototype, byte_range)
-        if "/c/" in key and (found is None or (byte_range is None and len(found) != self._size(key))):
-            state = "absent" if found is None else f"{len(found)} bytes, recorded with {self._size(key)}"
-            raise InputError(
-                f"{self.place}: its file {key} is {state}.\n`mlemiss store verify {self.place}` names all damaged "
-                "files; preprocess or copy the store again."
-            )
-        return found
-
-    def _size(self, key: str) -> int | None:
-        return self.files.get(key, {}).get("bytes")

@@ -32,7 +32,7 @@ from .trunks import Trunk, averaging_statistics
 
 READ_ROWS = 256  # read and computed at a time where nothing is trained
 CALIBRATION_STEPS = 32  # micro-batches that set batch norms and standardisation before a network is trained
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")  # in small letters
+MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")  # in small letters
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def within_memory(options: EndToEnd, batch_size: int, device: torch.device) -> I
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch's OutOfMemoryError is a RuntimeError
-        told = isinstance(error, MemoryError) or any(words in str(error).lower() for words in OUT_OF_MEMORY)
+        told = isinstance(error, MemoryError) or any(words in str(error).lower() for words in MEMORY_WORDS)
         if not told:
             raise
         size = min(options.micro_batch, batch_size)

@@ -38,7 +38,8 @@ class MediaReader:
                 f"Make one with `{how_to_make(MEDIA, 'NAME')}`, or leave out --end-to-end to train on features."
             )
         self.names = [ARRAYS[modality] for modality in store.modalities]
-        self.segments: int = store.group[self.names[0]].shape[1]
+        self.segments: int = store.shape(self.names[0])[1]
+        self.items = [(store.shape(name)[2:], store.dtype(name)) for name in self.names]  # of a segment
         self.most_bytes = _free_memory() * MEMORY_SHARE if most_bytes is None else most_bytes
         self.pin = False  # memory that a GPU copies from while it computes
         self._clips: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
@@ -48,8 +49,8 @@ class MediaReader:
     def read(self, m: int, rows: Tensor) -> Tensor:
         """Return modality m of rows [n]."""
         clips, segments = divmod(rows.numpy(), self.segments)
-        array = self.store.group[self.names[m]]
-        found = np.empty((len(rows), *array.shape[2:]), array.dtype)
+        shape, dtype = self.items[m]
+        found = np.empty((len(rows), *shape), dtype)
         for clip in np.unique(clips):
             here = np.flatnonzero(clips == clip)
             found[here] = self._clip(m, int(clip))[segments[here]]

@@ -33,7 +33,7 @@ from ..method import Method
 from ..report.comparisons import compare_methods
 from ..settings import Settings
 from . import weights
-from .grid import Cell, Grid, Group, Plan, group_runs, plan_grid
+from .grid import Cell, Grid, GridPlan, Group, group_runs, plan_grid
 from .run_folder import RunFolder, identity
 
 SCHEMA = 1
@@ -41,7 +41,7 @@ MOST_RUNS = {"cpu": 10, "cuda": 64, "mps": 64}  # trained as one batch: on proce
 
 
 @dataclass(frozen=True)
-class Progress:
+class GridProgress:
     """How far a grid is: clips trained on, done and in all; what is running."""
 
     done: int
@@ -49,7 +49,7 @@ class Progress:
     what: str
 
 
-Report = Callable[[Progress], None]
+Report = Callable[[GridProgress], None]
 
 
 def command_line() -> str:
@@ -77,7 +77,7 @@ def shown_progress(what: str) -> Iterator[Report]:
     """Show a progress bar of a grid; yield the function that moves it."""
     bar = console.Progress(what, 0, "clip epochs")
 
-    def report(now: Progress) -> None:
+    def report(now: GridProgress) -> None:
         bar.what, bar.total = now.what, now.total
         bar.advance(now.done - bar.done)
 
@@ -104,7 +104,7 @@ def run_grid(
 
 
 def run_plan(
-    plan: Plan,
+    plan: GridPlan,
     settings: Settings,
     device: torch.device,
     folder: RunFolder | None = None,
@@ -165,7 +165,7 @@ def _by_reason(skipped: Sequence[Mapping]) -> dict[str, list[str]]:
 class _Results:
     """The results document of a plan while the plan is trained, and the folder that keeps the document."""
 
-    plan: Plan
+    plan: GridPlan
     settings: Settings
     folder: RunFolder | None
     command: str | None
@@ -190,18 +190,18 @@ class _Results:
         for cell in self.plan.cells:
             if cell.clips.end_to_end:
                 stages = [stage.name for stage in registry.load(cell.method).stages]
-                checkpoints = self.folder.checkpoints(describe(cell, self.settings))
+                checkpoints = self.folder.checkpoints(describe_cell(cell, self.settings))
                 checkpoints.check([run.spec.seed for run in cell.left], stages)
 
     def _take_over(self, folder: RunFolder, say: Callable[[str], None]) -> None:
         """Cells that were finished with other seeds give those that a cell of the plan has too."""
         finished = folder.finished()
-        keys = {cell: identity(describe(cell, self.settings)) for cell in self.plan.cells}
+        keys = {cell: identity(describe_cell(cell, self.settings)) for cell in self.plan.cells}
         if finished.keys() - keys.values():
             folder.set_aside(self.document(), finished.values())
         self.entries = {cell: finished[key] for cell, key in keys.items() if key in finished}
         for cell in self.plan.cells:
-            folder.load_runs(cell, describe(cell, self.settings), finished.values())
+            folder.load_runs(cell, describe_cell(cell, self.settings), finished.values())
         if self.entries:
             say(f"{len(self.entries)} of {len(self.plan.cells)} cells are finished and kept")
         if runs := sum(len(cell.results) for cell in self.plan.cells if cell not in self.entries):
@@ -216,7 +216,7 @@ class _Results:
             before = self.entries.get(cell, {})
             if not seeds or before.get("seeds") == seeds or (cell.left and not partly):
                 continue
-            described = describe(cell, self.settings) | {"seeds": seeds}
+            described = describe_cell(cell, self.settings) | {"seeds": seeds}
             self.entries[cell] = described | _result(cell, self.settings, seeds)
             if self.folder:
                 self.entries[cell] |= self.folder.keep(cell, described)
@@ -227,7 +227,7 @@ class _Results:
         for path in stale:
             path.unlink(missing_ok=True)
         for cell in complete:
-            self.folder.checkpoints(describe(cell, self.settings)).remove()
+            self.folder.checkpoints(describe_cell(cell, self.settings)).remove()
 
     def finish(self) -> dict:
         """Compare the methods where predictions are kept; return the document."""
@@ -251,7 +251,7 @@ def _train(group: Group, dataset: Dataset, settings: Settings, clock: "_Clock", 
 
     start, train_group = time.perf_counter(), fit
     if cell.clips.end_to_end:
-        checkpoints = folder and folder.checkpoints(describe(cell, settings))
+        checkpoints = folder and folder.checkpoints(describe_cell(cell, settings))
         train_group = partial(fit_end_to_end, checkpoints=checkpoints, deadline=clock.deadline)
     results = train_group(
         registry.load(cell.method),
@@ -286,7 +286,7 @@ class _Clock:
         """Report clips that were trained on."""
         self.done += clips
         if self.report:
-            self.report(Progress(self.done, self.total, what))
+            self.report(GridProgress(self.done, self.total, what))
 
     def check(self) -> None:
         """Raise OutOfTimeError where the time is up."""
@@ -294,7 +294,7 @@ class _Clock:
             raise OutOfTimeError
 
 
-def describe(cell: Cell, settings: Settings) -> dict:
+def describe_cell(cell: Cell, settings: Settings) -> dict:
     """Return everything of a cell's result that is known before it is trained."""
     store, kind = cell.clips.store, registry.load(cell.method)
     return {

@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ...pipeline.errors import InputError
-from ...pipeline.stores.mask_files import Setting
-from ...pipeline.stores.masks import TRAIN, Missing, parse_missing
+from ...pipeline.stores.masks import TRAIN, Missing, Setting, parse_missing
 from ...pipeline.stores.store import FeatureStore
 from .. import methods as registry
-from ..data import COMPLETE, Clips, Run, RunResult, RunSpec
+from ..data import NOTHING, Clips, Run, RunResult, RunSpec
 from ..method import check_run, plan_steps
 from ..settings import FUSIONS, Settings
 
@@ -59,11 +58,11 @@ class Cell:
     method: str
     fusion: str
     missing: Missing | Setting
-    missing_test: Missing = COMPLETE
+    missing_test: Missing = NOTHING
     split: str = "clip"
     runs: list[Run] = field(default_factory=list)
     results: dict[int, RunResult] = field(default_factory=dict)  # by seed
-    trained: list = field(default_factory=list)  # `weights.Part`, where weights are kept
+    trained: list = field(default_factory=list)  # `weights.TrainedRuns`, where weights are kept
 
     @property
     def name(self) -> str:
@@ -97,14 +96,16 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Plan:
+class GridPlan:
     """A grid before it is trained: its cells in order, and the combinations that cannot be trained with the reason."""
 
     cells: list[Cell]
     skipped: list[dict]
 
 
-def plan_grid(stores: Sequence[FeatureStore], grid: Grid, clips_of: Callable[[FeatureStore], Clips] = Clips) -> Plan:
+def plan_grid(
+    stores: Sequence[FeatureStore], grid: Grid, clips_of: Callable[[FeatureStore], Clips] = Clips
+) -> GridPlan:
     """Return every combination as a cell with its runs drawn.
 
     clips_of: what a store's clips are trained as, on its features or end to end (`end_to_end.MediaClips`).
@@ -131,7 +132,7 @@ def plan_grid(stores: Sequence[FeatureStore], grid: Grid, clips_of: Callable[[Fe
             raise InputError("an empty grid: expected at least one store, method, fusion and missing spec.")
         head = "" if len(reasons) == 1 else f"none of the {len(skipped)} combinations can be, the first because: "
         raise InputError(head + reasons[0])
-    return Plan(cells, skipped)
+    return GridPlan(cells, skipped)
 
 
 def _draw(cell: Cell, specs: Sequence[RunSpec], drawn: dict[RunSpec, Run]) -> None:

@@ -19,7 +19,7 @@ from ..report.tables import source_text, weights_text
 from ..settings import Settings
 from . import side_by_side
 from .experiments import check_stores, clips_as, command_line, run_plan, shown_progress
-from .grid import Grid, Plan, plan_grid
+from .grid import Grid, GridPlan, plan_grid
 from .paper import Exhibit
 from .run_folder import RunFolder
 
@@ -128,7 +128,7 @@ def reproduce(
     return compared
 
 
-def _untrained(plan: Plan, hours: float | None) -> list[str]:
+def _untrained(plan: GridPlan, hours: float | None) -> list[str]:
     """Return a line for each cell with seeds that a budget left untrained: which, and why."""
     why = f"the budget of {hours:g} h is spent; run the same command again to go on" if hours else ""
     left = [cell for cell in plan.cells if cell.left]

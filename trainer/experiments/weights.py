@@ -38,7 +38,7 @@ LISTED = 6  # cells that a message names
 
 
 @dataclass(frozen=True)
-class Part:
+class TrainedRuns:
     """Runs of one cell that were trained side by side: what their method is built from, and its tensors, R first."""
 
     seeds: list[int]
@@ -48,7 +48,7 @@ class Part:
 
 
 @torch.no_grad()
-def parts_of(method: Method, owners: Sequence[Sequence[int]]) -> list[Part]:
+def parts_of(method: Method, owners: Sequence[Sequence[int]]) -> list[TrainedRuns]:
     """Return a trained method's tensors on the host, a part for each list of its runs.
 
     The method is first prepared to predict from any pattern. ValueError: a tensor that does not have the runs first.
@@ -65,17 +65,17 @@ def parts_of(method: Method, owners: Sequence[Sequence[int]]) -> list[Part]:
     parts = []
     for rows in owners:
         chosen = {name: tensor[list(rows)].cpu().contiguous() for name, tensor in tensors.items()}
-        parts.append(Part([runs.seeds[r] for r in rows], lacking, held_out, chosen))
+        parts.append(TrainedRuns([runs.seeds[r] for r in rows], lacking, held_out, chosen))
     return parts
 
 
 def describe_inputs(store: FeatureStore) -> dict:
     """Return what weights that are trained on a store's features depend on."""
-    widths = {modality: int(store.group[modality].shape[-1]) for modality in store.modalities}
+    widths = {modality: store.shape(modality)[-1] for modality in store.modalities}
     return {"modalities": list(store.modalities), "widths": widths, "spec": store.attrs.get("spec") or {}}
 
 
-def save(path: Path, described: Mapping, parts: Sequence[Part]) -> None:
+def save(path: Path, described: Mapping, parts: Sequence[TrainedRuns]) -> None:
     """Write one cell's file. described: plain values that say what was trained, `describe_inputs` among them."""
     tensors = {f"{p}.{name}": tensor for p, part in enumerate(parts) for name, tensor in part.tensors.items()}
     shapes = [{name: value for name, value in vars(part).items() if name != "tensors"} for part in parts]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..batches import Batch, Stage
 from ..likelihood import log_posterior
-from ..marginal import END_TO_END, MARGINALS, SupportRows
+from ..marginal import BY_NAME, BY_NAME_END_TO_END, SupportRows
 from ..method import FusionClassifier, negative_log_likelihood
 
 
@@ -29,7 +29,7 @@ class MaximumLikelihood(FusionClassifier):
     @cached_property
     def _marginals(self) -> dict:
         """Make the marginals of the modalities that training lacks somewhere, when training begins."""
-        kind = (END_TO_END if self.runs.features_change else MARGINALS)[self.settings.marginal]
+        kind = (BY_NAME_END_TO_END if self.runs.features_change else BY_NAME)[self.settings.marginal]
         return {m: kind(self.runs, m, self.encoders[m]) for m, lacking in enumerate(self.runs.lacking) if lacking}
 
     def begin_epoch(self, stage: Stage, steps: int) -> None:

@@ -1,0 +1,59 @@
+"""The options of several verbs. Imports nothing heavy."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from .stores.remote import Place, place
+
+_STORES = {"parser": place, "envvar": "MLEMISS_STORES", "show_default": "stores"}
+StoresOption = Annotated[
+    Place, typer.Option("--stores", metavar="DIR|URL", help="Stores: a folder, s3:// or http(s)://.", **_STORES)
+]
+FolderOption = Annotated[
+    Place, typer.Option("--stores", metavar="DIR", help="Folder of stores on this machine.", **_STORES)
+]
+StoreArgument = Annotated[Place, typer.Argument(parser=place, metavar="STORE", help="A store: its folder or URL.")]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+DeviceOption = Annotated[Device, typer.Option(help="Where the networks run; auto: on a GPU if there is one.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document to standard output.")]
+
+# ---- preprocess ----
+
+DatasetOption = Annotated[
+    str, typer.Option(help="A known dataset (`list datasets`), or a CSV: clip_id,path,label,subject.")
+]
+RootOption = Annotated[
+    Path | None, typer.Option(help="Folder of the raw clips (default: $MLEMISS_DATA/DATASET or data/DATASET).")
+]
+BackbonesOption = Annotated[
+    list[str] | None, typer.Option(help="Backbones, repeated or a comma list (default: the paper's three).")
+]
+WeightsOption = Annotated[
+    list[str] | None, typer.Option(help="imagenet (default), random, FILE, or NAME=FILE for one of several.")
+]
+MediaOption = Annotated[
+    Literal["keep", "only"] | None, typer.Option(help="keep: cache frames and log-Mels too; only: nothing else.")
+]
+ClassesOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Other classes than the dataset's own, a comma list in the order of their label codes."),
+]
+WorkersOption = Annotated[
+    int | None, typer.Option(min=0, help="Worker processes (default: all cores); 0: serial, in this process.")
+]
+SchedulerOption = Annotated[
+    str | None, typer.Option(metavar="ADDRESS", help="An existing Dask cluster instead (docs/cluster.md).")
+]
+ReportOption = Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write Dask's performance report.")]
+RetryOption = Annotated[
+    bool, typer.Option("--retry-failed", help="Try failed clips again; a finished store gets its next revision.")
+]
+MaxFailuresOption = Annotated[
+    int | None, typer.Option(min=0, help="More failed clips than this are an error, and nothing is published.")
+]
+MemoryOption = Annotated[int, typer.Option(min=1, help="Memory of the process that decodes a clip, in bytes.")]
+LinksOption = Annotated[
+    bool, typer.Option("--follow-links", help="Read clips and enter folders that are links to elsewhere.")
+]
