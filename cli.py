@@ -70,7 +70,7 @@ def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error (at any place).")] = False,
     version: Annotated[
         bool,
-        typer.Option("--version", is_eager=True, callback=_print_versions, help="Print the versions of what computes."),
+        typer.Option("--version", is_eager=True, callback=_print_versions, help="Print the versions of mlemiss and its libraries."),
     ] = False,
 ) -> None:
     """`--debug` is taken from anywhere on the line by `main`; declared here for the help."""
@@ -78,7 +78,7 @@ def _options(
 
 @app.command()
 def demo(out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo")) -> int:
-    """Synthetic clips, features of a small random network, three methods at growing missing rates, a report."""
+    """Run everything on synthetic clips: features of a small random network, three methods, a report."""
     from .pipeline import preprocess as job
     from .pipeline.encoders import Weights
     from .pipeline.run.plan import FeatureRequest

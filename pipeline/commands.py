@@ -38,7 +38,7 @@ from .options import (
     WeightsOption,
     WorkersOption,
 )
-from .stores.remote import Place, local_folder, place
+from .stores.remote import Place, local_folder, parse_place
 
 
 def all_cores() -> int:
@@ -159,7 +159,7 @@ def preprocess(
         raise InputError("--dry-run has no JSON: its estimate goes to standard error.\nLeave out one of the two.")
     where = _where(job, workers, scheduler, (tls_ca, tls_cert, tls_key), performance_report, device)
     limits = job.Limits(clip_timeout, clip_seconds, clip_pixels, clip_bytes, clip_memory)
-    shared, stores = share.split(stores, local)
+    shared, stores = share.shared_and_local(stores, local)
     if not stores.is_dir():  # a folder of finished stores may be read only
         writable_folder(stores, "--stores")
     chosen = parse_weights(comma_list(weights or ["imagenet"]), comma_list(features or list(DEFAULT)))
@@ -213,7 +213,7 @@ store_app = typer.Typer(
 @store_app.command(name="ls")
 def ls(
     where: Annotated[
-        Place | None, typer.Argument(parser=place, metavar="[DIR|URL]", help="Stores (default: --stores).")
+        Place | None, typer.Argument(parser=parse_place, metavar="[DIR|URL]", help="Stores (default: --stores).")
     ] = None,
     stores: StoresOption = Path("stores"),
     as_json: JsonOption = False,
@@ -237,10 +237,10 @@ def ls(
 @store_app.command()
 def info(path: StoreArgument, as_json: JsonOption = False) -> int:
     """All about a store: weights, classes, failed clips and causes, spec, settings, versions, how it was made."""
-    from .stores.catalogue import describe, description, print_table
+    from .stores.catalogue import description, print_table, store_facts
     from .stores.store import FeatureStore
 
-    facts = describe(FeatureStore.open(path))
+    facts = store_facts(FeatureStore.open(path))
     if as_json:
         print_json(facts)
     else:
@@ -265,7 +265,8 @@ def verify(path: StoreArgument, as_json: JsonOption = False) -> int:
 @store_app.command()
 def push(
     places: Annotated[
-        list[Place], typer.Argument(parser=place, metavar="STORE... DIR|URL", help="Stores, then where to push them.")
+        list[Place],
+        typer.Argument(parser=parse_place, metavar="STORE... DIR|URL", help="Stores, then where to push them."),
     ],
 ) -> int:
     """Copy finished stores into a shared folder or s3:// place; run again, a push that was cut short goes on."""
@@ -282,7 +283,8 @@ def push(
 @store_app.command()
 def pull(
     places: Annotated[
-        list[Place], typer.Argument(parser=place, metavar="STORE...", help="Stores: URLs, or folders of a shared disk.")
+        list[Place],
+        typer.Argument(parser=parse_place, metavar="STORE...", help="Stores: URLs, or folders of a shared disk."),
     ],
     stores: FolderOption = Path("stores"),
 ) -> int:

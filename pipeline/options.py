@@ -5,16 +5,18 @@ from typing import Annotated, Literal
 
 import typer
 
-from .stores.remote import Place, place
+from .stores.remote import Place, parse_place
 
-_STORES = {"parser": place, "envvar": "MLEMISS_STORES", "show_default": "stores"}
+_STORES = {"parser": parse_place, "envvar": "MLEMISS_STORES", "show_default": "stores"}
 StoresOption = Annotated[
     Place, typer.Option("--stores", metavar="DIR|URL", help="Stores: a folder, s3:// or http(s)://.", **_STORES)
 ]
 FolderOption = Annotated[
     Place, typer.Option("--stores", metavar="DIR", help="Folder of stores on this machine.", **_STORES)
 ]
-StoreArgument = Annotated[Place, typer.Argument(parser=place, metavar="STORE", help="A store: its folder or URL.")]
+StoreArgument = Annotated[
+    Place, typer.Argument(parser=parse_place, metavar="STORE", help="A store: its folder or URL.")
+]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 DeviceOption = Annotated[Device, typer.Option(help="Where the networks run; auto: on a GPU if there is one.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document to standard output.")]

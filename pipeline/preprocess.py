@@ -142,8 +142,8 @@ def preprocess(
             plan = replace(plan, outputs=tuple(finished_there(output, shared) for output in plan.outputs))
             newer = [output.final for output in plan.outputs if not is_local(output.final)]
             if newer and failures.retry:  # their failed clips are tried here, so the rest must be here too
-                for place in newer:
-                    pull(place, stores)
+                for url in newer:
+                    pull(url, stores)
                 plan = make_plan(collection, stores, features, **options)
         _announce(plan)
         if dry_run:

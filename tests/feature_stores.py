@@ -1,5 +1,6 @@
 """Small real stores for the trainer's tests: features drawn at random, written by the product's own code."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,16 +29,17 @@ def write_store(
     label: np.ndarray | None = None,
     separation: float = 0.8,
     filler: float = np.nan,
+    widths: Mapping[str, int] = WIDTHS,
 ) -> FeatureStore:
     """Clips of ``classes`` classes in 8 subjects of unequal size; ``filler`` stands where a modality is missing."""
     rng = np.random.default_rng(0)
     label = np.arange(clips) % classes if label is None else label
     path = folder / f"{dataset}-{features}-0123abcd.zarr"
     group = open_group(folder / f".building-{features}")
-    present = np.ones((clips, 2), bool)
+    present = np.ones((clips, len(widths)), bool)
     present[list(failed)] = False
     present[list(without_audio), 1] = False
-    for m, (modality, width) in enumerate(WIDTHS.items()):
+    for m, (modality, width) in enumerate(widths.items()):
         centres = rng.normal(0, separation, (classes, 1, width))
         values = centres[label] + rng.normal(0, 0.7, (clips, 1, width)) + rng.normal(0, 1, (clips, SEGMENTS, width))
         values[~present[:, m]] = filler
@@ -54,10 +56,19 @@ def write_store(
         "label": label,
         "duration": np.full(clips, 2.0),
     }
-    write_table(group, table, present)
+    write_table(group, table, present, list(widths))
     names = ["angry", "happy", "sad", "calm", "fearful", "disgust"][:classes]
     group.attrs.update(
-        attributes(dataset, features, "0123abcd", names, {}, {"name": weights, "hash": weights_hash}, {})
+        attributes(
+            dataset,
+            features,
+            "0123abcd",
+            names,
+            {},
+            {"name": weights, "hash": weights_hash},
+            {},
+            modalities=list(widths),
+        )
     )
     publish(folder / f".building-{features}", path)
     return FeatureStore.open(path)

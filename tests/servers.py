@@ -46,7 +46,7 @@ def forget_clients() -> None:
     import s3fs
 
     s3fs.S3FileSystem.clear_instance_cache()
-    for known in (places._file_system, places._meet):
+    for known in (places._file_system, places._contacted):
         known.cache_clear()
 
 

@@ -37,7 +37,7 @@ def commands(page: str) -> list[str]:
 def small(command: str, folder: Path) -> list[str]:
     """Return the command with a small network of random weights and few epochs in place of what takes minutes."""
     command = re.sub(r"resnet50(,timm:\w+)?", SMALL, command).replace("/mnt/team", str(folder / "team"))
-    arguments = shlex.split(command)
+    arguments = shlex.split(command, comments=True)
     arguments = [found for word in arguments for found in _matching(folder, word)]  # as a shell
     if arguments[1] == "preprocess":
         arguments += ["--weights", "random", "--workers", "0"] + (
@@ -150,3 +150,11 @@ def test_options_exist(page):
             found = found.commands[rest[0]]
         known = {option for parameter in found.params for option in parameter.opts}
         assert {word for word in rest if word.startswith("--")} <= known, f"{page}: {command}"
+
+
+@pytest.mark.parametrize("page", [name for name, text in TEXTS.items() if "python benchmarks/" in text])
+def test_options_of_benchmarks_exist(page):
+    for script, rest in re.findall(r"^python (benchmarks/\w+\.py)(.*)", TEXTS[page], re.M):
+        code = (ROOT / script).read_text(encoding="utf-8")
+        for option in re.findall(r"(?<=\s)--[\w-]+", rest):
+            assert f'"{option}"' in code, f"{page}: {script} {option}"

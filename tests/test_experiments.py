@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 from mlemiss.pipeline.errors import InputError
-from mlemiss.pipeline.stores.masks import TEST
+from mlemiss.pipeline.stores.masks import TEST, parse_missing
 from mlemiss.trainer.experiments.experiments import run_grid, run_plan
 from mlemiss.trainer.experiments.grid import Grid, plan_grid
+from mlemiss.trainer.experiments.run_folder import RunFolder
+from mlemiss.trainer.report.report import render_report
 from mlemiss.trainer.settings import Settings
 
 from .feature_stores import QUICK, grid, predictions, write_store
@@ -159,6 +161,32 @@ def test_a_batch_larger_than_the_data_costs_no_memory(store, tmp_path):
         for name, s in (("huge", huge), ("enough", enough))
     ]
     np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.parametrize("lacking", ["text:0.5", "audio:0.3+text:0.3", "audio:0.2+text:0.2+visual:0.2"])
+def test_three_modalities_train(tmp_path, lacking):
+    """Any of three is missing, in training and in test; better than chance, and the report is made of it."""
+    widths = {"visual": 12, "audio": 10, "text": 8}
+    three = write_store(tmp_path, clips=120, separation=1.2, widths=widths)
+    assert three.modalities == ("visual", "audio", "text")
+    spec = parse_missing(lacking, three.modalities)
+    methods = ["mle", "zero-padding", "lower-bound", "hgr", "ae1"]
+    every = Grid(methods, missing=[spec], missing_test=spec, seeds=2)
+    settings = Settings(epochs=12, batch_size=64, lr=3e-3, hidden=32, dim=4)
+    document = run_grid([three], every, settings, "cpu", RunFolder(tmp_path / "run"))
+    assert not document["skipped"] and {r["missing"] for r in document["results"]} == {spec.name}
+    means = {r["method"]: r["mean"] for r in document["results"]}
+    assert means["mle"] > 70 and means["zero-padding"] > 70  # of three classes
+    assert spec.name in render_report([document])
+
+
+@pytest.mark.parametrize("method", ["mle", "hgr"])
+def test_every_fusion_of_three_modalities_trains(tmp_path, method):
+    three = write_store(tmp_path, widths={"visual": 12, "audio": 10, "text": 8})
+    fusions = ["addition", "concatenation", "outer"]
+    missing = [parse_missing("text:0.4+audio:0.4", three.modalities)]
+    document = run_grid([three], Grid([method], fusions, missing, seeds=1), QUICK, "cpu")
+    assert [r["fusion"] for r in document["results"]] == fusions and not document["skipped"]
 
 
 def test_too_narrow_for_the_outer_product(store):

@@ -218,7 +218,7 @@ def test_kernel_gradcheck_in_blocks(block, masked):
     ("change", "message"),
     [
         ({"fusion": "product"}, "unknown fusion 'product'"),
-        ({"support": (None, None)}, "modality [01] is not observed"),
+        ({"support": (None, None)}, r"support\[[01]\] is None, and the modality is not observed"),
         ({"support": (torch.zeros(0, K),) * 2}, "support.* is empty"),
         ({"support": (torch.zeros(5, K),) * 2, "support_mask": [torch.zeros(5, dtype=torch.bool)] * 2}, "is empty"),
         ({"label_embedding": torch.zeros(C, K + 1)}, f"expected {K}, found {K + 1}"),

@@ -17,7 +17,7 @@ from mlemiss.pipeline.errors import InputError, MachineError
 from mlemiss.pipeline.stores import share, store
 from mlemiss.pipeline.stores.catalogue import catalogue, find_store, listing
 from mlemiss.pipeline.stores.checksums import RUN
-from mlemiss.pipeline.stores.remote import place
+from mlemiss.pipeline.stores.remote import parse_place
 from mlemiss.pipeline.stores.store import FeatureStore
 from rich.console import Console
 
@@ -53,7 +53,7 @@ def test_what_is_no_place(text, why, mlemiss):
     result = mlemiss("store", "ls", text)
     assert result.returncode == 2 and result.stderr.startswith("error: ") and "hunter2" not in result.stderr
     with pytest.raises(InputError, match=why):
-        place(text)
+        parse_place(text)
 
 
 def test_what_can_go_wrong_on_the_way_is_told(toy, s3, http, tmp_path, monkeypatch):
@@ -61,9 +61,9 @@ def test_what_can_go_wrong_on_the_way_is_told(toy, s3, http, tmp_path, monkeypat
 
     def told(why: str, where: str, error: type = InputError) -> None:
         with pytest.raises(error, match=why):
-            share.push(toy, place(where)) if where.startswith("s3") else FeatureStore.open(where)
+            share.push(toy, parse_place(where)) if where.startswith("s3") else FeatureStore.open(where)
         with pytest.raises(error, match=why):
-            find_store(place(where), "toy")
+            find_store(parse_place(where), "toy")
 
     told("there is no bucket nobucket", "s3://nobucket/x")
     told("no store at|no list of what is in", f"{http.url}/nowhere")
@@ -77,9 +77,9 @@ def test_what_can_go_wrong_on_the_way_is_told(toy, s3, http, tmp_path, monkeypat
     monkeypatch.undo()
     forget_clients()
     with pytest.raises(InputError, match="can only be read"):
-        share.push(toy, place(http.url))
+        share.push(toy, parse_place(http.url))
     with pytest.raises(InputError, match=r"does not end in \.zarr"):
-        share.pull(place("s3://bucket"), tmp_path)
+        share.pull(parse_place("s3://bucket"), tmp_path)
 
 
 @pytest.mark.parametrize(("package", "url"), [("s3fs", "s3://bucket/x"), ("aiohttp", "http://127.0.0.1:9/x")])
@@ -158,5 +158,5 @@ def test_a_password_comes_from_netrc(toy, tmp_path, monkeypatch):
         with pytest.raises(InputError, match=r"access denied \(401[\s\S]*netrc"):
             FeatureStore.open(url)
         (tmp_path / "netrc").write_text("machine 127.0.0.1 login team password hunter2\n")
-        assert share.pull(place(url), tmp_path / "here").sent == 36
+        assert share.pull(parse_place(url), tmp_path / "here").sent == 36
         server.shutdown()

@@ -15,7 +15,7 @@ from mlemiss.pipeline.errors import InputError
 from mlemiss.pipeline.stores import checksums, claim, share, store
 from mlemiss.pipeline.stores.catalogue import find_store
 from mlemiss.pipeline.stores.checksums import COMPLETE, PUSHING, RUN, verify_store
-from mlemiss.pipeline.stores.remote import place
+from mlemiss.pipeline.stores.remote import parse_place
 from mlemiss.pipeline.stores.store import FeatureStore
 
 from .conftest import SMALL
@@ -108,7 +108,7 @@ def test_push_list_and_pull_through_s3(toy, s3, tmp_path, mlemiss):
 
 
 def test_killed_push_goes_on_and_sends_nothing_twice(toy, s3, impatient):
-    target = place(f"s3://bucket/killed/{NAME}")
+    target = parse_place(f"s3://bucket/killed/{NAME}")
     start = s3.mark()
     killed("store", "push", toy, "s3://bucket/killed")
     whole = content(toy)
@@ -117,7 +117,7 @@ def test_killed_push_goes_on_and_sends_nothing_twice(toy, s3, impatient):
     with pytest.raises(InputError, match=r"incomplete[\s\S]*process \d+ on .* was or is pushing it"):
         FeatureStore.open(target)
     start = s3.mark()
-    done = share.push(toy, place("s3://bucket/killed"))
+    done = share.push(toy, parse_place("s3://bucket/killed"))
     assert (done.sent, done.there) == (36 - done.there, done.there) and done.there >= 12
     resent = {line.split()[-1].partition(f"{NAME}/")[2] for line in s3.requests("CREATE OBJECT", start)}
     assert len(resent) >= 36 - done.there and not resent & sent
@@ -135,7 +135,7 @@ def test_killed_pull_goes_on_and_asks_for_nothing_twice(kind, toy, request, tmp_
     assert not (tmp_path / NAME).exists()
     here = content(tmp_path / ".partial" / f"{Path(NAME).stem}.incoming")
     start = served.mark()
-    done = share.pull(place(url), tmp_path)
+    done = share.pull(parse_place(url), tmp_path)
     assert done.there >= 12 and done.sent == 36 - done.there
     asked = {line.partition(f"{NAME}/")[2].split()[0] for line in served.requests(f"{NAME}/", start) if got in line}
     assert len(here) >= 12 and len(asked) >= 36 - done.there and asked & set(here) <= {"zarr.json"}
@@ -144,7 +144,7 @@ def test_killed_pull_goes_on_and_asks_for_nothing_twice(kind, toy, request, tmp_
 
 def test_newer_revisions_are_never_overwritten(toy, s3, tmp_path, impatient):
     newer = revised(toy, tmp_path / "new")
-    for where in (place("s3://bucket/revised"), tmp_path / "nfs"):
+    for where in (parse_place("s3://bucket/revised"), tmp_path / "nfs"):
         share.push(toy, where)
         assert share.push(newer, where).sent > 0  # an older one makes way
         found = tmp_path / "found"
@@ -163,13 +163,13 @@ def test_newer_revisions_are_never_overwritten(toy, s3, tmp_path, impatient):
 
 def test_killed_while_replacing_an_older_revision(toy, s3, tmp_path, impatient):
     newer = revised(toy, tmp_path / "new")
-    share.push(toy, place("s3://bucket/replaced"))
+    share.push(toy, parse_place("s3://bucket/replaced"))
     killed("store", "push", _all_changed(newer, tmp_path), "s3://bucket/replaced")
     with pytest.raises(InputError, match="incomplete"):
         FeatureStore.open(f"s3://bucket/replaced/{NAME}")
     with pytest.raises(InputError, match="unfinished copy of revision 2, newer than revision 1"):
-        share.push(toy, place("s3://bucket/replaced"))
-    share.push(tmp_path / "changed" / NAME, place("s3://bucket/replaced"))
+        share.push(toy, parse_place("s3://bucket/replaced"))
+    share.push(tmp_path / "changed" / NAME, parse_place("s3://bucket/replaced"))
     assert content(s3.folder / "replaced" / NAME) == content(tmp_path / "changed" / NAME)
 
 
@@ -209,7 +209,7 @@ HOLDER = """
 import sys, time
 from mlemiss.pipeline.stores import claim, remote
 claim.BEAT = 0.3
-with claim.Claim(remote.place(sys.argv[1]), "it is being pushed").held():
+with claim.Claim(remote.parse_place(sys.argv[1]), "it is being pushed").held():
     print("held", flush=True)
     time.sleep(60)
 """
@@ -217,18 +217,18 @@ with claim.Claim(remote.place(sys.argv[1]), "it is being pushed").held():
 
 def test_the_second_to_push_is_told_who_is_at_work(toy, s3, impatient, monkeypatch):
     monkeypatch.setattr(claim, "DEAD", 30.0)  # a living holder, on a busy machine too, has time to show it
-    target = place(f"s3://bucket/two/{NAME}")
+    target = parse_place(f"s3://bucket/two/{NAME}")
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(target / PUSHING)], stdout=subprocess.PIPE) as holder:
         assert holder.stdout.readline() == b"held\n"
         with pytest.raises(InputError, match=rf"{NAME} is being pushed by another mlemiss \(process {holder.pid} on"):
-            share.push(toy, place("s3://bucket/two"))
+            share.push(toy, parse_place("s3://bucket/two"))
         holder.kill()
     monkeypatch.setattr(claim, "DEAD", 1.0)
-    assert share.push(toy, place("s3://bucket/two")).sent == 36  # a dead claim is taken over
+    assert share.push(toy, parse_place("s3://bucket/two")).sent == 36  # a dead claim is taken over
 
 
 def test_a_push_whose_claim_is_lost_publishes_nothing(toy, s3, monkeypatch, impatient):
-    target = place(f"s3://bucket/lost/{NAME}")
+    target = parse_place(f"s3://bucket/lost/{NAME}")
     monkeypatch.setattr(claim, "BEAT", 60.0)  # no sign of life into the usurper's face
     real = share.Progress.__exit__
 
@@ -239,7 +239,7 @@ def test_a_push_whose_claim_is_lost_publishes_nothing(toy, s3, monkeypatch, impa
 
     monkeypatch.setattr(share.Progress, "__exit__", usurp)
     with pytest.raises(InputError, match="is being pushed by another mlemiss now"):
-        share.push(toy, place("s3://bucket/lost"))
+        share.push(toy, parse_place("s3://bucket/lost"))
     assert not (s3.folder / "lost" / NAME / COMPLETE).exists() and (s3.folder / "lost" / NAME / PUSHING).exists()
 
 
@@ -282,7 +282,7 @@ def test_verify_finds_damage_and_the_clips_it_hits(kind, toy, request, tmp_path,
     said = mlemiss("store", "verify", where)
     assert "damaged: visual/c/1/0/0: clips ä32, ä33, ä34, ä35, ä36 and 3 more" in said.stdout
     with pytest.raises(InputError, match=r"differs from its checksum|is absent, and its store vouches for it"):
-        share.pull(place(str(where)), tmp_path / "pulled")
+        share.pull(parse_place(str(where)), tmp_path / "pulled")
     assert not list((tmp_path / "pulled").glob("*.zarr"))
 
 
@@ -323,7 +323,7 @@ def test_hostile_listings_are_refused(change, why, toy, http, tmp_path):
     document["files"] = change(document["files"])
     (served / COMPLETE).write_text(json.dumps(document))
     with pytest.raises(InputError, match=why):
-        share.pull(place(f"{http.url}/hostile/{NAME}"), tmp_path / "a" / "b")
+        share.pull(parse_place(f"{http.url}/hostile/{NAME}"), tmp_path / "a" / "b")
     written = [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix not in (".lock", ".json")]
     assert written == [] and not Path("/tmp/outside").exists()
 
@@ -334,21 +334,21 @@ def test_no_more_is_read_than_was_recorded(toy, http, tmp_path):
     with (served / "label" / "c" / "0").open("ab") as file:
         file.truncate(1 << 32)  # sparse
     with pytest.raises(InputError, match="label/c/0 differs from its checksum"):
-        share.pull(place(f"{http.url}/endless/{NAME}"), tmp_path)
+        share.pull(parse_place(f"{http.url}/endless/{NAME}"), tmp_path)
     assert sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file()) < 1 << 20
-    assert checksums.find_damage(place(f"{http.url}/endless/{NAME}"), checksums.recorded_files(toy)) == {
+    assert checksums.find_damage(parse_place(f"{http.url}/endless/{NAME}"), checksums.recorded_files(toy)) == {
         "label/c/0": "damaged"
     }
 
 
 def test_training_reads_straight_from_s3_and_http(s3, http, tmp_path, mlemiss):
     local = write_store(tmp_path / "stores")
-    share.push(local.path, place("s3://bucket/trained"))
+    share.push(local.path, parse_place("s3://bucket/trained"))
     shutil.copytree(local.path, http.folder / "trained" / local.path.name)
     options = {"methods": ["mle"], "missing": ["audio:0.5"], "seeds": 2}
     expected = grid([local], tmp_path / "local", **options)["results"]
     for served in (s3, http):
-        found = find_store(place(f"{served.url}/trained"), "toy")
+        found = find_store(parse_place(f"{served.url}/trained"), "toy")
         result = grid([FeatureStore.open(found)], tmp_path / found.url[:4], **options)["results"]
         timeless = ({k: v for k, v in r[0].items() if k != "seconds"} for r in (result, expected))
         assert next(timeless) == next(timeless)
@@ -377,11 +377,11 @@ def test_preprocess_into_a_bucket(synthetic_ravdess, s3, tmp_path, mlemiss):
 
 def test_failed_push_of_preprocess_says_how_to_go_on(toy, tmp_path):
     with pytest.raises(InputError, match=rf"Finished in {toy}; to go on: mlemiss store push {toy} s3://nobucket/x"):
-        share.push_made([str(toy)], place("s3://nobucket/x"))
+        share.push_made([str(toy)], parse_place("s3://nobucket/x"))
 
 
 def test_reads_are_the_same_from_anywhere(toy, s3, http):
-    share.push(toy, place("s3://bucket/read"))
+    share.push(toy, parse_place("s3://bucket/read"))
     shutil.copytree(toy, http.folder / "read" / NAME)
     here = FeatureStore.open(toy)
     for served in (s3, http):

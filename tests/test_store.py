@@ -10,7 +10,7 @@ import pytest
 import zarr
 from mlemiss.pipeline.errors import InputError
 from mlemiss.pipeline.stores import store
-from mlemiss.pipeline.stores.catalogue import describe, find_store, row
+from mlemiss.pipeline.stores.catalogue import find_store, store_facts, store_row
 from mlemiss.pipeline.stores.checksums import damaged_files
 from mlemiss.pipeline.stores.mask_files import export_masks, read_masks
 from mlemiss.pipeline.stores.masks import MODALITIES, TRAIN, missing_clips, parse_missing, split_clips
@@ -101,8 +101,8 @@ def test_a_store_of_three_modalities(tmp_path):
     masks = read_masks(written, names)
     mask = masks.mask(opened, "audio:0.2+text:0.5", 2)
     np.testing.assert_array_equal(mask, opened.missing(parse_missing("audio:0.2+text:0.5", names), 2, train))
-    assert row(opened)["missing"] == {"visual": 0, "audio": 1, "text": 0}
-    assert set(describe(opened)["arrays"]) == set(names)
+    assert store_row(opened)["missing"] == {"visual": 0, "audio": 1, "text": 0}
+    assert set(store_facts(opened)["arrays"]) == set(names)
 
 
 def test_a_store_of_one_modality(tmp_path):

@@ -3,7 +3,7 @@
 Shapes: R runs, B batch, M modalities, S segments a clip, D features. A row is a segment: clip * S + s.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +48,16 @@ class Stage:
     selects: bool = True
 
 
+Patterns = Mapping[tuple[bool, ...], int]  # of observed modalities, each with the most rows of it in a run
+
+
+def count_patterns(observed: np.ndarray) -> Patterns:
+    """Return the patterns of rows, bool [R, B, M] on the host, each with the most rows of it in a run."""
+    code = (observed << np.arange(observed.shape[-1])).sum(-1)  # [R, B]
+    found = {tuple(bool(c >> m & 1) for m in range(observed.shape[-1])): c for c in np.unique(code)}
+    return {pattern: int((code == found[pattern]).sum(1).max()) for pattern in sorted(found, reverse=True)}
+
+
 @dataclass
 class Batch:
     """Training rows of R runs, B each. x: M tensors [R, B, D], NaN where the modality is missing."""
@@ -57,6 +67,7 @@ class Batch:
     observed: Tensor  # bool [R, B, M]
     label: Tensor  # [R, B]
     weight: Tensor  # [R, B], how much a row counts: 0 where a shorter last batch is filled up (see also `Strata`)
+    patterns: Patterns  # known on the host, so that a step reads nothing from the device
 
 
 class EpochOrder:
@@ -74,8 +85,8 @@ class EpochOrder:
         self.batch_size = min(batch_size, max(map(len, rows)))  # nothing to fill up where one batch holds all
         self.drawn = 0  # epochs
 
-    def epoch(self, number: int, device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
-        """Return the steps of an epoch: rows and weights, [R, B] each; fillers of a shorter last batch weigh 0.
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Return the steps of an epoch on the host: rows and weights, [R, B] each; fillers of the last one weigh 0.
 
         number: from 1, growing. An order is a run's number-th draw: earlier ones that were not asked for are drawn too.
         """
@@ -88,7 +99,7 @@ class EpochOrder:
         for r, (rows, g) in enumerate(zip(self.rows, self.generators, strict=True)):
             order[r, : len(rows)] = rows[torch.randperm(len(rows), generator=g)]
             weight[r, : len(rows)] = 1
-        return zip(order.to(device).split(self.batch_size, 1), weight.to(device).split(self.batch_size, 1), strict=True)
+        return zip(order.split(self.batch_size, 1), weight.split(self.batch_size, 1), strict=True)
 
 
 def rows_of(clips: np.ndarray, segments: int) -> Tensor:

@@ -17,7 +17,7 @@ from ..pipeline.console import (
 )
 from ..pipeline.errors import InputError
 from ..pipeline.options import DeviceOption, JsonOption, StoresOption
-from ..pipeline.stores.remote import Place, place
+from ..pipeline.stores.remote import Place, parse_place
 from .settings import Marginal, Settings
 
 if TYPE_CHECKING:
@@ -65,7 +65,9 @@ DimOption = Annotated[int, typer.Option(help="k, the embedding's width.")]
 WeightDecayOption = Annotated[float, typer.Option(help="Weight decay.")]
 StoreOption = Annotated[
     list[Place] | None,
-    typer.Option(parser=place, metavar="PATH|URL", help="This very store, instead of looking for one; repeatable."),
+    typer.Option(
+        parser=parse_place, metavar="PATH|URL", help="This very store, instead of looking for one; repeatable."
+    ),
 ]
 MethodOption = Annotated[
     list[str] | None, typer.Option(help="Methods (`list methods`), repeated or a list (default: mle).")
@@ -227,7 +229,7 @@ def reproduce(
 def predict(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a `train --save-weights`.")],
     store: Annotated[
-        Place, typer.Option(parser=place, metavar="PATH|URL", help="Store of features whose clips are predicted.")
+        Place, typer.Option(parser=parse_place, metavar="PATH|URL", help="Store of features whose clips are predicted.")
     ],
     method: Annotated[str | None, typer.Option(help="Where the run has several cells: the method.")] = None,
     fusion: Annotated[str | None, typer.Option(help="The fusion.")] = None,

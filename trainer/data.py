@@ -16,7 +16,7 @@ from torch import Tensor
 from ..pipeline.errors import InputError
 from ..pipeline.stores.masks import TEST, TRAIN, VALIDATION, Missing, Setting
 from ..pipeline.stores.store import FeatureStore
-from .batches import Batch, EpochOrder, Rows, Stage, rows_of
+from .batches import Batch, EpochOrder, Patterns, Rows, Stage, count_patterns, rows_of
 
 NOTHING = Missing()
 CACHED = 1 << 17  # float32 numbers that stay in a core's cache while they are summed
@@ -306,12 +306,17 @@ class Runs(Blueprint):
         x = self.dataset.features[m].index_select(0, rows.flatten()).float().unflatten(0, rows.shape)
         return x.masked_fill_(~observed[..., None], torch.nan) if self._anything_missing[m] else x
 
-    def batch(self, rows: Tensor, weight: Tensor) -> Batch:
-        """Return the batch of rows and weights [R, B]."""
+    def batch(self, rows: Tensor, weight: Tensor, patterns: Patterns | None = None) -> Batch:
+        """Return the batch of rows and weights [R, B] on the device; patterns: of these rows, if they are known."""
+        patterns = self.patterns(rows.cpu()) if patterns is None else patterns
         x, observed = self.gather(rows)
-        return Batch(
-            rows, x, observed, self.dataset.label[torch.div(rows, self.segments, rounding_mode="floor")], weight
-        )
+        label = self.dataset.label[torch.div(rows, self.segments, rounding_mode="floor")]
+        return Batch(rows, x, observed, label, weight, patterns)
+
+    def patterns(self, rows: Tensor) -> Patterns:
+        """Return the patterns of observed modalities of rows [R, B] on the host."""
+        clips = rows.numpy() // self.segments
+        return count_patterns(np.stack([run.observed[c] for run, c in zip(self.runs, clips, strict=True)]))
 
     def rows_of(self, clips: Tensor) -> Tensor:
         """Return all rows of clips [R, c]: [R, c * S]."""
@@ -339,8 +344,11 @@ class Batches:
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """Yield the batches of an epoch, numbered from 1."""
-        for rows, weight in self.order.epoch(number, self.runs.device):
-            yield self.runs.batch(rows, weight)
+        steps = list(self.order.epoch(number))
+        patterns = [self.runs.patterns(rows) for rows, _ in steps]
+        rows, weights = (torch.stack(parts).to(self.runs.device) for parts in zip(*steps, strict=True))
+        for step in zip(rows, weights, patterns, strict=True):
+            yield self.runs.batch(*step)
 
 
 def generator(seed: int, purpose: str) -> torch.Generator:

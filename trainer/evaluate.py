@@ -1,25 +1,9 @@
-"""From segments to clips, and the scores of clips. Clips are counted, never segments."""
+"""Scores over clips. Clips are counted, never segments."""
 
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from scipy.special import stdtrit
-from torch import Tensor
-
-from .data import Runs
-from .method import ROWS_AT_ONCE, Method, in_blocks
-
-
-@torch.no_grad()
-def clip_probabilities(method: Method, runs: Runs, clips: Tensor) -> Tensor:
-    """Return the probabilities of clips [R, c], the mean over their segments: [R, c, C]."""
-
-    def block(part: Tensor) -> Tensor:
-        log_probability = method.predict(*runs.gather(runs.rows_of(part)))  # [R, c * S, C]
-        return log_probability.exp().unflatten(1, (part.shape[1], runs.segments)).mean(2)
-
-    return in_blocks(block, clips, max(ROWS_AT_ONCE // runs.segments, 1))
 
 
 def confusion(probability: np.ndarray, label: np.ndarray) -> np.ndarray:

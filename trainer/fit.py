@@ -17,9 +17,19 @@ from ..pipeline.errors import InputError
 from ..pipeline.stores.masks import TEST, VALIDATION
 from .batches import Stage
 from .data import Batches, Dataset, Run, RunResult, Runs
-from .evaluate import clip_probabilities
-from .method import Method, plan_steps
+from .method import ROWS_AT_ONCE, Method, in_blocks, plan_steps
 from .settings import Settings
+
+
+@torch.no_grad()
+def clip_probabilities(method: Method, runs: Runs, clips: Tensor) -> Tensor:
+    """Return the probabilities of clips [R, c], the mean over their segments: [R, c, C]."""
+
+    def block(part: Tensor) -> Tensor:
+        log_probability = method.predict(*runs.gather(runs.rows_of(part)))  # [R, c * S, C]
+        return log_probability.exp().unflatten(1, (part.shape[1], runs.segments)).mean(2)
+
+    return in_blocks(block, clips, max(ROWS_AT_ONCE // runs.segments, 1))
 
 
 class HeldOut:

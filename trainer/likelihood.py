@@ -15,8 +15,10 @@ Only the outer product needs all pairs of samples and support entries; they are 
 Shapes: R runs (any leading axes), B batch, M modalities, k embedding, C classes, N support, Q queries.
 """
 
+import functools
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -81,7 +83,7 @@ def _scores(queries: Tensor, keys: Tensor, mask: Tensor | None, start: int, bloc
 def _log_count(keys: Tensor, mask: Tensor | None) -> Tensor | float:
     """Return log N, for each run where a mask says which entries count: [R, 1]."""
     if mask is None:
-        return torch.tensor(float(keys.shape[1]), dtype=torch.float64).log().item()
+        return math.log(keys.shape[1])
     return mask.sum(-1, keepdim=True).to(keys.dtype).log()
 
 
@@ -94,6 +96,10 @@ def log_mean_exp_inner(queries: Tensor, keys: Tensor, mask: Tensor | None = None
     ValueError: no key counts in some run.
     """
     _check_support(keys, mask, "keys")
+    return _log_mean_exp_inner(queries, keys, mask, block)
+
+
+def _log_mean_exp_inner(queries: Tensor, keys: Tensor, mask: Tensor | None, block: int | None = None) -> Tensor:
     lead = torch.broadcast_shapes(queries.shape[:-2], keys.shape[:-2], mask.shape[:-1] if mask is not None else ())
     queries, keys = _flatten(queries, lead, 2), _flatten(keys, lead, 2)
     if mask is not None:
@@ -121,6 +127,7 @@ def log_posterior(
     support: Sequence[Tensor | None],
     fusion: str,
     support_mask: Sequence[Tensor | None] | None = None,
+    patterns: Mapping[tuple[bool, ...], int] | None = None,
 ) -> Tensor:
     """Return log Q(z | observed modalities), normalised over z: equation 4, 5, or 3 with more missing.
 
@@ -134,6 +141,9 @@ def log_posterior(
         them), or None where it is never missing. Several missing modalities are marginalised over the product.
     fusion: "addition", "concatenation" or "outer".
     support_mask: M entries, bool [..., N_m], which support entries count (runs of unequal N), or None for all.
+    patterns: the patterns of observed modalities that rows have, each with the most rows of it in a run. By default
+        they are read from ``observed``, which waits for the device; where they are given, nothing is read from it, and
+        masks are not checked for an entry that counts.
 
     Returns [..., B, C]. Leading axes are run axes and broadcast.
     ValueError: unknown fusion, shapes that do not fit (expected and found are named), an empty support, or an entry
@@ -152,25 +162,35 @@ def log_posterior(
         torch.where(observed[..., m, None], _flatten(e, lead, 2), torch.zeros((), dtype=e.dtype, device=e.device))
         for m, e in enumerate(embeddings)
     ]
-    lacking = (~observed).flatten(0, -2).any(0).tolist()
-    supports: list[_Support | None] = [None] * len(filled)
-    for m in itertools.compress(range(len(filled)), lacking):
-        if support[m] is None:
-            raise ValueError(
-                f"modality {m} is not observed in some rows, expected its support [..., N, k], found None.\n"
-                f"Pass the embeddings it is marginalised over, or mark the rows as observed."
-            )
-        _check_support(support[m], masks[m], f"support[{m}]")
-        mask = masks[m]
-        supports[m] = _Support(_flatten(support[m], lead, 2), None if mask is None else _flatten(mask, lead, 1))
-
+    checked = [None] * len(masks) if patterns else masks
+    patterns = patterns or _count_patterns(observed)
+    missing = {m for pattern in patterns for m, seen in enumerate(pattern) if not seen}
+    for m in missing:
+        _check_support(support[m], checked[m], f"support[{m}]")
+    supports = [
+        _Support(_flatten(s, lead, 2), None if mask is None else _flatten(mask, lead, 1)) if m in missing else None
+        for m, (s, mask) in enumerate(zip(support, masks, strict=True))
+    ]
     if fusion == "outer":
-        logits = _outer_logits(filled, observed, heads, supports)
+        logits = _outer_logits(filled, observed, heads, supports, patterns)
     else:
         k = filled[0].shape[-1]
         slices = [heads] * len(filled) if fusion == "addition" else list(heads.split(k, dim=-1))
         logits = _additive_logits(filled, observed, slices, supports)
     return (logits + prior[:, None]).log_softmax(-1).reshape(*lead, *logits.shape[1:])
+
+
+def _count_patterns(observed: Tensor) -> dict[tuple[bool, ...], int]:
+    """Read the patterns of rows [R, B, M] from the device, each with the most rows of it in a run."""
+    every = list(itertools.product((False, True), repeat=observed.shape[-1]))
+    counts = torch.stack([matching(observed, pattern).sum(-1).amax() for pattern in every]).tolist()
+    return {pattern: count for pattern, count in zip(every, counts, strict=True) if count}
+
+
+def matching(observed: Tensor, pattern: Sequence[bool]) -> Tensor:
+    """Return which rows [R, B, M] have a pattern: bool [R, B]."""
+    matching = [observed[..., m] if seen else ~observed[..., m] for m, seen in enumerate(pattern)]
+    return functools.reduce(torch.logical_and, matching)
 
 
 def _additive_logits(
@@ -181,26 +201,30 @@ def _additive_logits(
     for m, (embedding, head, support) in enumerate(zip(embeddings, heads, supports, strict=True)):
         term = torch.bmm(embedding, head.mT)  # [R, B, C]
         if support is not None:
-            marginal = log_mean_exp_inner(head, *support)  # [R, C]
+            marginal = _log_mean_exp_inner(head, *support)  # [R, C]
             term = torch.where(observed[..., m, None], term, marginal[:, None])
         logits = term if logits is None else logits + term
     return logits
 
 
-def _outer_logits(embeddings: list[Tensor], observed: Tensor, heads: Tensor, supports: list[_Support | None]) -> Tensor:
+def _outer_logits(
+    embeddings: list[Tensor],
+    observed: Tensor,
+    heads: Tensor,
+    supports: list[_Support | None],
+    patterns: Mapping[tuple[bool, ...], int],
+) -> Tensor:
     """Return the logits of the outer product [R, B, C]: the rows of each pattern of observed modalities together."""
     R, B, M = observed.shape
     C, k = heads.shape[1], embeddings[0].shape[-1]
     tensor = heads.reshape(R, C, *[k] * M)
-    code = (observed * (1 << torch.arange(M, device=observed.device))).sum(-1)  # [R, B], a bit a modality
-    most = torch.stack([(code == c).sum(-1).amax() for c in range(1 << M)]).tolist()  # rows a run, at most
     logits = heads.new_zeros(R, B, C)
-    for c in itertools.compress(range(1 << M), most):
-        seen = [m for m in range(M) if c >> m & 1]
-        missing = [supports[m] for m in range(M) if m not in seen]
+    for pattern, most in patterns.items():
+        seen = [m for m in range(M) if pattern[m]]
+        missing = [supports[m] for m in range(M) if not pattern[m]]
         # Runs have unequal numbers of such rows: the first `most` rows once sorted hold them all, and strays.
-        here = code == c
-        rows = here.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[:, : most[c]]  # [R, n]
+        here = matching(observed, pattern)
+        rows = here.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[:, :most]  # [R, n]
         if seen:
             chosen = [embeddings[m].gather(1, rows[..., None].expand(-1, -1, k)) for m in seen]
             part = _contract(tensor, chosen, seen)  # [R, n, C, k, ..] with an axis for each missing modality
@@ -228,7 +252,7 @@ def _marginal(queries: Tensor, supports: list[_Support]) -> Tensor:
     """Return the log mean of exp over the product of supports: queries [R, Q, k, .., k], an axis each, to [R, Q]."""
     (keys, mask), *rest = supports
     if not rest:
-        return log_mean_exp_inner(queries, keys, mask)
+        return _log_mean_exp_inner(queries, keys, mask)
     if mask is not None:
         keys = keys.masked_fill(~mask[..., None], 0)
     R, Q = queries.shape[:2]
@@ -257,7 +281,12 @@ def _flatten(tensor: Tensor, lead: torch.Size, tail: int) -> Tensor:
     return tensor.expand(*lead, *kept).reshape(-1 if 0 not in kept else lead.numel(), *kept)
 
 
-def _check_support(keys: Tensor, mask: Tensor | None, name: str) -> None:
+def _check_support(keys: Tensor | None, mask: Tensor | None, name: str) -> None:
+    if keys is None:
+        raise ValueError(
+            f"{name} is None, and the modality is not observed in some rows: expected its support [..., N, k].\n"
+            f"Pass the embeddings it is marginalised over, or mark the rows as observed."
+        )
     empty = keys.shape[-2] == 0 if mask is None else not bool(mask.any(-1).all())
     if empty:
         raise ValueError(

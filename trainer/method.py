@@ -122,9 +122,10 @@ class FusionClassifier(Method):
     def classify(self, embeddings: Sequence[Tensor]) -> Tensor:
         """Return log Q(z | all modalities) by equation 4: [R, B, C]."""
         R, B = embeddings[0].shape[:2]
-        everything = torch.ones(R, B, len(embeddings), dtype=torch.bool, device=embeddings[0].device)
-        nothing = [None] * len(embeddings)
-        return log_posterior(embeddings, everything, self.labels(), self.log_prior, nothing, self.fusion)
+        M = len(embeddings)
+        everything = torch.ones(R, B, M, dtype=torch.bool, device=embeddings[0].device)
+        more = {"support": [None] * M, "fusion": self.fusion, "patterns": {(True,) * M: B}}
+        return log_posterior(embeddings, everything, self.labels(), self.log_prior, **more)
 
 
 def negative_log_likelihood(log_probability: Tensor, label: Tensor, weight: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class Standardise(nn.Module):
 
     def forward(self, x: Tensor, observed: Tensor) -> Tensor:
         """Standardise x [R, n, D], observed bool [R, n]."""
-        return torch.addcmul(self.shift, x, self.scale).masked_fill(~observed[..., None], 0)
+        return torch.addcmul(self.shift, x, self.scale).masked_fill_(~observed[..., None], 0)
 
     def undo(self, standardised: Tensor) -> Tensor:
         """Return values in the features' own units: [R, n, D]."""

@@ -246,9 +246,9 @@ def finish(
     built = output.work / "store.zarr"
     group = store.open_group(built)
     table, present, versions = _gather(plan, output, group)
-    failed = int((table["status"] == store.FAILED).sum())
+    failed = int((table["status"] == store.CLIP_FAILED).sum())
     if max_failures is not None and failed > max_failures:
-        raise _too_many(failed, max_failures, str(table["error"][np.argmax(table["status"] == store.FAILED)]))
+        raise _too_many(failed, max_failures, str(table["error"][np.argmax(table["status"] == store.CLIP_FAILED)]))
     if output.revision > 1 and _unchanged(output, table):
         say(f"{output.final.name}: the same clips failed again, as before; revision {output.revision - 1} stays")
         store.remove_tree(output.work)
@@ -302,7 +302,7 @@ def _gather(plan: Plan, output: Output, group: zarr.Group) -> tuple[dict[str, Se
         parts = load_parts(output, plan.keys[first : first + store.FEATURE_CHUNK])
         rows = slice(first, first + len(parts))
         present[rows] = [part.present for part in parts]
-        status[rows] = [store.FAILED if part.failed else store.DONE for part in parts]
+        status[rows] = [store.CLIP_FAILED if part.failed else store.CLIP_DONE for part in parts]
         error[rows] = [part.cause for part in parts]
         duration[rows] = [part.duration for part in parts]
         versions = merged_versions([versions, *(part.versions for part in parts)])

@@ -29,19 +29,19 @@ def catalogue(folder: Place) -> tuple[list[dict], list[tuple[Place, str]]]:
         InputError: the folder is behind a URL and cannot be reached or listed.
     """
 
-    def describe_one(candidate: tuple[Place, dict | InputError]) -> dict | InputError:
+    def row_or_error(candidate: tuple[Place, dict | InputError]) -> dict | InputError:
         path, attrs = candidate
         if isinstance(attrs, InputError):
             return attrs
         try:
-            return row(FeatureStore.open(path))
+            return store_row(FeatureStore.open(path))
         except InputError as error:
             return error
         except (KeyError, ValueError, TypeError, OSError, RuntimeError) as error:  # damaged, or not made by mlemiss
             return InputError(f"{path} cannot be read ({error}).\n`mlemiss store verify {path}` names damaged files.")
 
     rows, unusable = [], []
-    for (path, _), result in in_parallel(describe_one, look_through(folder)):
+    for (path, _), result in in_parallel(row_or_error, candidates_in(folder)):
         if isinstance(result, InputError):
             unusable.append((path, why_not(path, result)))
         else:
@@ -49,7 +49,7 @@ def catalogue(folder: Place) -> tuple[list[dict], list[tuple[Place, str]]]:
     return sorted(rows, key=lambda row: row["store"]), sorted(unusable)
 
 
-def row(store: FeatureStore) -> dict:
+def store_row(store: FeatureStore) -> dict:
     """Return what `ls --json` says of a store; missing counts the clips that did not fail and lack a modality."""
     files, record = recorded_files(store.path), run_record(store.path)
     lacking = ~store.present[store.done]
@@ -72,12 +72,12 @@ def row(store: FeatureStore) -> dict:
     }
 
 
-def describe(store: FeatureStore) -> dict:
+def store_facts(store: FeatureStore) -> dict:
     """Return what `info --json` says of a store: its row, and everything a person wants to know before using it."""
     done = store.done
     counts = np.bincount(store.label[done], minlength=len(store.classes))
     arrays = {name: {"shape": list(store.shape(name)), "type": str(store.dtype(name))} for name in store.segment_arrays}
-    return row(store) | {
+    return store_row(store) | {
         "fingerprint": store.fingerprint,
         "weights": store.weights or None,
         "classes": dict(zip(store.classes, counts.tolist(), strict=True)),
@@ -119,7 +119,7 @@ def when_text(finished: str | None) -> str:
         return "at an unknown time"
 
 
-def missing_text(missing: Mapping[str, int]) -> str:
+def missing_counts(missing: Mapping[str, int]) -> str:
     """Return how many clips lack each modality: ``2 visual, 5 audio``."""
     return ", ".join(f"{count} {modality}" for modality, count in missing.items() if count) or "-"
 
@@ -137,7 +137,7 @@ def listing(rows: Sequence[Mapping]) -> Table:
             f"{weights}{when_text(row['finished'])} on {row['host'] or 'an unknown host'}",
             row["command"] or "unknown command",
         ]
-        missing, name = missing_text(row["missing"]), "\n".join(map(printable, lines))
+        missing, name = missing_counts(row["missing"]), "\n".join(map(printable, lines))
         counts = (row["clips"], missing, row["failed"], size_text(row["bytes"]), row["revision"])
         table.add_row(*map(Text, map(str, counts)), Text(name), end_section=True)
     return table
@@ -157,7 +157,7 @@ def description(facts: Mapping) -> Table:
         ("clips", f"{facts['clips']}, {facts['failed']} failed"),
         ("classes", ", ".join(f"{name} {count}" for name, count in facts["classes"].items())),
         ("columns", f"{columns} (different values)"),
-        ("missing", missing_text(facts["missing"])),
+        ("missing", missing_counts(facts["missing"])),
         ("splits", f"by clip, {facts['splits']['seeds']} seeds"),
         ("settings", ", ".join(facts["splits"]["settings"])),
         ("spec", ", ".join(f"{key} {value}" for key, value in spec.items()) or "-"),
@@ -204,7 +204,7 @@ def print_damage(report: Mapping) -> None:
 # ---- find stores ----
 
 
-def look_through(folder: Place) -> Iterator[tuple[Place, dict | InputError]]:
+def candidates_in(folder: Place) -> Iterator[tuple[Place, dict | InputError]]:
     """Yield everything of a folder that is called NAME.zarr, by name: its attributes, or why it cannot be opened.
 
     InputError: the folder is behind a URL and cannot be reached or listed.
@@ -225,14 +225,14 @@ def look_through(folder: Place) -> Iterator[tuple[Place, dict | InputError]]:
 
 def stores_in(folder: Place) -> Iterator[tuple[Place, dict]]:
     """Yield the finished stores of a folder with their attributes, by name; skip other files and unfinished stores."""
-    for path, attrs in look_through(folder):
+    for path, attrs in candidates_in(folder):
         if not isinstance(attrs, InputError):
             yield path, attrs
 
 
 def unusable_in(folder: Place) -> Iterator[tuple[Place, str]]:
     """Yield what is called like a store and cannot be opened, and why, in one line."""
-    for path, error in look_through(folder):
+    for path, error in candidates_in(folder):
         if isinstance(error, InputError):
             yield path, why_not(path, error)
 

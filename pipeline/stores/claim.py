@@ -1,8 +1,8 @@
-"""Who is at work where: a small file that its holder keeps fresh, for places whose locks cannot be relied on.
+"""Claims: a small file says who is at work in a place whose locks cannot be relied on; its holder keeps it fresh.
 
 No clock is compared with another's. Whoever finds somebody else's claim watches it: one that changes has a living
-holder, one that stays the same for a minute is taken over. Its holder, should it come back, finds the claim lost and
-stops; it looks before each step, and last before it publishes.
+holder, one that stays the same for a minute is taken over. A holder that comes back finds the claim lost and stops: it
+checks the claim before each step, and last before it publishes.
 """
 
 import datetime
@@ -33,7 +33,7 @@ class TakenOverError(InputError):
 
 
 class Claim:
-    """One process's claim to a place, in ``file``; ``doing`` says what it does there: "X is being made"."""
+    """The claim of one process, in ``file``; ``doing`` says what the process does: "X is being made"."""
 
     def __init__(self, file: Place, doing: str):
         self.file, self.doing = file, doing
@@ -47,13 +47,13 @@ class Claim:
             "beat": 0,
         }
         self._lost: TakenOverError | None = None
-        self._seen = 0.0  # when it was last found to be ours
+        self._seen = 0.0  # time at which the claim was last found to be ours
         self._one = threading.Lock()
         self._end = threading.Event()
 
     @contextmanager
     def held(self, alone: bool = False) -> Iterator["Claim"]:
-        """Take it and keep it fresh. ``alone``: the kernel vouches that nobody else on this machine holds it.
+        """Take the claim and keep it fresh. ``alone``: a lock says that nobody else on this machine holds it.
 
         InputError: somebody else is at work.
         """
@@ -70,14 +70,17 @@ class Claim:
                     self.file.unlink()
 
     def check(self, now: bool = False) -> None:
-        """TakenOverError: it is not ours any more. Asked for every few seconds at most, except ``now``."""
+        """Check that the claim is still ours; read the file every few seconds at most, except ``now``.
+
+        TakenOverError: it is not.
+        """
         if self._lost:
             raise self._lost
         if now or time.time() - self._seen > 2 * BEAT:  # wall time, which goes on while a machine sleeps
             self._renew()
 
     def busy(self, other: dict | None = None) -> InputError:
-        """The error that says who is at work."""
+        """Return the error that says who is at work."""
         return InputError(
             f"{self.doing} by another mlemiss ({_holder(other or _read(self.file))}).\n"
             "Wait for it, or stop it and run this again: what is finished is kept."
@@ -94,8 +97,8 @@ class Claim:
             raise self.busy() from None
         if not alone:
             time.sleep(SETTLE)
-            if not self._is_ours(found := _read(self.file)):
-                raise self.busy(found)
+            if not self._is_ours(holder := _read(self.file)):
+                raise self.busy(holder)
         self._seen = time.time()
 
     def _watch(self, other: dict) -> None:
@@ -122,20 +125,24 @@ class Claim:
 
     def _renew(self) -> None:
         with self._one:
-            if not self._is_ours(found := _read(self.file)):
+            if not self._is_ours(holder := _read(self.file)):
                 raise TakenOverError(
-                    f"{self.doing} by another mlemiss now ({_holder(found)}): this one gave no sign of life for long.\n"
+                    f"{self.doing} by another mlemiss now ({_holder(holder)}): this one gave no sign of life for "
+                    "long.\n"
                     "Run it again when the other is done: what is finished is kept."
                 )
             self.document["beat"] += 1
             self._write()
             self._seen = time.time()
 
-    def _is_ours(self, found: dict | None) -> bool:
-        return found is not None and found.get("token") == self.document["token"]
+    def _is_ours(self, document: dict | None) -> bool:
+        return document is not None and document.get("token") == self.document["token"]
 
     def _link(self, temporary: Path) -> None:
-        """FileExistsError: the claim is there, as the file server has it, whatever this machine believes."""
+        """Create the claim by a hard link, which the file server decides, whatever this machine has cached.
+
+        FileExistsError: the claim is there.
+        """
         try:
             self.file.hardlink_to(temporary)
         except FileExistsError:
@@ -159,9 +166,9 @@ class Claim:
 
 
 def holder_of(file: Place) -> str | None:
-    """Who a claim's file names, in words; None where there is none."""
-    found = _read(file)
-    return None if found is None else _holder(found)
+    """Return whom a claim's file names, in words; None where there is no such file."""
+    document = _read(file)
+    return None if document is None else _holder(document)
 
 
 def _read(file: Place) -> dict | None:
@@ -170,21 +177,20 @@ def _read(file: Place) -> dict | None:
     except FileNotFoundError:
         return None
     try:
-        found = json.loads(content)
-        return found if isinstance(found, dict) else {}
+        document = json.loads(content)
+        return document if isinstance(document, dict) else {}
     except ValueError:
         return {"unreadable": content.hex()[:1000]}  # a claim nevertheless, which its holder may yet change
 
 
-def _holder(found: dict | None) -> str:
-    """``process 12 on host, user, since 2026-11-24 15:02``"""
-    found = found or {}
-    if not {"process", "host", "user", "since"} <= set(found):
+def _holder(document: dict | None) -> str:
+    """Return who wrote a claim: ``process 12 on host, user, since 2026-11-24 15:02``."""
+    if not document or not {"process", "host", "user", "since"} <= set(document):
         return "unknown"
+    since = document["since"]
     with suppress(ValueError, TypeError):
-        since = datetime.datetime.fromisoformat(found["since"]).astimezone()
-        found = found | {"since": f"{since:%Y-%m-%d %H:%M}"}
-    text = f"process {found['process']} on {found['host']}, {found['user']}, since {found['since']}"
+        since = f"{datetime.datetime.fromisoformat(since).astimezone():%Y-%m-%d %H:%M}"
+    text = f"process {document['process']} on {document['host']}, {document['user']}, since {since}"
     return printable(text)[:200]
 
 
@@ -196,13 +202,13 @@ def _user() -> str:
 
 
 def _machine() -> str:
-    """Tells machines of one name apart, and a machine from itself before it was started anew."""
+    """Return what tells machines of one name apart, and a machine from itself before it was last started."""
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     return platform.node()
 
 
-# ---- One process at a time in a folder ----
+# ---- one process at a time in a folder ----
 
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
@@ -212,7 +218,7 @@ def only_one(file: Path, what: str) -> Iterator[Claim]:
     """Hold a lock file while ``what`` is being made; the lock is gone with its holder, however that ends.
 
     The kernel's lock does this at once, among the processes it reaches. A network file system may have none, or let
-    each machine lock for itself alone: so a claim stands beside it (FILE.json), which other machines watch.
+    each machine lock for itself alone: so there is a claim beside it (FILE.json), which other machines watch.
     InputError: another process holds it, which is named.
     """
     file.parent.mkdir(parents=True, exist_ok=True)

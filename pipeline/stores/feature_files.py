@@ -16,7 +16,7 @@ from ..console import name_some
 from ..errors import InputError
 
 READ_AS_NAN = frozenset({"", "NA", "N/A", "null"})  # a CSV's ways to say that a number is missing, beside nan
-LISTED = 20  # names of arrays or columns an error lists
+NAMES_LISTED = 20  # names of arrays or columns an error lists
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ Choose = Callable[[Sequence[str]], list[str]]
 
 
 def _absent(path: Path, name: str, available: Sequence[str]) -> InputError:
-    return InputError(f"{path} has no {name!r}.\nThere are: {name_some(available, LISTED) or 'none'}.")
+    return InputError(f"{path} has no {name!r}.\nThere are: {name_some(available, NAMES_LISTED) or 'none'}.")
 
 
 def _read_npz(path: Path, choose: Choose, texts: list[str]) -> Read:

@@ -29,7 +29,7 @@ from .checksums import RUN
 from .feature_files import FeatureFile, read_feature_file
 from .masks import MODALITIES
 
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]*")
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]*")
 LOST = 0.01  # of a feature's standard deviation: what rounding to float16 may cost
 CHUNK_BYTES = 4_000_000  # of one chunk file
 FEATURES_AT_ONCE = 64  # checked at a time, to bound the memory
@@ -125,7 +125,7 @@ def import_features(request: Request, stores: Path) -> Path:
 
 def _check_names(request: Request) -> None:
     for option, name in (("--dataset", request.dataset), ("--features", request.features)):
-        if not NAME.fullmatch(name) or name == store.MEDIA:
+        if not PLAIN_NAME.fullmatch(name) or name == store.MEDIA:
             raise InputError(
                 f"{option} {name!r}: expected a name of letters, digits and '_.:+-' other than {store.MEDIA}."
             )
@@ -312,7 +312,7 @@ def _table(
     table = clips.table | {
         "label": np.array([codes[str(word)] for word in words]),
         "sha256": np.array(digests),
-        "status": np.where(present.any(1), store.DONE, store.FAILED),
+        "status": np.where(present.any(1), store.CLIP_DONE, store.CLIP_FAILED),
         "error": np.array(causes),
         "duration": np.full(len(words), np.nan),
     }

@@ -20,10 +20,10 @@ from .store import FeatureStore
 
 SPLITS, MASKS = "splits.csv", "masks.csv"
 SPLIT_COLUMNS, MASK_COLUMNS = ("seed", "clip_id", "split"), ("setting", "seed", "clip_id", "modality")
-PARTS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
+PART_CODES = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
 SETTING_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 NO_PART = -1  # of clips that no run uses
-LISTED = 5  # names an error lists
+NAMES_SHOWN = 5  # names an error lists
 HINT = "`mlemiss store masks` writes such files."
 
 
@@ -54,7 +54,7 @@ def export_masks(store: FeatureStore, out: Path, seeds: int, settings: Sequence[
         if path.exists():
             raise InputError(f"{path} is there already.\nName another folder with --out, or remove it.")
     parts = [store.split(seed, split) for seed in range(seeds)]
-    names = {part: name for name, part in PARTS.items()}
+    names = {part: name for name, part in PART_CODES.items()}
     split_rows = (
         (seed, clip, names[value])
         for seed, part in enumerate(parts)
@@ -88,8 +88,9 @@ class SplitsFile:
         InputError: a clip the store does not have, or a usable one the file does not have.
         """
         if seed not in self.parts:
+            seeds = name_some(sorted(self.parts), NAMES_SHOWN)
             raise InputError(
-                f"{self.path} has no split for seed {seed} (seeds there: {name_some(sorted(self.parts), LISTED)}).\n"
+                f"{self.path} has no split for seed {seed} (seeds there: {seeds}).\n"
                 f"Runs have the seeds 0, 1, …: ask for fewer with --seeds, or add them to the file."
             )
         rows = _rows_by_clip(store)
@@ -102,7 +103,7 @@ class SplitsFile:
         if len(absent):
             raise InputError(
                 f"{self.path}: {len(absent)} of the {len(rows)} clips of {store.path.name} are absent from seed "
-                f"{seed}: {name_some(absent, LISTED)}.\nGive every clip a split, or import a store without them."
+                f"{seed}: {name_some(absent, NAMES_SHOWN)}.\nGive every clip a split, or import a store without them."
             )
         return part
 
@@ -121,7 +122,7 @@ class MasksFile:
         InputError: a clip or modality the store does not have, or no row for the seed.
         """
         if seed not in self.hidden[setting]:
-            seeds = name_some(sorted(self.hidden[setting]), LISTED)
+            seeds = name_some(sorted(self.hidden[setting]), NAMES_SHOWN)
             raise InputError(
                 f"{self.path}: setting {setting!r} has no rows for seed {seed} (seeds there: {seeds}).\n"
                 f"Write masks for every seed, or ask for fewer with --seeds; `none` is complete data."
@@ -141,12 +142,12 @@ def read_splits(path: Path) -> SplitsFile:
     _, rows = read_csv(path, SPLIT_COLUMNS, "splits file", HINT)
     for line, row, wrong in rows:
         clip, word = row["clip_id"], row["split"]
-        if word not in PARTS:
-            raise wrong(f"unknown split {word!r}: expected {', '.join(PARTS)}")
+        if word not in PART_CODES:
+            raise wrong(f"unknown split {word!r}: expected {', '.join(PART_CODES)}")
         of_seed = parts.setdefault(_seed(row["seed"], wrong), {})
         if clip in of_seed:
             raise wrong(f"clip {clip!r} of seed {row['seed']} is on line {of_seed[clip][1]} already")
-        of_seed[clip] = (PARTS[word], line)
+        of_seed[clip] = (PART_CODES[word], line)
     return SplitsFile(path, sha256_of(path), parts)
 
 
@@ -195,7 +196,7 @@ def _rows_by_clip(store: FeatureStore) -> dict[str, int]:
 def _unknown_clip(path: Path, line: int, clip: str, store: FeatureStore) -> InputError:
     return InputError(
         f"{path}, line {line}: clip {clip!r} is not in {store.path.name}.\n"
-        f"Expected its clip ids, such as {name_some(store.clip_id, LISTED)}; `mlemiss store masks` exports them."
+        f"Expected its clip ids, such as {name_some(store.clip_id, NAMES_SHOWN)}; `mlemiss store masks` exports them."
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from ..media.decode import segment_centres
 from ..page import TEMPLATES, render, write_page
 from .preview_features import Features, balanced, draw_norms, draw_projections, measure_features
-from .store import DONE, MEDIA, FeatureStore
+from .store import MEDIA, FeatureStore
 
 CLIP_COLUMNS = ("clip", "class", "subject", "duration")
 STRIP_SEGMENTS = 8  # evenly spaced from a clip's first to its last
@@ -60,7 +60,7 @@ def choose_clips(store: FeatureStore, limit: int) -> Shown:
 
     Clips that lack a modality are at most half of the others, unless there are too few complete ones.
     """
-    done, whole = store.status == DONE, store.present.all(1)
+    done, whole = store.done, store.present.all(1)
     lacking, complete = np.flatnonzero(done & ~whole), np.flatnonzero(done & whole)
     some = balanced(store, lacking, max(limit // 2, limit - len(complete)))
     others = balanced(store, complete, limit - len(some))
@@ -93,7 +93,7 @@ def write_preview(store: FeatureStore, out: Path, limit: int) -> tuple[Shown, in
 
 
 def _facts(store: FeatureStore, shown: Shown) -> dict[str, str]:
-    seconds = store.duration[np.isfinite(store.duration) & (store.status == DONE)]
+    seconds = store.duration[np.isfinite(store.duration) & store.done]
     subjects = set(store.subject) - {""}
     return {
         "Store": f"fingerprint {store.fingerprint}, revision {store.attrs['revision']}",
@@ -110,7 +110,7 @@ def _facts(store: FeatureStore, shown: Shown) -> dict[str, str]:
 
 def _classes(store: FeatureStore) -> dict:
     """Count the clips of each class, and how many of them failed or lack a modality."""
-    failed = store.status != DONE
+    failed = ~store.done
     names = ["class", "clips", "failed", *(f"without {modality}" for modality in store.modalities), "subjects"]
     members = [(name, store.label == code) for code, name in enumerate(store.classes)]
     rows = []

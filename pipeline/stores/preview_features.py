@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from ..page import COLOURS, MARKERS, STYLE, svg
 from .masks import stratified_order
-from .store import DONE, FeatureStore
+from .store import FeatureStore
 
 PROJECTED = 2000  # clips at most, balanced over classes
 FAR = 6.0  # deviations from the median beyond which a norm is conspicuous, the deviation being a robust one:
@@ -67,7 +67,7 @@ def balanced(store: FeatureStore, clips: np.ndarray, count: int) -> np.ndarray:
 
 def measure_features(store: FeatureStore, modality: str) -> Features:
     """Read the features of a modality, one chunk of clips at a time. InputError: damaged chunks."""
-    usable = (store.status == DONE) & store.present[:, store.modalities.index(modality)]
+    usable = store.done & store.present[:, store.modalities.index(modality)]
     found = Features(modality, np.full(len(usable), np.nan))
     projected = balanced(store, np.flatnonzero(usable), PROJECTED)
     _, segments, width = store.shape(modality)

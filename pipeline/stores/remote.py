@@ -1,4 +1,4 @@
-"""Where stores are: a folder (local or NFS), or a place behind a URL, through fsspec.
+"""The places of stores: a folder (local or NFS), or a URL, read and written through fsspec.
 
 s3://BUCKET/FOLDER        read and written; keys and endpoint as botocore finds them (AWS_ACCESS_KEY_ID, AWS_PROFILE,
                           AWS_ENDPOINT_URL, ~/.aws, …)
@@ -22,8 +22,8 @@ from urllib.request import url2pathname
 
 from ..errors import InputError, MachineError
 
-BLOCK = 1 << 20  # bytes read at once
-DOCUMENT = 64 << 20  # bytes: no JSON document of a store is larger
+BLOCK_BYTES = 1 << 20  # bytes read at once
+DOCUMENT_BYTES = 64 << 20  # bytes: no JSON document of a store is larger
 AT_ONCE = 4  # files under way at the same time
 CONTACT = 10  # seconds a server may take to answer at all
 CONNECT, READ = 3, 30  # seconds one that has answered may take to accept, and to answer
@@ -34,7 +34,7 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 class Place(ABC):  # noqa: B024
-    """A `pathlib.Path` or a `Remote`.
+    """The path of a file or folder: a `pathlib.Path` or a `Remote`.
 
     Both have str(), name, parent, /, resolve, read_bytes, is_file and iterdir; FileNotFoundError: a file is absent.
     """
@@ -45,8 +45,8 @@ Place.register(Path)
 
 @dataclass(frozen=True, order=True)
 class Remote(Place):
-    """A file or folder behind a URL. What goes wrong on the way there names the URL: MachineError where the server
-    cannot be reached, else InputError."""
+    """A file or folder behind a URL. Errors name the URL: MachineError where the server cannot be reached, else
+    InputError."""
 
     url: str  # without secrets, query or trailing slash
 
@@ -58,45 +58,45 @@ class Remote(Place):
 
     @property
     def is_http(self) -> bool:
-        """Read only."""
+        """Return whether this is behind HTTP, and so can only be read."""
         return not self.url.startswith("s3:")
 
     @property
     def name(self) -> str:
-        """The last part, as a file would be called."""
+        """Return the last part, as a file would be called."""
         last = self.url.rpartition("/")[2]
         return unquote(last) if self.is_http else last
 
     @property
     def parent(self) -> "Remote":
-        """The folder it is in."""
+        """Return the folder above."""
         return Remote(self.url.rpartition("/")[0])
 
     def resolve(self) -> "Remote":
-        """Itself: a place has one name."""
+        """Return this itself, as a URL has one form here."""
         return self
 
     @property
     def fs(self) -> Any:
-        """fsspec's file system of this scheme, for a server that has been met."""
+        """Return fsspec's file system of this scheme, after a first contact with the server."""
         scheme, _, rest = self.url.partition("://")
-        return _meet(scheme, rest.partition("/")[0])
+        return _contacted(scheme, rest.partition("/")[0])
 
     @property
     def storage_options(self) -> dict:
-        """What else opens it with fsspec, beside the URL."""
+        """Return what opens the URL with fsspec, beside the URL itself."""
         return _options(self.url.partition(":")[0])
 
     def read_bytes(self) -> bytes:
-        """The whole of a small file. InputError: it is larger than any document of a store."""
+        """Read a small file whole. InputError: it is larger than any document of a store."""
         content = bytearray()
-        read_blocks(self, content.extend, DOCUMENT)
-        if len(content) > DOCUMENT:
-            raise InputError(f"{self} is larger than {DOCUMENT >> 20} MB: expected a small document.")
+        read_blocks(self, content.extend, DOCUMENT_BYTES)
+        if len(content) > DOCUMENT_BYTES:
+            raise InputError(f"{self} is larger than {DOCUMENT_BYTES >> 20} MB: expected a small document.")
         return bytes(content)
 
     def is_file(self) -> bool:
-        """A document can be read there."""
+        """Return whether a document can be read there."""
         try:
             self.read_bytes()
         except FileNotFoundError:
@@ -104,13 +104,13 @@ class Remote(Place):
         return True
 
     def iterdir(self) -> Iterator["Remote"]:
-        """What is in a folder, by name; nothing where the folder is absent.
+        """Yield what is in a folder, by name; nothing where the folder is absent.
 
         InputError: an HTTP server that shows no index of the folder.
         """
         try:
             with reaching(self):
-                found = self.fs.ls(f"{self.url}/", detail=False)
+                urls = self.fs.ls(f"{self.url}/", detail=False)
         except FileNotFoundError:
             if not self.is_http:
                 return
@@ -118,7 +118,7 @@ class Remote(Place):
                 f"no list of what is in {self}: the server has no such folder, or shows no index page of it.\n"
                 f"Name a store itself, {self}/NAME.zarr, which needs none."
             ) from None
-        names = {url.rstrip("/").rpartition("/")[2] for url in found}
+        names = {url.rstrip("/").rpartition("/")[2] for url in urls}
         for name in sorted(unquote(name) if self.is_http else name for name in names):
             if name not in ("", ".", "..") and not set(name) & set("/\\?#"):  # of the page's own making
                 yield self / name
@@ -139,8 +139,8 @@ class Remote(Place):
             self.fs.rm_file(self.url)
 
 
-def place(text: str | Path | Place) -> Place:
-    """What a user typed. InputError: a scheme that is not known, or a URL that is none or carries secrets."""
+def parse_place(text: str | Path | Place) -> Place:
+    """Parse a folder or URL as users type it. InputError: an unknown scheme, a malformed URL, or one with secrets."""
     if isinstance(text, Place):
         return text
     scheme, mark, rest = text.partition("://")
@@ -176,17 +176,17 @@ def place(text: str | Path | Place) -> Place:
 
 
 def _leads_elsewhere(name: str) -> bool:
-    """As a file of this machine a part of a URL, ``..%2Fx.zarr`` say, would be none in its folder."""
+    """Return whether a part of a URL, ``..%2Fx.zarr`` say, would lead out of its folder as a file of this machine."""
     return name in (".", "..") or bool(set(name) & set("/\\\0"))
 
 
 def is_local(where: Place) -> bool:
-    """A folder of this machine's file systems, NFS included."""
+    """Return whether this is on one of this machine's file systems, NFS included."""
     return isinstance(where, Path)
 
 
 def local_folder(where: Place, option: str) -> Path:
-    """InputError: a URL, where only a folder will do."""
+    """Return the folder. InputError: it is a URL, where only a folder will do."""
     if isinstance(where, Path):
         return where
     raise InputError(
@@ -221,11 +221,11 @@ def read_blocks(file: Place, take: Callable[[bytes], object], most: int | None =
 
     with suppress(_TooLongError), reaching(file):
         if not is_local(file) and file.is_http:
-            file.fs.get_file(file.url, _Sink(count), chunk_size=BLOCK)  # one request, whatever the size turns out to be
+            file.fs.get_file(file.url, _Sink(count), chunk_size=BLOCK_BYTES)  # one request, whatever the size
             return
-        opened = file.open("rb") if is_local(file) else file.fs.open(file.url, "rb", block_size=8 * BLOCK)
+        opened = file.open("rb") if is_local(file) else file.fs.open(file.url, "rb", block_size=8 * BLOCK_BYTES)
         with opened as stream:
-            while block := stream.read(BLOCK):
+            while block := stream.read(BLOCK_BYTES):
                 count(block)
 
 
@@ -244,13 +244,13 @@ def file_sizes(folder: Place) -> dict[str, int]:
         files = (path for path in folder.rglob("*") if path.is_file())
         return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
     with reaching(folder):
-        found = folder.fs.find(folder.url, detail=True)
+        entries = folder.fs.find(folder.url, detail=True)
     below = folder.url.removeprefix("s3://") + "/"
-    return {name.removeprefix(below): entry["size"] for name, entry in found.items()}
+    return {name.removeprefix(below): entry["size"] for name, entry in entries.items()}
 
 
 def in_parallel(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
-    """Each item with its result, as they come, from a few threads; the first error ends it, with what has begun."""
+    """Call a function on each item in a few threads; yield items with results as they come; the first error ends it."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
         futures = {pool.submit(function, item): item for item in items}
         try:
@@ -260,7 +260,7 @@ def in_parallel(function: Callable[[Item], Result], items: Iterable[Item]) -> It
             pool.shutdown(cancel_futures=True)
 
 
-# ---- file systems and what goes wrong ---------------------------------------------------------------------------
+# ---- file systems and their errors ----
 
 
 @lru_cache
@@ -283,17 +283,17 @@ def _file_system(scheme: str) -> Any:
 
     options = _options(scheme)
     try:
-        found = fsspec.filesystem(scheme, **options)
+        file_system = fsspec.filesystem(scheme, **options)
     except ImportError:
         raise _not_installed(scheme, "s3fs" if scheme == "s3" else "aiohttp") from None
     if scheme == "s3":
-        found.retries = 2  # of what botocore has tried already
-    return found
+        file_system.retries = 2  # of what botocore has tried already
+    return file_system
 
 
 @lru_cache
-def _meet(scheme: str, host: str) -> Any:
-    """The file system of a scheme, after a first word with the server (of a bucket): one that hangs is told soon."""
+def _contacted(scheme: str, host: str) -> Any:
+    """Return the file system of a scheme after a first question to the server, so that one that hangs is found soon."""
     from fsspec.asyn import sync
 
     fs, root = _file_system(scheme), Remote(f"{scheme}://{host}")
@@ -303,7 +303,7 @@ def _meet(scheme: str, host: str) -> Any:
     except TimeoutError:
         raise ConnectionError(f"no answer within {CONTACT} s") from None
     except OSError:
-        pass  # an answer: what is asked next tells more
+        pass  # an answer: the next question tells more
     return fs
 
 
@@ -313,7 +313,7 @@ def _not_installed(scheme: str, package: str) -> InputError:
 
 @contextmanager
 def reaching(where: Place) -> Iterator[None]:
-    """What can go wrong between here and a server becomes an error for a person, as `Remote` says.
+    """Turn errors between here and a server into errors for a person, as `Remote` says.
 
     FileNotFoundError and FileExistsError pass.
     """
@@ -329,7 +329,7 @@ def reaching(where: Place) -> Iterator[None]:
 
 
 def _explain(where: Remote, error: Exception) -> InputError | MachineError | None:
-    """What a person should read of an error of fsspec, s3fs, botocore or aiohttp; None: it is no such error."""
+    """Return the error to show a person for one of fsspec, s3fs, botocore or aiohttp; None: it is another error."""
     code = (getattr(error.__cause__, "response", None) or {}).get("Error", {}).get("Code")
     status, library = getattr(error, "status", None), type(error).__module__.partition(".")[0]
     said = str(error) or type(error).__name__

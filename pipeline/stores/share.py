@@ -24,8 +24,8 @@ from .claim import Claim, only_one
 from .remote import Place, Remote, file_sizes, in_parallel, is_local, read_blocks
 from .store import WORK, read_attributes, remove_tree, run_record
 
-IDENTITY = ("dataset", "features", "fingerprint")
-LONGEST = 200  # characters of a command that an error shows
+SAME_IN_COPIES = ("dataset", "features", "fingerprint")
+LONGEST_COMMAND = 200  # characters of a command that an error shows
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def same_store(source: FinishedStore, other: FinishedStore | None) -> bool:
     """Return whether the other end has the very same store. InputError: it has one that must not be overwritten."""
     if other is None:
         return False
-    if differing := [key for key in IDENTITY if source.attrs[key] != other.attrs[key]]:
+    if differing := [key for key in SAME_IN_COPIES if source.attrs[key] != other.attrs[key]]:
         raise InputError(
             f"{other.path} is another store: its {', '.join(differing)} differ from {source.path}'s.\n"
             "A store was renamed: give it back its name, DATASET-FEATURES-FINGERPRINT.zarr."
@@ -113,7 +113,7 @@ def _origin(store: Place) -> str:
     if not record:
         return "of unknown origin"
     text = printable(f"made {record.get('finished')} on {record.get('host')} by `{record.get('command')}`")
-    return text if len(text) <= LONGEST else text[: LONGEST - 2] + "…`"
+    return text if len(text) <= LONGEST_COMMAND else text[: LONGEST_COMMAND - 2] + "…`"
 
 
 def _refuse_newer_remains(source: FinishedStore, target: Place) -> None:
@@ -331,7 +331,7 @@ def _transfer(source: FinishedStore, target: _Folder | _Bucket) -> Transfer:
 # ---- preprocess into a shared place ----
 
 
-def split(stores: Place, local: Path) -> tuple[Remote | None, Path]:
+def shared_and_local(stores: Place, local: Path) -> tuple[Remote | None, Path]:
     """Return where `preprocess --stores` shares its stores, if anywhere, and the folder it works in.
 
     InputError: nothing can be written there.

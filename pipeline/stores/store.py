@@ -46,7 +46,7 @@ from .masks import (
     split_clips,
     stored_settings,
 )
-from .remote import Place, is_local, place, reaching
+from .remote import Place, is_local, parse_place, reaching
 
 SCHEMA = 1
 FEATURE_CHUNK = 32  # clips a chunk: 4 to 8 MB files
@@ -56,7 +56,7 @@ FEATURE_CODEC = {"cname": "lz4hc", "clevel": 2, "shuffle": "noshuffle", "typesiz
 WORK = ".partial"  # folder of unfinished work inside the stores folder
 MEDIA = "media"  # the `features` name of a media store
 IMPORTED = "imported"  # the name of the weights where not this package made the features
-DONE, FAILED = "done", "failed"  # a clip's status
+CLIP_DONE, CLIP_FAILED = "done", "failed"  # a clip's status
 ATTRIBUTES = {"dataset", "features", "fingerprint", "revision"}  # what every reader takes for granted
 ATTRIBUTES |= {"modalities", "classes", "settings", "weights", "synthetic"}
 NUMBERS = {"label": "int16", "duration": "float64"}  # columns that are not strings
@@ -255,7 +255,7 @@ class FeatureStore:
     @classmethod
     def open(cls, path: str | Place) -> "FeatureStore":
         """Open a store, a folder or a URL. InputError: it is absent, no store, incomplete or of another schema."""
-        path = place(path)
+        path = parse_place(path)
         read_attributes(path)
         with reaching(path):
             chunks = CheckedChunks.at(path, recorded_files(path))
@@ -286,7 +286,7 @@ class FeatureStore:
     @property
     def done(self) -> np.ndarray:
         """Return which clips did not fail: bool [clip]."""
-        return self.status == DONE
+        return self.status == CLIP_DONE
 
     @cached_property
     def error(self) -> np.ndarray:

@@ -201,14 +201,15 @@ class MediaRuns(Runs):
         return MediaBatches(self, stage, steps, batch_size)
 
     def media_batch(self, rows: Tensor, weight: Tensor, media: Mapping[int, Future]) -> Batch:
-        """Return a batch of rows [1, B] whose media, of each modality the observed ones, were read ahead."""
+        """Return a batch of rows [1, B] on the host; media of the observed rows of each modality were read ahead."""
+        patterns, rows, weight = self.patterns(rows), rows.to(self.device), weight.to(self.device)
         observed = self.observed_rows(rows)
         x = []
         for m in range(len(self.modalities)):
             features = self._compute(m, media[m].result())
             x.append(self._in_place(features, observed[0, :, m].nonzero()[:, 0], rows.shape[1]))
         label = self.dataset.label[torch.div(rows, self.segments, rounding_mode="floor")]
-        return Batch(rows, x, observed, label, weight)
+        return Batch(rows, x, observed, label, weight, patterns)
 
     def gather_modality(self, m: int, rows: Tensor, observed: Tensor) -> Tensor:
         """Compute modality m of rows [1, n]: float32 [1, n, D], NaN where not observed, and only what is observed.
@@ -310,4 +311,4 @@ class MediaBatches:
             seen = observed[rows[0] // runs.segments]  # [B, M]
             wanted.append({m: rows[0, seen[:, m]] for m in range(len(runs.modalities))})
         for (rows, weight), media in zip(steps, runs.reader.ahead(wanted), strict=True):
-            yield runs.media_batch(rows.to(runs.device), weight.to(runs.device), media)
+            yield runs.media_batch(rows, weight, media)

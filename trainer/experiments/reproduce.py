@@ -57,7 +57,7 @@ def choose_stores(
 
 def ran_on(exhibit: Exhibit, store: FeatureStore, options: EndToEnd | None = None) -> str:
     """Return what the numbers from a store were measured on, in capitals where the paper used something else."""
-    done = set(store.clip_id[store.status == "done"].tolist())
+    done = set(store.clip_id[store.done].tolist())
     if store.synthetic:
         data = f"SYNTHETIC CLIPS ({len(done)} of drawn faces and made voices): says nothing about {exhibit.dataset}"
     elif store.dataset != exhibit.dataset:

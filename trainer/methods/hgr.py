@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..batches import Batch
 from ..data import Blueprint
+from ..likelihood import matching
 from ..marginal import SupportRows
 from ..method import FusionClassifier, negative_log_likelihood
 from ..networks import LabelEmbedding
@@ -45,16 +46,11 @@ class MaximalCorrelation(FusionClassifier):
         embeddings = self.encode(batch.x, batch.observed)
         of_label = self.correlated()  # [R, C, k]
         h = of_label.gather(1, batch.label[..., None].expand(-1, -1, of_label.shape[-1]))  # [R, B, k]
-        M = len(embeddings)
         counted = (batch.weight > 0).to(h.dtype)
         correlation = torch.zeros(len(self.runs), device=h.device)
-        for pattern in itertools.product((True, False), repeat=M):
-            seen = [m for m in range(M) if pattern[m]]
-            if not seen or any(not self.runs.lacking[m] for m in range(M) if not pattern[m]):
-                continue  # no such rows
-            wanted = torch.tensor(pattern, device=h.device)
-            weight = counted * (batch.observed == wanted).all(-1)  # [R, B]
-            variables = [*(embeddings[m] for m in seen), h]
+        for pattern in batch.patterns:
+            weight = counted * matching(batch.observed, pattern)  # [R, B]
+            variables = [*itertools.compress(embeddings, pattern), h]
             for one, other in itertools.combinations(variables, 2):
                 correlation = correlation + soft_hgr(one, other, weight)
         complete = counted * batch.observed.all(-1)

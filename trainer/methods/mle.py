@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..batches import Batch, Stage
+from ..batches import Batch, Patterns, Stage
 from ..likelihood import log_posterior
 from ..marginal import BY_NAME, BY_NAME_END_TO_END, SupportRows
 from ..method import FusionClassifier, negative_log_likelihood
@@ -44,7 +44,7 @@ class MaximumLikelihood(FusionClassifier):
             self._marginals[m](batch, embedding) if m in self._marginals else (None, None)
             for m, embedding in enumerate(embeddings)
         ]
-        log_probability = self._posterior(embeddings, batch.observed, supports)
+        log_probability = self._posterior(embeddings, batch.observed, supports, batch.patterns)
         return negative_log_likelihood(log_probability, batch.label, batch.weight)
 
     def training_state(self) -> dict:
@@ -74,6 +74,12 @@ class MaximumLikelihood(FusionClassifier):
         log_probability = self._posterior(self.encode(x, observed), observed | nothing, supports)
         return torch.where(nothing, self.log_prior[:, None], log_probability)
 
-    def _posterior(self, embeddings: Sequence[Tensor], observed: Tensor, supports: Sequence[tuple]) -> Tensor:
+    def _posterior(
+        self,
+        embeddings: Sequence[Tensor],
+        observed: Tensor,
+        supports: Sequence[tuple],
+        patterns: Patterns | None = None,
+    ) -> Tensor:
         keys, masks = zip(*supports, strict=True)
-        return log_posterior(embeddings, observed, self.labels(), self.log_prior, keys, self.fusion, masks)
+        return log_posterior(embeddings, observed, self.labels(), self.log_prior, keys, self.fusion, masks, patterns)
