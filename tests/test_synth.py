@@ -203,9 +203,9 @@ def test_each_modality_is_insufficient_and_both_are_better():
     emotions = synth.RAVDESS_EMOTIONS
     prototypes = {
         "visual": np.array([synth_face.EXPRESSIONS[emotion] for emotion in emotions]),
-        "audio": np.array([synth_voice.PROSODIES[emotion] for emotion in emotions]) / synth_voice.JITTER,
+        "audio": np.array([synth_voice.PROSODIES[emotion] for emotion in emotions]) / synth_voice.PROSODY_JITTER,
     }
-    noise = {"visual": 4 * synth_face.JITTER, "audio": 4.0}  # an observer sees less than what was drawn
+    noise = {"visual": 4 * synth_face.EXPRESSION_JITTER, "audio": 4.0}  # an observer sees less than what was drawn
     rng = np.random.default_rng(0)
     right = Counter()
     for trial in range(3000):

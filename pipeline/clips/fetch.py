@@ -57,7 +57,7 @@ class RemoteFile:
 
 @dataclass
 class Fetched:
-    """What became of the parts that were asked for."""
+    """The outcome of the parts that were asked for."""
 
     there: list[int] = field(default_factory=list)  # before
     unpacked: list[int] = field(default_factory=list)

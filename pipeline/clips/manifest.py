@@ -1,4 +1,4 @@
-"""Clip records: read a CSV manifest, check it, hash the clips' contents."""
+"""Clip records: read and check a CSV manifest, list a folder, compare both with what a dataset should hold."""
 
 import os
 import re
@@ -52,7 +52,7 @@ class Download:
 
 @dataclass(frozen=True)
 class Collection:
-    """What a dataset's folder holds, against what it should hold."""
+    """The clips that a dataset's folder holds, and those that are absent or unexpected."""
 
     dataset: str
     root: Path
@@ -64,7 +64,7 @@ class Collection:
 
     @property
     def synthetic(self) -> bool:
-        """Some clips were made by `mlemiss synth` (its marker lies above them); stores and reports say so."""
+        """Return whether some clips were made by `mlemiss synth`; stores and reports say so."""
         folders = {folder for clip in self.clips for folder in PurePosixPath(clip.path).parents}
         return any((self.root / folder / SYNTHETIC).is_file() for folder in folders)
 
@@ -89,7 +89,7 @@ def read_manifest(path: Path, root: Path | None = None) -> list[Clip]:
         if empty := [name for name in ("clip_id", "path", "label") if not row[name]]:
             raise wrong(f"{', '.join(empty)} is empty")
         if row["clip_id"] in lines:
-            raise wrong(f"clip_id {row['clip_id']!r} stands on line {lines[row['clip_id']]} already")
+            raise wrong(f"clip_id {row['clip_id']!r} is on line {lines[row['clip_id']]} already")
         lines[row["clip_id"]] = line
         written = PurePosixPath(row["path"])
         if written.is_absolute():
@@ -104,9 +104,9 @@ def read_manifest(path: Path, root: Path | None = None) -> list[Clip]:
 def _check_columns(path: Path, header: Sequence[str]) -> None:
     for name in header:
         if header.count(name) > 1:
-            why = "stands twice"
+            why = "appears twice"
         elif name in RESERVED and name not in REQUIRED:
-            why = "is a name the store uses itself; rename it"
+            why = "has a name that the store itself uses; rename it"
         elif not COLUMN_NAME.fullmatch(name):
             why = "is not made of letters, digits, '_' and '-'"
         else:
@@ -115,14 +115,14 @@ def _check_columns(path: Path, header: Sequence[str]) -> None:
 
 
 def collect_manifest(path: Path, root: Path | None, classes: Sequence[str] | None = None) -> Collection:
-    """A user's own CSV as a dataset: named after the file, its root the CSV's folder unless given."""
+    """Collect the clips of a user's own CSV; named after the file; its root is by default the CSV's folder."""
     root = root or path.parent
     listed = read_manifest(path, root)
     labels = tuple(sorted({c.label for c in listed}))
     classes = choose_classes(classes, labels, labels, str(path))
     clips, notes = keep_classes(listed, classes)
     root = check_root(root, f"the folder the paths of {path.name} are relative to")
-    # What lies there and is no file (a pipe, a link to nowhere) is a failed clip with its cause, not an absent one.
+    # A pipe or a link to nowhere is a failed clip with its cause, not an absent one.
     found = tuple(sorted((c for c in clips if os.path.lexists(root / c.path)), key=lambda c: c.clip_id))
     absent = tuple(sorted({c.clip_id for c in clips} - {c.clip_id for c in found}))
     if not found:
@@ -137,18 +137,18 @@ def collect_manifest(path: Path, root: Path | None, classes: Sequence[str] | Non
 def choose_classes(
     asked: Sequence[str] | None, there: Sequence[str], default: Sequence[str], dataset: str
 ) -> tuple[str, ...]:
-    """The classes to keep, in the order of their label codes. InputError: one is not ``there``, or fewer than two."""
+    """Return the classes to keep, in the order of their label codes. InputError: one is unknown, or fewer than two."""
     if asked is None:
         return tuple(default)
     unknown = [name for name in asked if name not in there]
     if unknown or len(asked) < 2:
-        what = f"{', '.join(unknown)} is no class of it" if unknown else f"{asked[0]} alone is no choice"
+        what = f"unknown class {', '.join(unknown)}" if unknown else f"only one class, {asked[0]}"
         raise InputError(f"--classes of {dataset}: {what}.\nExpected two or more of {', '.join(there)}.")
     return tuple(asked)
 
 
 def keep_classes(clips: Iterable[Clip], classes: Sequence[str]) -> tuple[list[Clip], list[str]]:
-    """The clips of these classes, and a note on how many of others are left out."""
+    """Return the clips of these classes, and a note on how many of other classes are left out."""
     kept, others = [], Counter()
     for clip in clips:
         if clip.label in classes:
@@ -162,10 +162,10 @@ def keep_classes(clips: Iterable[Clip], classes: Sequence[str]) -> tuple[list[Cl
 
 
 def files_below(root: Path, follow_links: bool = False) -> tuple[list[Path], list[str]]:
-    """Everything below ``root`` that has the name of a file, the shallowest first, then by name; and notes.
+    """List everything below ``root`` that has the name of a file, the shallowest first, then by name; and notes.
 
-    What is no file (a pipe, a link to nowhere) is among them: a clip that cannot be read, not an absent one. Not the
-    `._` files that macOS leaves in copies. Folders that are links are entered, once each, where ``follow_links``.
+    A pipe or a link to nowhere is listed: a clip that cannot be read, not an absent one. The `._` files that macOS
+    leaves in copies are not. With ``follow_links``, folders that are links are entered, once each.
     """
     found, linked, entered = [], [], set()
     for folder, folders, names in os.walk(root, followlinks=follow_links):
@@ -185,10 +185,10 @@ def files_below(root: Path, follow_links: bool = False) -> tuple[list[Path], lis
 
 
 def note_copies(root: Path, copies: Iterable[tuple[Path, Path]]) -> list[str]:
-    """Notes on second files of clips, given as (left out, kept); one for all files of a folder's second copy."""
+    """Return notes on second files of clips, given as (left out, kept); one note for all files of a copied folder."""
     places: dict[tuple[str, str], list[tuple[Path, Path]]] = {}
     for copy, kept in copies:
-        places.setdefault(_where_they_part(copy.relative_to(root), kept.relative_to(root)), []).append((copy, kept))
+        places.setdefault(_differing_parts(copy.relative_to(root), kept.relative_to(root)), []).append((copy, kept))
     notes = []
     for (folder, other), pairs in places.items():
         if len(pairs) == 1:
@@ -202,8 +202,8 @@ def note_copies(root: Path, copies: Iterable[tuple[Path, Path]]) -> list[str]:
     return notes
 
 
-def _where_they_part(path: Path, other: Path) -> tuple[str, str]:
-    """Both paths without the folders and the name that they share at the end: x/a/b and y/a/b -> x and y."""
+def _differing_parts(path: Path, other: Path) -> tuple[str, str]:
+    """Return both paths without the parts that they share at the end: x and y for x/a/b and y/a/b."""
     parts, others = list(path.parts), list(other.parts)
     while parts and others and parts[-1] == others[-1]:
         parts.pop()
@@ -212,7 +212,7 @@ def _where_they_part(path: Path, other: Path) -> tuple[str, str]:
 
 
 def check_root(root: Path, what: str) -> Path:
-    """The root folder if it is there and holds anything, else an InputError."""
+    """Return the root folder. InputError: it is absent, a file or empty."""
     if root.exists() and not root.is_dir():
         raise InputError(f"{root} is a file: expected a folder with {what}.\nName the folder with --root DIR.")
     if not root.is_dir():
@@ -225,17 +225,17 @@ def check_root(root: Path, what: str) -> Path:
 
 
 def limit_clips(clips: Sequence[Clip], limit: int) -> tuple[Clip, ...]:
-    """The first ``limit`` clips of a fixed shuffle that is balanced over classes, sorted by clip_id again."""
+    """Return the first ``limit`` clips of a fixed shuffle that is balanced over classes, sorted by clip_id."""
     order = stratified_order([c.clip_id for c in clips], [c.label for c in clips], "limit")
     return tuple(sorted((clips[i] for i in order[:limit]), key=lambda c: c.clip_id))
 
 
-# ---- What data_manifests/ knows that a dataset holds, and the clips that were found against it ----
+# ---- The clips that a dataset should hold, as data_manifests/ lists or counts them ----
 
 
 @dataclass(frozen=True)
 class Count:
-    """Clips of one label: at most ``each`` of every one of these subjects, and ``clips`` of all of them together."""
+    """A count of one label's clips: at most ``each`` of every one of these subjects, ``clips`` of all together."""
 
     subjects: tuple[str, ...]
     label: str
@@ -244,13 +244,13 @@ class Count:
 
 
 def known_clips(dataset: str, classes: Sequence[str]) -> list[str] | None:
-    """The clip ids of these classes that a dataset should hold, or None where no listing is known."""
+    """Return the clip ids of these classes that a dataset should hold, or None without a listing."""
     listing = _file(f"{dataset}.csv")
     return [clip.clip_id for clip in read_manifest(listing) if clip.label in classes] if listing.is_file() else None
 
 
 def known_counts(dataset: str, classes: Sequence[str]) -> list[Count] | None:
-    """How many clips of these classes a dataset should hold, or None where no counts are known."""
+    """Return how many clips of these classes a dataset should hold, or None without counts."""
     path = _file(f"{dataset}.counts.csv")
     if not path.is_file():
         return None
@@ -262,8 +262,8 @@ def known_counts(dataset: str, classes: Sequence[str]) -> list[Count] | None:
     ]
 
 
-def compare(dataset: str, clips: Sequence[Clip], classes: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(absent, unexpected), an entry for each clip; both empty where nothing is known of the dataset.
+def compare_clips(dataset: str, clips: Sequence[Clip], classes: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return absent and unexpected clips, an entry for each; both empty where nothing is known of the dataset.
 
     Of clips that are only counted, an absent one is called `subject-label-?`, with `?` too for a subject that the
     counts do not tell; an unexpected one is the last by id of its subject and label.
@@ -286,14 +286,14 @@ def _compare_counts(counts: Sequence[Count], clips: Sequence[Clip]) -> tuple[lis
         there = {subject: found.pop((subject, count.label), []) for subject in count.subjects}
         unexpected += [clip_id for ids in there.values() for clip_id in ids[count.each :]]
         lacking = {subject: count.each - min(len(ids), count.each) for subject, ids in there.items()}
-        untold = count.each * len(count.subjects) - count.clips  # absent from the dataset itself, nobody says where
-        if not untold:
+        unlisted = count.each * len(count.subjects) - count.clips  # absent from the dataset itself
+        if not unlisted:
             absent.update({f"{subject}-{count.label}-?": lack for subject, lack in lacking.items()})
-        difference = sum(lacking.values()) - untold
+        difference = sum(lacking.values()) - unlisted
         anywhere = f"?-{count.label}-?"
-        if untold and difference > 0:
+        if unlisted and difference > 0:
             absent[anywhere] += difference
-        elif untold:
+        elif unlisted:
             unexpected += [anywhere] * -difference
     unexpected += [clip_id for ids in found.values() for clip_id in ids]  # of subjects that are not in the counts
     return list(absent.elements()), unexpected

@@ -20,7 +20,7 @@ from ..manifest import (
     check_root,
     choose_classes,
     collect_manifest,
-    compare,
+    compare_clips,
     files_below,
     keep_classes,
     known_clips,
@@ -30,13 +30,13 @@ BUILT_IN = ("ravdess", "enterface05")
 
 
 def dataset_names() -> dict[str, str]:
-    """name -> one line: built-in datasets first, then installed plug-ins."""
+    """Return a line for each dataset: built-in ones first, then installed plug-ins."""
     plugins = sorted(plugin.name for plugin in entry_points(group="mlemiss.datasets"))
     return {name: load_dataset(name).SUMMARY for name in (*BUILT_IN, *plugins)}
 
 
 def load_dataset(name: str) -> ModuleType:
-    """The module of a named dataset. InputError: an unknown name."""
+    """Return the module of a named dataset. InputError: an unknown name."""
     if name in BUILT_IN:
         return importlib.import_module(f".{name}", __name__)
     for plugin in entry_points(group="mlemiss.datasets"):
@@ -58,23 +58,28 @@ def downloadable(name: str) -> ModuleType:
 
 
 def default_root(name: str) -> Path:
-    """$MLEMISS_DATA/NAME, or data/NAME."""
+    """Return the folder $MLEMISS_DATA/NAME, or data/NAME."""
     return Path(os.environ.get("MLEMISS_DATA") or "data") / name
 
 
 def expected_clips(name: str) -> list[str] | None:
-    """The clip ids that a dataset should hold of its default classes, or None where no listing is known."""
+    """Return the clip ids that a dataset should hold of its default classes, or None without a listing."""
     return known_clips(name, load_dataset(name).CLASSES)
 
 
 def collect(
     dataset: str, root: Path | None = None, classes: Sequence[str] | None = None, follow_links: bool = False
 ) -> Collection:
-    """Find the clips of a named dataset or of a CSV manifest; ``classes``: only these, in the order of the label codes.
+    """Find the clips of a dataset.
 
-    ``follow_links``: look for a named dataset's clips in folders that are links, too.
+    Args:
+        dataset: its name, or the path of a CSV manifest.
+        root: folder of the clips (default: `default_root`, or the CSV's folder).
+        classes: only these, in the order of the label codes.
+        follow_links: look for a named dataset's clips in folders that are links, too.
 
-    InputError: no such dataset, class or root, or no clip in it.
+    Raises:
+        InputError: no such dataset, class or root, or no clip in it.
     """
     if dataset.lower().endswith(".csv"):
         return collect_manifest(Path(dataset), root, classes)
@@ -88,6 +93,6 @@ def collect(
     if not clips:
         hint = f"\n{(*others, *linked)[0]}." if others or linked else "\nIs this the right folder?"
         raise InputError(f"no clip of {dataset} in {root}: expected {module.EXAMPLE}.{hint}")
-    absent, unexpected = compare(dataset, clips, classes)
+    absent, unexpected = compare_clips(dataset, clips, classes)
     clips = tuple(sorted(clips, key=lambda clip: clip.clip_id))
     return Collection(dataset, root, classes, clips, tuple(absent), (*linked, *notes, *others), tuple(unexpected))

@@ -4,9 +4,9 @@
 Martin, Kotsia, Macq & Pitas (2006), The eNTERFACE'05 Audio-Visual Emotion Database, ICDE Workshops. Label codes are in
 the order of the emotions' names, which is that of the codes in the file names (an di fe ha sa su).
 
-A regular file is `subject N/EMOTION/sentence K/sN_CODE_K.avi`. Where folder and name tell different things the folder
-decides, since the names err: those of subject 11 begin with s12, there are `s_3_fe_5` and `s16_su_3avi.avi`. What no
-folder tells (EMOTION/sN_CODE_K.avi) the name does. Subject 6 is unsegmented, one file an emotion with all its
+A regular file is `subject N/EMOTION/sentence K/sN_CODE_K.avi`. If folder and name differ, the folder decides, since the
+names have errors: those of subject 11 begin with s12, there are `s_3_fe_5` and `s16_su_3avi.avi`. A field that no
+folder tells (EMOTION/sN_CODE_K.avi) is taken from the name. Subject 6 is unsegmented, one file an emotion with all its
 sentences: its `sentence` is 0.
 """
 
@@ -36,8 +36,8 @@ SENTENCE_FOLDER = re.compile(r"sentence[ _-]*0*(\d+)")
 FILE_STEM = re.compile(r"s(?:ubject)?[ _-]*0*(\d+)[ _-]*(an|di|fe|ha|sa|su)[a-z]*(?:[ _-]*0*(\d+)(?: ?avi)?)?")
 
 
-class Told(NamedTuple):
-    """What a file's folders, or its name, say of it; None where they do not."""
+class ClipFields(NamedTuple):
+    """The fields of a clip that its folders, or its file name, tell; None for others."""
 
     subject: str | None = None
     emotion: str | None = None
@@ -45,16 +45,16 @@ class Told(NamedTuple):
 
 
 def find(root: Path, files: Sequence[Path]) -> tuple[list[Clip], list[str]]:
-    """All clips among the files below ``root``, and notes about what was not regular."""
+    """Find the clips among the files below ``root``; note what is not regular."""
     videos, lost = [], []
     for path in files:
         if path.suffix.lower() != ".avi":
             continue
-        place, name = _place(path.relative_to(root).parts[:-1]), _name(path.stem)
+        place, name = _from_folders(path.relative_to(root).parts[:-1]), _from_name(path.stem)
         emotion, sentence = place.emotion or name.emotion, place.sentence or name.sentence
         # A name that says nothing must not make a file whose folders do not name its sentence an unsegmented one.
         if place.subject and emotion and (sentence or name.emotion):
-            videos.append((path, place, name, Told(place.subject, emotion, sentence or UNSEGMENTED)))
+            videos.append((path, place, name, ClipFields(place.subject, emotion, sentence or UNSEGMENTED)))
         else:
             lost.append(path.relative_to(root).as_posix())
     videos.sort(key=lambda file: _disagreements(*file[1:3]))  # of several files for a clip, the one named rightly
@@ -75,8 +75,8 @@ def find(root: Path, files: Sequence[Path]) -> tuple[list[Clip], list[str]]:
     return clips, [*note_copies(root, copies), *_notes(clips, odd, lost)]
 
 
-def _place(folders: Sequence[str]) -> Told:
-    """What the folders tell; the innermost of a kind counts."""
+def _from_folders(folders: Sequence[str]) -> ClipFields:
+    """Return what the folders tell; the innermost folder of a kind counts."""
     subject = emotion = sentence = None
     for folder in map(str.lower, folders):
         if match := SUBJECT_FOLDER.fullmatch(folder):
@@ -85,30 +85,30 @@ def _place(folders: Sequence[str]) -> Told:
             sentence = match[1]
         elif folder in CLASSES:
             emotion = folder
-    return Told(subject, emotion, sentence)
+    return ClipFields(subject, emotion, sentence)
 
 
-def _name(stem: str) -> Told:
+def _from_name(stem: str) -> ClipFields:
     match = FILE_STEM.fullmatch(stem.lower())
-    return Told(match[1], CODES[match[2]], match[3]) if match else Told()
+    return ClipFields(match[1], CODES[match[2]], match[3]) if match else ClipFields()
 
 
-def _disagreements(place: Told, name: Told) -> int:
-    """In how many things the name errs; in all of them where it is not a clip's name."""
-    if name == Told():
+def _disagreements(place: ClipFields, name: ClipFields) -> int:
+    """Return in how many fields the name differs; in all of them if it is not a clip's name."""
+    if name == ClipFields():
         return len(name)
     return sum(None not in (told, named) and told != named for told, named in zip(place, name, strict=True))
 
 
-def _notes(clips: Sequence[Clip], odd: Sequence[tuple[str, Told, Told]], lost: Sequence[str]) -> list[str]:
+def _notes(clips: Sequence[Clip], odd: Sequence[tuple[str, ClipFields, ClipFields]], lost: Sequence[str]) -> list[str]:
     notes = []
     unsegmented = [clip.path for clip in clips if dict(clip.columns)["sentence"] == UNSEGMENTED]
     if unsegmented:
         notes.append(f"{len(unsegmented)} files are unsegmented (sentence {UNSEGMENTED}): {name_some(unsegmented)}")
-    unnamed = [path for path, _, name in odd if name == Told()]
+    unnamed = [path for path, _, name in odd if name == ClipFields()]
     if unnamed:
         notes.append(f"{len(unnamed)} clips are not named as clips, but their folders tell: {name_some(unnamed)}")
-    for index, what in enumerate(Told._fields):
+    for index, what in enumerate(ClipFields._fields):
         wrong = [path for path, place, name in odd if name[index] and place[index] not in (None, name[index])]
         if wrong:
             notes.append(f"{len(wrong)} names tell another {what} than their folder, which decides: {name_some(wrong)}")

@@ -32,8 +32,8 @@ EMOTIONS = {
 ALL_CLASSES = tuple(EMOTIONS.values())  # 1440 clips: neutral 96, each other emotion 192
 CLASSES = ALL_CLASSES[2:]
 FILE_NAME = re.compile(r"(\d\d)-(\d\d)-(0[1-8])-(\d\d)-(\d\d)-(\d\d)-(\d\d)\.(?:mp4|wav)", re.IGNORECASE)
-MODALITIES = {"01": "audio-visual", "02": "video-only", "03": "audio-only"}
-CHANNELS = {"01": "speech", "02": "song"}
+MODALITY_CODES = {"01": "audio-visual", "02": "video-only", "03": "audio-only"}
+CHANNEL_CODES = {"01": "speech", "02": "song"}
 WANTED = "audio-visual speech"
 ACTOR_FOLDER = re.compile(r"Actor_(\d\d)", re.IGNORECASE)
 
@@ -54,21 +54,21 @@ DOWNLOAD = Download(
 
 
 def find(root: Path, files: Sequence[Path]) -> tuple[list[Clip], list[str]]:
-    """All audio-visual speech clips among the files below ``root``, of eight emotions, and notes about the others."""
+    """Find the audio-visual speech clips of eight emotions among the files below ``root``; note the other files."""
     videos: list[tuple[Path, tuple[str, ...]]] = []
     left_out, unknown = Counter(), []
     for path in files:
         match = FILE_NAME.fullmatch(path.name)
         if match:
             modality, channel, *fields = match.groups()
-            kind = f"{MODALITIES.get(modality, 'unknown')} {CHANNELS.get(channel, 'unknown')}"
+            kind = f"{MODALITY_CODES.get(modality, 'unknown')} {CHANNEL_CODES.get(channel, 'unknown')}"
             if kind == WANTED and path.suffix.lower() == ".mp4":
                 videos.append((path, tuple(fields)))
             else:
                 left_out[kind] += 1
         elif path.suffix.lower() == ".mp4":
             unknown.append(path.relative_to(root).as_posix())
-    videos.sort(key=lambda video: _folder_actor(video[0]) != video[1][-1])  # they come by depth
+    videos.sort(key=lambda video: _folder_actor(video[0]) != video[1][-1])  # stable: they are sorted by depth
 
     kept: dict[str, Path] = {}
     clips, copies, misfiled = [], [], []

@@ -1,4 +1,4 @@
-"""A synthetic dataset of real video files: drawn faces and synthetic voices that each carry the emotion in part.
+"""Make a synthetic dataset of real video files: drawn faces and synthetic voices that each carry the emotion in part.
 
 Some clips are nearly neutral in the face and others in the voice, and the face confuses other pairs of emotions than
 the voice does. Each modality alone is therefore insufficient, and both together are clearly better. Speakers, light,
@@ -12,8 +12,9 @@ import subprocess
 import tempfile
 import threading
 import wave
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,10 +22,11 @@ import cv2
 import numpy as np
 
 from ...errors import InputError
+from ...files import whole_file
 from ...media.process import ffmpeg_binary
 from ..manifest import SYNTHETIC
-from . import face as synth_face
-from . import voice as synth_voice
+from .face import FPS, act, draw_person
+from .voice import VOICE_RATE, draw_speaker, speak
 
 DURATION = (1.7, 2.1)  # seconds, shortest and longest clip
 UNCLEAR_SHARE = {"visual": 0.32, "audio": 0.36}  # of the clips; no clip is unclear in both
@@ -35,7 +37,7 @@ VERSION = 1  # goes up when the same parameters give other clips
 
 @dataclass(frozen=True)
 class SynthClip:
-    """One clip to be made; `number` identifies it among its subject's clips, whatever else is made beside it."""
+    """A clip to be made; `number` identifies it among its subject's clips, whichever other clips are made."""
 
     path: str  # relative to the root
     subject: int
@@ -48,7 +50,7 @@ class SynthClip:
 
 @dataclass(frozen=True)
 class Layout:
-    """Names, folders and limits of a dataset: `plan(subjects, clips_per_subject)` gives the `SynthClip`s."""
+    """The names, folders and limits of a dataset: `plan(subjects, clips_per_subject)` returns the `SynthClip`s."""
 
     subjects: int  # at most
     clips_per_subject: int  # at most
@@ -60,7 +62,7 @@ RAVDESS_EMOTIONS = ("happy", "sad", "angry", "fearful", "disgust", "surprised")
 
 
 def plan_ravdess(subjects, clips_per_subject):
-    """The audio-visual speech clips of six emotions, `Actor_NN/01-01-EE-II-SS-RR-NN.mp4`.
+    """Plan the audio-visual speech clips of six emotions, `Actor_NN/01-01-EE-II-SS-RR-NN.mp4`.
 
     Emotions take turns through the whole list, so that their counts differ by one at most; the 8 combinations of
     intensity, statement and repetition take turns too, beginning at another one for each subject.
@@ -86,8 +88,8 @@ ENTERFACE05_EMOTIONS = (
     ("sa", "sadness", "sad"),
     ("su", "surprise", "surprised"),
 )
-SENTENCES = 5  # of each emotion
-# Where each irregularity of the recorded set is shown; of (23, "ha", …) and (2, "sa") the set is not known in detail.
+SENTENCES_PER_EMOTION = 5
+# The subjects with the irregularities of the recorded set; its details of (23, "ha", …) and (2, "sa") are not known.
 UNSEGMENTED, MISNAMED, MISNAMED_AS = 6, 11, 12  # subjects
 RENAMED, RENAMED_FROM = 3, ("fe", 5)  # this subject's files, from this one on, begin with `s_3_` in place of `s3_`
 MISSPELT = (16, "su", 3)
@@ -96,7 +98,7 @@ SHALLOW = (2, "sa")  # lies in the emotion's folder, without a folder for each s
 
 
 def plan_enterface05(subjects, clips_per_subject):
-    """The clips of `enterface database/subject N/EMOTION/sentence K/sN_CODE_K.avi`, irregularities included.
+    """Plan the clips of `enterface database/subject N/EMOTION/sentence K/sN_CODE_K.avi`, irregularities included.
 
     Emotions take turns through the whole list; sentences go on when all emotions had theirs. The unsegmented subject
     has one file for each emotion it would have clips of, with as many sentences in it; in all 44 subjects of 30 clips
@@ -113,7 +115,7 @@ def plan_enterface05(subjects, clips_per_subject):
                 continue
             path = f"enterface database/subject {subject}/{folder}/{_enterface05_file(subject, code, sentence)}"
             strong, statement = (sentence + subject) % 2, sentence % 2
-            number = SENTENCES * index + sentence - 1
+            number = SENTENCES_PER_EMOTION * index + sentence - 1
             clip = SynthClip(path, subject, number, emotion, bool(strong), statement)
             whole.setdefault(path, []).append(clip)
         clips += [replace(parts[0], takes=len(parts)) for parts in whole.values()]
@@ -121,7 +123,7 @@ def plan_enterface05(subjects, clips_per_subject):
 
 
 def _enterface05_file(subject, code, sentence):
-    """Path of a clip below its emotion's folder."""
+    """Return the path of a clip below its emotion's folder."""
     if subject == UNSEGMENTED:
         return f"s{subject}_{code}.avi"
     speaker = f"s{MISNAMED_AS if subject == MISNAMED else subject}"
@@ -148,39 +150,47 @@ def synthesize(root, *, layout="ravdess", subjects=None, clips_per_subject=None,
     be repeated. `SYNTHETIC.json` in the root marks the clips as drawn; a root with other clips or other parameters is
     refused, so that a recorded dataset is never overwritten and two synthetic ones never mix.
 
-    Parameters: `root` a folder, made if absent; `layout` a key of `LAYOUTS`; `subjects` and `clips_per_subject` from 1
-    to what the layout has (None: as many); `seed` an int of at least 0; `workers` processes (None: one for each
-    processor; 1: none but this one); `progress` is called with (clips done, clips in all) after each clip.
-    Raises `InputError` for parameters out of range and for a root that cannot be used.
+    Args:
+        root: a folder, made if absent.
+        layout: a key of `LAYOUTS`.
+        subjects: from 1 to the layout's number (None: that number).
+        clips_per_subject: likewise.
+        seed: at least 0.
+        workers: processes (None: one for each processor; 1: only this process).
+        progress: called with (clips done, clips in all) after each clip.
+
+    Raises:
+        InputError: a parameter out of range, or a root that cannot be used.
     """
     parameters = _check(layout, subjects, clips_per_subject, seed, workers)
     clips = LAYOUTS[layout].plan(parameters["subjects"], parameters["clips_per_subject"])
     root = Path(root)
     _claim(root, parameters | {"version": VERSION}, clips)
     jobs = [(str(root / clip.path), clip, seed) for clip in clips]
-    workers = min(workers or len(os.sched_getaffinity(0)), len(jobs))
-    if workers == 1:
-        for done, job in enumerate(jobs, 1):
-            make_clip(*job)
+    with closing(_make_clips(jobs, min(workers or len(os.sched_getaffinity(0)), len(jobs)))) as made:
+        for done, _ in enumerate(made, 1):
             if progress:
                 progress(done, len(jobs))
-    else:
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_end_with_parent) as pool:
-            futures = [pool.submit(make_clip, *job) for job in jobs]
-            try:
-                for done, future in enumerate(as_completed(futures), 1):
-                    future.result()
-                    if progress:
-                        progress(done, len(jobs))
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
     return [root / clip.path for clip in clips]
 
 
+def _make_clips(jobs: Sequence[tuple], workers: int) -> Iterator[None]:
+    """Make clips and yield after each, in any order."""
+    if workers == 1:
+        yield from (make_clip(*job) for job in jobs)
+        return
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_end_with_parent) as pool:
+        futures = [pool.submit(make_clip, *job) for job in jobs]
+        try:
+            yield from (future.result() for future in as_completed(futures))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
 def _end_with_parent():
-    """Let a worker not outlive a killed parent, which could no longer tell it to stop."""
+    """End this worker when its parent is killed, which could no longer tell it to stop."""
 
     def watch():
         multiprocessing.parent_process().join()
@@ -190,7 +200,7 @@ def _end_with_parent():
 
 
 def _check(layout, subjects, clips_per_subject, seed, workers):
-    """What determines the clips, the layout's limits filled in, or an `InputError` that says which one is wrong."""
+    """Return the parameters that determine the clips, with the layout's limits filled in. InputError: one is wrong."""
     if layout not in LAYOUTS:
         raise InputError(f"synth: layout: expected {' or '.join(sorted(LAYOUTS))}, found {layout!r}")
     limits = LAYOUTS[layout]
@@ -211,7 +221,7 @@ def _check(layout, subjects, clips_per_subject, seed, workers):
 
 
 def _claim(root, parameters, clips):
-    """Make the folders and the marker, or raise an `InputError` if the root belongs to something else."""
+    """Make the folders and the marker. InputError: the root holds other clips, or cannot be written."""
     elsewhere = "give another folder, or empty this one first"
     if root.exists() and not root.is_dir():
         raise InputError(f"synth: {root}: expected a folder or nothing, found a file; give another path")
@@ -232,9 +242,8 @@ def _claim(root, parameters, clips):
             )
         for folder in sorted({(root / clip.path).parent for clip in clips}):
             folder.mkdir(parents=True, exist_ok=True)
-        partial = root / f"{SYNTHETIC}.partial"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(marker)
+        with whole_file(marker, "w") as file:
+            file.write(text)
     except OSError as error:
         reason = f"{error.strerror}: {error.filename}"
         raise InputError(f"synth: {root}: expected a folder that can be written, found {reason}") from error
@@ -242,30 +251,29 @@ def _claim(root, parameters, clips):
 
 def make_clip(path, clip, seed):
     """Draw, speak and encode one `SynthClip`; the file appears at `path` when it is whole."""
-    person = synth_face.draw_person(np.random.default_rng([seed, clip.subject, 0, 1]))
-    speaker = synth_voice.draw_speaker(np.random.default_rng([seed, clip.subject, 0, 2]))
+    person = draw_person(np.random.default_rng([seed, clip.subject, 0, 1]))
+    speaker = draw_speaker(np.random.default_rng([seed, clip.subject, 0, 2]))
     takes = [_perform(person, speaker, clip, take, seed) for take in range(clip.takes)]
     frames, waveforms = (np.concatenate(parts) for parts in zip(*takes, strict=True))
     _encode(Path(path), frames, waveforms, comment=f"mlemiss synth {VERSION}: drawn and synthesised, not recorded")
 
 
 def _perform(person, speaker, clip, take, seed):
-    """Frames uint8 [frame, row, column, 3] and waveform float [samples] of one of a clip's performances."""
+    """Return frames, uint8 [frame, row, column, 3], and waveform, float [samples], of one of a clip's performances."""
     rng, visual, audio = (
         np.random.default_rng([seed, clip.subject, 1 + clip.number + take, part]) for part in (1, 2, 3)
     )
     clarity = draw_clarity(rng, clip.strong ^ bool(take % 2))
-    count = round(rng.uniform(*DURATION) * synth_face.FPS)  # frames
-    duration = count / synth_face.FPS
-    waveform, opening = synth_voice.speak(
-        audio, speaker, clip.emotion, clarity["audio"], clip.statement ^ take % 2, duration
-    )  # both [samples]
-    opening = opening[:: synth_voice.VOICE_RATE // synth_face.FPS]  # [frame]
-    return synth_face.act(visual, person, clip.emotion, clarity["visual"], opening), waveform
+    count = round(rng.uniform(*DURATION) * FPS)  # frames
+    duration = count / FPS
+    statement = clip.statement ^ take % 2
+    waveform, opening = speak(audio, speaker, clip.emotion, clarity["audio"], statement, duration)  # both [samples]
+    opening = opening[:: VOICE_RATE // FPS]  # [frame]
+    return act(visual, person, clip.emotion, clarity["visual"], opening), waveform
 
 
 def draw_clarity(rng, strong):
-    """How clearly a clip shows its emotion, by modality: 0 (neutral) to about 1; never unclear in both."""
+    """Draw how clearly a clip shows its emotion, by modality: 0 (neutral) to about 1; never unclear in both."""
     which = rng.random()
     unclear = {"visual": which < UNCLEAR_SHARE["visual"], "audio": which > 1 - UNCLEAR_SHARE["audio"]}
     return {
@@ -282,14 +290,14 @@ ENCODING = {
 
 
 def _encode(path, frames, waveform, comment):
-    """`frames` uint8 [frame, row, column, 3] RGB and `waveform` float [samples] to an mp4 or avi at `path`."""
+    """Write `frames`, uint8 [frame, row, column, 3] RGB, and `waveform`, float [samples], as an mp4 or avi."""
     partial = path.with_name(f".{path.name}.partial")
     with tempfile.TemporaryDirectory() as folder:
         sound = Path(folder) / "sound.wav"
         with wave.open(str(sound), "wb") as file:
             file.setnchannels(2)
             file.setsampwidth(2)
-            file.setframerate(synth_voice.VOICE_RATE)
+            file.setframerate(VOICE_RATE)
             mono = np.round(32767 * waveform).astype("<i2")
             file.writeframes(np.repeat(mono, 2).tobytes())  # two identical channels, as RAVDESS has
         height, width = frames.shape[1:3]
@@ -297,7 +305,7 @@ def _encode(path, frames, waveform, comment):
         pictures.write_bytes(b"".join(cv2.cvtColor(frame, cv2.COLOR_RGB2YUV_I420).tobytes() for frame in frames))
         command = f"""
             -nostdin -loglevel error -y -threads 1
-            -f rawvideo -pix_fmt yuv420p -s {width}x{height} -r {synth_face.FPS} -i PICTURES -i SOUND
+            -f rawvideo -pix_fmt yuv420p -s {width}x{height} -r {FPS} -i PICTURES -i SOUND
             {ENCODING[path.suffix]} -flags +bitexact -fflags +bitexact -map_metadata -1 -metadata COMMENT
             -f {path.suffix[1:]} CLIP
         """.split()

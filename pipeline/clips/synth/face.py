@@ -10,11 +10,11 @@ import numpy as np
 
 WIDTH, HEIGHT = 320, 240  # pixels
 FPS = 25  # frames a second
-SHIFT = 4  # fractional bits of the coordinates given to OpenCV: motion below a pixel stays visible
+FRACTIONAL_BITS = 4  # of the coordinates given to OpenCV: motion below a pixel stays visible
 
 
 class Expression(NamedTuple):
-    """How an emotion moves a neutral face; all zero is neutral."""
+    """The movements of a neutral face that an emotion makes; all zero is neutral."""
 
     smile: float  # corners of the mouth up (positive) or down
     jaw: float  # mouth opening
@@ -38,11 +38,11 @@ EXPRESSIONS = {
     "disgust": Expression(-0.70, 0.05, -0.15, -0.50, -0.50, -0.80, 1.00, 0.70, -0.60, 0.00),
     "surprised": Expression(0.00, 1.10, -0.30, 1.00, 0.10, 0.90, 0.00, 0.40, -0.50, 0.30),
 }
-JITTER = 0.06  # deviation of every part of an expression between takes of one emotion
+EXPRESSION_JITTER = 0.06  # deviation of every part of an expression between takes of one emotion
 
 
 class Person(NamedTuple):
-    """What stays the same in all clips of one face; colours are RGB, 0 to 255."""
+    """The features of a face, the same in all its clips; colours are RGB, 0 to 255."""
 
     skin: np.ndarray
     hair: np.ndarray
@@ -58,7 +58,7 @@ class Person(NamedTuple):
 
 
 def draw_person(rng):
-    """A random `Person`."""
+    """Draw a random `Person`."""
     tone = rng.uniform(0, 0.35)  # light to dark
     skin = (1 - tone) * np.array([240, 200, 175]) + tone * np.array([130, 85, 60])
     hair = np.array([[35, 25, 20], [90, 60, 35], [170, 130, 75], [120, 120, 120]])[rng.integers(4)]
@@ -78,12 +78,16 @@ def draw_person(rng):
 
 
 def act(rng, person, emotion, clarity, opening):
-    """The frames of one clip, uint8 [frame, HEIGHT, WIDTH, 3] RGB.
+    """Draw the frames of one clip, uint8 [frame, HEIGHT, WIDTH, 3] RGB.
 
-    Parameters: `rng` a numpy Generator; `person` from `draw_person`; `emotion` a key of `EXPRESSIONS`; `clarity` 0
-    (neutral) to about 1; `opening` float [frame], how far the mouth is open for speaking, 0 to 1.
+    Args:
+        rng: a numpy Generator.
+        person: from `draw_person`.
+        emotion: a key of `EXPRESSIONS`.
+        clarity: 0 (neutral) to about 1.
+        opening: float [frame], how far the mouth is open for speaking, 0 to 1.
     """
-    peak = clarity * np.array(EXPRESSIONS[emotion]) + rng.normal(0, JITTER, len(Expression._fields))
+    peak = clarity * np.array(EXPRESSIONS[emotion]) + rng.normal(0, EXPRESSION_JITTER, len(Expression._fields))
     count = len(opening)
     seconds = np.arange(count) / FPS
     rise = np.clip((seconds - rng.uniform(-0.2, 0.1)) / rng.uniform(0.3, 0.6), 0, 1)
@@ -120,7 +124,7 @@ def act(rng, person, emotion, clarity, opening):
 
 
 class _Pen:
-    """Draws in face units on a canvas of pixels."""
+    """A pen that draws in face units on a canvas of pixels, uint8 [HEIGHT, WIDTH, 3]."""
 
     def __init__(self, canvas, size, angle, offset):
         cosine, sine = size * np.cos(angle), size * np.sin(angle)
@@ -128,17 +132,20 @@ class _Pen:
         self.turn = np.array([[cosine, sine], [-sine, cosine]])
 
     def _pixels(self, points):
-        return np.round((np.asarray(points, float) @ self.turn + self.offset) * 2**SHIFT).astype(np.int32)
+        return np.round((np.asarray(points, float) @ self.turn + self.offset) * 2**FRACTIONAL_BITS).astype(np.int32)
 
     def area(self, points, colour):
-        cv2.fillPoly(self.canvas, [self._pixels(points)], _rgb(colour), cv2.LINE_AA, SHIFT)
+        """Fill the polygon of the points, [point, 2]."""
+        cv2.fillPoly(self.canvas, [self._pixels(points)], _rgb(colour), cv2.LINE_AA, FRACTIONAL_BITS)
 
     def ellipse(self, x, y, across, down, colour, squareness=2.0):
+        """Fill a superellipse around (x, y) of these half-axes."""
         self.area(_outline(squareness) * (across, down) + (x, y), colour)
 
     def line(self, points, colour, thickness):
+        """Draw a line through the points, [point, 2]."""
         pixels = max(round(thickness * self.size), 1)
-        cv2.polylines(self.canvas, [self._pixels(points)], False, _rgb(colour), pixels, cv2.LINE_AA, SHIFT)
+        cv2.polylines(self.canvas, [self._pixels(points)], False, _rgb(colour), pixels, cv2.LINE_AA, FRACTIONAL_BITS)
 
 
 def _rgb(colour):
@@ -150,13 +157,13 @@ ACROSS = np.linspace(-1, 1, 17)  # from one corner of a mouth or brow to the oth
 
 
 def _outline(squareness):
-    """A superellipse of half-axes 1, float [point, 2]."""
+    """Return a superellipse of half-axes 1, float [point, 2]."""
     circle = np.stack([np.cos(ANGLES), np.sin(ANGLES)], 1)
     return np.sign(circle) * np.abs(circle) ** (2 / squareness)
 
 
 def _draw(pen, person, now, speaking, lids):
-    """The whole head on `pen`: `now` an `Expression`, `speaking` and `lids` 0 (closed) to 1 (open)."""
+    """Draw the whole head with a pen: `now` an `Expression`, `speaking` and `lids` 0 (closed) to 1 (open)."""
     skin, dark = person.skin, 0.72 * person.skin
     pen.ellipse(0, 1.95, 1.25, 0.75, person.shirt)
     hair = (0.15, 1.18) if person.long_hair else (-0.45, 0.98)  # middle, and half the height
@@ -180,7 +187,7 @@ def _draw(pen, person, now, speaking, lids):
 
 
 def _draw_fringe(pen, person):
-    """Hair over the forehead: the cap of the head's own outline above the fringe."""
+    """Draw hair over the forehead: the cap of the head's own outline above the fringe."""
     outline = _outline(person.squareness) * (person.breadth + 0.02, 1.03)
     pen.area(outline[outline[:, 1] < person.fringe + 0.12 * np.abs(outline[:, 0])], person.hair)
 
@@ -217,7 +224,7 @@ def _draw_mouth(pen, person, now, speaking):
 
 
 def _backdrop(rng, person):
-    """The wall with a gradient and a few soft blotches, uint8 [HEIGHT, WIDTH, 3]."""
+    """Return the wall with a gradient and a few soft blotches, uint8 [HEIGHT, WIDTH, 3]."""
     rows, columns = np.mgrid[-1 : 1 : HEIGHT * 1j, -1 : 1 : WIDTH * 1j]
     shade = rng.normal(0, 3) * rows + rng.normal(0, 3) * columns
     for _ in range(3):
@@ -227,7 +234,7 @@ def _backdrop(rng, person):
 
 
 def _light(rng):
-    """Brightness, colour and direction of the light as factors, float32 [HEIGHT, WIDTH, 3]."""
+    """Return brightness, colour and direction of the light as factors, float32 [HEIGHT, WIDTH, 3]."""
     rows, columns = np.mgrid[-1 : 1 : HEIGHT * 1j, -1 : 1 : WIDTH * 1j]
     factor = rng.normal(0.95, 0.012) + rng.normal(0, 0.02) * columns + rng.normal(0, 0.015) * rows
     return (factor[:, :, None] * (1 + rng.normal(0, 0.005, 3))).astype(np.float32)

@@ -16,7 +16,7 @@ SPEECH_DB = -27.0  # dB relative to full scale (rms) of a neutral sentence
 
 
 class Prosody(NamedTuple):
-    """How an emotion moves a neutral voice; all zero is neutral."""
+    """The changes of a neutral voice that an emotion makes; all zero is neutral."""
 
     pitch: float  # semitones above the speaker's own pitch
     rise: float  # semitones from the first to the last syllable
@@ -39,7 +39,7 @@ PROSODIES = {
     "disgust": Prosody(-6.0, -3.0, 0.0, 0.0, 0.0, 0.20, 0.00, -0.15, -0.25),
     "surprised": Prosody(6.0, 11.0, 1.0, 0.0, 1.0, -0.40, 0.60, -0.20, 0.00),
 }
-JITTER = Prosody(0.7, 0.7, 0.5, 0.1, 0.8, 0.10, 0.03, 0.05, 0.02)  # deviation between takes of one emotion
+PROSODY_JITTER = Prosody(0.7, 0.7, 0.5, 0.1, 0.8, 0.10, 0.03, 0.05, 0.02)  # deviation between takes of one emotion
 
 # First three formants in Hz (Peterson and Barney 1952, men).
 VOWELS = {
@@ -49,12 +49,12 @@ VOWELS = {
     "o": (570, 840, 2410),
     "e": (500, 1500, 2500),
 }
-SENTENCES = ("Ieoiaeo", "oeIIaeo")  # the vowels of RAVDESS's two: kids are talking, dogs are sitting, by the door
+SPOKEN_VOWELS = ("Ieoiaeo", "oeIIaeo")  # the vowels of RAVDESS's two: kids are talking, dogs are sitting, by the door
 STRESSED = np.array([1.0, 0.2, 0.8, 0.2, 0.3, 0.0, 1.0])  # by syllable
 
 
 class Speaker(NamedTuple):
-    """What stays the same in all clips of one voice."""
+    """The features of a voice, the same in all its clips."""
 
     pitch: float  # Hz
     formants: float  # scale of every formant: the length of the vocal tract
@@ -64,7 +64,7 @@ class Speaker(NamedTuple):
 
 
 def draw_speaker(rng):
-    """A random `Speaker`."""
+    """Draw a random `Speaker`."""
     high = rng.random() < 0.5  # about half the voices are women's
     return Speaker(
         pitch=(190.0 if high else 120.0) * 2 ** rng.normal(0, 0.08),
@@ -76,17 +76,24 @@ def draw_speaker(rng):
 
 
 def speak(rng, speaker, emotion, clarity, statement, duration):
-    """One spoken sentence.
+    """Speak one sentence.
 
-    Parameters: `rng` a numpy Generator; `speaker` from `draw_speaker`; `emotion` a key of `PROSODIES`; `clarity` 0
-    (neutral) to about 1; `statement` 0 or 1; `duration` in seconds.
-    Returns the waveform, float32 [samples] at `VOICE_RATE` within -1 to 1, and how far the mouth is open for speaking,
-    float64 [samples] from 0 to 1.
+    Args:
+        rng: a numpy Generator.
+        speaker: from `draw_speaker`.
+        emotion: a key of `PROSODIES`.
+        clarity: 0 (neutral) to about 1.
+        statement: 0 or 1.
+        duration: seconds.
+
+    Returns:
+        The waveform, float32 [samples] at `VOICE_RATE` within -1 to 1, and how far the mouth is open for speaking,
+        float64 [samples] from 0 to 1.
     """
-    prosody = Prosody(*(clarity * np.array(PROSODIES[emotion]) + rng.normal(size=len(JITTER)) * JITTER))
+    prosody = Prosody(*(clarity * np.array(PROSODIES[emotion]) + rng.normal(size=len(PROSODY_JITTER)) * PROSODY_JITTER))
     samples = round(duration * VOICE_RATE)
     seconds = np.arange(samples) / VOICE_RATE
-    sentence = SENTENCES[statement]
+    sentence = SPOKEN_VOWELS[statement]
     span = min(1.55 * 2.0 ** -(prosody.rate + speaker.rate), duration - 0.2)
     start = rng.uniform(0.08, max(duration - span - 0.08, 0.09))
     syllable = span / len(sentence)
@@ -114,7 +121,7 @@ def speak(rng, speaker, emotion, clarity, statement, duration):
 
 
 def _source(rng, pitch, prosody, speaker):
-    """Glottal harmonics with breath noise; `pitch` in Hz [samples]."""
+    """Return glottal harmonics with breath noise; `pitch` in Hz [samples]."""
     cutoff = 1500.0 * 2.0 ** (prosody.effort + speaker.effort)  # Hz
     pole = np.exp(-pitch / cutoff)
     cosine = np.cos(np.cumsum(2 * np.pi * pitch / VOICE_RATE) + rng.uniform(0, 2 * np.pi))
@@ -123,7 +130,7 @@ def _source(rng, pitch, prosody, speaker):
 
 
 def _filter(source, centres, formants):
-    """`source` [samples] through resonances that glide between the `formants` [syllable, 3] at `centres` (seconds)."""
+    """Filter `source` [samples] by resonances that glide between `formants` [syllable, 3] at `centres` (seconds)."""
     padded = np.pad(source, (WINDOW, WINDOW + -source.size % HOP))
     frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::HOP] * np.hanning(WINDOW + 1)[:-1]
     times = (np.arange(len(frames)) * HOP - WINDOW / 2) / VOICE_RATE  # of each frame's middle
@@ -142,7 +149,7 @@ def _filter(source, centres, formants):
 
 
 def _consonants(rng, seconds, onsets):
-    """Short bursts of noise at the syllables' `onsets` (seconds)."""
+    """Return short bursts of noise at the syllables' `onsets` (seconds)."""
     bursts = sum(
         np.exp(-(((seconds - onset) / 0.015) ** 2)) * strength
         for onset, strength in zip(onsets, rng.uniform(0.3, 1.0, len(onsets)), strict=True)
@@ -151,7 +158,7 @@ def _consonants(rng, seconds, onsets):
 
 
 def _background(rng, seconds):
-    """Room noise with a spectrum between white and brown, and mains hum, of random levels."""
+    """Return room noise with a spectrum between white and brown, and mains hum, of random levels."""
     spectrum = np.fft.rfft(rng.normal(size=seconds.size))
     spectrum *= np.maximum(np.arange(spectrum.size), 20.0) ** -rng.uniform(0.4, 0.7)
     noise = np.fft.irfft(spectrum, seconds.size)
