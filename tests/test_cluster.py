@@ -18,7 +18,8 @@ from mlemiss.pipeline.run import cluster, extract
 from mlemiss.pipeline.run.plan import Output, Source, Task
 from mlemiss.pipeline.stores.checksums import damaged_files
 
-from .test_preprocess import _staged, content, options
+from .preprocessing import content, options
+from .preprocessing import staged as _staged
 
 SOME = ("--media", "keep", "--limit", 12)
 
