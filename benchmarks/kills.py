@@ -1,6 +1,6 @@
 """Kill preprocessing at random instants, again and again: nothing is lost, and nothing that opens is ever wrong.
 
-    python benchmarks/kills.py [--kills 100] [--clips 12] [--workers 2] [--seed 0]
+    python benchmarks/kills.py [--kills 100] [--clips 12] [--workers 2] [--seed 0] [--features NAME]
 
 Every run is `mlemiss preprocess` over synthetic clips into the same folder, killed with SIGKILL after a random part of
 an undisturbed run's time. After each kill: every store that is there and complete must equal the undisturbed one byte
@@ -21,8 +21,6 @@ from pathlib import Path
 
 from mlemiss import cli
 from mlemiss.pipeline.clips.synth import synthesize
-
-FEATURES = "timm:mobilenetv3_small_050"
 
 
 def content(stores: Path) -> dict[str, bytes]:
@@ -80,6 +78,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=12)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--features", default="timm:mobilenetv3_small_050")
     arguments = parser.parse_args()
     draw = random.Random(arguments.seed)
     for name in ("timm", "distributed", "librosa", "mlemiss.pipeline.preprocess", "mlemiss.pipeline.stores.share"):
@@ -88,7 +87,15 @@ def main() -> None:
         root, stores, whole = (Path(folder) / name for name in ("clips", "stores", "whole"))
         synthesize(root, subjects=1, clips_per_subject=arguments.clips, workers=2)
         command = ["preprocess", "--dataset", "ravdess", "--root", str(root), "--media", "keep"]
-        command += ["--features", FEATURES, "--weights", "random", "--workers", str(arguments.workers), "--stores"]
+        command += [
+            "--features",
+            arguments.features,
+            "--weights",
+            "random",
+            "--workers",
+            str(arguments.workers),
+            "--stores",
+        ]
         tag = f"MLEMISS_KILLS={os.getpid()}"
         begin = time.monotonic()
         assert ended(start([*command, str(whole)], tag), 600) == 0

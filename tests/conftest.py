@@ -1,17 +1,21 @@
-"""Clips for the tests: synthetic ones made once a session, real ones where MLEMISS_SHARED_DATA says they are."""
+"""What is made once a session: synthetic clips and their stores, the server that commands are forked from.
+
+Real clips are used where MLEMISS_SHARED_DATA names a folder of them.
+"""
 
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
-import tempfile
+from dataclasses import dataclass
+from functools import cached_property
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
 
+from .preprocessing import SIX, content, options
+from .processes import IMPORTED, ONE_THREAD, Forks
 from .servers import http_server, s3_server
-
-SMALL = "timm:mobilenetv3_small_050"  # the backbone of tests that are not about backbones
 
 
 @pytest.fixture(scope="session")
@@ -47,67 +51,54 @@ def http(tmp_path_factory):
         yield served
 
 
-# Forks a process for each command from one that has imported what is slow to import, as most commands would: a process
-# of its own with its own streams and status, without seconds of importing each time.
-SERVER = """
-import atexit, importlib, json, os, signal, sys
-heavy = "timm distributed librosa mlemiss.pipeline.preprocess mlemiss.trainer.experiments.reproduce mlemiss.cli"
-for name in heavy.split():
-    importlib.import_module(name)
-for line in sys.stdin:
-    job = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        os.chdir(job["folder"])
-        os.environ.update(job["environment"])
-        for number, path in ((0, os.devnull), (1, job["stdout"]), (2, job["stderr"])):
-            os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), number)
-        signal.alarm(job["timeout"])
-        sys.argv = ["mlemiss", *job["arguments"]]
-        try:
-            sys.modules["mlemiss.cli"].main()
-        except SystemExit as end:
-            atexit._run_exitfuncs()
-            sys.stdout.flush()
-            os._exit(end.code)  # taking everything imported apart would take a second
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
+@pytest.fixture(scope="session")
+def fork_server():
+    """Start the server that processes are forked from."""
+    multiprocessing.set_forkserver_preload(list(IMPORTED))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ONE_THREAD.items():
+            patch.setenv(name, value)
+        forkserver.ensure_running()
 
 
 @pytest.fixture(scope="session")
-def server():
-    command = [sys.executable, "-c", SERVER]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # small networks, as everywhere in the tests
-    with subprocess.Popen(
-        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        yield process
-        process.stdin.close()
+def commands(fork_server, tmp_path_factory):
+    """Run the installed command for fixtures that serve several tests."""
+    forks = Forks(tmp_path_factory.mktemp("work"), tmp_path_factory.mktemp("streams"))
+    yield forks
+    forks.end()
 
 
 @pytest.fixture
-def mlemiss(tmp_path, server):
-    """Run the installed command as a user does: mlemiss("list", "datasets") -> CompletedProcess of text.
+def mlemiss(fork_server, tmp_path, tmp_path_factory):
+    """Run the installed command as a user does, in the test's folder: mlemiss("list", "datasets")."""
+    forks = Forks(tmp_path, tmp_path_factory.mktemp("streams"))
+    yield forks
+    forks.end()
 
-    With environment variables it is started from nothing, as what is imported may read them (but for MLEMISS_FFMPEG).
-    """
 
-    def run(*arguments: object, timeout: int = 300, **environment: str) -> subprocess.CompletedProcess:
-        arguments = list(map(str, arguments))
-        if environment.keys() - {"MLEMISS_FFMPEG"}:
-            command = [sys.executable, "-m", "mlemiss.cli", *arguments]
-            environment = os.environ | environment
-            return subprocess.run(
-                command, cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=timeout
-            )
-        with tempfile.TemporaryDirectory() as folder:
-            streams = {name: f"{folder}/{name}" for name in ("stdout", "stderr")}
-            job = {"arguments": arguments, "folder": str(tmp_path), "timeout": timeout} | streams
-            job["environment"] = dict(os.environ) | {"OMP_NUM_THREADS": "1"} | environment
-            server.stdin.write(json.dumps(job) + "\n")
-            server.stdin.flush()
-            status = int(server.stdout.readline())
-            texts = {name: Path(path).read_text(encoding="utf-8") for name, path in streams.items()}
-        return subprocess.CompletedProcess(arguments, status, **texts)
+@dataclass(frozen=True)
+class Made:
+    """The stores of an undisturbed run, which others are compared with. Read only."""
 
-    return run
+    stores: Path
+    summary: dict  # of `--json`
+
+    @cached_property
+    def content(self) -> dict[str, bytes]:
+        """Return every file of the stores."""
+        return content(self.stores)
+
+    @property
+    def media(self) -> dict[str, bytes]:
+        """Return every file of the media store."""
+        return {name: data for name, data in self.content.items() if "-media-" in name}
+
+
+@pytest.fixture(scope="session")
+def six(commands, synthetic_ravdess, tmp_path_factory) -> Made:
+    """Six clips, preprocessed one after the other: media and features."""
+    stores = tmp_path_factory.mktemp("six") / "stores"
+    done = commands(*options(synthetic_ravdess, stores, *SIX, "--workers", 0, "--json"))
+    assert done.returncode == 0, done.stderr
+    return Made(stores, json.loads(done.stdout))

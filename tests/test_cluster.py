@@ -18,7 +18,8 @@ from mlemiss.pipeline.run import cluster, extract
 from mlemiss.pipeline.run.plan import Output, Source, Task
 from mlemiss.pipeline.stores.checksums import damaged_files
 
-from .test_preprocess import _staged, content, options
+from .preprocessing import content, options
+from .preprocessing import staged as _staged
 
 SOME = ("--media", "keep", "--limit", 12)
 
@@ -285,18 +286,23 @@ def test_a_single_clip_that_is_fatal_is_recorded(synthetic_ravdess, tmp_path, ml
 
 
 def test_nothing_listens_beyond_loopback(synthetic_ravdess, tmp_path):
+    """And on Linux workers are forked from a process that has no threads, whose locks a fork could leave held."""
     arguments = options(synthetic_ravdess, tmp_path / "stores", "--limit", 4, "--workers", 2, "--media", "only")
     command = [sys.executable, "-m", "mlemiss.cli", *map(str, arguments)]
     client = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while "dashboard" not in client.stderr.readline():
         assert client.poll() is None
+    children = psutil.Process(client.pid).children()
+    servers = [child for child in children if "forkserver" in " ".join(child.cmdline())]
     family = [psutil.Process(client.pid), *psutil.Process(client.pid).children(recursive=True)]
-    listening = set()
+    listening, threads = set(), set()
     while not list((tmp_path / "stores").glob("*.zarr")):
         for process in family:
             with contextlib.suppress(psutil.Error):
                 listening |= {c.laddr.ip for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN}
+        threads |= {server.num_threads() for server in servers if server.is_running()}
         assert client.poll() in (None, 0)
         time.sleep(0.05)
     client.communicate()
     assert client.returncode == 0 and listening == {"127.0.0.1"}
+    assert sys.platform != "linux" or (len(servers) == 1 and threads == {1})

@@ -13,7 +13,7 @@ from mlemiss.pipeline.clips import synth
 from mlemiss.pipeline.clips.datasets import collect, load_dataset
 from mlemiss.pipeline.errors import InputError
 
-from .conftest import SMALL
+from .preprocessing import SMALL
 
 
 def link(root: Path, source: Path, *paths: str) -> Path:

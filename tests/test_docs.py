@@ -13,7 +13,7 @@ import typer
 from mlemiss.pipeline.stores.masks import MODALITIES, TRAIN, parse_missing
 from mlemiss.pipeline.stores.store import FeatureStore
 
-from .conftest import SMALL
+from .preprocessing import SMALL
 
 ROOT = Path(__file__).parent.parent
 PAGES = {path.relative_to(ROOT).as_posix(): path for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]}

@@ -33,9 +33,9 @@ from mlemiss.trainer.methods import load
 from mlemiss.trainer.methods.mle import MaximumLikelihood
 from mlemiss.trainer.settings import Settings
 
-from .conftest import SMALL
 from .feature_stores import predictions, write_store
 from .media_stores import DROPPING, NORMED, RANDOM, SEGMENTS, TINY, cached, tiny, write_media
+from .preprocessing import SMALL
 
 QUICK = Settings(epochs=2, batch_size=16, hidden=16, dim=6, lr=1e-2)
 CPU = torch.device("cpu")

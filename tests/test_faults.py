@@ -4,10 +4,8 @@ import ctypes
 import json
 import os
 import shutil
-import signal
 import struct
 import subprocess
-import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -20,11 +18,9 @@ from mlemiss.pipeline.clips.datasets import collect
 from mlemiss.pipeline.media.process import ffmpeg_binary
 from mlemiss.pipeline.run.parts import Part
 from mlemiss.pipeline.run.plan import read_sources
-from mlemiss.pipeline.stores.checksums import damaged_files
 from mlemiss.pipeline.stores.store import FeatureStore
 
-from .conftest import SMALL
-from .test_preprocess import _processes_mentioning, content, options
+from .preprocessing import NETWORK, SIX, SMALL, content, options, processes_mentioning, staged
 
 GOOD, KINDS = 180, 6  # clips, and how many different ones they are links to
 
@@ -125,9 +121,7 @@ def test_two_hundred_clips_twenty_of_them_hostile(folder, tmp_path, mlemiss):
     arguments = ["--dataset", root / "mine.csv", "--stores", tmp_path / "stores", "--json", "--workers", 2]
     tag = f"MLEMISS_TEST_TAG={tmp_path.name}"
     with watched(outside) as was_opened:
-        result = mlemiss(
-            "preprocess", *arguments, *LIMITS, "--features", SMALL, "--weights", "random", **dict([tag.split("=")])
-        )
+        result = mlemiss("preprocess", *arguments, *LIMITS, *NETWORK, **dict([tag.split("=")]))
         assert not was_opened(), "a file outside the root was read"
         outside.open("rb").close()
         assert was_opened(), "here it cannot be told whether a file is read"
@@ -138,9 +132,10 @@ def test_two_hundred_clips_twenty_of_them_hostile(folder, tmp_path, mlemiss):
     for name, word in causes.items():
         assert found[name] and word in found[name], (name, found[name])
         assert str(tmp_path) not in found[name] and " 0x" not in found[name]
-    assert _processes_mentioning(tag) == []
+    assert processes_mentioning(tag) == []
     stored = FeatureStore.open(summary["stores"][0])
     assert (stored.status == "done").sum() == 180 and stored.present[stored.status == "done"].all()
+    assert stored.group["visual"].chunks == (32, 30, 256)
 
 
 def test_too_many_failures_are_an_error(folder, tmp_path, mlemiss):
@@ -161,13 +156,12 @@ def test_too_many_failures_are_an_error(folder, tmp_path, mlemiss):
 
 
 @pytest.mark.parametrize("moment", ["run.reuse.fill", "stores.store.write_table"])
-def test_a_lost_claim_stops_before_publishing(moment, synthetic_ravdess, tmp_path):
+def test_a_lost_claim_stops_before_publishing(moment, synthetic_ravdess, tmp_path, mlemiss):
     """Taken over by another machine, as after a suspension, before the last stage or within it: whoever wakes up must
     not publish beside it."""
     module, name = moment.rsplit(".", 1)
     takeover = f"""
-import json, sys
-import mlemiss.cli
+import json
 import mlemiss.pipeline.{module} as module
 from pathlib import Path
 real = module.{name}
@@ -176,23 +170,21 @@ def taken(*arguments):
         file.write_text(json.dumps(json.loads(file.read_text()) | {{"token": "another", "host": "elsewhere"}}))
     return real(*arguments)
 module.{name} = taken
-mlemiss.cli.main(sys.argv[1:])
 """
     arguments = options(synthetic_ravdess, tmp_path / "stores", "--limit", 2, "--workers", 0, "--media", "only")
-    done = subprocess.run(list(map(str, [sys.executable, "-c", takeover, *arguments])), capture_output=True, text=True)
+    done = mlemiss(*arguments, before=takeover)
     assert done.returncode == 2 and "elsewhere" in done.stderr, done.stderr
     assert content(tmp_path / "stores") == {}
 
 
-def test_a_clip_that_changes_meanwhile_is_not_filed_under_its_old_content(synthetic_ravdess, tmp_path):
+def test_a_clip_that_changes_meanwhile_is_not_filed_under_its_old_content(synthetic_ravdess, tmp_path, mlemiss):
     """Still being copied, say, when it was hashed."""
     root = tmp_path / "root"
-    shutil.copytree(synthetic_ravdess, root)
-    names = sorted(path.name for path in root.rglob("*.mp4"))[:2]
+    root.mkdir()
+    for clip in sorted(synthetic_ravdess.rglob("*.mp4"))[:4]:
+        shutil.copy(clip, root)
+    names = sorted(path.name for path in root.iterdir())[:2]
     change = f"""
-import sys
-import mlemiss.cli
-from pathlib import Path
 from mlemiss.pipeline.media import decode as media
 real = media.read_clip
 def read_clip(path, limits):
@@ -202,10 +194,9 @@ def read_clip(path, limits):
         path.unlink()
     return real(path, limits)
 media.read_clip = read_clip
-mlemiss.cli.main(sys.argv[1:])
 """
     arguments = options(root, tmp_path / "stores", "--workers", 0, "--media", "only", "--json")
-    done = subprocess.run(list(map(str, [sys.executable, "-c", change, *arguments])), capture_output=True, text=True)
+    done = mlemiss(*arguments, before=change)
     assert done.returncode == 1, done.stderr
     failed = json.loads(done.stdout)["failed"]
     assert [failure["path"].rpartition("/")[2] for failure in failed] == names
@@ -242,43 +233,38 @@ def small_disk(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_full_disk_ends_in_a_clear_error_and_resumes(workers, small_disk, synthetic_ravdess, tmp_path, mlemiss):
-    more = ("--media", "only", "--limit", 6, "--workers")
-    arguments = options(synthetic_ravdess, small_disk / "stores", *more, workers)
+def test_a_full_disk_ends_in_a_clear_error_and_resumes(workers, small_disk, six, synthetic_ravdess, mlemiss):
+    stores = small_disk / "stores"
+    arguments = options(synthetic_ravdess, stores, *SIX, "--media", "only", "--workers", workers)
     result = mlemiss(*arguments)
     assert result.returncode == 3 and "No space left on device" in result.stderr, result.stderr
     assert "Make room" in result.stderr and "Traceback" not in result.stderr
-    assert content(small_disk / "stores") == {}
+    assert content(stores) == {}
     subprocess.run(["mount", "-o", "remount,size=200m", small_disk], check=True)
     result = mlemiss(*arguments)
     assert result.returncode == 0 and "going on" in result.stderr, result.stderr
-    assert mlemiss(*options(synthetic_ravdess, tmp_path / "whole", *more, 0)).returncode == 0
-    assert content(small_disk / "stores") == content(tmp_path / "whole")
+    assert content(stores) == six.media
 
 
-def test_ten_random_kills_lose_nothing():
+def test_ten_random_kills_lose_nothing(mlemiss):
     """The script that does a hundred, with ten."""
-    script = Path(__file__).parents[1] / "benchmarks" / "kills.py"
-    command = [sys.executable, script, "--kills", "10", "--clips", "4", "--workers", "0"]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    script = (Path(__file__).parents[1] / "benchmarks" / "kills.py").read_text(encoding="utf-8")
+    done = mlemiss("--kills", 10, "--clips", 4, "--workers", 0, "--features", SMALL, code=script)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert (found["kills"], found["all_as_expected"]) == (10, True)
 
 
-def test_a_dead_lock_is_taken_over(synthetic_ravdess, tmp_path, mlemiss):
+def test_a_dead_lock_is_taken_over(six, synthetic_ravdess, tmp_path, mlemiss):
     """The lock goes with its holder, however that ends; what the holder finished is kept."""
-    arguments = list(
-        map(str, options(synthetic_ravdess, tmp_path / "stores", "--limit", 6, "--workers", 0, "--media", "only"))
-    )
-    holder = subprocess.Popen([sys.executable, "-m", "mlemiss.cli", *arguments], stderr=subprocess.DEVNULL)
-    while not list((tmp_path / "stores").glob(".partial/*/clips/*.npz")) and holder.poll() is None:
+    stores = tmp_path / "stores"
+    arguments = options(synthetic_ravdess, stores, *SIX, "--media", "only", "--workers", 0)
+    holder = mlemiss.start(*arguments)
+    while not staged(stores) and holder.poll() is None:
         time.sleep(0.01)
     told = mlemiss(*arguments)
     assert told.returncode == 2 and f"process {holder.pid}" in told.stderr, told.stderr
-    holder.send_signal(signal.SIGKILL)
-    holder.wait()
+    holder.kill()
     result = mlemiss(*arguments)
     assert result.returncode == 0, result.stderr
-    (path,) = (tmp_path / "stores").glob("*.zarr")
-    assert damaged_files(path) == []
+    assert content(stores) == six.media

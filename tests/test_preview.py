@@ -21,8 +21,8 @@ from mlemiss.pipeline.stores.preview import choose_clips, write_preview
 from mlemiss.pipeline.stores.preview_features import measure_features, principal_components
 from mlemiss.pipeline.stores.store import FeatureStore
 
-from .conftest import SMALL
 from .feature_stores import write_store
+from .preprocessing import SMALL
 
 EVIL = "<script>alert('1')</script>\"&</table>$\\frac"
 

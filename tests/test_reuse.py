@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,24 +13,26 @@ from mlemiss.pipeline.stores.checksums import damaged_files
 from mlemiss.pipeline.stores.claim import only_one
 from mlemiss.pipeline.stores.store import FeatureStore
 
-from .conftest import SMALL
-from .test_preprocess import content
+from . import preprocessing
+from .preprocessing import NETWORK, content, kill_at
 
 
 def options(root: Path, stores: Path, *more: object) -> list:
-    where = ["--dataset", "ravdess", "--root", root, "--stores", stores, "--workers", 0]
-    return ["preprocess", *where, "--features", SMALL, "--weights", "random", *more]
+    return preprocessing.options(root, stores, "--workers", 0, *more)
 
 
-@pytest.fixture
-def grown(synthetic_ravdess, tmp_path) -> Path:
-    """A root of four clips of the first subject; the others' are at hand."""
-    root = tmp_path / "root"
+def four_clips(synthetic_ravdess: Path, root: Path) -> Path:
+    """Make a root of four clips of the first subject; the others' are at hand."""
     (root / "Actor_01").mkdir(parents=True)
     for path in sorted((synthetic_ravdess / "Actor_01").glob("*.mp4"))[::3]:
         shutil.copy(path, root / "Actor_01")
     shutil.copy(synthetic_ravdess / "SYNTHETIC.json", root)
     return root
+
+
+@pytest.fixture
+def grown(synthetic_ravdess, tmp_path) -> Path:
+    return four_clips(synthetic_ravdess, tmp_path / "root")
 
 
 @pytest.fixture
@@ -70,8 +71,8 @@ def test_a_clip_more_costs_one_clip(grown, synthetic_ravdess, tmp_path, mlemiss,
     assert log.read_text().split() == [new.name]
 
 
-def test_one_clip_more_in_a_store_of_a_hundred(synthetic_ravdess, tmp_path, mlemiss, counting):
-    """A hundred and one different contents: short copies of a clip, each with other bytes after its end."""
+def test_one_clip_more_in_a_store_of_fifty(synthetic_ravdess, tmp_path, mlemiss, counting):
+    """Fifty-one different contents: short copies of a clip, each with other bytes after its end."""
     root, stores, (environment, log) = tmp_path / "root", tmp_path / "stores", counting
     root.mkdir()
     short = tmp_path / "short.mp4"
@@ -79,32 +80,25 @@ def test_one_clip_more_in_a_store_of_a_hundred(synthetic_ravdess, tmp_path, mlem
     cut = [ffmpeg_binary(), "-v", "error", "-i", clip, "-t", "0.3", "-vf", "scale=64:48", "-g", "1", short]
     subprocess.run(list(map(str, cut)), check=True)
     rows = ["clip_id,path,label,subject"]
-    for i in range(101):
+    for i in range(51):
         (root / f"{i:03}.mp4").write_bytes(short.read_bytes() + b"\0\0\0\x0cfree" + i.to_bytes(4, "big"))
         rows.append(f"c{i:03},{i:03}.mp4,{'ab'[i % 2]},s{i % 9}")
-    arguments = ["preprocess", "--dataset", root / "mine.csv", "--stores", stores, "--media", "only", "--workers", 2]
-    for count in (100, 101):
+    arguments = ["preprocess", "--dataset", root / "mine.csv", "--stores", stores, "--media", "only", "--workers", 0]
+    for count in (50, 51):
         (root / "mine.csv").write_text("\n".join(rows[: count + 1]) + "\n")
         result = mlemiss(*arguments, **environment)
         assert result.returncode == 0, result.stderr
         decoded = set(log.read_text().split())
         log.unlink()
-        assert len(decoded) == (100 if count == 100 else 1)
-    assert "100 of 101 clips taken over" in result.stderr and decoded == {"100.mp4"}
+        assert len(decoded) == (50 if count == 50 else 1)
+    assert "50 of 51 clips taken over" in result.stderr and decoded == {"050.mp4"}
 
 
 def test_interrupted_work_serves_a_grown_data_set(grown, synthetic_ravdess, tmp_path, mlemiss):
     """Killed before it published, and then a clip is added: what was finished is not lost."""
     stores = tmp_path / "stores"
-    killer = """
-import os, sys
-import mlemiss.cli
-from mlemiss.pipeline.run import run
-run.finish = lambda *arguments: os.kill(os.getpid(), 9)
-mlemiss.cli.main(sys.argv[1:])
-"""
-    arguments = list(map(str, options(grown, stores, "--media", "keep")))
-    killed = subprocess.run([sys.executable, "-c", killer, *arguments], stderr=subprocess.DEVNULL)
+    arguments = options(grown, stores, "--media", "keep")
+    killed = mlemiss(*arguments, before=kill_at("run.run.finish"))
     assert killed.returncode == -9 and content(stores) == {}
     shutil.copy(sorted((synthetic_ravdess / "Actor_03").glob("*.mp4"))[0], grown)
     result = mlemiss(*arguments)
@@ -124,7 +118,7 @@ def test_equal_clips_are_computed_once(synthetic_ravdess, tmp_path, mlemiss, cou
         rows.append(f"c{i},{i}.mp4,{'ab'[i % 2]},s{i}")
     (root / "mine.csv").write_text("\n".join(["clip_id,path,label,subject", *rows]))
     arguments = ["preprocess", "--dataset", root / "mine.csv", "--stores", tmp_path / "s", "--workers", 0, "--json"]
-    result = mlemiss(*arguments, "--features", SMALL, "--weights", "random", "--media", "keep", **environment)
+    result = mlemiss(*arguments, *NETWORK, "--media", "keep", **environment)
     assert result.returncode == 0, result.stderr
     assert len(log.read_text().split()) == 1
     media, features = (FeatureStore.open(path) for path in json.loads(result.stdout)["stores"])
@@ -132,25 +126,35 @@ def test_equal_clips_are_computed_once(synthetic_ravdess, tmp_path, mlemiss, cou
     assert len({media.group["frames"][i].tobytes() for i in range(6)}) == 1
 
 
-@pytest.fixture
-def slow(grown, tmp_path, mlemiss) -> tuple[list, Path]:
-    """A finished store in which two clips failed, of a time limit that no longer holds."""
-    program = tmp_path / "ffmpeg"
-    names = sorted(path.name for path in grown.rglob("*.mp4"))[:2]
+@pytest.fixture(scope="module")
+def timed_out(commands, synthetic_ravdess, tmp_path_factory) -> tuple[Path, Path]:
+    """A root, and a folder with a finished store in which two clips failed, of a time limit that no longer holds."""
+    folder = tmp_path_factory.mktemp("slow")
+    root, program = four_clips(synthetic_ravdess, folder / "root"), folder / "ffmpeg"
+    names = sorted(path.name for path in root.rglob("*.mp4"))[:2]
     program.write_text(
         f'#!/bin/sh\ncase "$*" in *{names[0]}*|*{names[1]}*) exec sleep 60;; esac\nexec {ffmpeg_binary()} "$@"\n'
     )
     program.chmod(0o755)
-    arguments = options(grown, tmp_path / "stores", "--json")
-    result = mlemiss(*arguments, "--clip-timeout", 1, MLEMISS_FFMPEG=str(program))
+    arguments = options(root, folder / "stores", "--json")
+    result = commands(*arguments, "--clip-timeout", 1, MLEMISS_FFMPEG=str(program))
     assert result.returncode == 1, result.stderr
     summary = json.loads(result.stdout)
     assert [failure["path"].rpartition("/")[2] for failure in summary["failed"]] == names
     assert all("longer than the time allowed" in failure["cause"] for failure in summary["failed"])
-    return arguments, Path(summary["stores"][0])
+    return root, folder / "stores"
 
 
-def test_failed_clips_are_retried_alone(slow, grown, tmp_path, mlemiss, counting):
+@pytest.fixture
+def slow(timed_out, tmp_path) -> tuple[list, Path]:
+    """A copy of that store, and the arguments of the run over its clips."""
+    root, stores = timed_out
+    copy = shutil.copytree(stores, tmp_path / "stores")
+    (path,) = copy.glob("*.zarr")
+    return options(root, copy, "--json"), path
+
+
+def test_failed_clips_are_retried_alone(slow, mlemiss, counting):
     arguments, path = slow
     before = FeatureStore.open(path)
     kept = before.read("visual")[before.status == "done"]
@@ -210,19 +214,16 @@ def test_killed_while_replacing_a_revision(moment, slow, mlemiss):
     """At any instant the store that opens is whole: the old revision or the new one."""
     arguments, path = slow
     killer = f"""
-import os, sys
+import os
 from pathlib import Path
-import mlemiss.cli
 real = Path.{moment}  # of the built store to its place, or of a whole COMPLETE.json to its name
 def move(self, target):
     if self.name == "store.zarr" or Path(target).name == "COMPLETE.json":
         os.kill(os.getpid(), 9)
     return real(self, target)
 Path.{moment} = move
-mlemiss.cli.main(sys.argv[1:])
 """
-    killed = subprocess.run([sys.executable, "-c", killer, *map(str, arguments), "--retry-failed"], capture_output=True)
-    assert killed.returncode == -9
+    assert mlemiss(*arguments, "--retry-failed", before=killer).returncode == -9
     assert path.exists() == (moment != "rename")
     result = mlemiss(*arguments)  # what stood there comes back
     assert result.returncode == 1 and FeatureStore.open(path).attrs["revision"] == 1 and damaged_files(path) == []

@@ -18,8 +18,8 @@ from mlemiss.pipeline.stores.checksums import COMPLETE, PUSHING, RUN, verify_sto
 from mlemiss.pipeline.stores.remote import parse_place
 from mlemiss.pipeline.stores.store import FeatureStore
 
-from .conftest import SMALL
 from .feature_stores import grid, write_store
+from .preprocessing import SMALL
 from .servers import KEYS, STALE
 from .test_store import make_store
 

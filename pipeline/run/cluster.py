@@ -4,7 +4,9 @@ Where workers have the resource GPU, the others decode and these compute the CNN
 of clips in flight is bounded, and so is memory. A clip whose worker died is tried once more, alone, and then fails.
 """
 
+import multiprocessing
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
@@ -17,7 +19,7 @@ from uuid import uuid4
 from ..console import amount, say
 from ..encoders.images import BATCH_CLIPS
 from ..errors import InputError, MachineError
-from . import parts
+from . import extract, parts
 from .extract import Outcome, decode, encode, process, wants_gpu
 from .parts import Part, say_once
 from .plan import WORK, Plan, Task
@@ -32,6 +34,8 @@ SETTINGS = {
     "distributed.scheduler.worker-saturation": 1.0,
     "distributed.logging.distributed": "error",
 }
+# of a worker process, whatever it does; librosa's own `import` postpones numba and SciPy
+PRELOADED = ("distributed", extract.__name__, "librosa.feature.spectral", "librosa.feature.utils")
 SEVERAL = 3  # clips whose workers died twice, while no other clip was finished: the clips are not to blame
 
 
@@ -159,9 +163,10 @@ def on_this_machine(workers: int, report: Path | None, tasks: Sequence[Task]) ->
     say(f"waiting for {workers} worker {'process' if workers == 1 else 'processes'}{on_gpus} to start …")
     # Dask would pause a worker for good near its share of the memory, as freed memory is kept for the next clip.
     options = {"threads_per_worker": 1, "processes": True, "memory_limit": 0, "silence_logs": 50}
+    options["env"] = dict(os.environ)  # as it is now: a server of an earlier run in this process has an older one
     loopback = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0"}
     with (
-        dask.config.set(SETTINGS),
+        dask.config.set(SETTINGS | _start_method(tasks)),
         LocalCluster(n_workers=workers, **loopback, **options) as cluster,
         Client(cluster) as client,
     ):
@@ -171,10 +176,30 @@ def on_this_machine(workers: int, report: Path | None, tasks: Sequence[Task]) ->
         yield from on_cluster(client, None, report, tasks)
 
 
+def _start_method(tasks: Sequence[Task]) -> dict[str, str]:
+    """Choose how worker processes start, as Dask's setting.
+
+    On Linux they are forked from a server process that has imported what takes seconds to import; the server computes
+    nothing, and so has no threads. For GPUs the server imports no torch, as CUDA must start after a fork.
+    """
+    import dask
+    from distributed.utils import get_mp_context
+
+    if sys.platform != "linux":  # the system's own libraries may not work in a forked process
+        return {}
+    setting = {"distributed.worker.multiprocessing-method": "forkserver"}
+    with dask.config.set(setting):
+        get_mp_context()  # names Dask's modules for the server, once; ours replace them
+    encoded_here = any(output.weights for task in tasks for output in task.outputs) and not wants_gpu(tasks)
+    multiprocessing.set_forkserver_preload([*PRELOADED, *(["torch", "timm"] if encoded_here else [])])
+    return setting
+
+
 def _add_gpu_workers(cluster, gpus: int) -> None:
     ((_, described),) = cluster.new_worker_spec().items()
     for gpu in range(gpus):
-        options = described["options"] | {"resources": {GPU: 1}, "env": {"CUDA_VISIBLE_DEVICES": str(gpu)}}
+        options = described["options"] | {"resources": {GPU: 1}}
+        options["env"] = options["env"] | {"CUDA_VISIBLE_DEVICES": str(gpu)}
         cluster.worker_spec[f"gpu-{gpu}"] = described | {"options": options}
     cluster.scale(len(cluster.worker_spec))
 
