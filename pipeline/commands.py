@@ -21,6 +21,7 @@ from .errors import InputError
 from .options import (
     BackbonesOption,
     ClassesOption,
+    DashboardOption,
     DatasetOption,
     DeviceOption,
     FolderOption,
@@ -138,6 +139,7 @@ def preprocess(
     tls_cert: Annotated[Path | None, typer.Option(help="PEM file of this client's certificate.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file of this client's key.")] = None,
     performance_report: ReportOption = None,
+    dashboard: DashboardOption = False,
     retry_failed: RetryOption = False,
     max_failures: MaxFailuresOption = None,
     clip_timeout: Annotated[float, typer.Option(min=TINY, help="Seconds a clip may take to decode.")] = 600,
@@ -157,7 +159,7 @@ def preprocess(
 
     if dry_run and as_json:
         raise InputError("--dry-run has no JSON: its estimate goes to standard error.\nLeave out one of the two.")
-    where = _where(job, workers, scheduler, (tls_ca, tls_cert, tls_key), performance_report, device)
+    where = _where(job, workers, scheduler, (tls_ca, tls_cert, tls_key), performance_report, dashboard, device)
     limits = job.Limits(clip_timeout, clip_seconds, clip_pixels, clip_bytes, clip_memory)
     shared, stores = share.shared_and_local(stores, local)
     if not stores.is_dir():  # a folder of finished stores may be read only
@@ -182,7 +184,9 @@ def preprocess(
     return FAILURES if summary.failed else DONE
 
 
-def _where(job, workers: int | None, scheduler: str | None, tls: tuple, report: Path | None, device: str):
+def _where(
+    job, workers: int | None, scheduler: str | None, tls: tuple, report: Path | None, dashboard: bool, device: str
+):
     """Return the `Where` of these options. InputError: they exclude each other."""
     from .run.cluster import Scheduler
 
@@ -196,9 +200,15 @@ def _where(job, workers: int | None, scheduler: str | None, tls: tuple, report: 
         )
     if report:
         writable_file(report, "--performance-report")
+    if dashboard and (scheduler or workers == 0):
+        raise InputError(
+            "--dashboard is of worker processes on this machine: a --scheduler has its own, --workers 0 has none.\n"
+            "Leave it out."
+        )
     if scheduler:
         return job.Where(scheduler=Scheduler(scheduler, *tls), device=device, report=report)
-    return job.Where(all_cores() if workers is None else workers, device=device, report=report)
+    workers = all_cores() if workers is None else workers
+    return job.Where(workers, device=device, report=report, dashboard=dashboard)
 
 
 # ---- mlemiss store ----

@@ -49,6 +49,9 @@ SchedulerOption = Annotated[
     str | None, typer.Option(metavar="ADDRESS", help="An existing Dask cluster instead (docs/cluster.md).")
 ]
 ReportOption = Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write Dask's performance report.")]
+DashboardOption = Annotated[
+    bool, typer.Option("--dashboard", help="Serve Dask's page on loopback; it has no password.")
+]
 RetryOption = Annotated[
     bool, typer.Option("--retry-failed", help="Try failed clips again; a finished store gets its next revision.")
 ]

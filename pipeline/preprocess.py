@@ -54,6 +54,7 @@ class Where:
     scheduler: cluster.Scheduler | None = None  # an existing Dask cluster instead
     device: str = "auto"  # of the CNNs
     report: Path | None = None  # file of Dask's performance report
+    dashboard: bool = False  # Dask's page, on loopback, for as long as the run
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,8 @@ def preprocess(
         if client:
             executor = partial(cluster.on_cluster, client, plan, where.report)
         else:
-            executor = partial(cluster.on_this_machine, where.workers, where.report) if where.workers else serial
+            here = partial(cluster.on_this_machine, where.workers, where.report, where.dashboard)
+            executor = here if where.workers else serial
         return _run(plan, executor, where, failures.most)
 
 

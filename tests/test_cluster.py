@@ -1,5 +1,6 @@
 """Many machines: a real Dask scheduler and real workers on loopback, killed ones too; the serial run's bytes."""
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 import distributed
 import psutil
 import pytest
+from distributed.security import Security
 from mlemiss.pipeline.errors import InputError, MachineError
 from mlemiss.pipeline.media.decode import DEFAULT_LIMITS
 from mlemiss.pipeline.run import cluster, extract
@@ -285,17 +287,33 @@ def test_a_single_clip_that_is_fatal_is_recorded(synthetic_ravdess, tmp_path, ml
     assert mlemiss(*arguments, "--retry-failed").returncode == 0
 
 
-def test_nothing_listens_beyond_loopback(synthetic_ravdess, tmp_path):
+async def answers(port) -> bool:
+    """Return whether Dask shakes hands there without the run's keys; a worker or scheduler would then run any code."""
+    for protocol, security in (("tcp", Security()), ("tls", Security.temporary())):
+        with contextlib.suppress(OSError, TimeoutError, ValueError):
+            keys = security.get_connection_args("client")
+            (await distributed.comm.connect(f"{protocol}://{port.ip}:{port.port}", timeout=2, **keys)).abort()
+            return True
+    return False
+
+
+async def answering(ports) -> list[bool]:
+    return await asyncio.gather(*map(answers, ports))
+
+
+def test_nothing_listens_beyond_loopback_or_answers_without_keys(synthetic_ravdess, tmp_path):
     """And on Linux workers are forked from a process that has no threads, whose locks a fork could leave held."""
     arguments = options(synthetic_ravdess, tmp_path / "stores", "--limit", 4, "--workers", 2, "--media", "only")
     command = [sys.executable, "-m", "mlemiss.cli", *map(str, arguments)]
     client = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while "dashboard" not in client.stderr.readline():
+    while "2 workers" not in client.stderr.readline():
         assert client.poll() is None
     children = psutil.Process(client.pid).children()
     servers = [child for child in children if "forkserver" in " ".join(child.cmdline())]
     family = [psutil.Process(client.pid), *psutil.Process(client.pid).children(recursive=True)]
-    listening, threads = set(), set()
+    ports = {c.laddr for process in family for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN}
+    listening, threads = {port.ip for port in ports}, {server.num_threads() for server in servers}
+    assert ports and not any(asyncio.run(answering(ports)))
     while not list((tmp_path / "stores").glob("*.zarr")):
         for process in family:
             with contextlib.suppress(psutil.Error):

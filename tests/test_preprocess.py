@@ -45,7 +45,7 @@ def test_parallel_run_gives_the_same_bytes(six, synthetic_ravdess, tmp_path, mle
     result = mlemiss(*options(synthetic_ravdess, tmp_path / "s", *SIX, "--workers", 2))
     assert result.returncode == 0, result.stderr
     assert result.stdout == "" and "6 done, 0 failed, 1116 absent" in result.stderr
-    awaited = (f"loading {SMALL} …", "waiting for 2 worker processes to start …", "2 workers; dashboard")
+    awaited = (f"loading {SMALL} …", "waiting for 2 worker processes to start …", "2 workers\n")
     loading, starting, started = map(result.stderr.index, awaited)
     assert loading < starting < started, "what is awaited is said before it is there"
     assert content(tmp_path / "s") == six.content

@@ -149,8 +149,12 @@ def on_cluster(client, plan: Plan | None, report: Path | None, tasks: Sequence[T
         ) from error
 
 
-def on_this_machine(workers: int, report: Path | None, tasks: Sequence[Task]) -> Iterator[Outcome]:
-    """Run tasks on worker processes of one thread each, and on one more for each GPU if the tasks want GPUs."""
+def on_this_machine(workers: int, report: Path | None, dashboard: bool, tasks: Sequence[Task]) -> Iterator[Outcome]:
+    """Run tasks on worker processes of one thread each, and on one more for each GPU if the tasks want GPUs.
+
+    The scheduler and the workers accept only connections with the run's own keys, so that other accounts of this
+    machine cannot run code through them. The dashboard has no password and is off by default.
+    """
     import dask
     from distributed import Client, LocalCluster
 
@@ -164,14 +168,15 @@ def on_this_machine(workers: int, report: Path | None, tasks: Sequence[Task]) ->
     # Dask would pause a worker for good near its share of the memory, as freed memory is kept for the next clip.
     options = {"threads_per_worker": 1, "processes": True, "memory_limit": 0, "silence_logs": 50}
     options["env"] = dict(os.environ)  # as it is now: a server of an earlier run in this process has an older one
-    loopback = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0"}
+    page = "127.0.0.1:0" if dashboard else None
+    loopback = {"host": "127.0.0.1", "dashboard_address": page, "worker_dashboard_address": page}
     with (
         dask.config.set(SETTINGS | _start_method(tasks)),
-        LocalCluster(n_workers=workers, **loopback, **options) as cluster,
+        LocalCluster(n_workers=workers, security=True, **loopback, **options) as cluster,
         Client(cluster) as client,
     ):
         _add_gpu_workers(cluster, gpus)
-        say(f"{amount(workers, 'worker')}{on_gpus}; dashboard at {cluster.dashboard_link}")
+        say(f"{amount(workers, 'worker')}{on_gpus}" + (f"; dashboard at {cluster.dashboard_link}" if dashboard else ""))
         client.wait_for_workers(workers + gpus, timeout=WORKER_SECONDS)
         yield from on_cluster(client, None, report, tasks)
 
