@@ -169,10 +169,15 @@ class Dataset:
         """
         chosen = torch.as_tensor(clips, device=self.device)
         count = max(int(clips.sum()), 1) * self.segments
-        means, spreads = (values[m][chosen].double() for values in (self._means, self._spreads))
+        means, spreads = (values[m][chosen].to(exact_type(self.device)) for values in (self._means, self._spreads))
         mean = means.mean(0) if len(means) else torch.zeros_like(means.sum(0))
         std = ((self.segments * (means - mean).square_().sum(0) + spreads.sum(0)) / count).sqrt()
         return mean.float(), usable_deviation(mean, std)
+
+
+def exact_type(device: torch.device) -> torch.dtype:
+    """Return the type to sum in: float64, or float32 on Apple's mps, which has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def usable_deviation(mean: Tensor, std: Tensor) -> Tensor:
@@ -269,13 +274,13 @@ class Runs(Blueprint):
         self._anything_missing = (~observed).any((0, 1)).tolist()
         # Every clip has S rows, so clips' frequencies are rows' frequencies.
         counts = np.stack([np.bincount(clips.label[k], minlength=len(clips.classes)) for k in self.kept])
-        prior = torch.as_tensor(counts / counts.sum(1, keepdims=True), device=device)
+        prior = torch.as_tensor(counts / counts.sum(1, keepdims=True))
         super().__init__(
             seeds=[run.spec.seed for run in runs],
             modalities=clips.modalities,
             classes=clips.classes,
             moments=[self._moments(m) for m in range(len(clips.modalities))],
-            log_prior=prior.log().float(),
+            log_prior=prior.log().float().to(device),
             lacking=(~observed & self.kept[..., None]).any((0, 1)).tolist(),
             lacking_held_out=(~observed & held_out[..., None]).any((0, 1)).tolist(),
             device=device,

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..pipeline.errors import InputError
 from ..pipeline.stores.masks import TEST, VALIDATION
 from .batches import Stage
-from .data import Batches, Dataset, Run, RunResult, Runs
+from .data import Batches, Dataset, Run, RunResult, Runs, exact_type
 from .method import ROWS_AT_ONCE, Method, in_blocks, plan_steps
 from .settings import Settings
 
@@ -47,7 +47,8 @@ class HeldOut:
         right = (probability.argmax(-1) == self.label) & self.counted
         likelihood = probability.gather(-1, self.label[..., None])[..., 0].clamp_min(1e-12).log() * self.counted
         count = self.counted.sum(1)
-        return 100.0 * right.sum(1).double() / count, likelihood.sum(1) / count, probability
+        right = right.sum(1).to(exact_type(right.device))
+        return 100.0 * right / count, likelihood.sum(1) / count, probability
 
 
 def fit(
@@ -191,8 +192,8 @@ class Selection:
     def __init__(self, method: Method, runs: Runs):
         self.method, self.runs = method, runs
         self.validation, self.test = HeldOut(runs, VALIDATION), HeldOut(runs, TEST)
-        self.accuracy = torch.full([len(runs)], -torch.inf, dtype=torch.float64, device=runs.device)
-        self.likelihood = self.accuracy.float()
+        self.likelihood = torch.full([len(runs)], -torch.inf, device=runs.device)
+        self.accuracy = self.likelihood.to(exact_type(runs.device))
         self.best = {n: p.detach().clone() for n, p in method.named_parameters()}
 
     def update(self, epoch: int, results: list[RunResult]) -> Tensor:

@@ -24,7 +24,7 @@ from ...pipeline.errors import InputError
 from ...pipeline.stores.masks import TRAIN
 from ...pipeline.stores.store import FeatureStore
 from ..batches import Batch, EpochOrder, Rows, Stage, Strata, rows_of
-from ..data import Clips, Run, Runs, generator, usable_deviation
+from ..data import Clips, Run, Runs, exact_type, generator, usable_deviation
 from ..method import Method
 from ..settings import Settings
 from .media import MediaReader
@@ -261,7 +261,8 @@ class MediaRuns(Runs):
             order = torch.randperm(len(rows), generator=generator(run.spec.seed, "calibration"))
             rows = rows[order[: CALIBRATION_STEPS * options.micro_batch]]
         parts = rows.tensor_split(-(-len(rows) // options.micro_batch))
-        total = torch.zeros(2, trunk.info.dimension, dtype=torch.float64, device=self.device)
+        dtype = exact_type(self.device)
+        total = torch.zeros(2, trunk.info.dimension, dtype=dtype, device=self.device)
         trunk.train()
         with (
             within_memory(options, options.micro_batch, self.device),
@@ -269,7 +270,7 @@ class MediaRuns(Runs):
             averaging_statistics([] if options.frozen else [trunk]),
         ):
             for media in self.reader.ahead([{m: part} for part in parts]):
-                found = trunk(media[m].result(), self.device).double()
+                found = trunk(media[m].result(), self.device).to(dtype)
                 total += torch.stack([found.sum(0), found.square().sum(0)]) / len(rows)
         trunk.eval()
         mean, square = total
