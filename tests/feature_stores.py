@@ -1,5 +1,6 @@
 """Small real stores for the trainer's tests: features drawn at random, written by the product's own code."""
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -85,3 +86,12 @@ def grid(stores, out, *, settings=QUICK, resume=False, save_weights=False, progr
     """Train a grid on the CPU into a folder. combined: the fields of `Grid`."""
     folder = RunFolder(out, resume=resume, save_weights=save_weights)
     return run_grid(stores, Grid(**combined), settings, "cpu", folder, progress=progress)
+
+
+def damage(path: Path, member: str) -> None:
+    """Make a compressed member of a zip (.npz) file begin with what no compressed data begin with."""
+    with zipfile.ZipFile(path) as file:
+        start = file.getinfo(member).header_offset
+    content = bytearray(path.read_bytes())
+    content[start + 30 + sum(content[start + 26 : start + 30 : 2])] = 0xFF  # below its header, name and extra field
+    path.write_bytes(content)

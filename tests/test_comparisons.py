@@ -13,7 +13,7 @@ from mlemiss.trainer.report.comparisons import compare_methods, holm, paired, re
 from mlemiss.trainer.report.report import load_runs
 from mlemiss.trainer.report.tables import comparisons_text, sections
 
-from .feature_stores import grid, write_store
+from .feature_stores import damage, grid, write_store
 
 torch.set_num_threads(1)  # small networks
 
@@ -202,6 +202,15 @@ def test_damaged_predictions_are_an_input_error(tmp_path, content):
     (tmp_path / cell["predictions"]).write_bytes(content)
     with pytest.raises(InputError, match=r"A-audio.*(?s:expected predictions.*remove the file)"):
         compare_methods([cell], tmp_path)
+
+
+def test_a_damaged_byte_is_an_input_error(tmp_path):
+    """What does not decompress, zlib tells in an error of its own."""
+    grid([write_store(tmp_path)], tmp_path / "run", seeds=1)
+    (path,) = (tmp_path / "run" / "predictions").iterdir()
+    damage(path, "probabilities.npy")
+    with pytest.raises(InputError, match=r"found a damaged or other file"):
+        load_runs([tmp_path / "run"])
 
 
 def test_interval_of_the_mean():

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,15 +16,15 @@ from mlemiss.pipeline.errors import InputError
 from mlemiss.pipeline.files import write_json
 from mlemiss.pipeline.stores.claim import only_one
 from mlemiss.pipeline.stores.store import FeatureStore
-from mlemiss.trainer.experiments import paper
+from mlemiss.trainer.experiments import experiments, paper
 from mlemiss.trainer.experiments.experiments import describe_cell
 from mlemiss.trainer.experiments.grid import Grid, plan_grid
 from mlemiss.trainer.experiments.paper import EXHIBITS, find_exhibit
 from mlemiss.trainer.experiments.reproduce import choose_stores, ran_on, reproduce
-from mlemiss.trainer.experiments.run_folder import identity
+from mlemiss.trainer.experiments.run_folder import RunFolder, identity
 from mlemiss.trainer.settings import Settings
 
-from .feature_stores import QUICK, grid, predictions, write_store
+from .feature_stores import QUICK, damage, grid, predictions, write_store
 
 torch.set_num_threads(1)  # small networks
 TINY = ["--seeds", "2", "--hidden", "8", "--dim", "4", "--batch-size", "64", "--device", "cpu"]
@@ -111,7 +112,9 @@ def test_whatever_differs_is_trained_anew(tmp_path, change):
     assert trained and len(document["results"]) == 1
 
 
-@pytest.mark.parametrize("loss", ["predictions gone", "predictions cut short", "another version"])
+@pytest.mark.parametrize(
+    "loss", ["predictions gone", "predictions cut short", "predictions damaged", "another version"]
+)
 def test_cells_that_cannot_be_vouched_for_are_trained_anew(tmp_path, loss):
     store, out = write_store(tmp_path), tmp_path / "run"
     _, document = trained_cells([store], out, seeds=2)
@@ -120,6 +123,8 @@ def test_cells_that_cannot_be_vouched_for_are_trained_anew(tmp_path, loss):
         path.unlink()
     elif loss == "predictions cut short":
         path.write_bytes(path.read_bytes()[:100])
+    elif loss == "predictions damaged":
+        damage(path, "probabilities.npy")
     else:
         document["results"][0]["versions"]["torch"] = "0.1"
         write_json(out / "results.json", document)
@@ -309,6 +314,28 @@ def test_a_budget_trains_seed_by_seed_and_the_same_command_goes_on(stores, tmp_p
             np.load(tmp_path / n / r["predictions"])["probabilities"] for n, r in (("cut", one), ("whole", other))
         ]
         np.testing.assert_allclose(*values, atol=1e-5)  # rounding: another company
+
+
+def test_killed_before_anything_new_a_budgets_results_stay(tmp_path, monkeypatch):
+    store, out, figure6 = write_store(tmp_path), tmp_path / "f", EXHIBITS["figure6"]
+    plan = figure6.grid(splits=["clip"], seeds=2)
+    reproduce(figure6, [store], out, plan, QUICK, "cpu", hours=1e-9)
+    before = json.loads((out / "results.json").read_text())["results"]
+    monkeypatch.setattr(experiments, "_train", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        reproduce(figure6, [store], out, plan, QUICK, "cpu", hours=1e-9)
+    assert json.loads((out / "results.json").read_text())["results"] == before != []
+
+
+def test_what_was_written_in_part_goes_once_nobody_else_may_write(tmp_path):
+    store, out = write_store(tmp_path), tmp_path / "run"
+    grid([store], out, seeds=1)
+    leftovers = [out / "predictions" / "a.npz.1.partial", out / "results.json.1.partial"]
+    for path in leftovers:
+        path.touch()
+    assert RunFolder(out).finished() and all(path.exists() for path in leftovers)
+    grid([store], out, resume=True, seeds=1)
+    assert not any(path.exists() for path in leftovers)
 
 
 def test_a_budget_of_hours_is_not_spent(stores, tmp_path):

@@ -84,6 +84,28 @@ def test_a_budget_stops_after_an_epoch_and_goes_on_from_there(media, tmp_path):
     assert (cell["mean"], cell["curve"], cell["confusion"]) == (whole["mean"], whole["curve"], whole["confusion"])
 
 
+def test_checkpoints_go_when_their_runs_results_are_kept(media, tmp_path):
+    """Seed by seed, so that a budget does not fill the disk; those of other seeds stay, whatever is run."""
+    figure5 = replace(EXHIBITS["figure5"], methods=("mle",))
+    settings = replace(QUICK, epochs=2)
+
+    def train(seeds, hours=1e-9):
+        """Train an epoch; return the runs' checkpoints and the seeds that have results."""
+        grid = figure5.grid(seeds=seeds)
+        found = reproduce(figure5, [media], tmp_path, grid, settings, "cpu", end_to_end=tiny(), hours=hours)
+        there = sorted(path.name.partition("-")[0] for path in tmp_path.glob("checkpoints/*/*.pt"))
+        return there, [cell["seeds"] for cell in found["cells"]]
+
+    assert train(2) == (["seed0"], [])
+    assert train(2) == ([], [[0]])
+    assert train(2) == (["seed1"], [[0]])
+    assert train(1, None) == (["seed1"], [[0]])
+    (left,) = tmp_path.glob("checkpoints/*/seed1-*.pt")
+    left.with_name(left.name.replace("seed1", "seed0")).write_bytes(b"")  # as if killed before it went
+    assert train(2, None) == ([], [[0, 1]])
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
 def test_it_runs_on_media(media, tmp_path):
     chosen, absent = choose_stores(TABLE1, media.path.parent, None, None)
     assert [store.path for store in chosen] == [media.path] and absent == []

@@ -79,12 +79,10 @@ class Clips:
 
     def __init__(self, store: FeatureStore):
         self.store = store
-        self.modalities, self.classes = tuple(store.modalities), tuple(store.classes)
-        self.kept = np.flatnonzero(np.asarray(store.status) == "done")
-        self.clip_id = np.asarray(store.clip_id)[self.kept]
-        self.subject = np.asarray(store.subject)[self.kept]
-        self.present = np.asarray(store.present, bool)[self.kept]
-        self.label = np.asarray(store.label, np.int64)[self.kept]
+        self.modalities, self.classes = store.modalities, store.classes
+        self.kept = np.flatnonzero(store.done)
+        self.clip_id, self.subject = store.clip_id[self.kept], store.subject[self.kept]
+        self.present, self.label = store.present[self.kept], store.label[self.kept]
         found = len(np.unique(self.label))
         if found < 2:
             raise InputError(
@@ -108,7 +106,7 @@ class Clips:
 
     def run(self, spec: RunSpec) -> Run:
         """Draw the run's split and masks. InputError: an empty part, or a class in none of the training clips."""
-        part = np.asarray(self.store.split(spec.seed, spec.split))
+        part = self.store.split(spec.seed, spec.split)
         hidden = self.store.missing(spec.missing, spec.seed, part == TRAIN)
         for held_out in (VALIDATION, TEST):
             hidden = hidden | self.store.missing(spec.missing_test, spec.seed, part == held_out)

@@ -3,9 +3,9 @@
 import itertools
 import json
 import pickle
-import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,9 +36,13 @@ class Checkpoints:
             if checkpoint.path.is_file():
                 checkpoint.read(whole=False)
 
-    def remove(self) -> None:
-        """Delete the checkpoints of a finished cell."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def remove(self, seeds: Iterable[int]) -> None:
+        """Delete the checkpoints of finished runs; those of other seeds stay."""
+        for seed in seeds:
+            for path in self.folder.glob(f"seed{seed}-*"):
+                path.unlink(missing_ok=True)
+        with suppress(OSError):  # absent, or not empty
+            self.folder.rmdir()
 
 
 class Checkpoint:

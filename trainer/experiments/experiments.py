@@ -134,7 +134,7 @@ def run_plan(
     for reason, cells in _by_reason(plan.skipped).items():
         what = cells[0] if len(cells) == 1 else f"{len(cells)} combinations, such as {cells[0]}"
         say(f"skipped {what}: {reason}")
-    results = _Results(plan, settings, folder, command)
+    results = _Results(plan, settings, folder, command, partly=hours is not None)
     results.begin(say)
     clock = _Clock(plan.cells, settings, progress, None if hours is None else time.monotonic() + 3600 * hours)
     seeds = list(dict.fromkeys(seed for cell in plan.cells for seed in cell.seeds))
@@ -148,7 +148,7 @@ def run_plan(
             most = 1 if clips.end_to_end else MOST_RUNS[device.type]
             for group in group_runs(cells, dataset.segments, settings, most, chosen):
                 _train(group, dataset, settings, clock, folder)
-                results.keep(partly=hours is not None)
+                results.keep()
                 clock.check()
     return results.finish()
 
@@ -163,12 +163,16 @@ def _by_reason(skipped: Sequence[Mapping]) -> dict[str, list[str]]:
 
 @dataclass
 class _Results:
-    """The results document of a plan while the plan is trained, and the folder that keeps the document."""
+    """The results document of a plan while the plan is trained, and the folder that keeps the document.
+
+    partly: a cell is kept once any of its runs is trained, not only when all are.
+    """
 
     plan: GridPlan
     settings: Settings
     folder: RunFolder | None
     command: str | None
+    partly: bool = False
     created: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%S%z"))
     entries: dict[Cell, dict] = field(default_factory=dict)
 
@@ -191,10 +195,13 @@ class _Results:
             if cell.clips.end_to_end:
                 stages = [stage.name for stage in registry.load(cell.method).stages]
                 checkpoints = self.folder.checkpoints(describe_cell(cell, self.settings))
+                if cell.results:
+                    checkpoints.remove(cell.results)  # a kill left them when the results were written
                 checkpoints.check([run.spec.seed for run in cell.left], stages)
 
     def _take_over(self, folder: RunFolder, say: Callable[[str], None]) -> None:
         """Cells that were finished with other seeds give those that a cell of the plan has too."""
+        folder.tidy()
         finished = folder.finished()
         keys = {cell: identity(describe_cell(cell, self.settings)) for cell in self.plan.cells}
         if finished.keys() - keys.values():
@@ -208,26 +215,29 @@ class _Results:
             say(f"{runs} runs of other cells are finished and kept")
         self.keep()
 
-    def keep(self, partly: bool = False) -> None:
-        """Write what is new: cells whose runs are all trained; ``partly``: cells with any trained run."""
-        stale, complete = [], []
+    def keep(self) -> None:
+        """Write what is new: cells whose runs are all trained; ``partly``: cells with any trained run.
+
+        What it stands in for, older predictions and checkpoints, goes last.
+        """
+        stale, kept = [], []
         for cell in self.plan.cells:
             seeds = [seed for seed in cell.seeds if seed in cell.results]
             before = self.entries.get(cell, {})
-            if not seeds or before.get("seeds") == seeds or (cell.left and not partly):
+            if not seeds or before.get("seeds") == seeds or (cell.left and not self.partly):
                 continue
             described = describe_cell(cell, self.settings) | {"seeds": seeds}
             self.entries[cell] = described | _result(cell, self.settings, seeds)
             if self.folder:
                 self.entries[cell] |= self.folder.keep(cell, described)
                 stale += [self.folder.path / before["predictions"]] if before else []
-                complete += [] if cell.left or not cell.clips.end_to_end else [cell]
+                kept += [cell] if cell.clips.end_to_end else []
         if self.folder:
             self.folder.write(self.document())
         for path in stale:
             path.unlink(missing_ok=True)
-        for cell in complete:
-            self.folder.checkpoints(describe_cell(cell, self.settings)).remove()
+        for cell in kept:
+            self.folder.checkpoints(describe_cell(cell, self.settings)).remove(cell.results)
 
     def finish(self) -> dict:
         """Compare the methods where predictions are kept; return the document."""

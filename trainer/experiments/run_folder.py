@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -48,6 +49,15 @@ def _file_stem(described: Mapping) -> str:
     return f"{_words(described)}-{digest}"
 
 
+def _is_whole(path: Path) -> bool:
+    """Tell whether a predictions file is there, with the checksums of all it holds."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except (OSError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error):
+        return False
+
+
 class RunFolder:
     """The folder of one run.
 
@@ -69,14 +79,17 @@ class RunFolder:
             path.unlink(missing_ok=True)
         shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
 
+    def tidy(self) -> None:
+        """Make the folder, and delete what killed processes wrote in part; nobody else may write here meanwhile."""
+        (self.path / PREDICTIONS).mkdir(parents=True, exist_ok=True)
+        for leftover in [*self.path.glob("*.partial"), *(self.path / PREDICTIONS).glob("*.partial")]:
+            leftover.unlink()
+
     def finished(self) -> dict[str, dict]:
         """Return the results of finished cells by identity, without those whose predictions are absent or damaged.
 
         InputError: the folder holds another kind of run, or a results file that cannot be read.
         """
-        (self.path / PREDICTIONS).mkdir(parents=True, exist_ok=True)
-        for leftover in (self.path / PREDICTIONS).glob("*.partial"):  # of a killed process
-            leftover.unlink()
         results: dict[str, dict] = {}
         for name in (OTHERS, RESULTS):
             path = self.path / name
@@ -85,7 +98,7 @@ class RunFolder:
         return {
             key: result
             for key, result in results.items()
-            if result.get("predictions") and zipfile.is_zipfile(self.path / result["predictions"])
+            if result.get("predictions") and _is_whole(self.path / result["predictions"])
         }
 
     def _read(self, path: Path) -> dict[str, dict]:

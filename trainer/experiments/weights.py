@@ -270,8 +270,8 @@ def predict(path: Path, header: Mapping, store: FeatureStore, device: torch.devi
     """
     check_store(header, store)
     methods = load(path, device)
-    done = np.flatnonzero(np.asarray(store.status) == "done")
-    observed = np.asarray(store.present, bool)[done]  # [clip, M]
+    done = np.flatnonzero(store.done)
+    observed = store.present[done]  # [clip, M]
     values = [store.read(modality)[done] for modality in store.modalities]  # float16 [clip, S, D] each
     for modality, part, seen in zip(store.modalities, values, observed.T, strict=True):
         bad = seen & ~np.isfinite(part).all((1, 2))

@@ -31,6 +31,7 @@ import hashlib
 import itertools
 import json
 import zipfile
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -143,7 +144,7 @@ def read_outcomes(path: Path) -> Outcomes:
             label, names = file["label"], [file["clip_id"].astype(str), file["subject"].astype(str)]
             tested = ~np.isnan(probability).any(2)  # [S, clip]
             right = tested & (np.nan_to_num(probability).argmax(2) == label)
-    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         what = f"{path}: expected predictions of mlemiss train, found a damaged or other file ({type(error).__name__})."
         raise InputError(f"{what}\nTrain again, or remove the file to report without its comparisons.") from error
     digest = hashlib.sha256(repr(tested.shape).encode() + tested.tobytes() + label.astype(np.int64).tobytes())
