@@ -1,8 +1,9 @@
 """What the tests that preprocess clips have in common: the arguments of a run, and what it leaves."""
 
+import time
 from pathlib import Path
 
-from mlemiss.pipeline.stores.store import COMPLETE, RUN
+from mlemiss.pipeline.stores.checksums import COMPLETE, RUN
 
 SMALL = "timm:test_byobnet"  # the backbone of tests that are not about backbones
 NETWORK = ("--features", SMALL, "--weights", "random")
@@ -31,16 +32,22 @@ def staged(stores: Path) -> int:
     return len(list(stores.glob(".partial/*/clips/*.npz")))
 
 
-def processes_mentioning(text: str) -> list[str]:
-    """Return the command lines of the processes that were started with this text in their environment."""
+def left_running(text: str, seconds: float = 30) -> list[str]:
+    """Return the command lines of the processes with this text in their environment that do not end in time."""
+    deadline = time.monotonic() + seconds
+    while (found := _with_environment(text)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return found
+
+
+def _with_environment(text: str) -> list[str]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            environment = (folder / "environ").read_bytes()
+            if text.encode() in (folder / "environ").read_bytes():
+                found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:200])
         except OSError:
             continue
-        if text.encode() in environment:
-            found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:200])
     return found
 
 

@@ -20,7 +20,7 @@ from mlemiss.pipeline.run.parts import Part
 from mlemiss.pipeline.run.plan import read_sources
 from mlemiss.pipeline.stores.store import FeatureStore
 
-from .preprocessing import NETWORK, SIX, SMALL, content, options, processes_mentioning, staged
+from .preprocessing import NETWORK, SIX, SMALL, content, left_running, options, staged
 
 GOOD, KINDS = 180, 6  # clips, and how many different ones they are links to
 
@@ -132,7 +132,7 @@ def test_two_hundred_clips_twenty_of_them_hostile(folder, tmp_path, mlemiss):
     for name, word in causes.items():
         assert found[name] and word in found[name], (name, found[name])
         assert str(tmp_path) not in found[name] and " 0x" not in found[name]
-    assert processes_mentioning(tag) == []
+    assert left_running(tag) == []
     stored = FeatureStore.open(summary["stores"][0])
     assert (stored.status == "done").sum() == 180 and stored.present[stored.status == "done"].all()
     assert stored.group["visual"].chunks == (32, 30, 256)

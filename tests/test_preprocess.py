@@ -15,7 +15,7 @@ from mlemiss.pipeline.media.process import ffmpeg_binary
 from mlemiss.pipeline.stores.checksums import COMPLETE, RUN, damaged_files
 from mlemiss.pipeline.stores.store import FeatureStore
 
-from .preprocessing import NETWORK, SIX, SMALL, content, kill_at, options, processes_mentioning, staged
+from .preprocessing import NETWORK, SIX, SMALL, content, kill_at, left_running, options, staged
 
 
 def test_summary_and_store(six):
@@ -101,10 +101,7 @@ def test_killed_and_rerun_gives_the_same_bytes(workers, six, synthetic_ravdess, 
         while staged(stores) < enough and process.poll() is None:
             time.sleep(0.01)
         assert process.kill() == -signal.SIGKILL, "the run ended before it could be killed"
-        deadline = time.monotonic() + 30
-        while (left := processes_mentioning(tag)) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert left == []
+        assert left_running(tag) == []
         assert content(stores) == {}, "an unfinished store looks finished"
         assert staged(stores) >= enough
     result = mlemiss(*arguments)
