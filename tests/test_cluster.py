@@ -2,9 +2,6 @@
 
 import asyncio
 import contextlib
-import os
-import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,83 +17,64 @@ from mlemiss.pipeline.run import cluster, extract
 from mlemiss.pipeline.run.plan import Output, Source, Task
 from mlemiss.pipeline.stores.checksums import damaged_files
 
-from .preprocessing import content, options
-from .preprocessing import staged as _staged
+from .preprocessing import SIX, content, options, staged
+from .processes import Forks, Running
+from .servers import free_port
 
-SOME = ("--media", "keep", "--limit", 12)
+IMPATIENT = "from mlemiss.pipeline.run import cluster; cluster.CONNECT_SECONDS = 1"
 
 
 class DaskProcesses:
-    """`dask scheduler` and `dask worker` processes, ended with the test."""
+    """`dask scheduler` and `dask worker` processes, ended with the test; a worker has no nanny that replaces it."""
 
-    def __init__(self, folder: Path, tls: tuple[str, ...] = ()):
-        self.folder, self.tls, self.running = folder, tls, []
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+    def __init__(self, forks: Forks, tls: tuple[str, ...] = ()):
+        self.forks, self.tls = forks, tls
+        port = str(free_port())
         self.address = f"{'tls' if tls else 'tcp'}://127.0.0.1:{port}"
-        own = ["--host", "127.0.0.1", "--port", str(port), "--dashboard-address", "127.0.0.1:0"]
-        self.start("scheduler", *own, *(["--protocol", "tls"] if tls else []))
+        own = ["--host", "127.0.0.1", "--port", port, "--dashboard-address", "127.0.0.1:0"]
+        self.scheduler = self.start("scheduler", *own, *(["--protocol", "tls"] if tls else []))
 
-    def start(self, *arguments: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "dask", *arguments, *self.tls]
-        log = (self.folder / f"{arguments[0]}{len(self.running)}.log").open("w")
-        self.running.append(subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log, start_new_session=True))
-        return self.running[-1]
+    def start(self, kind: str, *options: str) -> Running:
+        return self.forks.start(*options, *self.tls, code=f"from distributed.cli.dask_{kind} import main; main()")
 
-    def worker(self, *options: str) -> subprocess.Popen:
-        own = ["--host", "127.0.0.1", "--nthreads", "1", "--no-dashboard", "--local-directory", str(self.folder)]
-        return self.start("worker", self.address, *own, *options)
+    def worker(self, *options: str) -> Running:
+        own = ["--host", "127.0.0.1", "--nthreads", "1", "--no-dashboard", "--no-nanny"]
+        return self.start("worker", self.address, *own, "--local-directory", str(self.forks.folder), *options)
 
-    def end(self) -> None:
-        for process in self.running:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    def older_worker(self) -> Running:
+        """Start a worker that has another version of torch."""
+        script = self.forks.folder / "older.py"
+        script.write_text("import mlemiss.pipeline.run.parts as parts; parts.versions = lambda: {'torch': '0.1'}")
+        return self.worker("--preload", str(script))
 
 
 @pytest.fixture
-def dask_processes(tmp_path):
-    started = []
-
-    def start(*tls: str) -> DaskProcesses:
-        started.append(DaskProcesses(tmp_path, tls))
-        return started[-1]
-
-    yield start
-    for processes in started:
-        processes.end()
+def dask_processes(mlemiss):
+    return lambda *tls: DaskProcesses(mlemiss, tls)
 
 
-@pytest.fixture(scope="module")
-def serial(synthetic_ravdess, tmp_path_factory) -> dict[str, bytes]:
-    stores = tmp_path_factory.mktemp("serial") / "stores"
-    command = [sys.executable, "-m", "mlemiss.cli", *options(synthetic_ravdess, stores, *SOME, "--workers", 0)]
-    subprocess.run(list(map(str, command)), check=True, stderr=subprocess.DEVNULL)
-    return content(stores)
+def wait_for_a_result(stores: Path, client: Running) -> None:
+    """Wait until the run has kept a clip's result."""
+    while not staged(stores) and client.poll() is None:
+        time.sleep(0.01)
 
 
-def test_three_workers_one_killed_give_the_serial_bytes(dask_processes, serial, synthetic_ravdess, tmp_path):
+def test_three_workers_one_killed_give_the_serial_bytes(dask_processes, six, synthetic_ravdess, tmp_path, mlemiss):
     processes = dask_processes()
     workers = [processes.worker() for _ in range(3)]
     stores, report = tmp_path / "stores", tmp_path / "report.html"
-    arguments = options(synthetic_ravdess, stores, *SOME, "--scheduler", processes.address)
-    command = [sys.executable, "-m", "mlemiss.cli", *arguments, "--performance-report", report]
-    client = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
-    while not _staged(stores) and client.poll() is None:
-        time.sleep(0.01)
-    os.killpg(workers[0].pid, signal.SIGKILL)  # the nanny with it, as when a machine goes
-    _, said = client.communicate(timeout=120)
-    assert client.returncode == 0 and "dashboard at http://127.0.0.1" in said, said
-    assert content(stores) == serial
+    arguments = options(synthetic_ravdess, stores, *SIX, "--scheduler", processes.address)
+    client = mlemiss.start(*arguments, "--performance-report", report)
+    wait_for_a_result(stores, client)
+    workers[0].kill()  # and nobody replaces it, as when a machine goes
+    assert client.wait() == 0 and "dashboard at http://127.0.0.1" in client.stderr, client.stderr
+    assert content(stores) == six.content
     assert all(damaged_files(path) == [] for path in stores.glob("*.zarr"))
     assert not list(stores.glob(".partial/*.zarr")) and not list(stores.glob(".partial/*.token"))
     assert "<html" in report.read_text(encoding="utf-8")[:2000].lower()
 
 
-def test_workers_with_a_gpu_compute_what_the_others_decode(
-    dask_processes, serial, synthetic_ravdess, tmp_path, mlemiss
-):
+def test_workers_with_a_gpu_compute_what_the_others_decode(dask_processes, six, synthetic_ravdess, tmp_path, mlemiss):
     """The two stages on different workers, over TLS. The one said to have a GPU has none: the CNNs run on its CPU."""
     pem = tmp_path / "both.pem"
     subject = ["-subj", "/CN=mlemiss", "-addext", "subjectAltName=IP:127.0.0.1"]
@@ -108,37 +86,30 @@ def test_workers_with_a_gpu_compute_what_the_others_decode(
     pem.write_text(pem.read_text() + (tmp_path / "cert.pem").read_text())
     theirs = {"ca": "--tls-ca-file", "cert": "--tls-cert", "key": "--tls-key"}
     processes = dask_processes(*(part for option in theirs.values() for part in (option, str(pem))))
-    processes.worker()
-    processes.worker("--resources", "GPU=1")
-    arguments = options(synthetic_ravdess, tmp_path / "stores", *SOME, "--device", "cpu")
+    workers = [processes.worker(), processes.worker("--resources", "GPU=1")]
+    arguments = options(synthetic_ravdess, tmp_path / "stores", *SIX, "--device", "cpu")
     tls = [part for name in theirs for part in (f"--tls-{name}", pem)]
     result = mlemiss(*arguments, "--scheduler", processes.address, *tls)
     assert result.returncode == 0 and "decoding on 1 worker, CNNs on 1 with a GPU" in result.stderr, result.stderr
-    assert content(tmp_path / "stores") == serial
-    logs = [path.read_text() for path in tmp_path.glob("worker*.log")]
-    assert len(logs) == 2 and not any("Traceback" in log for log in logs)
-    refused = mlemiss(*arguments, "--scheduler", processes.address)
+    assert content(tmp_path / "stores") == six.content
+    assert all("Traceback" not in worker.stderr for worker in workers)
+    refused = mlemiss(*arguments, "--scheduler", processes.address, before=IMPATIENT)
     assert refused.returncode == 2 and "no Dask scheduler answers there" in refused.stderr, refused.stderr
 
 
-def test_workers_that_all_go_are_said_and_waited_for(dask_processes, serial, synthetic_ravdess, tmp_path):
+def test_workers_that_all_go_are_said_and_waited_for(dask_processes, six, synthetic_ravdess, tmp_path, mlemiss):
     processes = dask_processes()
     only = processes.worker()
     stores = tmp_path / "stores"
-    command = [sys.executable, "-m", "mlemiss.cli"]
-    command += map(str, options(synthetic_ravdess, stores, *SOME, "--media", "only", "--scheduler", processes.address))
-    client = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while not _staged(stores) and client.poll() is None:
-        time.sleep(0.01)
-    os.killpg(only.pid, signal.SIGKILL)
-    said = ""
-    while f"no worker is left at {processes.address}" not in said:
-        said = client.stderr.readline()
-        assert said, "the client ended"
+    client = mlemiss.start(*options(synthetic_ravdess, stores, *SIX, "--scheduler", processes.address))
+    wait_for_a_result(stores, client)
+    only.kill()
+    while f"no worker is left at {processes.address}" not in client.stderr:
+        assert client.poll() is None, client.stderr
+        time.sleep(0.05)
     processes.worker()
-    _, said = client.communicate(timeout=120)
-    assert client.returncode == 0 and "workers are back" in said, said
-    assert content(stores) == {name: data for name, data in serial.items() if "-media-" in name}
+    assert client.wait() == 0 and "workers are back" in client.stderr, client.stderr
+    assert content(stores) == six.content
 
 
 def test_a_result_that_goes_with_its_worker_is_computed_again(dask_processes, monkeypatch):
@@ -155,31 +126,27 @@ def test_a_result_that_goes_with_its_worker_is_computed_again(dask_processes, mo
     with cluster.connected(cluster.Scheduler(processes.address)) as client:
         future = client.submit(int, "7")
         distributed.wait(future)
-        os.killpg(only.pid, signal.SIGKILL)
+        only.kill()
         assert cluster._Schedule(client)._result(future) == 7
     assert any("no worker is left" in text for text in said)
 
 
-def test_a_scheduler_that_goes_is_said(dask_processes, synthetic_ravdess, tmp_path):
+def test_a_scheduler_that_goes_is_said(dask_processes, synthetic_ravdess, tmp_path, mlemiss):
     processes = dask_processes()
     processes.worker()
     stores = tmp_path / "stores"
     arguments = options(synthetic_ravdess, stores, "--media", "only", "--scheduler", processes.address)
-    client = subprocess.Popen(
-        list(map(str, [sys.executable, "-m", "mlemiss.cli", *arguments])), stderr=subprocess.PIPE, text=True
-    )
-    while not _staged(stores) and client.poll() is None:
-        time.sleep(0.01)
-    os.killpg(processes.running[0].pid, signal.SIGKILL)
-    _, said = client.communicate(timeout=120)
-    assert client.returncode == 3 and f"the Dask cluster at {processes.address} is gone" in said, said
-    assert "finished clips are kept" in said and _staged(stores)
+    client = mlemiss.start(*arguments)
+    wait_for_a_result(stores, client)
+    processes.scheduler.kill()
+    assert client.wait() == 3 and f"the Dask cluster at {processes.address} is gone" in client.stderr, client.stderr
+    assert "finished clips are kept" in client.stderr and staged(stores)
 
 
 def test_what_a_cluster_lacks_is_said(dask_processes, synthetic_ravdess, tmp_path, mlemiss, monkeypatch, capsys):
     arguments = options(synthetic_ravdess, tmp_path / "stores", "--limit", 2)
     processes = dask_processes()
-    result = mlemiss(*arguments, "--scheduler", "tcp://127.0.0.1:9")
+    result = mlemiss(*arguments, "--scheduler", "tcp://127.0.0.1:9", before=IMPATIENT)
     assert result.returncode == 2 and "no Dask scheduler answers there" in result.stderr
     monkeypatch.setattr(cluster, "WORKER_SECONDS", 1)
     with pytest.raises(InputError, match="no worker in 1 s"), cluster.connected(cluster.Scheduler(processes.address)):
@@ -189,31 +156,24 @@ def test_what_a_cluster_lacks_is_said(dask_processes, synthetic_ravdess, tmp_pat
     assert result.returncode == 2 and "exclude each other" in result.stderr
     result = mlemiss(*arguments, "--tls-ca", "ca.pem")
     assert result.returncode == 2 and "--scheduler ADDRESS" in result.stderr
-    other = "import mlemiss.pipeline.run.parts as parts; parts.versions = lambda: {'torch': '0.1'}"
-    (tmp_path / "older.py").write_text(other)
-    processes.worker("--preload", str(tmp_path / "older.py"))
+    processes.older_worker()
     result = mlemiss(*arguments, "--scheduler", processes.address)
     assert result.returncode == 2 and "the same versions everywhere" in result.stderr, result.stderr
     assert not list((tmp_path / "stores").glob(".partial/*.token"))
 
 
-def test_a_worker_that_joins_late_is_checked(dask_processes, synthetic_ravdess, tmp_path):
+def test_a_worker_that_joins_late_is_checked(dask_processes, synthetic_ravdess, tmp_path, mlemiss):
     """At its first task, before anything it computes is kept."""
     processes = dask_processes()
     only = processes.worker()
     stores = tmp_path / "stores"
-    arguments = options(synthetic_ravdess, stores, *SOME, "--media", "only", "--scheduler", processes.address)
-    command = [sys.executable, "-m", "mlemiss.cli", *map(str, arguments)]
-    client = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while not _staged(stores) and client.poll() is None:
-        time.sleep(0.01)
-    os.killpg(only.pid, signal.SIGKILL)
+    client = mlemiss.start(*options(synthetic_ravdess, stores, "--media", "only", "--scheduler", processes.address))
+    wait_for_a_result(stores, client)
+    only.kill()
     kept = set(stores.rglob("*.npz"))
-    other = "import mlemiss.pipeline.run.parts as parts; parts.versions = lambda: {'torch': '0.1'}"
-    (tmp_path / "older.py").write_text(other)
-    processes.worker("--preload", str(tmp_path / "older.py"))
-    _, said = client.communicate(timeout=600)
-    assert client.returncode == 2 and "the same versions everywhere" in said and "Traceback" not in said, said
+    processes.older_worker()
+    assert client.wait() == 2 and "the same versions everywhere" in client.stderr, client.stderr
+    assert "Traceback" not in client.stderr
     assert set(stores.rglob("*.npz")) == kept and content(stores) == {} and not list(stores.glob(".partial/*.token"))
 
 
@@ -301,12 +261,11 @@ async def answering(ports) -> list[bool]:
     return await asyncio.gather(*map(answers, ports))
 
 
-def test_nothing_listens_beyond_loopback_or_answers_without_keys(synthetic_ravdess, tmp_path):
+def test_nothing_listens_beyond_loopback_or_answers_without_keys(synthetic_ravdess, tmp_path, mlemiss):
     """And on Linux workers are forked from a process that has no threads, whose locks a fork could leave held."""
     arguments = options(synthetic_ravdess, tmp_path / "stores", "--limit", 4, "--workers", 2, "--media", "only")
-    command = [sys.executable, "-m", "mlemiss.cli", *map(str, arguments)]
-    client = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while "2 workers" not in client.stderr.readline():
+    client = mlemiss.start(*arguments)
+    while "2 workers" not in client.stderr:
         assert client.poll() is None
     children = psutil.Process(client.pid).children()
     servers = [child for child in children if "forkserver" in " ".join(child.cmdline())]
@@ -321,6 +280,5 @@ def test_nothing_listens_beyond_loopback_or_answers_without_keys(synthetic_ravde
         threads |= {server.num_threads() for server in servers if server.is_running()}
         assert client.poll() in (None, 0)
         time.sleep(0.05)
-    client.communicate()
-    assert client.returncode == 0 and listening == {"127.0.0.1"}
+    assert client.wait() == 0 and listening == {"127.0.0.1"}
     assert sys.platform != "linux" or (len(servers) == 1 and threads == {1})
