@@ -80,7 +80,7 @@ def test_losses_of_real_clips_are_those_of_cached_features(synthetic_ravdess, tm
     from mlemiss.pipeline.run.plan import FeatureRequest
 
     preprocess(
-        ClipRequest("ravdess", synthetic_ravdess, limit=18), FeatureRequest({SMALL: RANDOM}, media="keep"), tmp_path
+        ClipRequest("ravdess", synthetic_ravdess, limit=12), FeatureRequest({SMALL: RANDOM}, media="keep"), tmp_path
     )
     opened = {store.features: store for store in map(FeatureStore.open, sorted(tmp_path.glob("*.zarr")))}
     clips = Clips(opened[SMALL])
