@@ -3,9 +3,11 @@
 Real clips are used where MLEMISS_SHARED_DATA names a folder of them.
 """
 
+import fcntl
 import json
 import multiprocessing
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing import forkserver
@@ -16,6 +18,19 @@ import pytest
 from .preprocessing import SIX, content, options
 from .processes import IMPORTED, ONE_THREAD, Forks
 from .servers import http_server, s3_server
+
+
+def once(tmp_path_factory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return a folder that is made once for all processes of pytest-xdist: the first makes it, the others wait."""
+    top = tmp_path_factory.getbasetemp()
+    top = top.parent if "PYTEST_XDIST_WORKER" in os.environ else top
+    folder, done = top / name, top / f"{name}.done"
+    with (top / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            make(folder)
+            done.touch()
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -32,9 +47,9 @@ def synthetic_ravdess(tmp_path_factory) -> Path:
     """Three subjects, twelve clips each, in the RAVDESS layout. Read only."""
     from mlemiss.pipeline.clips.synth import synthesize
 
-    root = tmp_path_factory.mktemp("ravdess")
-    synthesize(root, subjects=3, clips_per_subject=12, seed=7, workers=2)
-    return root
+    return once(
+        tmp_path_factory, "ravdess", lambda root: synthesize(root, subjects=3, clips_per_subject=12, seed=7, workers=2)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +113,11 @@ class Made:
 @pytest.fixture(scope="session")
 def six(commands, synthetic_ravdess, tmp_path_factory) -> Made:
     """Six clips, preprocessed one after the other: media and features."""
-    stores = tmp_path_factory.mktemp("six") / "stores"
-    done = commands(*options(synthetic_ravdess, stores, *SIX, "--workers", 0, "--json"))
-    assert done.returncode == 0, done.stderr
-    return Made(stores, json.loads(done.stdout))
+
+    def make(folder: Path) -> None:
+        done = commands(*options(synthetic_ravdess, folder / "stores", *SIX, "--workers", 0, "--json"))
+        assert done.returncode == 0, done.stderr
+        (folder / "summary.json").write_text(done.stdout)
+
+    folder = once(tmp_path_factory, "six", make)
+    return Made(folder / "stores", json.loads((folder / "summary.json").read_text()))

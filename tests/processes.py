@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -30,6 +31,8 @@ def _run(code: str, arguments: Sequence[str], folder: Path, environment: Mapping
         dask.config.refresh()
     for number, path in enumerate(streams, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    if encoding := environment.get("PYTHONIOENCODING"):
+        sys.stdout.reconfigure(encoding=encoding)
     signal.alarm(LONGEST)
     sys.argv = ["mlemiss", *arguments]
     try:
@@ -54,6 +57,12 @@ class Running:
         self.process.join(timeout)
         assert self.poll() is not None, f"still running after {timeout} s:\n{self.stderr}"
         return self.poll()
+
+    def until(self, text: str) -> None:
+        """Wait until the process has printed this, on either stream."""
+        while text not in self.stdout + self.stderr:
+            assert self.poll() is None, self.stderr
+            time.sleep(0.01)
 
     def kill(self) -> int:
         """Send SIGKILL and return the status."""

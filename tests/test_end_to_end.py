@@ -1,14 +1,10 @@
 """Backbones trained with the methods: the same training as on cached features but for where the features come from."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,7 +80,7 @@ def test_losses_of_real_clips_are_those_of_cached_features(synthetic_ravdess, tm
     from mlemiss.pipeline.run.plan import FeatureRequest
 
     preprocess(
-        ClipRequest("ravdess", synthetic_ravdess, limit=18), FeatureRequest({SMALL: RANDOM}, media="keep"), tmp_path
+        ClipRequest("ravdess", synthetic_ravdess, limit=12), FeatureRequest({SMALL: RANDOM}, media="keep"), tmp_path
     )
     opened = {store.features: store for store in map(FeatureStore.open, sorted(tmp_path.glob("*.zarr")))}
     clips = Clips(opened[SMALL])
@@ -119,37 +115,22 @@ ARGUMENTS = [
     "--seeds",
 ]
 ARGUMENTS += ["2", "--batch-size", "16", "--hidden", "16", "--dim", "6", "--device", "cpu"]
-MAIN = "import sys; from tests import media_stores; from mlemiss import cli; cli.main(sys.argv[1:])"
-
-
-def start(media, out, *more):
-    """The command in a process of its own, which knows the tests' networks."""
-    here = Path(__file__).resolve().parents[1]
-    path = os.pathsep.join([str(here), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    command = [sys.executable, "-c", MAIN, *ARGUMENTS, "--store", str(media.path), "--out", str(out), *more]
-    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=out.parent, env=environment, text=True, **streams)
 
 
 @pytest.mark.parametrize("option", ["--frozen", "--augment"])
-def test_killed_and_resumed_it_ends_as_if_unbroken(media, tmp_path, option):
+def test_killed_and_resumed_it_ends_as_if_unbroken(media, tmp_path, option, mlemiss):
     """Killed in the second run of its only cell; beside an undisturbed process."""
     cut, whole = tmp_path / "cut", tmp_path / "whole"
-    process = start(media, cut, option)
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        if list(cut.glob("checkpoints/*/seed1-*.pt")):
-            os.kill(process.pid, signal.SIGKILL)
-            break
+    arguments = [*ARGUMENTS, "--store", media.path, option, "--out"]
+    networks = "from tests import media_stores"  # the tests' own
+    process = mlemiss.start(*arguments, cut, before=networks)
+    while process.poll() is None and not list(cut.glob("checkpoints/*/seed1-*.pt")):
         time.sleep(0.002)
-    process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL
+    assert process.kill() == -signal.SIGKILL, process.stderr
     assert json.loads((cut / "results.json").read_text())["results"] == []
     for out in (cut, whole):
-        process = start(media, out, option)
-        _, said = process.communicate(timeout=120)
-        assert process.returncode == 0, said
+        done = mlemiss(*arguments, out, before=networks)
+        assert done.returncode == 0, done.stderr
     documents = [json.loads((out / "results.json").read_text()) for out in (cut, whole)]
     values = [predictions(d, out) for d, out in zip(documents, (cut, whole), strict=True)]
     np.testing.assert_array_equal(*values)

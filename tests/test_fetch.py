@@ -6,10 +6,7 @@ import json
 import os
 import random
 import re
-import signal
 import stat
-import subprocess
-import sys
 import threading
 import time
 import zipfile
@@ -305,20 +302,19 @@ def test_a_proxy_of_the_environment_is_used(web, zips, tmp_path, monkeypatch):
     assert web.authorisations == {f"Basic {user_and_password}"}
 
 
-def test_killed_it_goes_on_where_it_was(web, zips, tmp_path):
+def test_killed_it_goes_on_where_it_was(web, zips, tmp_path, mlemiss):
     web.add_record(zips)
     path = f"{RECORD}/files/{ZIPS[1]}/content"
     web.faults = {path: [("pause", 70_000)]}
-    arguments = ["fetch", "ravdess", "--root", str(tmp_path), "--actors", "1", "--record", web.url + RECORD]
-    with subprocess.Popen([sys.executable, "-m", "mlemiss.cli", *arguments], stderr=subprocess.DEVNULL) as process:
-        partial = tmp_path / ".fetch" / f"{ZIPS[1]}.partial"
-        deadline = time.monotonic() + 60
-        while not (partial.is_file() and partial.stat().st_size == 70_000):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.02)
-        with pytest.raises(InputError, match="another mlemiss"):
-            get(web, tmp_path, 1)
-        process.send_signal(signal.SIGKILL)
+    arguments = ["fetch", "ravdess", "--root", tmp_path, "--actors", 1, "--record", web.url + RECORD]
+    process = mlemiss.start(*arguments)
+    partial = tmp_path / ".fetch" / f"{ZIPS[1]}.partial"
+    while not (partial.is_file() and partial.stat().st_size == 70_000):
+        assert process.poll() is None, process.stderr
+        time.sleep(0.02)
+    with pytest.raises(InputError, match="another mlemiss"):
+        get(web, tmp_path, 1)
+    process.kill()
     assert get(web, tmp_path, 1).unpacked == [1] and holds_all(tmp_path, 1)
     assert asked_for(web, 1) == [None, "bytes=70000-"]
 

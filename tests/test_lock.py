@@ -5,8 +5,6 @@ import fcntl
 import getpass
 import json
 import platform
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,8 +13,10 @@ from mlemiss.pipeline.errors import InputError
 from mlemiss.pipeline.stores import claim
 from mlemiss.pipeline.stores.claim import only_one
 
+from .processes import Running
+
 HOLDER = """
-import fcntl, sys
+import fcntl, sys, time
 from pathlib import Path
 from mlemiss.pipeline.stores import claim
 claim.BEAT, claim.SETTLE = 0.3, 0.1
@@ -29,7 +29,7 @@ if "elsewhere" in sys.argv:
     fcntl.flock = lambda *_: None  # one that does not reach beyond its machine
 with claim.only_one(Path(sys.argv[1]), "X"):
     print("held", flush=True)
-    sys.stdin.read()  # until the test has seen enough, or this is killed
+    time.sleep(60)  # until this is killed
 """.replace("{no_locks}", str(errno.ENOLCK))
 
 
@@ -46,21 +46,15 @@ def no_flock(*_):
 
 
 @pytest.fixture
-def holder(tmp_path):
-    """Start a process that holds the lock; give its process."""
-    started = []
+def holder(tmp_path, mlemiss):
+    """Start a process that holds the lock."""
 
-    def start(*how: str) -> subprocess.Popen:
-        command = [sys.executable, "-c", HOLDER, str(tmp_path / "x.lock"), *how]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        started.append(process)
-        assert process.stdout.readline() == b"held\n"
+    def start(*how: str) -> Running:
+        process = mlemiss.start(tmp_path / "x.lock", *how, code=HOLDER)
+        process.until("held")
         return process
 
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
+    return start
 
 
 def refused(file: Path) -> str:
@@ -81,7 +75,6 @@ def test_the_second_is_told_and_a_killed_holder_is_taken_over(how, holder, tmp_p
     )
     assert "Wait for it" in said
     first.kill()
-    first.wait()
     capsys.readouterr()
     monkeypatch.setattr(claim, "DEAD", 1.0)
     with only_one(file, "X") as held:
@@ -113,14 +106,12 @@ def test_other_errors_of_the_lock_are_errors(tmp_path, monkeypatch):
         pass
 
 
-def test_two_claims_at_the_same_moment(tmp_path):
+def test_two_claims_at_the_same_moment(tmp_path, mlemiss):
     """Real processes, all at once, on a file system without locks: one works, the others are told."""
-    command = [sys.executable, "-c", HOLDER, str(tmp_path / "x.lock"), "no-flock"]
-    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen(command, **streams) for _ in range(4)]
+    processes = [mlemiss.start(tmp_path / "x.lock", "no-flock", code=HOLDER) for _ in range(4)]
     deadline = time.monotonic() + 60
     while sum(process.poll() is None for process in processes) > 1 and time.monotonic() < deadline:
         time.sleep(0.05)
-    said = [process.communicate("") for process in processes]
+    said = [(process.stdout, process.stderr) for process in processes]
     assert sorted(out for out, _ in said) == ["", "", "", "held\n"], said
     assert sum("is being made by another mlemiss" in err for _, err in said) == 3

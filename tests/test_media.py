@@ -3,9 +3,7 @@
 import os
 import re
 import shutil
-import signal
 import subprocess
-import sys
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -404,14 +402,13 @@ def test_what_takes_too_long_is_stopped(clips, stuck_ffmpeg):
 
 
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv")
-def test_a_killed_parent_leaves_no_ffmpeg(clips, stuck_ffmpeg):
+def test_a_killed_parent_leaves_no_ffmpeg(clips, stuck_ffmpeg, mlemiss):
     code = "import sys; from mlemiss.pipeline.media.decode import read_clip; read_clip(sys.argv[1])"
-    parent = subprocess.Popen([sys.executable, "-c", code, str(clips / "both.mp4")])
+    parent = mlemiss.start(clips / "both.mp4", code=code)
     wait_for(stuck_ffmpeg.exists)
     child = int(stuck_ffmpeg.read_text())
     assert running(child)
-    parent.send_signal(signal.SIGKILL)
-    parent.wait()
+    parent.kill()
     wait_for(lambda: not running(child))
 
 

@@ -1,10 +1,7 @@
 """Places as a user types them, what goes wrong on the way, and what `ls` and `info` say of what is there."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import threading
 from base64 import b64encode
 from functools import partial
@@ -83,9 +80,8 @@ def test_what_can_go_wrong_on_the_way_is_told(toy, s3, http, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(("package", "url"), [("s3fs", "s3://bucket/x"), ("aiohttp", "http://127.0.0.1:9/x")])
-def test_what_is_not_installed_is_named(package, url):
-    code = f"import sys; sys.modules[{package!r}] = None; from mlemiss import cli; cli.main(['store', 'ls', {url!r}])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ)
+def test_what_is_not_installed_is_named(package, url, mlemiss):
+    result = mlemiss("store", "ls", url, before=f"import sys; sys.modules[{package!r}] = None")
     assert (
         result.returncode == 2
         and f"needs the package {package}" in result.stderr

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from unittest.mock import Mock
 
@@ -28,7 +26,6 @@ from .feature_stores import QUICK, damage, grid, predictions, write_store
 
 torch.set_num_threads(1)  # small networks
 TINY = ["--seeds", "2", "--hidden", "8", "--dim", "4", "--batch-size", "64", "--device", "cpu"]
-ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 TABLE2 = EXHIBITS["table2"]
 
 
@@ -159,27 +156,16 @@ def test_table2_is_the_papers():
     assert paper.TABLE1["mle", "outer"][-1] == 80.31 and paper.TABLE1["hgr", "addition"][1] == 59.69
 
 
-def start(folder, *arguments):
-    """The command in a process of its own that can be killed."""
-    command = [sys.executable, "-m", "mlemiss.cli", *map(str, arguments)]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(command, cwd=folder, env=os.environ | ONE_THREAD, **quiet)
-
-
 def test_an_interrupted_run_goes_on_and_ends_the_same(stores, tmp_path, mlemiss):
     """Killed once the first group has been written; then run again, beside an undisturbed run."""
     options = ["reproduce", "figure6", "--stores", stores, "--epochs", 40, "--split", "clip", *TINY]
     results = tmp_path / "cut" / "results.json"
-    process = start(tmp_path, *options, "--out", "cut")
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        if results.exists() and json.loads(results.read_text())["results"]:
-            os.kill(process.pid, signal.SIGKILL)
-            break
+    process = mlemiss.start(*options, "--out", "cut")
+    while process.poll() is None and not (results.exists() and json.loads(results.read_text())["results"]):
         time.sleep(0.005)
-    process.wait(timeout=60)
+    status = process.kill()
     before = json.loads(results.read_text())["results"]
-    assert process.returncode == -signal.SIGKILL and 0 < len(before) < 6
+    assert status == -signal.SIGKILL and 0 < len(before) < 6
     again = mlemiss(*options, "--out", "cut")
     assert again.returncode == 0 and f"{len(before)} of 6 cells are finished and kept" in again.stderr
     settings = Settings(epochs=40, hidden=8, dim=4, batch_size=64)

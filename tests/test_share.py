@@ -3,8 +3,6 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -66,7 +64,6 @@ def revised(path: Path, folder: Path, revision: int = 2, value: float = 1.0) -> 
 
 KILLER = """
 import os, signal, sys
-import mlemiss.cli
 from mlemiss.pipeline.stores import remote, share
 owner, name, enough = {"push": (remote.Remote, "upload", 12), "pull": (share._Folder, "receive", 12)}[sys.argv[2]]
 real, calls = getattr(owner, name), []
@@ -77,14 +74,17 @@ def counted(*arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     return done
 setattr(owner, name, counted)
-mlemiss.cli.main(sys.argv[1:])
 """
 
 
-def killed(*arguments: object) -> None:
+@pytest.fixture
+def killed(mlemiss):
     """Run a command that SIGKILL ends after a dozen files."""
-    command = [sys.executable, "-c", KILLER, *map(str, arguments)]
-    assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == -signal.SIGKILL
+
+    def run(*arguments: object) -> None:
+        assert mlemiss(*arguments, before=KILLER).returncode == -signal.SIGKILL
+
+    return run
 
 
 def test_push_list_and_pull_through_s3(toy, s3, tmp_path, mlemiss):
@@ -107,7 +107,7 @@ def test_push_list_and_pull_through_s3(toy, s3, tmp_path, mlemiss):
     assert json.loads((tmp_path / "here" / NAME / RUN).read_text()) == MADE
 
 
-def test_killed_push_goes_on_and_sends_nothing_twice(toy, s3, impatient):
+def test_killed_push_goes_on_and_sends_nothing_twice(toy, s3, impatient, killed):
     target = parse_place(f"s3://bucket/killed/{NAME}")
     start = s3.mark()
     killed("store", "push", toy, "s3://bucket/killed")
@@ -125,7 +125,7 @@ def test_killed_push_goes_on_and_sends_nothing_twice(toy, s3, impatient):
 
 
 @pytest.mark.parametrize("kind", ["s3", "http"])
-def test_killed_pull_goes_on_and_asks_for_nothing_twice(kind, toy, request, tmp_path):
+def test_killed_pull_goes_on_and_asks_for_nothing_twice(kind, toy, request, tmp_path, killed):
     served = request.getfixturevalue(kind)
     if not (served.folder / "pull").exists():
         shutil.copytree(toy, served.folder / "pull" / NAME)
@@ -161,7 +161,7 @@ def test_newer_revisions_are_never_overwritten(toy, s3, tmp_path, impatient):
         shutil.rmtree(found)
 
 
-def test_killed_while_replacing_an_older_revision(toy, s3, tmp_path, impatient):
+def test_killed_while_replacing_an_older_revision(toy, s3, tmp_path, impatient, killed):
     newer = revised(toy, tmp_path / "new")
     share.push(toy, parse_place("s3://bucket/replaced"))
     killed("store", "push", _all_changed(newer, tmp_path), "s3://bucket/replaced")
@@ -215,14 +215,14 @@ with claim.Claim(remote.parse_place(sys.argv[1]), "it is being pushed").held():
 """
 
 
-def test_the_second_to_push_is_told_who_is_at_work(toy, s3, impatient, monkeypatch):
+def test_the_second_to_push_is_told_who_is_at_work(toy, s3, impatient, monkeypatch, mlemiss):
     monkeypatch.setattr(claim, "DEAD", 30.0)  # a living holder, on a busy machine too, has time to show it
     target = parse_place(f"s3://bucket/two/{NAME}")
-    with subprocess.Popen([sys.executable, "-c", HOLDER, str(target / PUSHING)], stdout=subprocess.PIPE) as holder:
-        assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(InputError, match=rf"{NAME} is being pushed by another mlemiss \(process {holder.pid} on"):
-            share.push(toy, parse_place("s3://bucket/two"))
-        holder.kill()
+    holder = mlemiss.start(target / PUSHING, code=HOLDER)
+    holder.until("held")
+    with pytest.raises(InputError, match=rf"{NAME} is being pushed by another mlemiss \(process {holder.pid} on"):
+        share.push(toy, parse_place("s3://bucket/two"))
+    holder.kill()
     monkeypatch.setattr(claim, "DEAD", 1.0)
     assert share.push(toy, parse_place("s3://bucket/two")).sent == 36  # a dead claim is taken over
 
