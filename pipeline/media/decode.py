@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import MACHINE_ERRNOS, MachineError
-from .ffmpeg import DecodedStreams, Limits, Listing, decode_streams, decoder_failed, first_error, list_packets
+from .ffmpeg import DecodedStreams, Limits, Listing, Packets, decode_streams, decoder_failed, first_error, list_packets
 from .logmel import SAMPLE_RATE, cut_segments, segment_logmel
 from .process import ClipError, DecoderError, ffmpeg_binary
 
@@ -135,6 +135,8 @@ def _decode(path: Path, listing: Listing, limits: Limits, deadline: float) -> De
     """Decode once, keeping the frames that the packets' timestamps ask for; again if the frames say otherwise."""
     kinds = tuple(listing.streams)
     streams = listing.streams.values()
+    if not kinds:
+        return DecodedStreams()
     _check_length(max(s.ends.max() for s in streams) - min(s.times.min() for s in streams), limits)
     wanted = np.zeros(0, np.int64)
     if "video" in kinds:
@@ -202,7 +204,7 @@ def _assemble(path: Path, listing: Listing, decoded: DecodedStreams, limits: Lim
             clip.causes[modality] = _undecodable(kind, listing, decoded, path)
         return clip
     zero = _time_zero(decoded)
-    ends = [*(decoded.frame_times + decoded.frame_durations)[-1:], *decoded.audio_ends[-1:]]
+    ends = [*(decoded.frame_times + decoded.frame_durations)[-1:], *decoded.audio_ends]
     _check_length(max(ends) - zero, limits)
     fault = _video_fault(path, listing, decoded, zero)
     if fault is None:
@@ -248,13 +250,25 @@ def _video_fault(path: Path, listing: Listing, decoded: DecodedStreams, zero: fl
     if decoder_failed(decoded.log, "video"):
         # Some codecs have packets that show nothing; only when the decoder complained is such a packet a lost frame.
         # Before the first decoded frame none is missed: a recording may start between two key frames.
-        lost = packets.times[~np.isin(np.rint(packets.times * CLOCK), np.rint(times * CLOCK))] - zero
+        lost = _lost_pictures(packets, decoded) - zero
         lost = lost[(lost > times.min() - zero) & (lost <= needed)]
         if len(lost):
             return f"the video fails at {lost.min():.2f} s of {expected:.2f} s: {why}"
     if len(decoded.images) != len(np.unique(chosen)):
         return f"{len(decoded.images)} of {len(np.unique(chosen))} frames could be converted: {why}"
     return None
+
+
+def _lost_pictures(packets: Packets, decoded: DecodedStreams) -> np.ndarray:
+    """Return when packets gave no picture, float64 [lost] in seconds of the file's clock.
+
+    Where packets have no timestamps of their own it is when a picture's duration is over and the next one is not there.
+    """
+    times = decoded.frame_times
+    if packets.timed:
+        return packets.times[~np.isin(np.rint(packets.times * CLOCK), np.rint(times * CLOCK))]
+    gaps = np.diff(times)
+    return times[:-1][gaps > 1.5 * np.median(gaps)] + np.median(gaps) if len(gaps) else gaps
 
 
 def _audio_fault(path: Path, listing: Listing, decoded: DecodedStreams, zero: float, duration: float) -> str | None:

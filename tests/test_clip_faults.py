@@ -1,0 +1,131 @@
+"""What is wrong with clips, by kind: unset numbers, restarted clocks, headers that overstate, files of other kinds."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mlemiss.pipeline.media import decode as media
+from mlemiss.pipeline.media import ffmpeg
+from mlemiss.pipeline.media.process import ffmpeg_binary
+
+SIZE, BITS, RATE = 256, 8, 30  # pixels a side, bars, frames per second
+FAULTS = Path(os.environ.get("MLEMISS_SHARED_DATA", "/nonexistent")) / "field_faults"
+needs_field_faults = pytest.mark.skipif(not FAULTS.is_dir(), reason="MLEMISS_SHARED_DATA does not name the clips")
+
+
+def run_ffmpeg(*arguments, feed=None):
+    command = [ffmpeg_binary(), "-v", "error", "-y", *map(str, arguments)]
+    subprocess.run(command, check=True, input=feed, stdin=None if feed else subprocess.DEVNULL)
+
+
+def counting_clip(path, seconds=4.0, *options):
+    """Write a clip whose frames show their number as eight black or white bars, with a tone."""
+    numbers = np.arange(round(seconds * RATE))
+    bars = np.where(numbers[:, None] >> np.arange(BITS) & 1, 220, 30).astype(np.uint8)
+    frames = np.repeat(bars, SIZE // BITS, axis=1)[:, None, :].repeat(SIZE, axis=1)
+    picture = ["-f", "rawvideo", "-pix_fmt", "gray", "-s", f"{SIZE}x{SIZE}", "-r", RATE, "-i", "-"]
+    tone = ["-f", "lavfi", "-i", f"sine=440:r=48000:d={seconds}"]
+    run_ffmpeg(*picture, *tone, *(options or ("-c:v", "mpeg4", "-bf", 2)), path, feed=frames.tobytes())
+    return path
+
+
+def shown_numbers(frames):
+    """Read the numbers off frames, uint8 [n, 256, 256, 3]."""
+    width = SIZE // BITS
+    bars = frames[:, 64:192].mean(axis=(1, 3)).reshape(len(frames), BITS, width)[:, :, width // 4 : -width // 4]
+    return ((bars.mean(axis=2) > 125) << np.arange(BITS)).sum(axis=1)
+
+
+def check_frames(clip, late=0.0):
+    """Check that every frame is within one of the frame at its segment's centre, ``late`` seconds after time 0."""
+    assert clip.frames is not None, clip.causes
+    on_time = (media.segment_centres(clip.duration) - late) * RATE
+    assert np.abs(shown_numbers(clip.frames) - np.floor(on_time)).max() <= 1.01
+
+
+# --- numbers that are no numbers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("container", ["avi", "mpg", "asf"])
+def test_packets_without_timestamps_are_no_long_clip(tmp_path, container):
+    """Containers that keep no timestamps of presentation: `ffmpeg` lists -2**63 for them."""
+    codec = ("-c:v", "mpeg1video", "-bf", 2) if container == "mpg" else ("-c:v", "mpeg4", "-bf", 2)
+    clip = media.read_clip(counting_clip(tmp_path / f"untimed.{container}", 2.0, *codec))
+    assert clip.causes == {} and clip.duration == pytest.approx(2.0, abs=0.15)
+    check_frames(clip)
+
+
+@pytest.mark.parametrize("container", ["avi", "asf"])
+def test_a_lost_frame_without_a_timestamp_is_known(tmp_path, container):
+    path = counting_clip(tmp_path / f"untimed.{container}", 2.0, "-c:v", "mpeg4", "-bf", 2, "-g", 12)
+    data = bytearray(path.read_bytes())
+    starts = [at for at in range(len(data) - 4) if data[at : at + 4] == b"\0\0\1\xb6"]  # of pictures
+    data[starts[30] : starts[30] + 200] = bytes(200)
+    path.write_bytes(data)
+    clip = media.read_clip(path)
+    assert clip.frames is None and "the video " in clip.causes["visual"]
+
+
+@needs_field_faults
+@pytest.mark.parametrize("name", ["bframes.avi", "bframes.mpg"])
+def test_untimed_clips_from_the_field(name):
+    clip = media.read_clip(FAULTS / name)
+    assert clip.causes == {}
+    check_frames(clip, late=1 / RATE if name.endswith("avi") else 0.0)
+
+
+numbers = st.one_of(st.integers(-5, 200), st.integers(-(2**63), 2**63), st.just(-(2**63)), st.integers(0, 10**25))
+units = st.builds("{}/{}".format, numbers, numbers) | st.sampled_from(["1/30", "1/90000", "1/16000"])
+packets = st.builds("{}, {}, {}, {}, {}, 0x00c0ffee".format, st.integers(0, 2), *[numbers] * 4)
+plain = st.builds("{0}, {1}, {1}, 1, 424, 0x00c0ffee".format, st.integers(0, 1), st.integers(0, 90))
+KINDS = st.sampled_from(["video", "x"])
+heads = st.builds(
+    "#tb 0: {}\n#media_type 0: {}\n#tb 1: {}\n#media_type 1: audio".format,
+    units,
+    st.sampled_from(["video", "x"]),
+    units,
+)
+listings = st.builds(
+    lambda head, rows: "\n".join([head, *rows]).encode(), heads, st.lists(packets | plain, max_size=40)
+)
+logs = st.binary(max_size=200) | st.builds(
+    "[info]   Duration: {}:{}:{}, start: {}\n[error] {}".format, *[numbers] * 4, st.text()
+).map(lambda text: text.encode("utf-8", "replace"))
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_text_of_ffmpeg_ends_the_run(data, tmp_path, monkeypatch):
+    """Whatever ffmpeg prints of a clip, the clip is read or has causes."""
+    path = tmp_path / "clip.mkv"
+    path.write_bytes(b"\x1aE\xdf\xa3")
+
+    def answer(outputs, names, *_):
+        texts = {name: bytearray(data.draw(listings | st.binary(max_size=300))) for name in names}
+        texts |= {"log": bytearray(data.draw(logs))}
+        for name, unit in (("frames", ffmpeg.FRAME_BYTES), ("samples", 4)):
+            if name in texts:
+                texts[name] = bytearray(unit * data.draw(st.integers(0, 40)))
+        return texts
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ffmpeg, "run_ffmpeg", answer)
+        clip = media.read_clip(path)
+    assert ("visual" in clip.causes, "audio" in clip.causes) == (clip.frames is None, clip.logmel is None)
+    assert np.isfinite(clip.duration) and clip.duration >= 0
+    assert not any("unforeseen" in cause for cause in clip.causes.values())
+
+
+# --- streams of nothing -----------------------------------------------------------------------------------------------
+
+
+def test_streams_without_packets_are_named(tmp_path):
+    run_ffmpeg("-f", "lavfi", "-i", "sine=d=1", tmp_path / "sound.wav")
+    header = (tmp_path / "sound.wav").read_bytes()[:78]
+    (tmp_path / "empty.wav").write_bytes(header[:74] + bytes(4))
+    causes = media.read_clip(tmp_path / "empty.wav").causes
+    assert causes == {"visual": "no video stream", "audio": "the audio stream holds nothing"}
