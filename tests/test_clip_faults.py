@@ -1,16 +1,25 @@
 """What is wrong with clips, by kind: unset numbers, restarted clocks, headers that overstate, files of other kinds."""
 
+import builtins
+import errno
 import os
 import subprocess
+import zipfile
 from pathlib import Path
+from unittest import mock
 
+import librosa
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mlemiss.pipeline.encoders import Weights
+from mlemiss.pipeline.errors import InputError, MachineError
 from mlemiss.pipeline.media import decode as media
 from mlemiss.pipeline.media import ffmpeg
-from mlemiss.pipeline.media.process import ffmpeg_binary
+from mlemiss.pipeline.media.process import ClipError, DecoderError, ffmpeg_binary
+from mlemiss.pipeline.run import extract
+from mlemiss.pipeline.run.plan import Output
 
 SIZE, BITS, RATE = 256, 8, 30  # pixels a side, bars, frames per second
 FAULTS = Path(os.environ.get("MLEMISS_SHARED_DATA", "/nonexistent")) / "field_faults"
@@ -118,6 +127,111 @@ def test_no_text_of_ffmpeg_ends_the_run(data, tmp_path, monkeypatch):
     assert ("visual" in clip.causes, "audio" in clip.causes) == (clip.frames is None, clip.logmel is None)
     assert np.isfinite(clip.duration) and clip.duration >= 0
     assert not any("unforeseen" in cause for cause in clip.causes.values())
+
+
+# --- one clip that ends the run ---------------------------------------------------------------------------------------
+
+
+def float_wav(path, sample):
+    """Write a second of a tone, in 32-bit floats, one of whose samples is ``sample``."""
+    samples = 0.3 * np.sin(np.arange(16_000) / 10)
+    samples[9000] = sample
+    raw = ["-f", "f32le", "-ar", 16_000, "-ac", 1, "-i", "-"]
+    run_ffmpeg(*raw, "-c:a", "pcm_f32le", path, feed=samples.astype("<f4").tobytes())
+    return path
+
+
+@pytest.mark.parametrize("sample", [np.nan, np.inf, -np.inf, 1e18, 3e38])
+def test_a_sample_that_is_no_sound_costs_the_sound(tmp_path, sample):
+    clip = media.read_clip(float_wav(tmp_path / "sound.wav", sample))
+    why = "is no sound: samples up to " if np.isfinite(sample) else "holds samples that are not finite numbers"
+    assert clip.logmel is None and why in clip.causes["audio"]
+
+
+@needs_field_faults
+def test_one_nan_sample_from_the_field():
+    assert "not finite" in media.read_clip(FAULTS / "one_nan_sample.wav").causes["audio"]
+
+
+def every_exception():
+    """Make one of every exception type of Python, and those that libraries raise."""
+    special = {UnicodeDecodeError: ("utf-8", b"", 0, 1, "no"), UnicodeEncodeError: ("utf-8", "", 0, 1, "no")}
+    special |= {UnicodeTranslateError: ("", 0, 1, "no"), ExceptionGroup: ("no", [ValueError()])}
+    own = (librosa.util.exceptions.ParameterError, np.linalg.LinAlgError, zipfile.BadZipFile, ClipError, DecoderError)
+    types = {t for t in vars(builtins).values() if isinstance(t, type) and issubclass(t, Exception)} | set(own)
+    return [kind(*special.get(kind, ("no",))) for kind in sorted(types, key=lambda t: t.__name__)]
+
+
+STAGES = ["check_file", "list_packets", "decode_streams", "segment_centres", "cut_segments", "segment_logmel"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_whatever_a_stage_raises_is_the_clips_cause(tmp_path, monkeypatch, stage):
+    path = counting_clip(tmp_path / "clip.mkv", 1.0)
+    for error in every_exception():
+        with monkeypatch.context() as patch:
+            patch.setattr(media, stage, mock.Mock(side_effect=error))
+            if isinstance(error, MemoryError | ImportError):
+                with pytest.raises(type(error)):
+                    media.read_clip(path)
+                continue
+            clip = media.read_clip(path)
+        assert clip.logmel is None and clip.causes["audio"]
+        assert (clip.frames is None) == ("visual" in clip.causes) == (stage != "segment_logmel")
+
+
+@pytest.mark.parametrize("error", [MachineError("no"), InputError("no"), OSError(errno.ENOSPC, "full")])
+def test_faults_of_the_machine_stop_the_run_at_any_stage(tmp_path, monkeypatch, error):
+    path = counting_clip(tmp_path / "clip.mkv", 1.0)
+    for stage in STAGES:
+        with monkeypatch.context() as patch:
+            patch.setattr(media, stage, mock.Mock(side_effect=error))
+            with pytest.raises(type(error)):
+                media.read_clip(path)
+
+
+class FailingNetwork:
+    """A network of one feature that raises at a clip whose frames are bright, or at every clip."""
+
+    def __init__(self, error, broken=False):
+        self.error, self.broken = error, broken
+
+    def visual(self, clips):
+        if self.broken or any(frames.max() > 250 for frames in clips):
+            raise self.error
+        return [np.zeros((30, 1), np.float16) for _ in clips]
+
+    def audio(self, clips):
+        return [None for _ in clips]
+
+
+def network_output(monkeypatch, network):
+    monkeypatch.setattr(extract, "load_backbone", lambda *_: network)
+    network.spec = {"weights_hash": ""}
+    return Output("resnet34", "0" * 16, Path("final"), Path("work"), {}, Weights("random"), dimension=1)
+
+
+def one_frame_clips(*brightness):
+    frames = [np.full((30, 256, 256, 3), value, np.uint8) for value in brightness]
+    return [media.ClipMedia(each, None, {"audio": "no audio stream"}, 1.0) for each in frames]
+
+
+def test_whatever_a_network_raises_at_one_clip_is_its_cause(monkeypatch):
+    for error in every_exception():
+        output = network_output(monkeypatch, FailingNetwork(error))
+        if isinstance(error, MemoryError | ImportError):
+            with pytest.raises(type(error)):
+                extract.compute(output, one_frame_clips(0, 255, 0))
+            continue
+        parts = extract.compute(output, one_frame_clips(0, 255, 0))
+        assert [part.failed for part in parts] == [False, True, False]
+        assert type(error).__name__ in parts[1].cause
+
+
+def test_a_broken_network_stops_the_run(monkeypatch):
+    output = network_output(monkeypatch, FailingNetwork(RuntimeError("CUDA error"), broken=True))
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        extract.compute(output, one_frame_clips(0, 255))
 
 
 # --- streams of nothing -----------------------------------------------------------------------------------------------

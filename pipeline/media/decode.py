@@ -8,12 +8,13 @@ max(T - 0.5, 0). A segment's picture is the last frame whose timestamp is not af
 import os
 import stat
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import MACHINE_ERRNOS, MachineError
+from ..errors import MACHINE_ERRNOS, MachineError, is_machine_fault
 from .ffmpeg import DecodedStreams, Limits, Listing, Packets, decode_streams, decoder_failed, first_error, list_packets
 from .logmel import SAMPLE_RATE, cut_segments, segment_logmel
 from .process import ClipError, DecoderError, ffmpeg_binary
@@ -21,6 +22,7 @@ from .process import ClipError, DecoderError, ffmpeg_binary
 SEGMENTS = 30
 SEGMENT_SECONDS = 0.5
 SILENCE = 2.0**-16  # amplitude: half a step of 16-bit sound, what rounds to digital silence
+LOUDEST = 1e15  # amplitude, where 1 is full scale: beyond it the power of a window is no float32
 AUDIO_TOLERANCE = 0.1  # seconds by which sound may end before its packets do (encoders pad their last one)
 CLOCK = 1e5  # per second: timestamps that round to the same tick are the same
 PIECE_JITTER = 0.005  # seconds by which a piece of sound may start early or late and still join the one before it
@@ -56,6 +58,7 @@ class _Clip:
     frames: np.ndarray | None = None
     frame_times: np.ndarray | None = None
     waveform: np.ndarray | None = None  # float32 [round(16000 T)]
+    logmel: np.ndarray | None = None
     causes: dict[str, str] = field(default_factory=dict)
 
 
@@ -83,10 +86,15 @@ def read_clip(path: str | os.PathLike, limits: Limits = DEFAULT_LIMITS) -> ClipM
         InputError: there is no ffmpeg to decode with.
         MachineError: ffmpeg was killed, by a lack of memory for example.
     """
-    clip = _read(Path(path), limits)
+    path = Path(path)
+    clip = _guarded(path, lambda: _read(path, limits))
     logmel = None
     if clip.waveform is not None:
-        logmel = segment_logmel(clip.waveform, segment_starts(clip.duration))
+        starts = segment_starts(clip.duration)
+        heard = _guarded(path, lambda: _Clip(logmel=segment_logmel(clip.waveform, starts)), ("audio",))
+        logmel, clip.causes = heard.logmel, clip.causes | heard.causes
+    if clip.frames is None and logmel is None:
+        clip.duration = 0.0
     return ClipMedia(clip.frames, logmel, clip.causes, clip.duration, clip.frame_times)
 
 
@@ -95,23 +103,35 @@ def read_waveform(path: str | os.PathLike, limits: Limits = DEFAULT_LIMITS) -> n
 
     None where the sound is missing; arguments and errors as for `read_clip`.
     """
-    return _read(Path(path), limits).waveform
+    path = Path(path)
+    return _guarded(path, lambda: _read(path, limits)).waveform
+
+
+def _guarded(path: Path, stage: Callable[[], _Clip], modalities: Sequence[str] = ("visual", "audio")) -> _Clip:
+    """Return what a stage makes of a clip. Whatever it raises is the cause why these modalities are missing.
+
+    Raises:
+        Exception: `is_machine_fault`.
+    """
+    try:
+        return stage()
+    except ClipError as error:
+        cause = str(error)
+    except MachineError as error:
+        raise MachineError(f"{path.name}: {error}") from None
+    except Exception as error:  # whatever a clip holds, the run goes on
+        if is_machine_fault(error):
+            raise
+        cause = f"an unforeseen error ({type(error).__name__})"
+    return _Clip(causes=dict.fromkeys(modalities, cause))
 
 
 def _read(path: Path, limits: Limits) -> _Clip:
     ffmpeg_binary()  # its absence is no fault of the clip
     deadline = time.monotonic() + limits.timeout
-    try:
-        check_file(path, limits.max_bytes)
-        listing = list_packets(path, limits, deadline)
-        return _assemble(path, listing, _decode(path, listing, limits, deadline), limits)
-    except ClipError as error:
-        cause = str(error)
-    except MachineError as error:
-        raise MachineError(f"{path.name}: {error}") from None
-    except (ArithmeticError, ValueError, IndexError) as error:  # timestamps or headers beyond all sense
-        cause = f"its streams make no sense ({type(error).__name__})"
-    return _Clip(causes={"visual": cause, "audio": cause})
+    check_file(path, limits.max_bytes)
+    listing = list_packets(path, limits, deadline)
+    return _assemble(path, listing, _decode(path, listing, limits, deadline), limits)
 
 
 def check_file(path: Path, max_bytes: int) -> None:
@@ -218,8 +238,13 @@ def _assemble(path: Path, listing: Listing, decoded: DecodedStreams, limits: Lim
     fault = _audio_fault(path, listing, decoded, zero, np.inf if clip.frames is None else clip.duration)
     if fault is None:
         waveform = _on_the_clock(decoded, zero, clip.duration)
-        if np.abs(cut_segments(waveform, segment_starts(clip.duration))).max() < SILENCE:
+        loudest = np.abs(cut_segments(waveform, segment_starts(clip.duration))).max()
+        if loudest < SILENCE:
             fault = "the audio is digital silence"
+        elif not np.isfinite(loudest):
+            fault = "the audio holds samples that are not finite numbers"
+        elif loudest > LOUDEST:
+            fault = f"the audio is no sound: samples up to {loudest:.3g}, where 1 is full scale"
         else:
             clip.waveform = waveform
     if fault is not None:

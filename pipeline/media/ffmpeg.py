@@ -322,7 +322,8 @@ def _read_sound(decoded: DecodedStreams, samples: bytearray, listing: str) -> No
         decoded.audio_times, decoded.audio_counts = starts, (sizes / (4 * channels)).astype(np.int64)
         whole = len(samples) // (4 * channels) * channels
         # ffmpeg's own downmix to one channel is louder by the square root of two.
-        decoded.samples = np.frombuffer(samples, "<f4", whole).reshape(-1, channels).mean(axis=1, dtype=np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            decoded.samples = np.frombuffer(samples, "<f4", whole).reshape(-1, channels).mean(axis=1, dtype=np.float32)
 
 
 def first_error(log: str, path: Path, codec: str | None = None) -> str:
