@@ -2,6 +2,7 @@
 
 import builtins
 import errno
+import io
 import os
 import subprocess
 import zipfile
@@ -13,13 +14,16 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mlemiss.pipeline.clips.manifest import read_manifest
 from mlemiss.pipeline.encoders import Weights
+from mlemiss.pipeline.encoders.images import load_backbone
 from mlemiss.pipeline.errors import InputError, MachineError
 from mlemiss.pipeline.media import decode as media
 from mlemiss.pipeline.media import ffmpeg
 from mlemiss.pipeline.media.process import ClipError, DecoderError, ffmpeg_binary
 from mlemiss.pipeline.run import extract
 from mlemiss.pipeline.run.plan import Output
+from mlemiss.pipeline.stores.feature_files import read_feature_file
 
 SIZE, BITS, RATE = 256, 8, 30  # pixels a side, bars, frames per second
 FAULTS = Path(os.environ.get("MLEMISS_SHARED_DATA", "/nonexistent")) / "field_faults"
@@ -243,3 +247,76 @@ def test_streams_without_packets_are_named(tmp_path):
     (tmp_path / "empty.wav").write_bytes(header[:74] + bytes(4))
     causes = media.read_clip(tmp_path / "empty.wav").causes
     assert causes == {"visual": "no video stream", "audio": "the audio stream holds nothing"}
+
+
+# --- files that are not what their names say --------------------------------------------------------------------------
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+PAGE = b"\n<!DOCTYPE html>\n<html><body>Sign in</body></html>"
+OTHER_KINDS = {
+    POINTER: "a Git LFS pointer",
+    b"/annex/objects/SHA256E-s12--4d7a.mp4\n": "a git-annex pointer",
+    PAGE: "a web page",
+    b"<html><head><title>404 Not Found</title>": "a web page",
+    b'<?xml version="1.0"?><Error><Code>NoSuchKey</Code></Error>': "an XML document",
+    b'{"message": "Not found"}': "a JSON document",
+    b"\x1f\x8b\x08\x00" + bytes(50): "a gzip archive",
+    b"%PDF-1.7": "a PDF document",
+    bytes(100_000): "zeros only",
+    b"": "empty",
+}
+
+
+def zipped():
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("clip.mp4", "film")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(("content", "named"), [*OTHER_KINDS.items(), (zipped(), "a zip archive")])
+def test_a_file_that_is_no_clip_is_named(tmp_path, content, named):
+    (tmp_path / "clip.mp4").write_bytes(content)
+    causes = media.read_clip(tmp_path / "clip.mp4").causes
+    assert named in causes["visual"] and named in causes["audio"]
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize(("content", "named"), [*OTHER_KINDS.items(), (zipped(), "a zip archive")])
+def test_a_file_that_is_no_weights_is_named(tmp_path, suffix, content, named):
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=named):
+        load_backbone("resnet34", Weights(path.name, str(path)))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".npz", ".parquet"])
+@pytest.mark.parametrize(("content", "named"), [*OTHER_KINDS.items(), (zipped(), "a zip archive")])
+def test_a_file_that_is_no_table_is_named(tmp_path, suffix, content, named):
+    path = tmp_path / f"table{suffix}"
+    path.write_bytes(content)
+    if suffix != ".npz" or not named.endswith("zip archive"):  # which an npz is
+        with pytest.raises(InputError, match=named):
+            read_feature_file(path, ["x"], [])
+    if suffix == ".csv":
+        with pytest.raises(InputError, match=named):
+            read_manifest(path)
+
+
+def test_a_link_of_git_annex_without_its_content_is_named(tmp_path):
+    (tmp_path / "clip.mp4").symlink_to(".git/annex/objects/aa/bb/SHA256E-s12--4d7a.mp4/SHA256E-s12--4d7a.mp4")
+    assert "a git-annex link" in media.read_clip(tmp_path / "clip.mp4").causes["visual"]
+    (tmp_path / "broken.mp4").symlink_to("elsewhere.mp4")
+    assert media.read_clip(tmp_path / "broken.mp4").causes["visual"] == "No such file or directory"
+
+
+def test_an_encrypted_clip_is_called_so(tmp_path):
+    """Decoded without its key it would be noise, some of which passes for pictures or sound."""
+    key = ("-encryption_key", "76a6c65c5ea762046bd749a2e632ccbb", "-encryption_kid", "a7e61c373e219033c21091fa607bf3b8")
+    plain = counting_clip(tmp_path / "plain.mp4", 1.0, "-c:v", "libx264", "-c:a", "aac")
+    for options in ((), ("-movflags", "+faststart")):
+        locked = ("-c", "copy", "-encryption_scheme", "cenc-aes-ctr", *key, *options)
+        run_ffmpeg("-i", plain, *locked, tmp_path / "locked.mp4")
+        causes = media.read_clip(tmp_path / "locked.mp4").causes
+        assert causes == {"visual": "the video is encrypted", "audio": "the audio is encrypted"}
+    assert media.read_clip(plain).causes == {}

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import MACHINE_ERRNOS, MachineError, is_machine_fault
+from ..files import absent_content, foreign_content
 from .ffmpeg import DecodedStreams, Limits, Listing, Packets, decode_streams, decoder_failed, first_error, list_packets
 from .logmel import SAMPLE_RATE, cut_segments, segment_logmel
 from .process import ClipError, DecoderError, ffmpeg_binary
@@ -137,6 +138,8 @@ def _read(path: Path, limits: Limits) -> _Clip:
 def check_file(path: Path, max_bytes: int) -> None:
     """Check that a file can be read. ClipError: no regular file, empty, too large, or not to be opened."""
     try:
+        if annexed := absent_content(path):
+            raise ClipError(f"the file is {annexed}")
         state = path.stat()
         if not stat.S_ISREG(state.st_mode):
             raise ClipError("not a regular file")  # a pipe or device might never end
@@ -144,7 +147,8 @@ def check_file(path: Path, max_bytes: int) -> None:
             raise ClipError("the file is empty")
         if state.st_size > max_bytes:
             raise ClipError(f"the file holds {state.st_size} bytes, more than the {max_bytes} allowed")
-        path.open("rb").close()
+        if found := foreign_content(path):
+            raise ClipError(f"the file is {found}")
     except OSError as error:
         if error.errno in MACHINE_ERRNOS:
             raise
@@ -255,8 +259,8 @@ def _assemble(path: Path, listing: Listing, decoded: DecodedStreams, limits: Lim
 
 
 def _undecodable(kind: str, listing: Listing, decoded: DecodedStreams, path: Path) -> str:
-    if kind in listing.empty:
-        return f"the {kind} stream holds nothing" + (": the file is truncated" if listing.promised else "")
+    if kind in listing.unusable:
+        return listing.unusable[kind]
     if kind not in listing.streams:
         return f"no {kind} stream"
     return f"the {kind} does not decode: {first_error(decoded.log, path, listing.streams[kind].codec) or 'no output'}"

@@ -30,6 +30,11 @@ NO_TICKS = 1 << 62  # a timestamp beyond it is none: ffmpeg writes -2**63 where 
 LATEST = 1e10  # seconds: later than any clock of recordings, which count from 1970 at most
 ERROR = re.compile(r"\[(?:error|fatal)\] (?!.*pipe:\d)")
 NO_CONTAINER = re.compile(r"Format not on whitelist|Not detecting m3u8/hls")
+MAX_BOXES, MAX_INDEX = 1000, 64 << 20  # top-level boxes of an mp4 before its index, bytes of the index
+ENCRYPTED = {  # sample descriptions of an mp4's encrypted tracks
+    "video": re.compile(rb"stsd.{12}(?:encv|drmi)", re.DOTALL),
+    "audio": re.compile(rb"stsd.{12}(?:enca|drms)", re.DOTALL),
+}
 STREAMED = b"\xff" * 4  # a size that was not known when the header was written
 NO_STREAM = "does not contain any stream"
 INPUT_STREAM = r"(?m)^\[info\] +Stream #0:\d+.*: (?:Video|Audio|Subtitle|Data): (?!.* q=)"
@@ -105,7 +110,7 @@ class Listing:
     """The packets that a clip's container lists, before anything is decoded."""
 
     streams: dict[str, Packets]  # by "video", "audio"
-    empty: tuple[str, ...]  # kinds that are declared and have no packets
+    unusable: dict[str, str]  # why, by kind of stream that is declared and has no packets, or only encrypted ones
     promised: float | None  # seconds, where the header says that the clip ends, if the packets stop well before that
 
 
@@ -163,8 +168,10 @@ def list_packets(path: Path, limits: Limits, deadline: float) -> Listing:
         everything, _ = _list(path, ("v?", "a?", "s?", "d?"), limits, deadline)
         last = max((packets.ends.max() for _, packets in everything if len(packets.times)), default=0.0)
     promised = end if end is not None and end - last > DECLARED_TOLERANCE else None
-    empty = tuple(kind for kind, packets in streams if not len(packets.times))
-    return Listing({kind: packets for kind, packets in streams if len(packets.times)}, empty, promised)
+    truncated = ": the file is truncated" if promised else ""
+    unusable = {k: f"the {k} stream holds nothing{truncated}" for k, packets in streams if not len(packets.times)}
+    unusable |= {kind: f"the {kind} is encrypted" for kind in _encrypted_kinds(path)}
+    return Listing({kind: packets for kind, packets in streams if kind not in unusable}, unusable, promised)
 
 
 def _list(path: Path, which: tuple[str, ...], limits: Limits, deadline: float) -> tuple[list, str]:
@@ -185,6 +192,26 @@ def _list(path: Path, which: tuple[str, ...], limits: Limits, deadline: float) -
             else f"not readable: {first_error(log, path) or 'no reason given'}"
         )
     return [(each.kind, Packets(each.codec, each.starts, each.ends, each.timed)) for each in streams], log
+
+
+def _encrypted_kinds(path: Path) -> set[str]:
+    """Return which of an mp4's `video` and `audio` its index calls encrypted, which ffmpeg would decode to noise."""
+    at, end = 0, path.stat().st_size
+    with path.open("rb") as file:
+        for _ in range(MAX_BOXES):
+            file.seek(at)
+            head = file.read(16)
+            size = int.from_bytes(head[:4], "big")
+            if size == 1:  # a 64-bit size follows
+                size = int.from_bytes(head[8:], "big")
+            size = size or end - at  # 0: to the end of the file
+            if head[4:8] == b"moov":
+                index = head + file.read(min(size, MAX_INDEX))
+                return {kind for kind, entry in ENCRYPTED.items() if entry.search(index)}
+            at += size
+            if size < 8 or at >= end:
+                break
+    return set()
 
 
 def _riff_end(path: Path) -> float | None:
