@@ -18,3 +18,10 @@ class InputError(Exception):
 
     The message is one or two lines: what is wrong, where, what was expected, what was found, what to do next.
     """
+
+
+def is_machine_fault(error: Exception) -> bool:
+    """Return whether an error that came up at a clip is not the clip's: it stops the run and is never recorded."""
+    if isinstance(error, OSError):
+        return error.errno in MACHINE_ERRNOS
+    return isinstance(error, InputError | MachineError | MemoryError | ImportError)

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,22 @@ from typing import IO
 from .errors import InputError
 
 SEPARATORS = {";": "semicolons", "\t": "tabs"}  # of other programs' exports
+HEAD_BYTES = 4096  # that tell what a file is
+ZIP = "a zip archive"
+FOREIGN = {  # what files begin with that are often found under another kind's name
+    rb"version https://git-lfs\.github\.com/spec/": "a Git LFS pointer, without the content (`git lfs pull` gets it)",
+    rb"(?:\.\./)*(?:\.git)?/annex/objects/": "a git-annex pointer, without the content (`git annex get` gets it)",
+    rb"PK(?:\x03\x04|\x05\x06)": ZIP,
+    rb"\x1f\x8b\x08": "a gzip archive",
+    rb"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    rb"Rar!\x1a\x07": "a rar archive",
+    rb"\xfd7zXZ\0": "an xz archive",
+    rb"BZh[1-9]1AY&SY": "a bzip2 archive",
+    rb"%PDF-": "a PDF document",
+    rb"(?i)(?:\xef\xbb\xbf)?\s*<(?:!doctype\s+html|html|head|body)\b": "a web page (an error page or a login?)",
+    rb"(?:\xef\xbb\xbf)?\s*<\?xml\b": "an XML document (the error of a server?)",
+    rb"(?:\xef\xbb\xbf)?\s*\{\s*\"[^\"\n]*\"\s*:": "a JSON document (the error of a server?)",
+}
 Wrong = Callable[[str], InputError]  # makes the error of one line
 
 
@@ -56,6 +73,37 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def absent_content(path: Path) -> str:
+    """Return `a git-annex link, …` if a path is one and its content is not on this machine, else nothing."""
+    if path.is_symlink() and "/annex/objects/" in str(path.readlink()) and not path.exists():
+        return "a git-annex link, without the content (`git annex get` gets it)"
+    return ""
+
+
+def foreign_content(path: Path, zipped: bool = False) -> str:
+    """Return what a file is instead of what its name says, such as `a web page`; empty where nothing is known.
+
+    Args:
+        path: the file.
+        zipped: a zip archive is what it should be.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if absent := absent_content(path):
+        return absent
+    with path.open("rb") as file:
+        head = file.read(HEAD_BYTES)
+        if not head:
+            return "an empty file"
+        if not any(head):
+            size = os.fstat(file.fileno()).st_size
+            blocks = [os.pread(file.fileno(), HEAD_BYTES, at) for at in (size // 2, max(size - HEAD_BYTES, 0))]
+            return "" if any(map(any, blocks)) else "zeros only: a download that was not finished"
+    found = next((kind for pattern, kind in FOREIGN.items() if re.match(pattern, head)), "")
+    return "" if zipped and found == ZIP else found
+
+
 def read_csv(
     path: Path, required: Sequence[str], what: str, hint: str
 ) -> tuple[list[str], Iterator[tuple[int, dict[str, str], Wrong]]]:
@@ -86,6 +134,8 @@ def _rows(path: Path, required: Sequence[str], what: str, hint: str) -> Iterator
         return InputError(f"{what} {path}, line {line}: {why}.\nExpected the columns {','.join(required)}[,more].")
 
     try:
+        if (found := foreign_content(path)) and path.stat().st_size:
+            raise InputError(f"{what} {path}: this is {found}, not a CSV.\n{hint}")
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             header = [name.strip() for name in next(reader, [])]

@@ -4,6 +4,7 @@ A backbone turns the cached media of a clip into features: both the 256x256 fram
 bilinearly to the network's own input.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import InputError
+from ..files import foreign_content
 from . import Weights, resolve_tag
 
 if TYPE_CHECKING:
@@ -219,6 +221,9 @@ def _read_weights(path: Path) -> dict:
         else:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (*UNPICKLING_ERRORS, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            if found := foreign_content(path):
+                raise InputError(f"weights file {path}: this is {found}, no safetensors or torch file.") from None
         raise InputError(
             f"weights file {path}: not readable as safetensors or a torch file of tensors ({type(error).__name__}).\n"
             "Expected a state dict, tensor names and tensors alone: a pickled model is not loaded, it could run code."

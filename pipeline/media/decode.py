@@ -8,19 +8,22 @@ max(T - 0.5, 0). A segment's picture is the last frame whose timestamp is not af
 import os
 import stat
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import MACHINE_ERRNOS, MachineError
-from .ffmpeg import DecodedStreams, Limits, Listing, decode_streams, decoder_failed, first_error, list_packets
+from ..errors import MACHINE_ERRNOS, MachineError, is_machine_fault
+from ..files import absent_content, foreign_content
+from .ffmpeg import DecodedStreams, Limits, Listing, Packets, decode_streams, decoder_failed, first_error, list_packets
 from .logmel import SAMPLE_RATE, cut_segments, segment_logmel
 from .process import ClipError, DecoderError, ffmpeg_binary
 
 SEGMENTS = 30
 SEGMENT_SECONDS = 0.5
 SILENCE = 2.0**-16  # amplitude: half a step of 16-bit sound, what rounds to digital silence
+LOUDEST = 1e15  # amplitude, where 1 is full scale: beyond it the power of a window is no float32
 AUDIO_TOLERANCE = 0.1  # seconds by which sound may end before its packets do (encoders pad their last one)
 CLOCK = 1e5  # per second: timestamps that round to the same tick are the same
 PIECE_JITTER = 0.005  # seconds by which a piece of sound may start early or late and still join the one before it
@@ -56,6 +59,7 @@ class _Clip:
     frames: np.ndarray | None = None
     frame_times: np.ndarray | None = None
     waveform: np.ndarray | None = None  # float32 [round(16000 T)]
+    logmel: np.ndarray | None = None
     causes: dict[str, str] = field(default_factory=dict)
 
 
@@ -83,10 +87,15 @@ def read_clip(path: str | os.PathLike, limits: Limits = DEFAULT_LIMITS) -> ClipM
         InputError: there is no ffmpeg to decode with.
         MachineError: ffmpeg was killed, by a lack of memory for example.
     """
-    clip = _read(Path(path), limits)
+    path = Path(path)
+    clip = _guarded(path, lambda: _read(path, limits))
     logmel = None
     if clip.waveform is not None:
-        logmel = segment_logmel(clip.waveform, segment_starts(clip.duration))
+        starts = segment_starts(clip.duration)
+        heard = _guarded(path, lambda: _Clip(logmel=segment_logmel(clip.waveform, starts)), ("audio",))
+        logmel, clip.causes = heard.logmel, clip.causes | heard.causes
+    if clip.frames is None and logmel is None:
+        clip.duration = 0.0
     return ClipMedia(clip.frames, logmel, clip.causes, clip.duration, clip.frame_times)
 
 
@@ -95,28 +104,42 @@ def read_waveform(path: str | os.PathLike, limits: Limits = DEFAULT_LIMITS) -> n
 
     None where the sound is missing; arguments and errors as for `read_clip`.
     """
-    return _read(Path(path), limits).waveform
+    path = Path(path)
+    return _guarded(path, lambda: _read(path, limits)).waveform
+
+
+def _guarded(path: Path, stage: Callable[[], _Clip], modalities: Sequence[str] = ("visual", "audio")) -> _Clip:
+    """Return what a stage makes of a clip. Whatever it raises is the cause why these modalities are missing.
+
+    Raises:
+        Exception: `is_machine_fault`.
+    """
+    try:
+        return stage()
+    except ClipError as error:
+        cause = str(error)
+    except MachineError as error:
+        raise MachineError(f"{path.name}: {error}") from None
+    except Exception as error:  # whatever a clip holds, the run goes on
+        if is_machine_fault(error):
+            raise
+        cause = f"an unforeseen error ({type(error).__name__})"
+    return _Clip(causes=dict.fromkeys(modalities, cause))
 
 
 def _read(path: Path, limits: Limits) -> _Clip:
     ffmpeg_binary()  # its absence is no fault of the clip
     deadline = time.monotonic() + limits.timeout
-    try:
-        check_file(path, limits.max_bytes)
-        listing = list_packets(path, limits, deadline)
-        return _assemble(path, listing, _decode(path, listing, limits, deadline), limits)
-    except ClipError as error:
-        cause = str(error)
-    except MachineError as error:
-        raise MachineError(f"{path.name}: {error}") from None
-    except (ArithmeticError, ValueError, IndexError) as error:  # timestamps or headers beyond all sense
-        cause = f"its streams make no sense ({type(error).__name__})"
-    return _Clip(causes={"visual": cause, "audio": cause})
+    check_file(path, limits.max_bytes)
+    listing = list_packets(path, limits, deadline)
+    return _assemble(path, listing, _decode(path, listing, limits, deadline), limits)
 
 
 def check_file(path: Path, max_bytes: int) -> None:
     """Check that a file can be read. ClipError: no regular file, empty, too large, or not to be opened."""
     try:
+        if annexed := absent_content(path):
+            raise ClipError(f"the file is {annexed}")
         state = path.stat()
         if not stat.S_ISREG(state.st_mode):
             raise ClipError("not a regular file")  # a pipe or device might never end
@@ -124,7 +147,8 @@ def check_file(path: Path, max_bytes: int) -> None:
             raise ClipError("the file is empty")
         if state.st_size > max_bytes:
             raise ClipError(f"the file holds {state.st_size} bytes, more than the {max_bytes} allowed")
-        path.open("rb").close()
+        if found := foreign_content(path):
+            raise ClipError(f"the file is {found}")
     except OSError as error:
         if error.errno in MACHINE_ERRNOS:
             raise
@@ -135,6 +159,8 @@ def _decode(path: Path, listing: Listing, limits: Limits, deadline: float) -> De
     """Decode once, keeping the frames that the packets' timestamps ask for; again if the frames say otherwise."""
     kinds = tuple(listing.streams)
     streams = listing.streams.values()
+    if not kinds:
+        return DecodedStreams()
     _check_length(max(s.ends.max() for s in streams) - min(s.times.min() for s in streams), limits)
     wanted = np.zeros(0, np.int64)
     if "video" in kinds:
@@ -202,7 +228,7 @@ def _assemble(path: Path, listing: Listing, decoded: DecodedStreams, limits: Lim
             clip.causes[modality] = _undecodable(kind, listing, decoded, path)
         return clip
     zero = _time_zero(decoded)
-    ends = [*(decoded.frame_times + decoded.frame_durations)[-1:], *decoded.audio_ends[-1:]]
+    ends = [*(decoded.frame_times + decoded.frame_durations)[-1:], *decoded.audio_ends]
     _check_length(max(ends) - zero, limits)
     fault = _video_fault(path, listing, decoded, zero)
     if fault is None:
@@ -216,8 +242,13 @@ def _assemble(path: Path, listing: Listing, decoded: DecodedStreams, limits: Lim
     fault = _audio_fault(path, listing, decoded, zero, np.inf if clip.frames is None else clip.duration)
     if fault is None:
         waveform = _on_the_clock(decoded, zero, clip.duration)
-        if np.abs(cut_segments(waveform, segment_starts(clip.duration))).max() < SILENCE:
+        loudest = np.abs(cut_segments(waveform, segment_starts(clip.duration))).max()
+        if loudest < SILENCE:
             fault = "the audio is digital silence"
+        elif not np.isfinite(loudest):
+            fault = "the audio holds samples that are not finite numbers"
+        elif loudest > LOUDEST:
+            fault = f"the audio is no sound: samples up to {loudest:.3g}, where 1 is full scale"
         else:
             clip.waveform = waveform
     if fault is not None:
@@ -228,8 +259,8 @@ def _assemble(path: Path, listing: Listing, decoded: DecodedStreams, limits: Lim
 
 
 def _undecodable(kind: str, listing: Listing, decoded: DecodedStreams, path: Path) -> str:
-    if kind in listing.empty:
-        return f"the {kind} stream holds nothing" + (": the file is truncated" if listing.promised else "")
+    if kind in listing.unusable:
+        return listing.unusable[kind]
     if kind not in listing.streams:
         return f"no {kind} stream"
     return f"the {kind} does not decode: {first_error(decoded.log, path, listing.streams[kind].codec) or 'no output'}"
@@ -248,13 +279,25 @@ def _video_fault(path: Path, listing: Listing, decoded: DecodedStreams, zero: fl
     if decoder_failed(decoded.log, "video"):
         # Some codecs have packets that show nothing; only when the decoder complained is such a packet a lost frame.
         # Before the first decoded frame none is missed: a recording may start between two key frames.
-        lost = packets.times[~np.isin(np.rint(packets.times * CLOCK), np.rint(times * CLOCK))] - zero
+        lost = _lost_pictures(packets, decoded) - zero
         lost = lost[(lost > times.min() - zero) & (lost <= needed)]
         if len(lost):
             return f"the video fails at {lost.min():.2f} s of {expected:.2f} s: {why}"
     if len(decoded.images) != len(np.unique(chosen)):
         return f"{len(decoded.images)} of {len(np.unique(chosen))} frames could be converted: {why}"
     return None
+
+
+def _lost_pictures(packets: Packets, decoded: DecodedStreams) -> np.ndarray:
+    """Return when packets gave no picture, float64 [lost] in seconds of the file's clock.
+
+    Where packets have no timestamps of their own it is when a picture's duration is over and the next one is not there.
+    """
+    times = decoded.frame_times
+    if packets.timed:
+        return packets.times[~np.isin(np.rint(packets.times * CLOCK), np.rint(times * CLOCK))]
+    gaps = np.diff(times)
+    return times[:-1][gaps > 1.5 * np.median(gaps)] + np.median(gaps) if len(gaps) else gaps
 
 
 def _audio_fault(path: Path, listing: Listing, decoded: DecodedStreams, zero: float, duration: float) -> str | None:

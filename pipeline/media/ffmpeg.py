@@ -7,6 +7,7 @@ the file itself, within limits of time, size and picture size.
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import ffmpeg
 import numpy as np
@@ -21,8 +22,19 @@ LIST_BYTES = 1 << 28  # of packet lists and logs: days of video
 MAX_CHANNELS = 8  # of a clip that lasts as long as allowed
 DECLARED_TOLERANCE = 0.25  # seconds by which a header may overstate a clip: no segment's centre lies that late
 PACKET_DISCARD = 4  # flag of a packet that is decoded but not presented
+PACKET = re.compile(  # stream, timestamps of decoding and presentation, duration, bytes, checksum, flags, side data
+    r"(\d{1,4}), *(-?\d{1,19}), *(-?\d{1,19}), *(-?\d{1,19}), *(\d{1,10}), *0x[0-9a-f]{8}(?:, F=0x(\w{1,8}))?(?:,.*)?",
+    re.ASCII,
+)
+NO_TICKS = 1 << 62  # a timestamp beyond it is none: ffmpeg writes -2**63 where it has none
+LATEST = 1e10  # seconds: later than any clock of recordings, which count from 1970 at most
 ERROR = re.compile(r"\[(?:error|fatal)\] (?!.*pipe:\d)")
 NO_CONTAINER = re.compile(r"Format not on whitelist|Not detecting m3u8/hls")
+MAX_BOXES, MAX_INDEX = 1000, 64 << 20  # top-level boxes of an mp4 before its index, bytes of the index
+ENCRYPTED = {  # sample descriptions of an mp4's encrypted tracks
+    "video": re.compile(rb"stsd.{12}(?:encv|drmi)", re.DOTALL),
+    "audio": re.compile(rb"stsd.{12}(?:enca|drms)", re.DOTALL),
+}
 STREAMED = b"\xff" * 4  # a size that was not known when the header was written
 NO_STREAM = "does not contain any stream"
 INPUT_STREAM = r"(?m)^\[info\] +Stream #0:\d+.*: (?:Video|Audio|Subtitle|Data): (?!.* q=)"
@@ -79,6 +91,18 @@ class Packets:
     codec: str
     times: np.ndarray  # float64 [packets]
     ends: np.ndarray  # float64 [packets]
+    timed: bool = True  # False: some lack a timestamp, and have that of their decoding here
+
+
+class Stream(NamedTuple):
+    """A stream of a framecrc listing: the packets that are presented, in order of their starts."""
+
+    kind: str  # video, audio, subtitle, …
+    codec: str
+    starts: np.ndarray  # float64 [packets] in seconds
+    ends: np.ndarray  # float64 [packets] in seconds
+    sizes: np.ndarray  # float64 [packets] in bytes
+    timed: bool  # every start is the packet's own timestamp; False: some are those of their decoding
 
 
 @dataclass(frozen=True)
@@ -86,7 +110,7 @@ class Listing:
     """The packets that a clip's container lists, before anything is decoded."""
 
     streams: dict[str, Packets]  # by "video", "audio"
-    empty: tuple[str, ...]  # kinds that are declared and have no packets
+    unusable: dict[str, str]  # why, by kind of stream that is declared and has no packets, or only encrypted ones
     promised: float | None  # seconds, where the header says that the clip ends, if the packets stop well before that
 
 
@@ -144,8 +168,10 @@ def list_packets(path: Path, limits: Limits, deadline: float) -> Listing:
         everything, _ = _list(path, ("v?", "a?", "s?", "d?"), limits, deadline)
         last = max((packets.ends.max() for _, packets in everything if len(packets.times)), default=0.0)
     promised = end if end is not None and end - last > DECLARED_TOLERANCE else None
-    empty = tuple(kind for kind, packets in streams if not len(packets.times))
-    return Listing({kind: packets for kind, packets in streams if len(packets.times)}, empty, promised)
+    truncated = ": the file is truncated" if promised else ""
+    unusable = {k: f"the {k} stream holds nothing{truncated}" for k, packets in streams if not len(packets.times)}
+    unusable |= {kind: f"the {kind} is encrypted" for kind in _encrypted_kinds(path)}
+    return Listing({kind: packets for kind, packets in streams if kind not in unusable}, unusable, promised)
 
 
 def _list(path: Path, which: tuple[str, ...], limits: Limits, deadline: float) -> tuple[list, str]:
@@ -165,7 +191,27 @@ def _list(path: Path, which: tuple[str, ...], limits: Limits, deadline: float) -
             if NO_STREAM in log
             else f"not readable: {first_error(log, path) or 'no reason given'}"
         )
-    return [(kind, Packets(codec, *rows[:2])) for kind, codec, rows in streams], log
+    return [(each.kind, Packets(each.codec, each.starts, each.ends, each.timed)) for each in streams], log
+
+
+def _encrypted_kinds(path: Path) -> set[str]:
+    """Return which of an mp4's `video` and `audio` its index calls encrypted, which ffmpeg would decode to noise."""
+    at, end = 0, path.stat().st_size
+    with path.open("rb") as file:
+        for _ in range(MAX_BOXES):
+            file.seek(at)
+            head = file.read(16)
+            size = int.from_bytes(head[:4], "big")
+            if size == 1:  # a 64-bit size follows
+                size = int.from_bytes(head[8:], "big")
+            size = size or end - at  # 0: to the end of the file
+            if head[4:8] == b"moov":
+                index = head + file.read(min(size, MAX_INDEX))
+                return {kind for kind, entry in ENCRYPTED.items() if entry.search(index)}
+            at += size
+            if size < 8 or at >= end:
+                break
+    return set()
 
 
 def _riff_end(path: Path) -> float | None:
@@ -186,41 +232,57 @@ def _riff_end(path: Path) -> float | None:
 
 def _declared_end(log: str) -> float | None:
     """Return the end of the clip in seconds that the container's header tells, if it does."""
-    match = re.search(r"Duration: (\d+):(\d+):([\d.]+), start: (-?[\d.]+)", log)
+    match = re.search(r"Duration: (\d{1,9}):(\d\d):(\d\d\.\d+), start: (-?\d{1,10}\.\d{1,9})", log, re.ASCII)
     if match is None or "Estimating duration from bitrate" in log:
         return None
     hours, minutes, seconds, start = map(float, match.groups())
     return start + 3600 * hours + 60 * minutes + seconds
 
 
-def _parse_framecrc(text: str) -> list[tuple[str, str, np.ndarray]]:
-    """Parse the streams of a framecrc listing: kind, codec, float64 [3, packets] start and end in seconds, bytes.
-
-    The packets are sorted by start.
-    """
+def _parse_framecrc(text: str) -> list[Stream]:
+    """Parse a framecrc listing. ClipError: a line or a number of it is not what framecrc writes."""
     heads: dict[str, dict[str, str]] = {}
-    rows: dict[str, list[tuple[int, int, int]]] = {}
+    rows: dict[str, list[tuple[int, int, int, bool]]] = {}
     for line in text.splitlines():
         if line.startswith("#"):
             name, _, value = line[1:].partition(": ")
             key, _, index = name.partition(" ")
             heads.setdefault(index, {})[key] = value
-            continue
-        parts = line.split(",")
-        flags = next((part.strip() for part in parts[6:] if part.strip().startswith("F=")), "F=0x1")
-        if len(parts) < 6 or not parts[2].strip().lstrip("-").isdigit() or int(flags[2:], 16) & PACKET_DISCARD:
-            continue  # without a timestamp, or decoded only for what follows: not presented
-        start = int(parts[2])
-        rows.setdefault(parts[0], []).append((start, start + int(parts[3]), int(parts[4])))
+        elif line.strip():
+            index, row = _parse_packet(line)
+            if row is not None:
+                rows.setdefault(index, []).append(row)
     streams = []
     for index, head in heads.items():
-        if "media_type" not in head:
+        if head.get("media_type") not in ("video", "audio", "subtitle", "data", "attachment"):
             continue
-        numerator, denominator = map(int, head["tb"].split("/"))
-        table = np.array(sorted(rows.get(index, [])), dtype=np.float64).reshape(-1, 3).T
-        table[:2] = table[:2] * numerator / denominator
-        streams.append((head["media_type"], head.get("codec_id", ""), table))
+        numerator, denominator = _parse_unit(head.get("tb", ""))
+        starts, ends, sizes, own = np.array(sorted(rows.get(index, [])), dtype=np.float64).reshape(-1, 4).T
+        starts, ends = starts * numerator / denominator, ends * numerator / denominator
+        if max(np.abs(starts).max(initial=0), np.abs(ends).max(initial=0)) > LATEST:
+            raise ClipError(f"a timestamp of the {head['media_type']} lies more than {LATEST:.0g} s from 0")
+        streams.append(Stream(head["media_type"], head.get("codec_id", ""), starts, ends, sizes, bool(own.all())))
     return streams
+
+
+def _parse_packet(line: str) -> tuple[str, tuple[int, int, int, bool] | None]:
+    """Return a packet's stream, and its start, end, bytes and whether the start is its own; None if not presented."""
+    match = PACKET.fullmatch(line)
+    if match is None:
+        raise ClipError("the list of its packets makes no sense")
+    index, *numbers, flags = match.groups()
+    decoding, presented, lasts, size = map(int, numbers)
+    start = next((ticks for ticks in (presented, decoding) if abs(ticks) < NO_TICKS), None)
+    if start is None or int(flags or "1", 16) & PACKET_DISCARD:
+        return index, None  # decoded only for what follows, or nobody knows when
+    return index, (start, start + (lasts if 0 < lasts < NO_TICKS else 0), size, start == presented)
+
+
+def _parse_unit(ratio: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{1,10})/(\d{1,10})", ratio, re.ASCII)
+    if match is None or not int(match[1]) or not int(match[2]):
+        raise ClipError("the unit of its timestamps makes no sense")
+    return int(match[1]), int(match[2])
 
 
 def decode_streams(
@@ -270,8 +332,8 @@ def decode_streams(
 
 
 def _read_frames(decoded: DecodedStreams, frames: bytearray, listing: str) -> None:
-    for _, _, (starts, ends, _) in _parse_framecrc(listing):
-        decoded.frame_times, decoded.frame_durations = starts, ends - starts
+    for stream in _parse_framecrc(listing):
+        decoded.frame_times, decoded.frame_durations = stream.starts, stream.ends - stream.starts
     count = len(frames) // FRAME_BYTES
     planes = np.frombuffer(frames, np.uint8, count * FRAME_BYTES).reshape(count, 3, FRAME_SIZE, FRAME_SIZE)
     decoded.images = np.empty((count, FRAME_SIZE, FRAME_SIZE, 3), np.uint8)
@@ -280,14 +342,15 @@ def _read_frames(decoded: DecodedStreams, frames: bytearray, listing: str) -> No
 
 
 def _read_sound(decoded: DecodedStreams, samples: bytearray, listing: str) -> None:
-    for _, _, (starts, ends, sizes) in _parse_framecrc(listing):
+    for _, _, starts, ends, sizes, _ in _parse_framecrc(listing):
         if not len(starts) or ends[0] <= starts[0]:
             continue
         channels = max(round(sizes[0] / ((ends[0] - starts[0]) * SAMPLE_RATE * 4)), 1)
         decoded.audio_times, decoded.audio_counts = starts, (sizes / (4 * channels)).astype(np.int64)
         whole = len(samples) // (4 * channels) * channels
         # ffmpeg's own downmix to one channel is louder by the square root of two.
-        decoded.samples = np.frombuffer(samples, "<f4", whole).reshape(-1, channels).mean(axis=1, dtype=np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            decoded.samples = np.frombuffer(samples, "<f4", whole).reshape(-1, channels).mean(axis=1, dtype=np.float32)
 
 
 def first_error(log: str, path: Path, codec: str | None = None) -> str:

@@ -17,8 +17,10 @@ from threadpoolctl import threadpool_limits
 
 from ..encoders import keep_freed_memory, use_one_thread
 from ..encoders.images import Backbone, load_backbone
-from ..errors import InputError, MachineError
+from ..errors import InputError, MachineError, is_machine_fault
 from ..media import decode as media
+from ..media.ffmpeg import FRAME_SIZE
+from ..media.logmel import MEL_FRAMES, N_MELS
 from ..stores import store
 from .parts import Donor, Part, write_media
 from .plan import Output, Row, Task, stamp_of
@@ -34,6 +36,12 @@ class Outcome:
     note: str = ""  # to print once
 
 
+BLANK = media.ClipMedia(
+    np.zeros((media.SEGMENTS, FRAME_SIZE, FRAME_SIZE, 3), np.uint8),
+    np.zeros((media.SEGMENTS, 3, N_MELS, MEL_FRAMES), np.float16),
+    {},
+    0.0,
+)
 Executor = Callable[[Sequence[Task]], Iterator[Outcome]]  # runs tasks, yields their outcomes as they end
 
 
@@ -125,14 +133,33 @@ def encode(tasks: Sequence[Task], decoded: Sequence[Decoded]) -> list[Outcome]:
 
 
 def compute(output: Output, clips: Sequence[media.ClipMedia]) -> list[Part]:
-    """Compute the results of several clips in one store."""
-    features: dict[str, list[np.ndarray | None]] = {}
-    if output.weights is not None:  # media alone need no torch
-        use_one_thread()
-        backbone = _backbone(output)
-        features["visual"] = backbone.visual([clip.frames for clip in clips])
-        features["audio"] = backbone.audio([clip.logmel for clip in clips])
-    return [_part(output, clip, {m: f[i] for m, f in features.items()}) for i, clip in enumerate(clips)]
+    """Compute the results of several clips in one store. A clip that its network fails at costs only itself."""
+    if output.weights is None:  # media alone need no torch
+        return [_part(output, clip, {}) for clip in clips]
+    use_one_thread()
+    backbone = _backbone(output)
+    try:
+        return _encode(output, backbone, clips)
+    except Exception as error:
+        if is_machine_fault(error):
+            raise
+    parts = []
+    for clip in clips:
+        try:
+            parts += _encode(output, backbone, [clip])
+        except Exception as error:
+            if is_machine_fault(error):
+                raise
+            _encode(output, backbone, [BLANK])  # raises if the network or its device is broken
+            cause = f"{output.features}: an unforeseen error ({type(error).__name__})"
+            parts.append(Part((False, False), cause, failed=True, duration=clip.duration))
+    return parts
+
+
+def _encode(output: Output, backbone: Backbone, clips: Sequence[media.ClipMedia]) -> list[Part]:
+    visual = backbone.visual([clip.frames for clip in clips])
+    audio = backbone.audio([clip.logmel for clip in clips])
+    return [_part(output, clip, {"visual": v, "audio": a}) for clip, v, a in zip(clips, visual, audio, strict=True)]
 
 
 def _part(output: Output, clip: media.ClipMedia, features: dict[str, np.ndarray | None]) -> Part:

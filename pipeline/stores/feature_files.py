@@ -14,6 +14,7 @@ import numpy as np
 
 from ..console import name_some
 from ..errors import InputError
+from ..files import foreign_content
 
 READ_AS_NAN = frozenset({"", "NA", "N/A", "null"})  # a CSV's ways to say that a number is missing, beside nan
 NAMES_LISTED = 20  # names of arrays or columns an error lists
@@ -42,6 +43,8 @@ def read_feature_file(path: Path, patterns: Sequence[str], texts: Sequence[str])
         raise InputError(f"{path}: expected a file that ends in {', '.join(readers)}, found {path.suffix or 'none'!r}.")
     if not path.is_file():
         raise InputError(f"no file {path}: expected features to import as {', '.join(readers)}.")
+    if found := foreign_content(path, zipped=path.suffix.lower() == ".npz"):
+        raise InputError(f"{path}: this is {found}, not what its name says.")
     maps: dict[str, list[str]] = {}
 
     def choose(available: Sequence[str]) -> list[str]:
