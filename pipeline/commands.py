@@ -39,7 +39,7 @@ from .options import (
     WeightsOption,
     WorkersOption,
 )
-from .stores.remote import Place, local_folder, parse_place
+from .stores.remote import Place, is_local, local_folder, parse_place
 
 
 def all_cores() -> int:
@@ -96,7 +96,10 @@ def fetch(
         str | None, typer.Option("--parts", "--actors", help="Only these, for example 1,2,5-8; of ravdess the actors.")
     ] = None,
     record: Annotated[
-        str | None, typer.Option(help="Another address of the record's API (default: $MLEMISS_DATASET_RECORD).")
+        str | None,
+        typer.Option(
+            help="Another address of the record's API (default: $MLEMISS_NAME_RECORD, such as MLEMISS_RAVDESS_RECORD)."
+        ),
     ] = None,
 ) -> int:
     """Download a data set from its official record: checksums verified, resumed where it was cut, unpacked safely."""
@@ -232,6 +235,8 @@ def ls(
     from .stores.catalogue import catalogue, listing, print_table
 
     folder = where or stores
+    if where is not None and is_local(where) and not where.is_dir():
+        raise InputError(f"no folder {where}: expected a folder of stores.\nName one that is there.")
     rows, unusable = catalogue(folder)
     if as_json:
         print_json(rows)

@@ -36,8 +36,8 @@ def test_manifest_is_read_as_it_was_written(tmp_path):
         ([HEADER, "a,a.mp4,glad,s1", "b,b.mp4,sad"], "line 3: expected 4 fields, found 3"),
         ([HEADER, "a,a.mp4,,s1"], "line 2: label is empty"),
         ([HEADER, "a,a.mp4,glad,s1", "a,b.mp4,sad,s1"], "line 3: clip_id 'a' is on line 2 already"),
-        ([HEADER, "a,../a.mp4,glad,s1"], "leaves the root"),
-        ([HEADER, "a,/etc/passwd,glad,s1"], "leaves the root"),
+        ([HEADER, "a,../a.mp4,glad,s1"], "is outside the root"),
+        ([HEADER, "a,/etc/passwd,glad,s1"], "is outside the root"),
         ([HEADER + ",split", "a,a.mp4,glad,s1,x"], "a name that the store itself uses"),
         ([HEADER + ",x,x", "a,a.mp4,glad,s1,1,2"], "appears twice"),
         ([HEADER, 'a,"a.mp4,glad,s1'], "line"),
@@ -80,7 +80,7 @@ def test_absolute_paths_below_the_root_are_taken_as_relative_ones(tmp_path, monk
     listed = manifest(root, HEADER, f"a,{root}/x/a.mp4,glad,s1", "b,y/b.mp4,sad,s1")
     assert collect(str(listed)).clips == expected.clips  # the root is the CSV's folder
     for outside in (other / "a.mp4", f"{root}/../other/a.mp4", f"{root}-2/a.mp4", "/etc/passwd"):
-        with pytest.raises(InputError, match=r"line 2: path .* leaves the root"):
+        with pytest.raises(InputError, match=r"line 2: path .* is outside the root"):
             collect(str(manifest(tmp_path, HEADER, f"a,{outside},glad,s1")), root)
     (clip,) = collect(str(manifest(tmp_path, HEADER, f"a,{root}/out/a.mp4,glad,s1")), root).clips
     (source,) = sources_of(root, clip.path, cache=tmp_path / "cache.json")

@@ -289,7 +289,8 @@ def test_a_budget_trains_seed_by_seed_and_the_same_command_goes_on(stores, tmp_p
     assert [cell["seeds"] for cell in cells] == [[0]]
     assert "the budget of 1e-06 h is spent" in (tmp_path / "cut" / "figure6.md").read_text()
     second = mlemiss(*options, "--out", "cut", "--budget", 1e-6)
-    assert "1 runs of other cells are finished and kept" in second.stderr and "10 runs left" in second.stderr
+    assert "1 run of other cells are finished and kept" in second.stderr and "10 runs left" in second.stderr
+    assert not (tmp_path / "cut" / "other-results.json").exists()  # nothing is of another plan
     rest, whole = mlemiss(*options, "--out", "cut"), mlemiss(*options, "--out", "whole")
     assert rest.returncode == whole.returncode == 0 and "runs left" not in rest.stderr
     results = [json.loads((tmp_path / out / "results.json").read_text())["results"] for out in ("cut", "whole")]

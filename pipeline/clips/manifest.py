@@ -95,7 +95,10 @@ def read_manifest(path: Path, root: Path | None = None) -> list[Clip]:
         if written.is_absolute():
             row["path"] = next((str(written.relative_to(base)) for base in above if written.is_relative_to(base)), "")
         if not row["path"] or ".." in written.parts:
-            raise wrong(f"path {str(written)!r} leaves the root{f' {root}' if root else ''}; paths are relative to it")
+            where = f" {root.absolute()}" if root else ""
+            raise wrong(
+                f"path {str(written)!r} is outside the root{where}. Move the file there, or name another --root"
+            )
         more = tuple((name, row[name]) for name in header if name not in REQUIRED)
         clips.append(Clip(*(row[name] for name in REQUIRED), more))
     return clips

@@ -57,8 +57,13 @@ def ffmpeg_binary() -> str:
 @functools.cache
 def ffmpeg_version() -> str:
     """Return the version of `ffmpeg_binary()`, such as `n9.0.2`."""
-    banner = subprocess.run([ffmpeg_binary(), "-version"], capture_output=True, text=True, check=True).stdout
-    return banner.split()[2]
+    done = subprocess.run([ffmpeg_binary(), "-version"], capture_output=True, text=True, errors="replace")
+    words = done.stdout.split()
+    if done.returncode or words[:2] != ["ffmpeg", "version"] or len(words) < 3:
+        raise InputError(
+            f"{ffmpeg_binary()} is no ffmpeg.\nInstall ffmpeg 5.1 or newer, or name one in MLEMISS_FFMPEG."
+        )
+    return words[2]
 
 
 @functools.cache

@@ -95,7 +95,8 @@ def run(
         yield outcome
         failures += len(outcome.rows) if outcome.failed else 0
         if max_failures is not None and failures > max_failures:
-            raise _too_many(failures, max_failures, outcome.failed)
+            path = plan.collection.clips[outcome.rows[0]].path
+            raise _too_many(failures, max_failures, f"{path}: {outcome.failed}")
 
 
 def serial(tasks: Sequence[Task]) -> Iterator[Outcome]:
@@ -197,7 +198,8 @@ def _failed_already(plan: Plan, allowed: int) -> int:
     for output in plan.unfinished():
         causes |= {row: part.cause for key, part in _parts(plan, output) if part.failed for row in plan.rows[key]}
     if len(causes) > allowed:
-        raise _too_many(len(causes), allowed, causes[max(causes)])
+        row = max(causes)
+        raise _too_many(len(causes), allowed, f"{plan.collection.clips[row].path}: {causes[row]}")
     return len(causes)
 
 
@@ -248,7 +250,8 @@ def finish(
     table, present, versions = _gather(plan, output, group)
     failed = int((table["status"] == store.CLIP_FAILED).sum())
     if max_failures is not None and failed > max_failures:
-        raise _too_many(failed, max_failures, str(table["error"][np.argmax(table["status"] == store.CLIP_FAILED)]))
+        row = int(np.argmax(table["status"] == store.CLIP_FAILED))
+        raise _too_many(failed, max_failures, f"{plan.collection.clips[row].path}: {table['error'][row]}")
     if output.revision > 1 and _unchanged(output, table):
         say(f"{output.final.name}: the same clips failed again, as before; revision {output.revision - 1} stays")
         store.remove_tree(output.work)

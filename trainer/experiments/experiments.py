@@ -19,6 +19,7 @@ from importlib.metadata import version
 import torch
 
 from ...pipeline import console
+from ...pipeline.console import amount
 from ...pipeline.encoders import resolve_device
 from ...pipeline.errors import InputError
 from ...pipeline.stores.masks import TRAIN
@@ -175,6 +176,7 @@ class _Results:
     partly: bool = False
     created: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%S%z"))
     entries: dict[Cell, dict] = field(default_factory=dict)
+    loaded: set[Cell] = field(default_factory=set)  # with some runs of an earlier command
 
     def document(self) -> dict:
         """Return the document of what is finished, in the plan's order, without comparisons."""
@@ -203,20 +205,24 @@ class _Results:
         """Cells that were finished with other seeds give those that a cell of the plan has too."""
         folder.tidy()
         finished = folder.finished()
-        keys = {cell: identity(describe_cell(cell, self.settings)) for cell in self.plan.cells}
-        if finished.keys() - keys.values():
-            folder.set_aside(self.document(), finished.values())
-        self.entries = {cell: finished[key] for cell, key in keys.items() if key in finished}
-        for cell in self.plan.cells:
-            folder.load_runs(cell, describe_cell(cell, self.settings), finished.values())
+        described = {cell: describe_cell(cell, self.settings) for cell in self.plan.cells}
+        self.entries = {cell: finished[key] for cell, one in described.items() if (key := identity(one)) in finished}
+        for cell, one in described.items():
+            folder.load_runs(cell, one, finished.values())
+        seeds = {identity({**one, "seeds": None}): set(cell.seeds) for cell, one in described.items()}
+        if any(set(r["seeds"]) - seeds.get(identity({**r, "seeds": None}), set()) for r in finished.values()):
+            folder.set_aside(self.document(), finished.values())  # of another plan
+        self.loaded = {cell for cell in self.plan.cells if cell.left and cell.results}
         if self.entries:
             say(f"{len(self.entries)} of {len(self.plan.cells)} cells are finished and kept")
         if runs := sum(len(cell.results) for cell in self.plan.cells if cell not in self.entries):
-            say(f"{runs} runs of other cells are finished and kept")
+            say(f"{amount(runs, 'run')} of other cells are finished and kept")
         self.keep()
 
     def keep(self) -> None:
-        """Write what is new: cells whose runs are all trained; ``partly``: cells with any trained run.
+        """Write what is new: cells whose runs are all trained; of others what an earlier command kept of them.
+
+        ``partly``: cells with any trained run.
 
         What it stands in for, older predictions and checkpoints, goes last.
         """
@@ -224,7 +230,7 @@ class _Results:
         for cell in self.plan.cells:
             seeds = [seed for seed in cell.seeds if seed in cell.results]
             before = self.entries.get(cell, {})
-            if not seeds or before.get("seeds") == seeds or (cell.left and not self.partly):
+            if not seeds or before.get("seeds") == seeds or (cell.left and not self.partly and cell not in self.loaded):
                 continue
             described = describe_cell(cell, self.settings) | {"seeds": seeds}
             self.entries[cell] = described | _result(cell, self.settings, seeds)

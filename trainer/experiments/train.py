@@ -60,7 +60,7 @@ def train(
     for store in stores:
         made_with = "" if end_to_end else f", weights {store.weights.get('name')}"
         say(f"store {store.path}: {amount(len(store.clip_id), 'clip')}{made_with}")
-    say(f"device {where}; {len(grid.seeds)} seeds; {_listed(asdict(settings))}")
+    say(f"device {where}; {amount(len(grid.seeds), 'seed')}; {_listed(asdict(settings))}")
     if end_to_end:
         say(f"end to end: {_listed(end_to_end.describe())}")
     name = "-".join(dict.fromkeys([store.dataset for store in stores] + grid.methods))[:60]
