@@ -72,7 +72,7 @@ def test_soft_hgr_of_a_perfect_dependence():
 def test_hgr_loss_is_its_terms(dataset):
     runs = Runs(dataset, draw(dataset, "audio:0.4+visual:0.3"), load("hgr").stages[-1].rows)
     method = load("hgr")(runs, SETTINGS, "concatenation")
-    batch = runs.batch(runs.rows_of(runs.padded_clips(runs.kept)[0])[:, ::2], torch.ones(1, 1).expand(1, -1))
+    batch = runs.batch(runs.rows_of(runs.padded_clips(runs.trained_on)[0])[:, ::2], torch.ones(1, 1).expand(1, -1))
     batch.weight = torch.ones(batch.label.shape)
     with torch.no_grad():
         f, g = (e[0].double() for e in method.encode(batch.x, batch.observed))
@@ -92,7 +92,7 @@ def test_hgr_loss_is_its_terms(dataset):
 def test_hgr_predicts_an_incomplete_clip_by_the_maximum_a_posteriori_rule(dataset):
     runs = Runs(dataset, draw(dataset), load("hgr").stages[-1].rows)
     method = load("hgr")(runs, SETTINGS, "addition")
-    rows = runs.rows_of(runs.padded_clips(runs.kept)[0])
+    rows = runs.rows_of(runs.padded_clips(runs.trained_on)[0])
     x, observed = runs.gather(rows)
     with torch.no_grad():
         method.prepare_predictions([True, True])

@@ -34,7 +34,7 @@ def build(kind, dataset, fusion, seeds=(0, 1, 2), missing="audio:0.5"):
 
 
 def training_batch(runs, size=24):
-    clips, _ = runs.padded_clips(runs.kept)
+    clips, _ = runs.padded_clips(runs.trained_on)
     rows = runs.rows_of(clips)[:, ::3][:, :size]
     return runs.batch(rows, torch.ones(rows.shape))
 

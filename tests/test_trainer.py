@@ -81,14 +81,14 @@ def test_runs_of_unequal_size_keep_their_own_results(store, tmp_path):
 def test_every_row_is_trained_on_once_an_epoch_in_the_seeds_own_order(store):
     clips = Clips(store)
     runs = Runs(Dataset(clips), draw(clips, (0, 1)), all_rows)
-    steps = -(-runs.kept[0].sum() * runs.segments // 32)
+    steps = -(-runs.trained_on[0].sum() * runs.segments // 32)
     order = runs.batches(Stage(), steps, 32).order
     epochs = []
     for number in (1, 2):
         rows, weight = (torch.cat(parts, 1) for parts in zip(*order.epoch(number), strict=True))
         assert rows.shape == (2, steps * 32)
         for r in range(2):
-            expected = runs.rows_of(torch.tensor(np.flatnonzero(runs.kept[r]))[None])[0]
+            expected = runs.rows_of(torch.tensor(np.flatnonzero(runs.trained_on[r]))[None])[0]
             assert torch.equal(rows[r][weight[r] > 0].sort().values, expected)
         assert (weight == 0).any()  # the last batch is short
         epochs.append(rows)
@@ -103,7 +103,7 @@ def test_fillers_of_a_short_batch_weigh_nothing(store):
     clips = Clips(store)
     runs = Runs(Dataset(clips), draw(clips), all_rows)
     method = load("mle")(runs, Settings(marginal="full", hidden=16, dim=6), "addition")
-    rows = runs.rows_of(runs.padded_clips(runs.kept)[0])[:, :20]
+    rows = runs.rows_of(runs.padded_clips(runs.trained_on)[0])[:, :20]
     filled = torch.cat([rows, rows[:, :1].expand(-1, 12)], 1)
     weight = (torch.arange(32) < 20).float()[None]
     short = method.loss(runs.batch(rows, torch.ones(1, 20)))
@@ -153,7 +153,7 @@ def test_garbage_where_a_modality_is_missing_changes_nothing(store, method, fusi
 def test_methods_see_nan_where_a_modality_is_missing(store):
     clips = Clips(store)
     runs = Runs(Dataset(clips), draw(clips, (0, 1)), all_rows)
-    rows = runs.rows_of(runs.padded_clips(runs.kept)[0])
+    rows = runs.rows_of(runs.padded_clips(runs.trained_on)[0])
     batch = runs.batch(rows, torch.ones(rows.shape))
     assert (~batch.observed).any() and batch.observed.any()
     for m, x in enumerate(batch.x):

@@ -252,7 +252,7 @@ class Blueprint:
 
 
 class Runs(Blueprint):
-    """R runs over one data set, trained as one batch. ``kept`` [R, clip] are the clips the classifier trains on.
+    """R runs over one data set, trained as one batch. ``trained_on`` [R, clip] are the clips the classifier trains on.
 
     Raises:
         InputError: features that a run observes are not finite.
@@ -267,11 +267,11 @@ class Runs(Blueprint):
         clips, device = dataset.clips, dataset.device
         observed = np.stack([r.observed for r in runs])  # [R, clip, M]
         held_out = np.stack([r.part != TRAIN for r in runs])  # [R, clip]
-        self.kept = np.stack([r.training_clips(rows) for r in runs])
+        self.trained_on = np.stack([r.training_clips(rows) for r in runs])
         self.observed = torch.as_tensor(observed, device=device)
         self._anything_missing = (~observed).any((0, 1)).tolist()
         # Every clip has S rows, so clips' frequencies are rows' frequencies.
-        counts = np.stack([np.bincount(clips.label[k], minlength=len(clips.classes)) for k in self.kept])
+        counts = np.stack([np.bincount(clips.label[k], minlength=len(clips.classes)) for k in self.trained_on])
         prior = torch.as_tensor(counts / counts.sum(1, keepdims=True))
         super().__init__(
             seeds=[run.spec.seed for run in runs],
@@ -279,7 +279,7 @@ class Runs(Blueprint):
             classes=clips.classes,
             moments=[self._moments(m) for m in range(len(clips.modalities))],
             log_prior=prior.log().float().to(device),
-            lacking=(~observed & self.kept[..., None]).any((0, 1)).tolist(),
+            lacking=(~observed & self.trained_on[..., None]).any((0, 1)).tolist(),
             lacking_held_out=(~observed & held_out[..., None]).any((0, 1)).tolist(),
             device=device,
         )

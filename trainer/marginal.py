@@ -35,7 +35,7 @@ class SupportRows:
     def __init__(self, runs: Runs, m: int):
         self.runs, self.m = runs, m
         observed = runs.observed[..., m].cpu().numpy()
-        kept = runs.kept & observed
+        kept = runs.trained_on & observed
         clips, counted = runs.padded_clips(kept)  # [R, c]
         self.rows = runs.rows_of(clips)
         self.mask = None if counted.all() else counted.repeat_interleave(runs.segments, dim=1)
@@ -175,7 +175,7 @@ class Latest:
         # One more clip's worth of entries at the end takes what belongs nowhere, and is never part of the support.
         self.bank = torch.cat([filled, torch.zeros_like(filled[:, : runs.segments])], 1)
         self.N = filled.shape[1]
-        rows = [int(kept.sum()) * runs.segments for kept in runs.kept]
+        rows = [int(kept.sum()) * runs.segments for kept in runs.trained_on]
         self.trained = torch.tensor(rows, device=runs.device)[:, None, None]  # N
 
     def begin_epoch(self, steps: int) -> None:

@@ -227,9 +227,11 @@ class _Folder:
             ) from None
 
     def copy_record(self) -> None:
-        """Copy RUN.json, if it can be read."""
+        """Copy RUN.json, if it can be read; else remove what an earlier attempt left."""
         if record := run_record(self.source.path):
             write_json(self.built / RUN, record)
+        else:
+            (self.built / RUN).unlink(missing_ok=True)
 
     def publish(self, older: FinishedStore | None) -> None:
         """Write the marker and rename. The older revision goes; a folder that was never a store is kept aside."""

@@ -14,7 +14,7 @@ import torch
 from ...pipeline.errors import InputError
 from ...pipeline.files import whole_file
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)

@@ -90,16 +90,20 @@ class RunFolder:
 
         InputError: the folder holds another kind of run, or a results file that cannot be read.
         """
+        return {
+            key: result
+            for key, result in self.recorded().items()
+            if result.get("predictions") and _is_whole(self.path / result["predictions"])
+        }
+
+    def recorded(self) -> dict[str, dict]:
+        """Return the results that the folder's files record, by identity. InputError: as `finished`."""
         results: dict[str, dict] = {}
         for name in (OTHERS, RESULTS):
             path = self.path / name
             if path.exists():
                 results |= self._read(path)
-        return {
-            key: result
-            for key, result in results.items()
-            if result.get("predictions") and _is_whole(self.path / result["predictions"])
-        }
+        return results
 
     def _read(self, path: Path) -> dict[str, dict]:
         try:

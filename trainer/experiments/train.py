@@ -52,7 +52,7 @@ def train(
     writable_folder(out or Path("runs"), "--out")
     resume = end_to_end is not None and out is not None
     if out and (out / RESULTS).exists() and not replace:
-        earlier = RunFolder(out).finished().values() if resume else ()
+        earlier = RunFolder(out).recorded().values() if resume else ()
         if not resume or any(not result.get("end_to_end") for result in earlier):
             raise InputError(f"{out} holds the results of another run.\nName another folder with --out, or remove it.")
     keep_freed_memory()
