@@ -54,7 +54,7 @@ def hostile_clips(root: Path, good: Path, outside: Path) -> dict[str, str]:
         write("empty.mp4", b""): "empty",
         write("text.mp4", b"not a film\n" * 200): "not readable",
         write("noise.mp4", os.urandom(40_000)): "not readable",
-        write("zeros.mp4", bytes(40_000)): "not readable",
+        write("zeros.mp4", bytes(40_000)): "zeros only",
         write("cut_front.mp4", data[len(data) // 2 :]): "not readable",
         write("cut_end.mp4", data[: len(data) // 2]): "not readable",
         write("header_only.mp4", data[:64]): "",

@@ -10,6 +10,7 @@ import stat
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -167,11 +168,11 @@ def _decode(path: Path, listing: Listing, limits: Limits, deadline: float) -> De
         packets = listing.streams["video"]
         start = min(stream.times.min() for stream in listing.streams.values())
         wanted, _ = _choose_frames(packets.times, packets.ends - packets.times, start)
-    decoded = _decode_kinds(path, kinds, wanted, limits, deadline)
+    decode = partial(_decode_kinds, path, limits=limits, deadline=deadline, bridged=listing.bridged)
+    decoded = decode(kinds, wanted)
     if len(kinds) == 2 and (not len(decoded.frame_times) or not len(decoded.audio_times)):
         # One stream that cannot even be opened ends the whole process: give each its own.
-        video = _decode_kinds(path, ("video",), wanted, limits, deadline)
-        audio = _decode_kinds(path, ("audio",), wanted, limits, deadline)
+        video, audio = decode(("video",), wanted), decode(("audio",), wanted)
         decoded = DecodedStreams(
             video.frame_times, video.frame_durations, video.images, audio.audio_times, audio.audio_counts,
             audio.samples, video.log + audio.log,
@@ -179,15 +180,15 @@ def _decode(path: Path, listing: Listing, limits: Limits, deadline: float) -> De
     if len(decoded.frame_times):
         truth, _ = _choose_frames(decoded.frame_times, decoded.frame_durations, _time_zero(decoded))
         if not np.array_equal(np.unique(truth), wanted):
-            decoded.images = decode_streams(path, ("video",), np.unique(truth), limits, deadline).images
+            decoded.images = decode(("video",), np.unique(truth)).images
     return decoded
 
 
 def _decode_kinds(
-    path: Path, kinds: tuple[str, ...], wanted: np.ndarray, limits: Limits, deadline: float
+    path: Path, kinds: tuple[str, ...], wanted: np.ndarray, limits: Limits, deadline: float, bridged: bool
 ) -> DecodedStreams:
     try:
-        return decode_streams(path, kinds, wanted, limits, deadline)
+        return decode_streams(path, kinds, wanted, limits, deadline, bridged)
     except DecoderError as error:
         return DecodedStreams(log=f"[error] {error}")
 

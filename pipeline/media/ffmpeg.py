@@ -26,6 +26,11 @@ PACKET = re.compile(  # stream, timestamps of decoding and presentation, duratio
     r"(\d{1,4}), *(-?\d{1,19}), *(-?\d{1,19}), *(-?\d{1,19}), *(\d{1,10}), *0x[0-9a-f]{8}(?:, F=0x(\w{1,8}))?(?:,.*)?",
     re.ASCII,
 )
+RESTART = 0.1  # seconds by which timestamps go back where ffmpeg takes it for a new beginning
+NON_MONOTONIC = re.compile(
+    r"ost#0:(\d{1,4})/copy @ \w+\] (?:\[\w+\] )?Non-monotonic DTS; previous: (-?\d{1,19}), current: (-?\d{1,19})",
+    re.ASCII,
+)
 NO_TICKS = 1 << 62  # a timestamp beyond it is none: ffmpeg writes -2**63 where it has none
 LATEST = 1e10  # seconds: later than any clock of recordings, which count from 1970 at most
 ERROR = re.compile(r"\[(?:error|fatal)\] (?!.*pipe:\d)")
@@ -91,7 +96,8 @@ class Packets:
     codec: str
     times: np.ndarray  # float64 [packets]
     ends: np.ndarray  # float64 [packets]
-    timed: bool = True  # False: some lack a timestamp, and have that of their decoding here
+    timed: bool  # False: some lack a timestamp, and have that of their decoding here
+    unit: float  # seconds of a tick
 
 
 class Stream(NamedTuple):
@@ -103,6 +109,7 @@ class Stream(NamedTuple):
     ends: np.ndarray  # float64 [packets] in seconds
     sizes: np.ndarray  # float64 [packets] in bytes
     timed: bool  # every start is the packet's own timestamp; False: some are those of their decoding
+    unit: float  # seconds of a tick of its timestamps
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,7 @@ class Listing:
     streams: dict[str, Packets]  # by "video", "audio"
     unusable: dict[str, str]  # why, by kind of stream that is declared and has no packets, or only encrypted ones
     promised: float | None  # seconds, where the header says that the clip ends, if the packets stop well before that
+    bridged: bool = False  # the timestamps start again, and ffmpeg is to let them go on
 
 
 @dataclass
@@ -132,7 +140,7 @@ class DecodedStreams:
         return self.audio_times + self.audio_counts / SAMPLE_RATE
 
 
-def _input(path: Path, limits: Limits):
+def _input(path: Path, limits: Limits, bridged: bool):
     with path.open("rb") as file:
         indexed = file.read(8)[4:] == b"ftyp"
     # An mp4's index tells what its streams are: do not decode a few pictures beforehand to find out.
@@ -143,8 +151,7 @@ def _input(path: Path, limits: Limits):
         protocol_whitelist="file",
         format_whitelist=CONTAINERS,
         max_pixels=limits.max_pixels,
-        copyts=None,
-        **probing,
+        **probing | ({} if bridged else {"copyts": None}),
     )
 
 
@@ -160,8 +167,13 @@ def list_packets(path: Path, limits: Limits, deadline: float) -> Listing:
     Raises:
         ClipError: the file cannot be opened, or holds neither stream.
     """
-    streams, log = _list(path, ("V:0?", "a:0?"), limits, deadline)
-    end = _riff_end(path) or _declared_end(log)
+    main = ("V:0?", "a:0?")
+    streams, log = _list(path, main, limits, deadline)
+    if bridged := _restarts(streams, log):
+        streams, log = _list(path, main, limits, deadline, bridged)
+        if _restarts(streams, log):
+            raise ClipError("its timestamps start again, as in files that were joined end to end")
+    end = None if bridged else _riff_end(path) or _declared_end(log)
     last = max((packets.ends.max() for _, packets in streams if len(packets.times)), default=0.0)
     if end is not None and end - last > DECLARED_TOLERANCE and len(re.findall(INPUT_STREAM, log)) > len(streams):
         # Another stream, such as subtitles, may be what lasts as long as the header says.
@@ -171,12 +183,24 @@ def list_packets(path: Path, limits: Limits, deadline: float) -> Listing:
     truncated = ": the file is truncated" if promised else ""
     unusable = {k: f"the {k} stream holds nothing{truncated}" for k, packets in streams if not len(packets.times)}
     unusable |= {kind: f"the {kind} is encrypted" for kind in _encrypted_kinds(path)}
-    return Listing({kind: packets for kind, packets in streams if kind not in unusable}, unusable, promised)
+    usable = {kind: packets for kind, packets in streams if kind not in unusable}
+    return Listing(usable, unusable, promised, bridged)
 
 
-def _list(path: Path, which: tuple[str, ...], limits: Limits, deadline: float) -> tuple[list, str]:
+def _restarts(streams: list, log: str) -> bool:
+    """Return whether a stream's timestamps go back, by more than ffmpeg takes for disorder."""
+    return any(
+        (int(jump[2]) - int(jump[3])) * streams[int(jump[1])][1].unit > RESTART
+        for jump in NON_MONOTONIC.finditer(log)
+        if int(jump[1]) < len(streams)
+    )
+
+
+def _list(
+    path: Path, which: tuple[str, ...], limits: Limits, deadline: float, bridged: bool = False
+) -> tuple[list[tuple[str, Packets]], str]:
     def outputs(urls):
-        source = _input(path, limits)
+        source = _input(path, limits, bridged)
         streams = [source[name] for name in which]
         listed = ffmpeg.output(*streams, urls["packets"], codec="copy", format="framecrc", flush_packets=0)
         return _command(listed, loglevel="info")
@@ -191,7 +215,7 @@ def _list(path: Path, which: tuple[str, ...], limits: Limits, deadline: float) -
             if NO_STREAM in log
             else f"not readable: {first_error(log, path) or 'no reason given'}"
         )
-    return [(each.kind, Packets(each.codec, each.starts, each.ends, each.timed)) for each in streams], log
+    return [(each.kind, Packets(each.codec, each.starts, each.ends, each.timed, each.unit)) for each in streams], log
 
 
 def _encrypted_kinds(path: Path) -> set[str]:
@@ -261,7 +285,8 @@ def _parse_framecrc(text: str) -> list[Stream]:
         starts, ends = starts * numerator / denominator, ends * numerator / denominator
         if max(np.abs(starts).max(initial=0), np.abs(ends).max(initial=0)) > LATEST:
             raise ClipError(f"a timestamp of the {head['media_type']} lies more than {LATEST:.0g} s from 0")
-        streams.append(Stream(head["media_type"], head.get("codec_id", ""), starts, ends, sizes, bool(own.all())))
+        timed, unit = bool(own.all()), numerator / denominator
+        streams.append(Stream(head["media_type"], head.get("codec_id", ""), starts, ends, sizes, timed, unit))
     return streams
 
 
@@ -286,7 +311,7 @@ def _parse_unit(ratio: str) -> tuple[int, int]:
 
 
 def decode_streams(
-    path: Path, kinds: tuple[str, ...], wanted: np.ndarray, limits: Limits, deadline: float
+    path: Path, kinds: tuple[str, ...], wanted: np.ndarray, limits: Limits, deadline: float, bridged: bool = False
 ) -> DecodedStreams:
     """Decode streams once, keeping some of the frames and all of the sound.
 
@@ -296,6 +321,7 @@ def decode_streams(
         wanted: int [W] numbers of the decoded frames to keep, ascending.
         limits: what it may cost.
         deadline: `time.monotonic()` at which it is stopped.
+        bridged: let timestamps that start again go on (`Listing.bridged`).
 
     Returns:
         True timestamps of every frame and of every piece of sound; images uint8 [W, 256, 256, 3] (fewer if they did
@@ -303,7 +329,7 @@ def decode_streams(
     """
 
     def outputs(urls):
-        source = _input(path, limits)
+        source = _input(path, limits, bridged)
         made = []
         if "video" in kinds:
             picture = source["V:0"]
@@ -342,7 +368,7 @@ def _read_frames(decoded: DecodedStreams, frames: bytearray, listing: str) -> No
 
 
 def _read_sound(decoded: DecodedStreams, samples: bytearray, listing: str) -> None:
-    for _, _, starts, ends, sizes, _ in _parse_framecrc(listing):
+    for _, _, starts, ends, sizes, *_ in _parse_framecrc(listing):
         if not len(starts) or ends[0] <= starts[0]:
             continue
         channels = max(round(sizes[0] / ((ends[0] - starts[0]) * SAMPLE_RATE * 4)), 1)
