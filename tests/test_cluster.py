@@ -74,6 +74,7 @@ def test_three_workers_one_killed_give_the_serial_bytes(dask_processes, six, syn
     assert "<html" in report.read_text(encoding="utf-8")[:2000].lower()
 
 
+@pytest.mark.slow
 def test_workers_with_a_gpu_compute_what_the_others_decode(dask_processes, six, synthetic_ravdess, tmp_path, mlemiss):
     """The two stages on different workers, over TLS. The one said to have a GPU has none: the CNNs run on its CPU."""
     pem = tmp_path / "both.pem"
@@ -97,6 +98,7 @@ def test_workers_with_a_gpu_compute_what_the_others_decode(dask_processes, six, 
     assert refused.returncode == 2 and "no Dask scheduler answers there" in refused.stderr, refused.stderr
 
 
+@pytest.mark.slow
 def test_workers_that_all_go_are_said_and_waited_for(dask_processes, six, synthetic_ravdess, tmp_path, mlemiss):
     processes = dask_processes()
     only = processes.worker()
@@ -110,6 +112,7 @@ def test_workers_that_all_go_are_said_and_waited_for(dask_processes, six, synthe
     assert content(stores) == six.content
 
 
+@pytest.mark.slow
 def test_a_result_that_goes_with_its_worker_is_computed_again(dask_processes, monkeypatch):
     """It was there, but nobody had asked for it: that no worker is left is said, as ever."""
     processes = dask_processes()
@@ -129,6 +132,7 @@ def test_a_result_that_goes_with_its_worker_is_computed_again(dask_processes, mo
     assert any("no worker is left" in text for text in said)
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_goes_is_said(dask_processes, synthetic_ravdess, tmp_path, mlemiss):
     processes = dask_processes()
     processes.worker()
@@ -141,6 +145,7 @@ def test_a_scheduler_that_goes_is_said(dask_processes, synthetic_ravdess, tmp_pa
     assert "finished clips are kept" in client.stderr and staged(stores)
 
 
+@pytest.mark.slow
 def test_what_a_cluster_lacks_is_said(dask_processes, synthetic_ravdess, tmp_path, mlemiss, monkeypatch, capsys):
     arguments = options(synthetic_ravdess, tmp_path / "stores", "--limit", 2)
     processes = dask_processes()
@@ -160,6 +165,7 @@ def test_what_a_cluster_lacks_is_said(dask_processes, synthetic_ravdess, tmp_pat
     assert not list((tmp_path / "stores").glob(".partial/*.token"))
 
 
+@pytest.mark.slow
 def test_a_worker_that_joins_late_is_checked(dask_processes, synthetic_ravdess, tmp_path, mlemiss):
     """At its first task, before anything it computes is kept."""
     processes = dask_processes()
@@ -183,6 +189,7 @@ def test_a_clip_that_is_gone_with_its_root_is_the_machines_fault(tmp_path):
     assert "the file changed" in extract.decode(task).clip.causes["visual"]
 
 
+@pytest.mark.slow
 def test_device_cuda_waits_for_a_worker_with_a_gpu(dask_processes, monkeypatch, capsys):
     processes = dask_processes()
     processes.worker()
@@ -235,6 +242,7 @@ def test_tasks_for_a_gpu_go_to_one_whoever_is_there_first(tmp_path):
     assert [outcome.rows for outcome in planned.run([task])] == [(0,)]
 
 
+@pytest.mark.slow
 def test_a_single_clip_that_is_fatal_is_recorded(synthetic_ravdess, tmp_path, mlemiss):
     """One added to a finished store, say: there is no other clip to show that workers live."""
     arguments = options(synthetic_ravdess, tmp_path / "stores", "--media", "only", "--limit", 1, "--workers", 1)
@@ -259,6 +267,7 @@ async def answering(ports) -> list[bool]:
     return await asyncio.gather(*map(answers, ports))
 
 
+@pytest.mark.slow
 def test_nothing_listens_beyond_loopback_or_answers_without_keys(synthetic_ravdess, tmp_path, mlemiss):
     """And on Linux workers are forked from a process that has no threads, whose locks a fork could leave held."""
     arguments = options(synthetic_ravdess, tmp_path / "stores", "--limit", 4, "--workers", 2, "--media", "only")

@@ -26,6 +26,7 @@ def scripts(tmp_path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_cluster_with_tls_and_workers_of_both_kinds(scripts):
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "TMPDIR": str(scripts)}
     environment |= {"GPUS": "0", "CORES": "2"}

@@ -205,6 +205,7 @@ def test_classes_of_a_manifest(mp4, tmp_path):
         collect(str(path), None, ["x", "w"])
 
 
+@pytest.mark.slow
 def test_preprocess_takes_classes_and_avi(avi, mp4, tmp_path, mlemiss):
     """Through the command: an avi of every irregular kind is decoded; label codes follow --classes."""
     from mlemiss.pipeline.stores.store import FeatureStore
@@ -228,6 +229,7 @@ def test_preprocess_takes_classes_and_avi(avi, mp4, tmp_path, mlemiss):
     assert store.label.tolist() == [1, 0] and list(store.clip_id) == ["01-01-02-01-01-01-09", "01-01-04-01-01-01-99"]
 
 
+@pytest.mark.slow
 def test_the_page_on_own_videos_runs(synthetic_ravdess, tmp_path, monkeypatch, mlemiss, capsys):
     """Its commands and code in their order, with a small network of random weights and a clip that is broken."""
     text = (Path(__file__).parent.parent / "docs" / "your-own-videos.md").read_text(encoding="utf-8")

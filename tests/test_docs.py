@@ -52,6 +52,7 @@ def _matching(folder: Path, word: str) -> list[str]:
     return sorted(map(str, folder.glob(word.replace("timm:", "timm.")))) if "*" in word else [word]
 
 
+@pytest.mark.slow
 def test_commands_run(synthetic_ravdess, tmp_path, mlemiss):
     clips = tmp_path / "data" / "ravdess"
     shutil.copytree(synthetic_ravdess, clips)

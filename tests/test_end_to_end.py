@@ -74,6 +74,7 @@ def test_frozen_it_is_training_on_cached_features(media, features, method, fusio
     assert frozen.best_epoch == plain.best_epoch and frozen.val_accuracy == plain.val_accuracy
 
 
+@pytest.mark.slow
 def test_losses_of_real_clips_are_those_of_cached_features(synthetic_ravdess, tmp_path):
     """The pipeline's own features and media of the synthetic clips: the same losses to float16 rounding."""
     from mlemiss.pipeline.preprocess import ClipRequest, preprocess
@@ -117,6 +118,7 @@ ARGUMENTS = [
 ARGUMENTS += ["2", "--batch-size", "16", "--hidden", "16", "--dim", "6", "--device", "cpu"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["--frozen", "--augment"])
 def test_killed_and_resumed_it_ends_as_if_unbroken(media, tmp_path, option, mlemiss):
     """Killed in the second run of its only cell; beside an undisturbed process."""
@@ -211,6 +213,7 @@ def test_mixed_precision_is_close(media):
     torch.testing.assert_close(full, mixed, rtol=0.05, atol=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 def test_compiled_it_is_the_same_network(media):
     """In training as in evaluation, gradients and batch norms' statistics too."""
@@ -279,6 +282,7 @@ def test_an_epoch_depends_on_its_number_alone(media):
 # The marginal.
 
 
+@pytest.mark.slow
 def test_the_latest_features_give_an_unbiased_gradient(tmp_path):
     """Over fresh features the mean gradient of what computes them, here a scale of each, and of the encoder is the full
     marginal's, the loss's own weights included."""

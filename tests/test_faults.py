@@ -116,6 +116,7 @@ def watched(path: Path) -> Iterator[Callable[[], bool]]:
 LIMITS = ("--clip-timeout", 2, "--clip-bytes", 2_500_000)
 
 
+@pytest.mark.slow
 def test_two_hundred_clips_twenty_of_them_hostile(folder, tmp_path, mlemiss):
     root, causes, outside = folder
     arguments = ["--dataset", root / "mine.csv", "--stores", tmp_path / "stores", "--json", "--workers", 2]
@@ -138,6 +139,7 @@ def test_two_hundred_clips_twenty_of_them_hostile(folder, tmp_path, mlemiss):
     assert stored.group["visual"].chunks == (32, 30, 256)
 
 
+@pytest.mark.slow
 def test_too_many_failures_are_an_error(folder, tmp_path, mlemiss):
     root, _, _ = folder
     arguments = ["preprocess", "--dataset", root / "mine.csv", "--stores", tmp_path / "stores", "--workers", 0]
@@ -232,6 +234,7 @@ def small_disk(tmp_path) -> Path:
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_full_disk_ends_in_a_clear_error_and_resumes(workers, small_disk, six, synthetic_ravdess, mlemiss):
     stores = small_disk / "stores"
@@ -246,6 +249,7 @@ def test_a_full_disk_ends_in_a_clear_error_and_resumes(workers, small_disk, six,
     assert content(stores) == six.media
 
 
+@pytest.mark.slow
 def test_ten_random_kills_lose_nothing(mlemiss):
     """The script that does a hundred, with ten."""
     script = (Path(__file__).parents[1] / "benchmarks" / "kills.py").read_text(encoding="utf-8")

@@ -1,10 +1,6 @@
 """How much of the product one command enters: what a newcomer reads to follow it."""
 
 import json
-import subprocess
-import sys
-
-import pytest
 
 from .feature_stores import write_store
 
@@ -34,29 +30,23 @@ print(json.dumps(sorted(".".join(path.with_suffix("").parts) for path in ours)),
 """
 
 
-def modules_entered(*arguments: object) -> list[str]:
-    """Run a command in a process of its own; return the modules of the product in which a function ran."""
-    command = [sys.executable, "-c", TRACER, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
+def modules_entered(mlemiss, *arguments: object) -> list[str]:
+    """Run a command; return the modules of the product in which a function ran."""
+    done = mlemiss(*arguments, code=TRACER)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stderr.splitlines()[-1])
 
 
-def test_one_clip_to_its_media(synthetic_ravdess, tmp_path):
+def test_one_clip_to_its_media(synthetic_ravdess, tmp_path, mlemiss):
     where = ["--dataset", "ravdess", "--root", synthetic_ravdess, "--stores", tmp_path / "stores"]
-    modules = modules_entered("preprocess", *where, "--media", "only", "--limit", 1, "--workers", 0)
+    modules = modules_entered(mlemiss, "preprocess", *where, "--media", "only", "--limit", 1, "--workers", 0)
     print(len(modules), *modules, sep="\n")  # shown when the bound does not hold
     assert "pipeline.run.run" in modules and len(modules) <= MOST_FOR_PREPROCESS
 
 
-def test_features_to_a_trained_classifier(tmp_path):
+def test_features_to_a_trained_classifier(tmp_path, mlemiss):
     store = write_store(tmp_path / "stores").path
     quick = ["--missing", "audio:0.5", "--seeds", 1, "--epochs", 1, "--out", tmp_path / "run"]
-    modules = modules_entered("train", "--store", store, "--method", "mle", *quick)
+    modules = modules_entered(mlemiss, "train", "--store", store, "--method", "mle", *quick)
     print(len(modules), *modules, sep="\n")
     assert "trainer.fit" in modules and len(modules) <= MOST_FOR_TRAIN
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)

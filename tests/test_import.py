@@ -398,6 +398,7 @@ def test_the_documents_examples_run(tmp_path, monkeypatch, mlemiss):
     assert speech.read("audio").shape == (20, 1, 768) and list(np.flatnonzero(~speech.present[:, 1])) == [1]
 
 
+@pytest.mark.slow
 def test_the_documents_commands_on_crema_d(shared_data, tmp_path, mlemiss):
     path = shared_data / "crema_d_votes" / "crema_votes_two_modality.npz"
     if not path.is_file():

@@ -5,9 +5,12 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 def test_wheel_installs_and_works_elsewhere(tmp_path):
     source = tmp_path / "source"  # the tracked files, so that nothing lying about is packed
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True)

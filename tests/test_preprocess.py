@@ -41,6 +41,7 @@ def test_media_are_what_decoding_gives(six, synthetic_ravdess):
     assert stored.duration[2] == clip.duration
 
 
+@pytest.mark.slow
 def test_parallel_run_gives_the_same_bytes(six, synthetic_ravdess, tmp_path, mlemiss):
     result = mlemiss(*options(synthetic_ravdess, tmp_path / "s", *SIX, "--workers", 2))
     assert result.returncode == 0, result.stderr
@@ -51,6 +52,7 @@ def test_parallel_run_gives_the_same_bytes(six, synthetic_ravdess, tmp_path, mle
     assert content(tmp_path / "s") == six.content
 
 
+@pytest.mark.slow
 def test_media_need_no_torch(synthetic_ravdess, tmp_path):
     """Which would cost each process that decodes seconds and memory."""
     script = "import sys; from mlemiss.cli import main\ntry: main(sys.argv[1:])\nfinally: print('torch' in sys.modules)"
@@ -75,6 +77,7 @@ def test_moved_folder_is_still_known(six, synthetic_ravdess, tmp_path, mlemiss):
     assert result.returncode == 0 and "nothing left to do" in result.stderr
 
 
+@pytest.mark.slow
 def test_another_backbone_from_cached_media(six, synthetic_ravdess, tmp_path, mlemiss):
     """The media store saves the decoding and gives the same bytes as decoding does."""
     other = ["--dataset", "ravdess", "--root", synthetic_ravdess, "--features", "timm:test_resnet"]
@@ -89,6 +92,7 @@ def test_another_backbone_from_cached_media(six, synthetic_ravdess, tmp_path, ml
     assert found == content(tmp_path / "decoded")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for left processes in /proc")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_killed_and_rerun_gives_the_same_bytes(workers, six, synthetic_ravdess, tmp_path, mlemiss):
@@ -119,6 +123,7 @@ def computed(commands, synthetic_ravdess, tmp_path_factory) -> Path:
     return stores
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "moment", ["run.run.load_parts", "stores.store.publish", "COMPLETE", "stores.store.remove_tree"]
 )
@@ -165,6 +170,7 @@ def test_synthetic_clips_are_told_apart(synthetic_ravdess, tmp_path, mlemiss):
     assert sorted(FeatureStore.open(path).synthetic for path in (tmp_path / "stores").glob("*.zarr")) == [False, True]
 
 
+@pytest.mark.slow
 def test_two_at_once_do_not_harm_each_other(six, synthetic_ravdess, tmp_path, mlemiss):
     stores = tmp_path / "stores"
     arguments = options(synthetic_ravdess, stores, *SIX, "--workers", 0)
@@ -213,6 +219,7 @@ assert "mlemiss" not in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_incomplete_store_is_made_again(synthetic_ravdess, tmp_path, mlemiss):
     """A store that lost its marker (a copy cut short) is moved aside and kept."""
     arguments = options(synthetic_ravdess, tmp_path / "stores", "--workers", 0, "--limit", 1)
@@ -291,6 +298,7 @@ def test_real_clips(shared_data, tmp_path, mlemiss):
     assert stored.present.all() and ((stored.duration > 2.9) & (stored.duration < 5.3)).all()
 
 
+@pytest.mark.slow
 def test_files_decoders_trip_over(shared_data, tmp_path, mlemiss):
     """Each is done or failed with its cause; none costs the run."""
     folder = shared_data / "decoder_oddities"

@@ -156,6 +156,7 @@ def test_table2_is_the_papers():
     assert paper.TABLE1["mle", "outer"][-1] == 80.31 and paper.TABLE1["hgr", "addition"][1] == 59.69
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_and_ends_the_same(stores, tmp_path, mlemiss):
     """Killed once the first group has been written; then run again, beside an undisturbed run."""
     options = ["reproduce", "figure6", "--stores", stores, "--epochs", 40, "--split", "clip", *TINY]
@@ -183,6 +184,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(stores, tmp_path, mlemiss)
     assert cut["comparisons"] == whole["comparisons"]
 
 
+@pytest.mark.slow
 def test_ours_stand_beside_the_papers(stores, tmp_path):
     both, _ = choose_stores(TABLE2, stores, None, ["vgg16"])
     out, settings = tmp_path / "table2", Settings(epochs=1, hidden=8, dim=4, batch_size=64)
@@ -279,6 +281,7 @@ def test_which_stores_are_taken(stores, tmp_path):
 # A budget.
 
 
+@pytest.mark.slow
 def test_a_budget_trains_seed_by_seed_and_the_same_command_goes_on(stores, tmp_path, mlemiss):
     """A budget that one group of runs uses up; then without one, beside an undisturbed run."""
     options = ["reproduce", "figure6", "--stores", stores, "--epochs", 2, "--split", "clip", *TINY]

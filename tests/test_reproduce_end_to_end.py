@@ -25,6 +25,7 @@ def run(exhibit, media, out, **options):
     return reproduce(exhibit, [media], out, exhibit.grid(seeds=1), QUICK, "cpu", end_to_end=tiny(), **options)
 
 
+@pytest.mark.slow
 def test_table1_has_the_papers_rows_and_numbers(media, tmp_path):
     assert TABLE1.missing == paper.TABLE1_COLUMNS
     table = replace(TABLE1, missing=("visual:0.8", "audio:0.95"))  # two of the columns, to be quick
@@ -46,6 +47,7 @@ def test_table1_has_the_papers_rows_and_numbers(media, tmp_path):
     assert again["cells"] == cells  # seconds too: nothing was trained again
 
 
+@pytest.mark.slow
 def test_figure4_is_a_curve_over_rates(media, tmp_path):
     document = run(EXHIBITS["figure4"], media, tmp_path)
     assert document["missing"] == ["audio:0.5", "audio:0.8", "audio:0.9", "audio:0.95"]

@@ -47,6 +47,7 @@ def counting(tmp_path) -> tuple[dict[str, str], Path]:
     return {"MLEMISS_FFMPEG": str(program)}, log
 
 
+@pytest.mark.slow
 def test_a_clip_more_costs_one_clip(grown, synthetic_ravdess, tmp_path, mlemiss, counting):
     """Added, renamed or removed: only content that no store has is decoded, and the bytes are a fresh run's."""
     stores, (environment, log) = tmp_path / "stores", counting
@@ -71,6 +72,7 @@ def test_a_clip_more_costs_one_clip(grown, synthetic_ravdess, tmp_path, mlemiss,
     assert log.read_text().split() == [new.name]
 
 
+@pytest.mark.slow
 def test_one_clip_more_in_a_store_of_fifty(synthetic_ravdess, tmp_path, mlemiss, counting):
     """Fifty-one different contents: short copies of a clip, each with other bytes after its end."""
     root, stores, (environment, log) = tmp_path / "root", tmp_path / "stores", counting
@@ -94,6 +96,7 @@ def test_one_clip_more_in_a_store_of_fifty(synthetic_ravdess, tmp_path, mlemiss,
     assert "50 of 51 clips taken over" in result.stderr and decoded == {"050.mp4"}
 
 
+@pytest.mark.slow
 def test_interrupted_work_serves_a_grown_data_set(grown, synthetic_ravdess, tmp_path, mlemiss):
     """Killed before it published, and then a clip is added: what was finished is not lost."""
     stores = tmp_path / "stores"
@@ -209,6 +212,7 @@ def test_limits_are_told_from_other_causes(cause, expected):
     assert due_to_limit(cause) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["replace", "rename"])
 def test_killed_while_replacing_a_revision(moment, slow, mlemiss):
     """At any instant the store that opens is whole: the old revision or the new one."""
@@ -238,6 +242,7 @@ def _spoil(path: Path) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.slow
 def test_nothing_is_taken_over_from_damaged_chunks(grown, tmp_path, mlemiss, counting, monkeypatch):
     """Neither results nor media: the clips they hold are decoded again, the others are not."""
     stores, fresh, (environment, log) = tmp_path / "stores", tmp_path / "fresh", counting

@@ -107,6 +107,7 @@ def test_push_list_and_pull_through_s3(toy, s3, tmp_path, mlemiss):
     assert json.loads((tmp_path / "here" / NAME / RUN).read_text()) == MADE
 
 
+@pytest.mark.slow
 def test_killed_push_goes_on_and_sends_nothing_twice(toy, s3, impatient, killed):
     target = parse_place(f"s3://bucket/killed/{NAME}")
     start = s3.mark()
@@ -124,6 +125,7 @@ def test_killed_push_goes_on_and_sends_nothing_twice(toy, s3, impatient, killed)
     assert content(s3.folder / "killed" / NAME) == whole  # no claim is left
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["s3", "http"])
 def test_killed_pull_goes_on_and_asks_for_nothing_twice(kind, toy, request, tmp_path, killed):
     served = request.getfixturevalue(kind)
@@ -161,6 +163,7 @@ def test_newer_revisions_are_never_overwritten(toy, s3, tmp_path, impatient):
         shutil.rmtree(found)
 
 
+@pytest.mark.slow
 def test_killed_while_replacing_an_older_revision(toy, s3, tmp_path, impatient, killed):
     newer = revised(toy, tmp_path / "new")
     share.push(toy, parse_place("s3://bucket/replaced"))
@@ -341,6 +344,7 @@ def test_no_more_is_read_than_was_recorded(toy, http, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_training_reads_straight_from_s3_and_http(s3, http, tmp_path, mlemiss):
     local = write_store(tmp_path / "stores")
     share.push(local.path, parse_place("s3://bucket/trained"))
@@ -359,6 +363,7 @@ def test_training_reads_straight_from_s3_and_http(s3, http, tmp_path, mlemiss):
     assert len(json.loads(told.stdout)["results"]) == 1
 
 
+@pytest.mark.slow
 def test_preprocess_into_a_bucket(synthetic_ravdess, s3, tmp_path, mlemiss):
     options = ["preprocess", "--dataset", "ravdess", "--root", synthetic_ravdess, "--features", SMALL]
     options += ["--weights", "random", "--workers", 0, "--limit", 2, "--json", "--stores", "s3://bucket/made"]
@@ -391,6 +396,7 @@ def test_reads_are_the_same_from_anywhere(toy, s3, http):
         assert opened.clip_id.tolist() == here.clip_id.tolist() and set(opened.columns) == set(here.columns)
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_page_run(s3, http, tmp_path, mlemiss):
     """All of docs/sharing.md but preprocessing (above), over stores of its names, a bucket and a server of our own."""
     page = (Path(__file__).parent.parent / "docs" / "sharing.md").read_text(encoding="utf-8")

@@ -85,6 +85,7 @@ def test_enterface05_is_mpeg4_avi_at_25_fps(tmp_path):
     assert low - 0.05 < seconds[0] < high + 0.05 and low - 0.05 < seconds[1] - seconds[0] < high + 0.05
 
 
+@pytest.mark.slow
 def test_bytes_do_not_depend_on_workers_or_on_the_run(made, tmp_path):
     root = made[0]
     synth.synthesize(tmp_path / "serial", subjects=2, clips_per_subject=3, seed=5, workers=1)

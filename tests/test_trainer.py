@@ -398,6 +398,7 @@ def test_metrics_on_a_small_example():
     assert mean_and_std([4.0]) == (4.0, None)
 
 
+@pytest.mark.slow
 def test_trainer_loads_neither_dask_nor_decoders():
     code = (
         "import sys, mlemiss.trainer.methods as m\n"
