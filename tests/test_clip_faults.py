@@ -3,7 +3,9 @@
 import builtins
 import errno
 import io
+import json
 import os
+import struct
 import subprocess
 import zipfile
 from pathlib import Path
@@ -247,6 +249,106 @@ def test_streams_without_packets_are_named(tmp_path):
     (tmp_path / "empty.wav").write_bytes(header[:74] + bytes(4))
     causes = media.read_clip(tmp_path / "empty.wav").causes
     assert causes == {"visual": "no video stream", "audio": "the audio stream holds nothing"}
+
+
+# --- timestamps that start again --------------------------------------------------------------------------------------
+
+JOINED = {"ts": ("-c:v", "libx264", "-c:a", "aac"), "mpg": ("-c:v", "mpeg1video", "-c:a", "mp2"), "ogg": ("-vn",)}
+JOINED |= {"mkv": ("-c:v", "mpeg4", "-c:a", "aac"), "ogv": ("-c:v", "libtheora", "-c:a", "libvorbis"), "flac": ("-vn",)}
+
+
+@pytest.mark.parametrize("container", JOINED)
+def test_files_joined_end_to_end_are_read_to_the_end_or_not(tmp_path, container):
+    """Never the first file alone, in silence."""
+    one = counting_clip(tmp_path / f"one.{container}", 2.0, *JOINED[container]).read_bytes()
+    (tmp_path / f"two.{container}").write_bytes(one + one)
+    clip = media.read_clip(tmp_path / f"two.{container}")
+    if container in ("ts", "mpg", "ogg"):
+        assert "audio" not in clip.causes and clip.duration == pytest.approx(4.0, abs=0.1)
+    else:
+        assert "start again" in clip.causes["audio"] or "several files joined" in clip.causes["audio"]
+    if clip.frames is not None:
+        numbers = shown_numbers(clip.frames)
+        assert numbers.max() > 50 and (np.diff(numbers) < 0).sum() == 1  # up, and from the middle on again
+
+
+def test_the_second_of_two_joined_mp4_is_told(tmp_path):
+    one = counting_clip(tmp_path / "one.mp4", 1.0).read_bytes()
+    (tmp_path / "two.mp4").write_bytes(one + one)
+    assert "second index" in media.read_clip(tmp_path / "two.mp4").note
+    assert media.read_clip(tmp_path / "one.mp4").note == ""
+
+
+@needs_field_faults
+def test_joined_ts_from_the_field():
+    clip = media.read_clip(FAULTS / "joined.ts")
+    assert clip.causes == {} and clip.duration == pytest.approx(6.02, abs=0.02)
+    check_frames(clip)
+
+
+# --- headers that overstate -------------------------------------------------------------------------------------------
+
+
+def overstate(path):
+    """Let the header of a clip say that it lasts 9 seconds."""
+    data = bytearray(path.read_bytes())
+    mark = {".mkv": b"\x44\x89\x88", ".flv": b"duration\0"}[path.suffix]
+    at = data.index(mark) + len(mark)
+    data[at : at + 8] = struct.pack(">d", 9000.0 if path.suffix == ".mkv" else 9.0)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("container", ["mkv", "flv"])
+def test_a_whole_clip_whose_header_overstates_is_whole(tmp_path, container):
+    options = ("-c:v", "flv1", "-c:a", "mp3", "-ar", 44_100) if container == "flv" else ("-c:v", "mpeg4", "-c:a", "aac")
+    path = overstate(counting_clip(tmp_path / f"clip.{container}", 3.0, *options))
+    clip = media.read_clip(path)
+    assert clip.causes == {} and clip.duration == pytest.approx(3.0, abs=0.1)
+    assert "promises 9.00 s" in clip.note or "promises 8.9" in clip.note
+    check_frames(clip)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    cut = media.read_clip(path)
+    assert "the video stops at" in cut.causes["visual"] and "the audio stops at" in cut.causes["audio"]
+
+
+@pytest.mark.parametrize("size", [0x7FFFF000, 0x7FFFFFFF, 0x80000000 - 44, 0xFFFFFFFF, 0xFFFFF000])
+def test_a_wav_written_into_a_pipe_is_whole(tmp_path, size):
+    path = float_wav(tmp_path / "pipe.wav", 0.5)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"data") + 4
+    data[4:8], data[at : at + 4] = (min(size + 36, 2**32 - 1)).to_bytes(4, "little"), size.to_bytes(4, "little")
+    path.write_bytes(data)
+    clip = media.read_clip(path)
+    assert "audio" not in clip.causes and clip.duration == pytest.approx(1.0)
+
+
+def test_a_cut_mp3_is_no_shorter_clip(tmp_path):
+    path = counting_clip(tmp_path / "sound.mp3", 3.0, "-vn")
+    assert media.read_clip(path).logmel is not None
+    path.write_bytes(path.read_bytes()[:15_000])
+    assert "the audio stops at" in media.read_clip(path).causes["audio"]
+
+
+@needs_field_faults
+@pytest.mark.parametrize(("name", "seconds"), [("overstated.mkv", 4.0), ("sox_pipe.wav", 0.8)])
+def test_overstated_clips_from_the_field(name, seconds):
+    clip = media.read_clip(FAULTS / name)
+    assert "audio" not in clip.causes and clip.duration == pytest.approx(seconds, abs=0.01)
+
+
+def test_a_run_tells_notes_and_causes_and_goes_on(tmp_path, mlemiss):
+    overstate(counting_clip(tmp_path / "long.mkv", 1.0))
+    float_wav(tmp_path / "nan.wav", np.nan)
+    (tmp_path / "pointer.mp4").write_bytes(POINTER)
+    rows = "".join(f"{name[:-4]},{name},{name[0]},s\n" for name in ("long.mkv", "nan.wav", "pointer.mp4"))
+    (tmp_path / "mine.csv").write_text("clip_id,path,label,subject\n" + rows)
+    arguments = ("--dataset", tmp_path / "mine.csv", "--stores", tmp_path / "stores", "--media", "only", "--workers", 0)
+    result = mlemiss("preprocess", *arguments, "--json")
+    assert result.returncode == 1 and "note: long.mkv: its header promises 9.00 s" in result.stderr
+    causes = {failure["path"]: failure["cause"] for failure in json.loads(result.stdout)["failed"]}
+    assert sorted(causes) == ["nan.wav", "pointer.mp4"]
+    assert "not finite" in causes["nan.wav"] and "Git LFS" in causes["pointer.mp4"]
 
 
 # --- files that are not what their names say --------------------------------------------------------------------------

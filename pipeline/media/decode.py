@@ -9,7 +9,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,17 @@ import numpy as np
 
 from ..errors import MACHINE_ERRNOS, MachineError, is_machine_fault
 from ..files import absent_content, foreign_content
-from .ffmpeg import DecodedStreams, Limits, Listing, Packets, decode_streams, decoder_failed, first_error, list_packets
+from .ffmpeg import (
+    DecodedStreams,
+    Limits,
+    Listing,
+    Packets,
+    complains,
+    decode_streams,
+    decoder_failed,
+    first_error,
+    list_packets,
+)
 from .logmel import SAMPLE_RATE, cut_segments, segment_logmel
 from .process import ClipError, DecoderError, ffmpeg_binary
 
@@ -43,6 +53,7 @@ class ClipMedia:
         causes: why a modality (`"visual"`, `"audio"`) is missing; empty for a complete clip.
         duration: T in seconds, 0.0 if neither modality is there.
         frame_times: float64 [30] timestamps of the frames in seconds after time 0, or None.
+        note: what is odd about a clip that was read nevertheless, or nothing.
     """
 
     frames: np.ndarray | None
@@ -50,6 +61,7 @@ class ClipMedia:
     causes: dict[str, str]
     duration: float
     frame_times: np.ndarray | None = None
+    note: str = ""
 
 
 @dataclass
@@ -62,6 +74,7 @@ class _Clip:
     waveform: np.ndarray | None = None  # float32 [round(16000 T)]
     logmel: np.ndarray | None = None
     causes: dict[str, str] = field(default_factory=dict)
+    note: str = ""
 
 
 def segment_starts(duration: float) -> np.ndarray:
@@ -97,7 +110,7 @@ def read_clip(path: str | os.PathLike, limits: Limits = DEFAULT_LIMITS) -> ClipM
         logmel, clip.causes = heard.logmel, clip.causes | heard.causes
     if clip.frames is None and logmel is None:
         clip.duration = 0.0
-    return ClipMedia(clip.frames, logmel, clip.causes, clip.duration, clip.frame_times)
+    return ClipMedia(clip.frames, logmel, clip.causes, clip.duration, clip.frame_times, clip.note)
 
 
 def read_waveform(path: str | os.PathLike, limits: Limits = DEFAULT_LIMITS) -> np.ndarray | None:
@@ -231,6 +244,10 @@ def _assemble(path: Path, listing: Listing, decoded: DecodedStreams, limits: Lim
     zero = _time_zero(decoded)
     ends = [*(decoded.frame_times + decoded.frame_durations)[-1:], *decoded.audio_ends]
     _check_length(max(ends) - zero, limits)
+    clip.note, promised = listing.note, listing.promised
+    if promised is not None and not listing.cut and not complains(decoded.log):
+        clip.note = f"its header promises {promised - zero:.2f} s; it ends at {max(ends) - zero:.2f} s without an error"
+        listing = replace(listing, promised=None)
     fault = _video_fault(path, listing, decoded, zero)
     if fault is None:
         chosen, clip.duration = _choose_frames(decoded.frame_times, decoded.frame_durations, zero)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import ffmpeg
 import numpy as np
 
+from .headers import encrypted_kinds, is_cut_mp3, riff_end
 from .logmel import SAMPLE_RATE
 from .process import ClipError, run_ffmpeg
 
@@ -27,6 +28,7 @@ PACKET = re.compile(  # stream, timestamps of decoding and presentation, duratio
     re.ASCII,
 )
 RESTART = 0.1  # seconds by which timestamps go back where ffmpeg takes it for a new beginning
+BRIDGED_GAP = 0.5  # seconds, the longest pause in streams whose timestamps start again
 NON_MONOTONIC = re.compile(
     r"ost#0:(\d{1,4})/copy @ \w+\] (?:\[\w+\] )?Non-monotonic DTS; previous: (-?\d{1,19}), current: (-?\d{1,19})",
     re.ASCII,
@@ -34,13 +36,10 @@ NON_MONOTONIC = re.compile(
 NO_TICKS = 1 << 62  # a timestamp beyond it is none: ffmpeg writes -2**63 where it has none
 LATEST = 1e10  # seconds: later than any clock of recordings, which count from 1970 at most
 ERROR = re.compile(r"\[(?:error|fatal)\] (?!.*pipe:\d)")
+DAMAGED_PACKET = re.compile(r"corrupt input packet|Packet corrupt|[Tt]runcat|prematurely")
 NO_CONTAINER = re.compile(r"Format not on whitelist|Not detecting m3u8/hls")
-MAX_BOXES, MAX_INDEX = 1000, 64 << 20  # top-level boxes of an mp4 before its index, bytes of the index
-ENCRYPTED = {  # sample descriptions of an mp4's encrypted tracks
-    "video": re.compile(rb"stsd.{12}(?:encv|drmi)", re.DOTALL),
-    "audio": re.compile(rb"stsd.{12}(?:enca|drms)", re.DOTALL),
-}
-STREAMED = b"\xff" * 4  # a size that was not known when the header was written
+CHAINED = re.compile(r"Changing stream parameters in multistream ogg|failed to create or replace stream")
+SECOND = re.compile(r"Found duplicated MOOV Atom")
 NO_STREAM = "does not contain any stream"
 INPUT_STREAM = r"(?m)^\[info\] +Stream #0:\d+.*: (?:Video|Audio|Subtitle|Data): (?!.* q=)"
 SCALER = "bilinear+accurate_rnd+full_chroma_int+bitexact"  # antialiased: the kernel widens with the reduction
@@ -119,6 +118,8 @@ class Listing:
     streams: dict[str, Packets]  # by "video", "audio"
     unusable: dict[str, str]  # why, by kind of stream that is declared and has no packets, or only encrypted ones
     promised: float | None  # seconds, where the header says that the clip ends, if the packets stop well before that
+    cut: bool = False  # something beside that promise says that the end of the file is lacking
+    note: str = ""  # what is odd about a file that is read nevertheless
     bridged: bool = False  # the timestamps start again, and ffmpeg is to let them go on
 
 
@@ -171,20 +172,28 @@ def list_packets(path: Path, limits: Limits, deadline: float) -> Listing:
     streams, log = _list(path, main, limits, deadline)
     if bridged := _restarts(streams, log):
         streams, log = _list(path, main, limits, deadline, bridged)
-        if _restarts(streams, log):
+        gaps = [(packets.times[1:] - packets.ends[:-1]).max(initial=0.0) for _, packets in streams]
+        if _restarts(streams, log) or max(gaps, default=0.0) > BRIDGED_GAP:  # which two jumps for one would leave
             raise ClipError("its timestamps start again, as in files that were joined end to end")
-    end = None if bridged else _riff_end(path) or _declared_end(log)
+    if CHAINED.search(log):
+        raise ClipError("it is several files joined end to end, of which only the first can be read")
+    missing_bytes = riff_end(path)
+    end = None if bridged else missing_bytes or _declared_end(log)
     last = max((packets.ends.max() for _, packets in streams if len(packets.times)), default=0.0)
     if end is not None and end - last > DECLARED_TOLERANCE and len(re.findall(INPUT_STREAM, log)) > len(streams):
         # Another stream, such as subtitles, may be what lasts as long as the header says.
         everything, _ = _list(path, ("v?", "a?", "s?", "d?"), limits, deadline)
         last = max((packets.ends.max() for _, packets in everything if len(packets.times)), default=0.0)
     promised = end if end is not None and end - last > DECLARED_TOLERANCE else None
-    truncated = ": the file is truncated" if promised else ""
+    cut = missing_bytes is not None or is_cut_mp3(path) or complains(log)
+    truncated = ": the file is truncated" if promised and cut else ""
     unusable = {k: f"the {k} stream holds nothing{truncated}" for k, packets in streams if not len(packets.times)}
-    unusable |= {kind: f"the {kind} is encrypted" for kind in _encrypted_kinds(path)}
+    unusable |= {kind: f"the {kind} is encrypted" for kind in encrypted_kinds(path)}
     usable = {kind: packets for kind, packets in streams if kind not in unusable}
-    return Listing(usable, unusable, promised, bridged)
+    note = (
+        "it has a second index, as files joined end to end have; only the first is read" if SECOND.search(log) else ""
+    )
+    return Listing(usable, unusable, promised, cut, note, bridged)
 
 
 def _restarts(streams: list, log: str) -> bool:
@@ -216,42 +225,6 @@ def _list(
             else f"not readable: {first_error(log, path) or 'no reason given'}"
         )
     return [(each.kind, Packets(each.codec, each.starts, each.ends, each.timed, each.unit)) for each in streams], log
-
-
-def _encrypted_kinds(path: Path) -> set[str]:
-    """Return which of an mp4's `video` and `audio` its index calls encrypted, which ffmpeg would decode to noise."""
-    at, end = 0, path.stat().st_size
-    with path.open("rb") as file:
-        for _ in range(MAX_BOXES):
-            file.seek(at)
-            head = file.read(16)
-            size = int.from_bytes(head[:4], "big")
-            if size == 1:  # a 64-bit size follows
-                size = int.from_bytes(head[8:], "big")
-            size = size or end - at  # 0: to the end of the file
-            if head[4:8] == b"moov":
-                index = head + file.read(min(size, MAX_INDEX))
-                return {kind for kind, entry in ENCRYPTED.items() if entry.search(index)}
-            at += size
-            if size < 8 or at >= end:
-                break
-    return set()
-
-
-def _riff_end(path: Path) -> float | None:
-    """Return the end in seconds that the header of a cut avi or wav tells; ffmpeg would adjust it to what is there."""
-    with path.open("rb") as file:
-        head = file.read(4096)
-    if head[:4] != b"RIFF" or len(head) < 64 or int.from_bytes(head[4:8], "little") + 8 <= path.stat().st_size:
-        return None
-    if head[8:12] == b"AVI " and head[24:28] == b"avih":
-        microseconds, frames = (int.from_bytes(head[at : at + 4], "little") for at in (32, 48))
-        return microseconds * frames / 1e6 or None
-    data = head.find(b"data", 12)
-    if head[8:16] == b"WAVEfmt " and data > 0 and head[4:8] != STREAMED:
-        size, rate = (int.from_bytes(head[at : at + 4], "little") for at in (data + 4, 28))
-        return size / rate if rate else None
-    return None
 
 
 def _declared_end(log: str) -> float | None:
@@ -399,6 +372,11 @@ def first_error(log: str, path: Path, codec: str | None = None) -> str:
 def due_to_limit(cause: str) -> bool:
     """Return whether a clip failed, or lacks a modality, because of its `Limits`; with others it might not."""
     return re.search(r"\ballowed\b|exceeds specified max pixel count", cause) is not None
+
+
+def complains(log: str) -> bool:
+    """Return whether a log tells of an error, or of packets that are cut or damaged."""
+    return any(ERROR.search(line) or DAMAGED_PACKET.search(line) for line in log.splitlines())
 
 
 def decoder_failed(log: str, kind: str) -> bool:

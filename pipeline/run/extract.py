@@ -82,6 +82,8 @@ def decode(task: Task) -> Decoded:
         if _changed(task):  # the results must not be saved under the hash of the earlier content
             _check_root(task.root)
             clip = _unreadable("the file changed after its content was hashed")
+        elif clip.note:
+            note = f"note: {task.path.name}: {clip.note}"
     return Decoded(clip, time.perf_counter() - start, note)
 
 
