@@ -191,7 +191,7 @@ def _where(
     job, workers: int | None, scheduler: str | None, tls: tuple, report: Path | None, dashboard: bool, device: str
 ):
     """Return the `Where` of these options. InputError: they exclude each other."""
-    from .run.cluster import Scheduler
+    from .run.connect import Scheduler
 
     if not scheduler and any(tls):
         raise InputError("--tls-ca, --tls-cert and --tls-key are for a --scheduler ADDRESS, which is not given.")

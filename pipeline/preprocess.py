@@ -24,7 +24,7 @@ from .files import write_json
 from .media import decode as media
 from .media import logmel
 from .media.ffmpeg import FRAME_SIZE, Limits
-from .run import cluster, extract
+from .run import cluster, connect, extract
 from .run.extract import Executor
 from .run.plan import FeatureRequest, Output, Plan, Task, make_plan
 from .run.run import claimed, lacking, now, publish, run, serial
@@ -51,7 +51,7 @@ class Where:
     """Where the work runs."""
 
     workers: int = 0  # processes of this machine; 0: serial, in this one
-    scheduler: cluster.Scheduler | None = None  # an existing Dask cluster instead
+    scheduler: connect.Scheduler | None = None  # an existing Dask cluster instead
     device: str = "auto"  # of the CNNs
     report: Path | None = None  # file of Dask's performance report
     dashboard: bool = False  # Dask's page, on loopback, for as long as the run
@@ -135,7 +135,7 @@ def preprocess(
     collection = _collect(clips)
     for name in features.weights:
         resolve_tag(name)
-    with cluster.connected(where.scheduler) if where.scheduler else nullcontext() as client:
+    with connect.connected(where.scheduler) if where.scheduler else nullcontext() as client:
         options = {"limits": clips.limits, "follow_links": clips.follow_links, "retry_failed": failures.retry}
         options["device"] = _device(where.device, features, client)
         plan = make_plan(collection, stores, features, **options)
@@ -148,7 +148,7 @@ def preprocess(
                 plan = make_plan(collection, stores, features, **options)
         _announce(plan)
         if dry_run:
-            _estimate(plan, len(cluster.workers_of(client)) if client else max(where.workers, 1))
+            _estimate(plan, len(connect.workers_of(client)) if client else max(where.workers, 1))
             return None
         if client:
             executor = partial(cluster.on_cluster, client, plan, where.report)
@@ -179,7 +179,7 @@ def _device(name: str, features: FeatureRequest, client) -> str:
         return resolve_device(name)
     if name == "mps":
         raise InputError("--device mps is of this machine, not of a cluster.\nLeave out --scheduler or --device.")
-    return cluster.device_on(client, name)
+    return connect.device_on(client, name)
 
 
 def finished_there(output: Output, shared: Remote) -> Output:

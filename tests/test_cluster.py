@@ -13,7 +13,7 @@ import pytest
 from distributed.security import Security
 from mlemiss.pipeline.errors import InputError, MachineError
 from mlemiss.pipeline.media.decode import DEFAULT_LIMITS
-from mlemiss.pipeline.run import cluster, extract
+from mlemiss.pipeline.run import cluster, connect, extract
 from mlemiss.pipeline.run.plan import Output, Source, Task
 from mlemiss.pipeline.stores.checksums import damaged_files
 
@@ -21,7 +21,7 @@ from .preprocessing import SIX, content, options, staged
 from .processes import Forks, Running
 from .servers import free_port
 
-IMPATIENT = "from mlemiss.pipeline.run import cluster; cluster.CONNECT_SECONDS = 1"
+IMPATIENT = "from mlemiss.pipeline.run import connect; connect.CONNECT_SECONDS = 1"
 
 
 class DaskProcesses:
@@ -124,7 +124,7 @@ def test_a_result_that_goes_with_its_worker_is_computed_again(dask_processes, mo
             processes.worker()
 
     monkeypatch.setattr(cluster, "say", say)
-    with cluster.connected(cluster.Scheduler(processes.address)) as client:
+    with connect.connected(connect.Scheduler(processes.address)) as client:
         future = client.submit(int, "7")
         distributed.wait(future)
         only.kill()
@@ -151,8 +151,8 @@ def test_what_a_cluster_lacks_is_said(dask_processes, synthetic_ravdess, tmp_pat
     processes = dask_processes()
     result = mlemiss(*arguments, "--scheduler", "tcp://127.0.0.1:9", before=IMPATIENT)
     assert result.returncode == 2 and "no Dask scheduler answers there" in result.stderr
-    monkeypatch.setattr(cluster, "WORKER_SECONDS", 1)
-    with pytest.raises(InputError, match="no worker in 1 s"), cluster.connected(cluster.Scheduler(processes.address)):
+    monkeypatch.setattr(connect, "WORKER_SECONDS", 1)
+    with pytest.raises(InputError, match="no worker in 1 s"), connect.connected(connect.Scheduler(processes.address)):
         pass
     assert f"waiting up to 1 s for a first worker at {processes.address}" in capsys.readouterr().err
     result = mlemiss(*arguments, "--scheduler", processes.address, "--workers", 2)
@@ -193,14 +193,14 @@ def test_a_clip_that_is_gone_with_its_root_is_the_machines_fault(tmp_path):
 def test_device_cuda_waits_for_a_worker_with_a_gpu(dask_processes, monkeypatch, capsys):
     processes = dask_processes()
     processes.worker()
-    with cluster.connected(cluster.Scheduler(processes.address)) as client:
-        monkeypatch.setattr(cluster, "WORKER_SECONDS", 1)
+    with connect.connected(connect.Scheduler(processes.address)) as client:
+        monkeypatch.setattr(connect, "WORKER_SECONDS", 1)
         with pytest.raises(InputError, match="no worker of the cluster has the resource GPU after 1 s"):
-            cluster.device_on(client, "cuda")
-        assert cluster.device_on(client, "auto") == "cpu" and "--device cuda waits for one" in capsys.readouterr().err
-        monkeypatch.setattr(cluster, "WORKER_SECONDS", 600)
+            connect.device_on(client, "cuda")
+        assert connect.device_on(client, "auto") == "cpu" and "--device cuda waits for one" in capsys.readouterr().err
+        monkeypatch.setattr(connect, "WORKER_SECONDS", 600)
         processes.worker("--resources", "GPU=1")
-        assert cluster.device_on(client, "cuda") == cluster.device_on(client, "auto") == "cuda"
+        assert connect.device_on(client, "cuda") == connect.device_on(client, "auto") == "cuda"
 
 
 def output(work: Path, device: str = "cpu") -> Output:

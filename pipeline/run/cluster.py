@@ -1,4 +1,4 @@
-"""Run tasks on Dask: worker processes of this machine, or an existing cluster of any machines.
+"""Run tasks on Dask: worker processes of this machine, or an existing cluster of any machines (`connect`).
 
 Where workers have the resource GPU, the others decode and these compute the CNNs of several clips at once. The number
 of clips in flight is bounded, and so is memory. A clip whose worker died is tried once more, alone, and then fails.
@@ -20,12 +20,11 @@ from ..console import amount, say
 from ..encoders.images import BATCH_CLIPS
 from ..errors import InputError, MachineError
 from . import extract, parts
+from .connect import GPU, WORKER_SECONDS, workers_of
 from .extract import Outcome, decode, encode, process, wants_gpu
-from .parts import Part, say_once
+from .parts import Part
 from .plan import WORK, Plan, Task
 
-GPU = "GPU"  # the Dask resource of workers that compute on one
-CONNECT_SECONDS, WORKER_SECONDS = 10, 60  # for the scheduler to answer, for a first worker to start
 RECOUNT_SECONDS = 5.0  # workers come and go
 POLL_SECONDS = 0.02  # between looks for a finished clip
 LEAST_IN_FLIGHT = 8  # clips: enough waiting for an adaptive cluster to grow
@@ -37,86 +36,6 @@ SETTINGS = {
 # of a worker process, whatever it does; librosa's own `import` postpones numba and SciPy
 PRELOADED = ("distributed", extract.__name__, "librosa.feature.spectral", "librosa.feature.utils")
 SEVERAL = 3  # clips whose workers died twice, while no other clip was finished: the clips are not to blame
-
-
-@dataclass(frozen=True)
-class Scheduler:
-    """An existing Dask cluster: its scheduler's address, and the files of TLS where the scheduler asks for it."""
-
-    address: str
-    tls_ca: Path | None = None
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-
-
-@contextmanager
-def connected(scheduler: Scheduler) -> Iterator:
-    """Connect to an existing cluster, wait for a first worker and yield the client.
-
-    Raises:
-        InputError: no file of TLS, no scheduler at the address, no worker in time.
-    """
-    from distributed import Client
-    from distributed.security import Security
-
-    tls = {"ca_file": scheduler.tls_ca, "client_cert": scheduler.tls_cert, "client_key": scheduler.tls_key}
-    given = {f"tls_{name}": str(path) for name, path in tls.items() if path}
-    for path in given.values():
-        if not Path(path).is_file():
-            raise InputError(
-                f"no file {path}: expected a PEM file for TLS.\nName it with --tls-ca, --tls-cert, --tls-key."
-            )
-    security = Security(require_encryption=True, **given) if given else None
-    try:
-        client = Client(scheduler.address, security=security, timeout=CONNECT_SECONDS)
-    except (OSError, TimeoutError, ValueError, TypeError, RuntimeError) as error:
-        raise InputError(
-            f"--scheduler {scheduler.address}: no Dask scheduler answers there ({str(error).splitlines()[0]}).\n"
-            f"Expected an address such as tcp://HOST:8786, or tls://HOST:8786 with --tls-ca, --tls-cert and --tls-key."
-        ) from None
-    with client:
-        if not workers_of(client):
-            say(f"waiting up to {WORKER_SECONDS} s for a first worker at {scheduler.address} …")
-        try:
-            client.wait_for_workers(1, timeout=WORKER_SECONDS)
-        except TimeoutError:
-            raise InputError(
-                f"--scheduler {scheduler.address}: no worker in {WORKER_SECONDS} s.\nStart some: `dask worker "
-                f"{scheduler.address} --nthreads 1` on each machine."
-            ) from None
-        workers = amount(len(workers_of(client)), "worker")
-        say(f"cluster {scheduler.address}: {workers}; dashboard at {client.dashboard_link}")
-        yield client
-
-
-def workers_of(client) -> dict:
-    """Return the cluster's workers by address, as its scheduler knows them."""
-    return client.scheduler_info(n_workers=-1)["workers"]
-
-
-def device_on(client, name: str) -> str:
-    """Choose where the CNNs run: on the cluster's workers with the resource GPU, if there are any.
-
-    The name `cuda` waits for such a worker, `auto` does not. InputError: none joins in time.
-    """
-    deadline = time.monotonic() + WORKER_SECONDS
-    while not any(worker["resources"].get(GPU) for worker in workers_of(client).values()):
-        if name == "auto":
-            say("CNNs on CPUs, as no worker here now has the resource GPU; --device cuda waits for one")
-            return "cpu"
-        if time.monotonic() > deadline:
-            raise InputError(
-                f"--device cuda: no worker of the cluster has the resource GPU after {WORKER_SECONDS} s.\n"
-                "Start some with --resources GPU=1."
-            )
-        say_once(f"--device cuda: waiting up to {WORKER_SECONDS} s for a worker with the resource GPU")
-        time.sleep(0.2)
-    if name == "auto":
-        say("CNNs on workers with a GPU, as some have one")
-    return "cuda"
-
-
-# ---- Executors ----
 
 
 def on_cluster(client, plan: Plan | None, report: Path | None, tasks: Sequence[Task]) -> Iterator[Outcome]:
