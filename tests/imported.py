@@ -14,6 +14,6 @@ from mlemiss.trainer.experiments import reproduce  # noqa: F401
 from . import processes  # noqa: F401
 
 for arguments in (["list", "datasets"], ["list", "nothing"], ["train", "--help"]):
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        with contextlib.suppress(SystemExit):
-            cli.main(arguments)
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), contextlib.suppress(SystemExit):
+        cli.main(arguments)
