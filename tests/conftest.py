@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from .preprocessing import SIX, content, options
-from .processes import IMPORTED, ONE_THREAD, Forks
+from .processes import ONE_THREAD, Forks
 from .servers import http_server, s3_server
 
 
@@ -69,10 +69,12 @@ def http(tmp_path_factory):
 @pytest.fixture(scope="session")
 def fork_server():
     """Start the server that processes are forked from."""
-    multiprocessing.set_forkserver_preload(list(IMPORTED))
+    multiprocessing.set_forkserver_preload(["tests.imported"])
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ONE_THREAD.items():
             patch.setenv(name, value)
+        path = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        patch.setenv("PYTHONPATH", os.pathsep.join(path))  # for the server; each command gets its own environment
         forkserver.ensure_running()
 
 

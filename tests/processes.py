@@ -15,8 +15,6 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 COMMAND = "import sys, mlemiss.cli\nmlemiss.cli.main(sys.argv[1:])"
-IMPORTED = ("timm", "distributed", "librosa.feature.spectral", "librosa.feature.utils", "mlemiss.cli")
-IMPORTED += ("mlemiss.pipeline.preprocess", "mlemiss.trainer.experiments.reproduce")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # small networks, as everywhere in the tests
 LONGEST = 300  # seconds of a command
 

@@ -28,7 +28,12 @@ def logmel() -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("features", "dimension"),
-    [("resnet34", 512), ("resnet50", 2048), pytest.param("vgg16", 4096, marks=pytest.mark.slow), (SMALL, 1024)],
+    [
+        ("resnet34", 512),
+        pytest.param("resnet50", 2048, marks=pytest.mark.slow),
+        pytest.param("vgg16", 4096, marks=pytest.mark.slow),
+        (SMALL, 1024),
+    ],
 )
 def test_features_equal_the_plain_model(features, dimension, frames, logmel):
     """Folding, freezing and channels-last change nothing beyond rounding."""

@@ -341,7 +341,7 @@ def test_a_bank_goes_on_where_it_was(media):
 
 
 @pytest.mark.parametrize(("method", "fusion"), ROWS)
-@pytest.mark.parametrize("backbone", [TINY, NORMED])
+@pytest.mark.parametrize("backbone", [TINY, pytest.param(NORMED, marks=pytest.mark.slow)])
 def test_every_row_of_table_1_trains(media, method, fusion, backbone):
     found = trained(media, method, fusion, "visual:0.8", replace(QUICK, epochs=1), backbone=backbone)
     assert np.isfinite(found.probability).all() and found.total_epochs == 1

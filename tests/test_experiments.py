@@ -162,7 +162,13 @@ def test_a_batch_larger_than_the_data_costs_no_memory(store, tmp_path):
     np.testing.assert_array_equal(*found)
 
 
-@pytest.mark.parametrize("lacking", ["text:0.5", "audio:0.3+text:0.3", "audio:0.2+text:0.2+visual:0.2"])
+@pytest.mark.parametrize(
+    "lacking",
+    [
+        "text:0.5",
+        *(pytest.param(m, marks=pytest.mark.slow) for m in ("audio:0.3+text:0.3", "audio:0.2+text:0.2+visual:0.2")),
+    ],
+)
 def test_three_modalities_train(tmp_path, lacking):
     """Any of three is missing, in training and in test; better than chance, and the report is made of it."""
     widths = {"visual": 12, "audio": 10, "text": 8}

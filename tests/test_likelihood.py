@@ -298,6 +298,7 @@ def torch_loss(tables, samples, known, fusion):
     return -value.gather(1, z[:, None]).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_training_finds_the_exact_maximum_of_a_discrete_world(fusion):
     samples, known = discrete_world(0)

@@ -288,6 +288,7 @@ def test_a_bad_clip_costs_that_clip(broken, tmp_path, mlemiss):
     assert np.isnan(stored.read("audio")[mute]).all() and np.isfinite(stored.read("visual")[mute]).all()
 
 
+@pytest.mark.slow
 def test_real_clips(shared_data, tmp_path, mlemiss):
     root = shared_data / "ravdess_sample"
     result = mlemiss(*options(root, tmp_path / "stores", "--media", "keep", "--workers", 0, "--json"))

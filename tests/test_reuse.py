@@ -180,6 +180,7 @@ def test_failed_clips_are_retried_alone(slow, mlemiss, counting):
     assert mlemiss(*arguments).returncode == 0 and not leftover.exists()
 
 
+@pytest.mark.slow
 def test_what_a_limit_took_is_retried(grown, tmp_path, mlemiss):
     """A clip that is done, but without its picture because of a limit: from whatever store its result could come."""
     arguments = options(grown, tmp_path / "stores", "--limit", 1, "--media", "keep", "--json")
@@ -298,6 +299,7 @@ def test_a_worker_reads_the_revision_that_stands(grown, tmp_path, mlemiss):
     assert (extract._cached_media(Row(path, 0, 2)).frames == 255 - old).all()
 
 
+@pytest.mark.slow
 def test_a_foreign_store_without_a_spec_is_passed_by(grown, tmp_path, mlemiss):
     arguments = options(grown, tmp_path / "stores", "--media", "keep", "--limit", 1)
     assert mlemiss(*arguments).returncode == 0

@@ -260,7 +260,7 @@ def damage(path: Path) -> None:
     (path / "stray").write_text("?")
 
 
-@pytest.mark.parametrize("kind", ["folder", "s3", "http"])
+@pytest.mark.parametrize("kind", ["folder", pytest.param("s3", marks=pytest.mark.slow), "http"])
 def test_verify_finds_damage_and_the_clips_it_hits(kind, toy, request, tmp_path, mlemiss):
     served = None if kind == "folder" else request.getfixturevalue(kind)
     folder = (served.folder if served else tmp_path) / "damaged"

@@ -43,7 +43,8 @@ EVERY = [(name, fusion) for name in method_names() for fusion in load(name).fusi
 
 @pytest.mark.parametrize(
     ("method", "fusion", "marginal"),
-    [(*pair, "bank") for pair in EVERY] + [("mle", "addition", "full"), ("mle", "addition", "batch")],
+    [pytest.param(*pair, "bank", marks=() if pair[0] == "mle" else pytest.mark.slow) for pair in EVERY]
+    + [("mle", "addition", "full"), ("mle", "addition", "batch")],
 )
 def test_a_run_does_not_depend_on_its_company(store, tmp_path, method, fusion, marginal):
     settings = Settings(epochs=2, batch_size=32, lr=1e-2, hidden=16, dim=6, marginal=marginal)
