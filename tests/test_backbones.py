@@ -178,7 +178,7 @@ def test_random_weights_are_the_same_each_time_and_leave_the_generator_alone():
         ("text.pth", "timm:resnet18", "not readable"),
         ("hello.pth", "timm:resnet18", "not readable"),
         ("text.safetensors", "timm:resnet18", "not readable"),
-        ("empty.pth", "timm:resnet18", "not readable"),
+        ("empty.pth", "timm:resnet18", "an empty file"),
     ],
 )
 def test_wrong_weights_are_told(files, name, features, why, caplog):

@@ -160,7 +160,7 @@ def test_parquet_columns_and_lists(tmp_path):
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    (tmp_path / "own.parquet").touch()
+    (tmp_path / "own.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match=r"mlemiss\[parquet\]"):
         load(tmp_path / "own.parquet")
 
@@ -244,7 +244,7 @@ def test_a_constant_feature_and_one_just_wide_enough_pass(npz):
     [
         (pickle.dumps({"face": 1}), "no .npz of plain arrays"),
         (b"PK\x03\x04 cut short", "no .npz of plain arrays"),
-        (b"", "no .npz of plain arrays"),
+        (b"", "an empty file"),
     ],
 )
 def test_what_is_no_npz(tmp_path, content, why):
@@ -283,7 +283,7 @@ def test_bad_rows_of_a_csv(tmp_path, change, why):
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("", "no 'emotion'"),
+        ("", "an empty file"),
         ("emotion,face_0,voice_0\n", "holds no clips"),
         ("emotion,face_0,face_0,voice_0\n", "column 'face_0' stands twice"),
         ("emotion,face_0,voice_0\nsad,1\n", "line 2: expected 3 fields, found 2"),

@@ -209,6 +209,11 @@ def _imagenet_file(tag: str) -> Path:
     )
 
 
+def _is_torch_archive(path: Path) -> bool:
+    with path.open("rb") as file:
+        return b"/data.pkl" in file.read(1024)
+
+
 def _read_weights(path: Path) -> dict:
     """Tensors of a safetensors file or of a torch file read weights-only (no code of it is run)."""
     import torch
@@ -222,7 +227,7 @@ def _read_weights(path: Path) -> dict:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (*UNPICKLING_ERRORS, SafetensorError) as error:
         with contextlib.suppress(OSError):
-            if found := foreign_content(path):
+            if found := foreign_content(path, zipped=_is_torch_archive(path)):
                 raise InputError(f"weights file {path}: this is {found}, no safetensors or torch file.") from None
         raise InputError(
             f"weights file {path}: not readable as safetensors or a torch file of tensors ({type(error).__name__}).\n"

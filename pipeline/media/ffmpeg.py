@@ -12,7 +12,7 @@ from typing import NamedTuple
 import ffmpeg
 import numpy as np
 
-from .headers import encrypted_kinds, is_cut_mp3, riff_end
+from ..files import encrypted_kinds, is_cut_mp3, riff_end
 from .logmel import SAMPLE_RATE
 from .process import ClipError, run_ffmpeg
 
