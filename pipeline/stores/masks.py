@@ -47,14 +47,18 @@ def stored_settings(modalities: Sequence[str] = MODALITIES) -> tuple[str, ...]:
     return tuple(f"{modality}:{rate}" for modality in sorted(modalities) for rate in STORED_RATES)
 
 
-def parse_missing(text: str, modalities: Sequence[str] = MODALITIES) -> Missing:
-    """Parse ``none``, ``audio:0.5`` or ``audio:0.3+visual:0.3``. InputError: what is wrong with anything else."""
+def parse_missing(text: str, modalities: Sequence[str] | None = MODALITIES) -> Missing:
+    """Parse ``none``, ``audio:0.5`` or ``audio:0.3+visual:0.3``. InputError: what is wrong with anything else.
+
+    modalities: those there are; None takes any name.
+    """
 
     def wrong(why: str) -> InputError:
+        there = ", ".join(modalities) if modalities else "the store's"
         return InputError(
             f"missing spec {text!r}: {why}.\n"
             f"Write MODALITY:RATE, for example audio:0.5, or several joined by '+' (audio:0.3+visual:0.3), or none; "
-            f"modalities are {', '.join(modalities)}, rates lie between 0 and 1."
+            f"modalities are {there}, rates lie between 0 and 1."
         )
 
     if text.strip() == "none":
@@ -62,7 +66,7 @@ def parse_missing(text: str, modalities: Sequence[str] = MODALITIES) -> Missing:
     rates: dict[str, float] = {}
     for part in text.split("+"):
         modality, separator, number = part.strip().partition(":")
-        if not separator or modality not in modalities:
+        if not separator or (modalities and modality not in modalities):
             raise wrong(f"{part.strip()!r} names no known modality with a rate")
         if modality in rates:
             raise wrong(f"{modality} is named twice")
@@ -72,7 +76,7 @@ def parse_missing(text: str, modalities: Sequence[str] = MODALITIES) -> Missing:
             raise wrong(f"{number!r} is no number") from None
         if not 0 <= rate <= 1:
             raise wrong(f"rate {number} is not between 0 and 1")
-        if len(modalities) == 1:
+        if modalities and len(modalities) == 1:
             raise wrong(f"{modality} is the only modality, and a clip without it has nothing")
         rates[modality] = rate
     if sum(rates.values()) > 1 + 1e-9:

@@ -85,7 +85,7 @@ def rates(section: Section) -> dict[str, list[tuple[float, str]]]:
     complete = [(0.0, spec) for spec in section.columns if spec == "none"]
     for spec in section.columns:
         try:
-            missing = dict(parse_missing(spec, [part.partition(":")[0].strip() for part in spec.split("+")]).rates)
+            missing = dict(parse_missing(spec, modalities=None).rates)
         except InputError:  # somebody else's masks, which have a name and no rate
             continue
         total = sum(missing.values())
