@@ -166,6 +166,7 @@ def test_autoencoder_equals_one_trained_alone(dataset, name, monkeypatch):
     torch.testing.assert_close(found[visual], expected[visual], atol=2e-4, rtol=2e-4)
 
 
+@pytest.mark.slow
 def test_autoencoder_learns_what_can_be_learned(tmp_path):
     """Where audio is a function of visual, imputation beats the mean by far, and the classifier stage leaves it."""
     store = write_store(tmp_path, without_audio=(), failed=())

@@ -65,6 +65,7 @@ def check_frames(clip, late=0.0):
 # --- numbers that are no numbers --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("container", ["avi", "mpg", "asf"])
 def test_packets_without_timestamps_are_no_long_clip(tmp_path, container):
     """Containers that keep no timestamps of presentation: `ffmpeg` lists -2**63 for them."""
@@ -74,6 +75,7 @@ def test_packets_without_timestamps_are_no_long_clip(tmp_path, container):
     check_frames(clip)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("container", ["avi", "asf"])
 def test_a_lost_frame_without_a_timestamp_is_known(tmp_path, container):
     path = counting_clip(tmp_path / f"untimed.{container}", 2.0, "-c:v", "mpeg4", "-bf", 2, "-g", 12)
@@ -171,7 +173,8 @@ def every_exception():
 STAGES = ["check_file", "list_packets", "decode_streams", "segment_centres", "cut_segments", "segment_logmel"]
 
 
-@pytest.mark.parametrize("stage", [*STAGES[:4], *(pytest.param(stage, marks=pytest.mark.slow) for stage in STAGES[4:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
 def test_whatever_a_stage_raises_is_the_clips_cause(tmp_path, monkeypatch, stage):
     path = counting_clip(tmp_path / "clip.mkv", 1.0)
     for error in every_exception():
@@ -222,6 +225,7 @@ def one_frame_clips(*brightness):
     return [media.ClipMedia(each, None, {"audio": "no audio stream"}, 1.0) for each in frames]
 
 
+@pytest.mark.slow
 def test_whatever_a_network_raises_at_one_clip_is_its_cause(monkeypatch):
     for error in every_exception():
         output = network_output(monkeypatch, FailingNetwork(error))
@@ -337,6 +341,7 @@ def test_overstated_clips_from_the_field(name, seconds):
     assert "audio" not in clip.causes and clip.duration == pytest.approx(seconds, abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_run_tells_notes_and_causes_and_goes_on(tmp_path, mlemiss):
     overstate(counting_clip(tmp_path / "long.mkv", 1.0))
     float_wav(tmp_path / "nan.wav", np.nan)

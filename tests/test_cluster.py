@@ -59,6 +59,7 @@ def wait_for_a_result(stores: Path, client: Running) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_three_workers_one_killed_give_the_serial_bytes(dask_processes, six, synthetic_ravdess, tmp_path, mlemiss):
     processes = dask_processes()
     workers = [processes.worker() for _ in range(3)]

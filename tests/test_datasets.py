@@ -124,6 +124,7 @@ def test_a_second_copy_of_everything_is_one_note(whole_enterface05, avi, tmp_pat
     assert "1293 files in backup are second copies of clips in the root" in notes_with(found, "second cop")
 
 
+@pytest.mark.slow
 def test_nested_and_misfiled_ravdess_is_1152_clips(mp4, tmp_path):
     names = ravdess_names(load_dataset("ravdess").CLASSES)
     assert len(names) == 1152

@@ -63,6 +63,7 @@ def trained(media, method="mle", fusion="addition", missing="audio:0.5", setting
 # Frozen, it is the training on cached features.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "fusion"), ROWS)
 def test_frozen_it_is_training_on_cached_features(media, features, method, fusion):
     spec = RunSpec(0, parse_missing("audio:0.5"))
@@ -142,6 +143,7 @@ def test_killed_and_resumed_it_ends_as_if_unbroken(media, tmp_path, option, mlem
     assert not list((cut / "checkpoints").iterdir())  # the cell is finished
 
 
+@pytest.mark.slow
 def test_a_finished_grid_is_not_trained_again(media, tmp_path):
     grid, out = Grid(seeds=1), tmp_path / "run"
     first, _ = train([media], out, grid, QUICK, "cpu", end_to_end=tiny())
@@ -340,6 +342,7 @@ def test_a_bank_goes_on_where_it_was(media):
 # Every method.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "fusion"), ROWS)
 @pytest.mark.parametrize("backbone", [TINY, pytest.param(NORMED, marks=pytest.mark.slow)])
 def test_every_row_of_table_1_trains(media, method, fusion, backbone):

@@ -62,6 +62,7 @@ def test_one_seed_has_no_deviation(store, tmp_path):
     assert grid([store], tmp_path, seeds=1)["results"][0]["std"] is None
 
 
+@pytest.mark.slow
 def test_learns_from_incomplete_clips(tmp_path):
     """Audio is missing in 90 % of training clips; the lower bound has 2 or 3 clips a class, mle has all."""
     easy = write_store(tmp_path, clips=120, separation=1.2)

@@ -157,6 +157,7 @@ def test_too_many_failures_are_an_error(folder, tmp_path, mlemiss):
     assert mlemiss(*arguments, "--max-failures", 20).returncode == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["run.reuse.fill", "stores.store.write_table"])
 def test_a_lost_claim_stops_before_publishing(moment, synthetic_ravdess, tmp_path, mlemiss):
     """Taken over by another machine, as after a suspension, before the last stage or within it: whoever wakes up must
@@ -259,6 +260,7 @@ def test_ten_random_kills_lose_nothing(mlemiss):
     assert (found["kills"], found["all_as_expected"]) == (10, True)
 
 
+@pytest.mark.slow
 def test_a_dead_lock_is_taken_over(six, synthetic_ravdess, tmp_path, mlemiss):
     """The lock goes with its holder, however that ends; what the holder finished is kept."""
     stores = tmp_path / "stores"

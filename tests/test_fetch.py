@@ -153,6 +153,7 @@ def holds_all(root: Path, *actors: int) -> bool:
     return {name: path.read_bytes() for name, path in there.items() if name != ".fetch/lock"} == wanted
 
 
+@pytest.mark.slow
 def test_the_command_fetches_what_is_not_there_and_preprocess_would_find_it(web, zips, tmp_path, mlemiss):
     web.add_record(zips)
     root = tmp_path / "raw" / "ravdess"

@@ -39,6 +39,7 @@ def write(path, table):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["clip", "subject"])
 def test_round_trip_gives_the_same_predictions(store, tmp_path, split):
     splits, masks = export_masks(store, tmp_path / "files", 2, MISSING, split)

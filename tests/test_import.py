@@ -359,6 +359,7 @@ def openface_and_opensmile(folder, actors=5):
     (folder / "opensmile.csv").write_text("\n".join(voices))
 
 
+@pytest.mark.slow
 def test_what_was_trained_on_one_file_predicts_another(npz, tmp_path, mlemiss):
     """New clips come in a new file, whose hash cannot be the trained one's; other columns are refused.
 

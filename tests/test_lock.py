@@ -63,6 +63,7 @@ def refused(file: Path) -> str:
     return str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["kernel", "no-flock", "elsewhere"])
 def test_the_second_is_told_and_a_killed_holder_is_taken_over(how, holder, tmp_path, monkeypatch, capsys):
     first, file = holder(how), tmp_path / "x.lock"

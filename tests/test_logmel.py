@@ -12,6 +12,7 @@ def voice(seconds):
     return (0.3 * np.sin(2 * np.pi * (200 + 300 * time) * time) * np.exp(-time) + 0.01 * noise).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.046, 0.5, 3.2366])
 def test_equals_librosa_segment_by_segment(seconds):
     waveform = voice(seconds)

@@ -129,6 +129,7 @@ def check_against_reference(path):
     assert difference.max() < 4.0, difference
 
 
+@pytest.mark.slow
 @needs_real_clips
 @pytest.mark.parametrize("name", REAL)
 def test_the_frames_on_screen_at_the_centres(name):

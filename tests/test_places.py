@@ -53,6 +53,7 @@ def test_what_is_no_place(text, why, mlemiss):
         parse_place(text)
 
 
+@pytest.mark.slow
 def test_what_can_go_wrong_on_the_way_is_told(toy, s3, http, tmp_path, monkeypatch):
     nobody = f"http://127.0.0.1:{free_port()}"
 

@@ -33,6 +33,7 @@ def test_summary_and_store(six):
     assert all(damaged_files(Path(path)) == [] for path in summary["stores"])
 
 
+@pytest.mark.slow
 def test_media_are_what_decoding_gives(six, synthetic_ravdess):
     stored = FeatureStore.open(six.summary["stores"][0])
     clip = media.read_clip(next(synthetic_ravdess.rglob(f"{stored.clip_id[2]}.mp4")))
@@ -149,6 +150,7 @@ def killed_ffmpeg(folder: Path) -> Path:
     return program
 
 
+@pytest.mark.slow
 def test_faults_of_the_machine_are_not_recorded_as_the_clips(synthetic_ravdess, tmp_path, mlemiss):
     """A killed ffmpeg stops the run; nothing is published, and a healthy rerun finds every clip."""
     arguments = options(synthetic_ravdess, tmp_path / "stores", "--workers", 0, "--limit", 3)
@@ -183,6 +185,7 @@ def test_two_at_once_do_not_harm_each_other(six, synthetic_ravdess, tmp_path, ml
     assert content(stores) == six.content
 
 
+@pytest.mark.slow
 def test_others_read_the_stores_without_us_and_without_warnings(six):
     """In a process that has never heard of mlemiss: dimensions are named, values are what we read."""
     paths = six.summary["stores"]

@@ -105,6 +105,7 @@ def written(opened: FeatureStore, folder: Path, limit: int = 96) -> Page:
     return Page(folder / "new" / "page.html")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["media", "features"])
 def test_failures_come_first_and_names_are_text(stores, kind, tmp_path):
     page = written(stores[kind], tmp_path)

@@ -177,6 +177,7 @@ def test_what_no_number_of_flips_can_show_is_said(run):
     assert "None could: with 7 units no p is below 0.016, times 9 comparisons" in Page(render_report([document])).text
 
 
+@pytest.mark.slow
 def test_epochs_before_the_classifier_are_told(run):
     document = copy.deepcopy(load_results(run))
     assert "autoencoder" not in render_report([document])
@@ -300,6 +301,7 @@ def test_csv_without_comparisons_has_its_head(run, tmp_path):
     assert results.read_text().startswith("dataset,features,") and "a_method" in comparisons.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium")
 def test_page_in_a_browser_is_not_blank(run, tmp_path):
     write_report([load_results(run)], tmp_path / "report.html")
@@ -378,6 +380,7 @@ def test_speakers_are_named_only_where_they_are_known(run):
         assert text.count("clips of one speaker may be in both training and test") == 3  # facts, notes, terminal
 
 
+@pytest.mark.slow
 def test_tables_of_several_splits_name_theirs(run):
     document = load_results(run)
     other = copy.deepcopy(document)

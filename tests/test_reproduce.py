@@ -91,6 +91,7 @@ def test_cells_of_other_plans_are_neither_shown_nor_lost(tmp_path):
     assert trained == set() and len(all_again["results"]) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -109,6 +110,7 @@ def test_whatever_differs_is_trained_anew(tmp_path, change):
     assert trained and len(document["results"]) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "loss", ["predictions gone", "predictions cut short", "predictions damaged", "another version"]
 )
@@ -209,6 +211,7 @@ def test_ours_stand_beside_the_papers(stores, tmp_path):
     assert "CLIPS THAT ARE NOT IN IT" in page and f"(78.84, {first['difference']:+.1f})" in page
 
 
+@pytest.mark.slow
 def test_figure6_as_a_user(stores, tmp_path, mlemiss):
     options = ["--stores", stores, "--epochs", 3, "--split", "clip", *TINY]
     result = mlemiss("reproduce", "figure6", *options)
@@ -328,6 +331,7 @@ def test_what_was_written_in_part_goes_once_nobody_else_may_write(tmp_path):
     assert not any(path.exists() for path in leftovers)
 
 
+@pytest.mark.slow
 def test_a_budget_of_hours_is_not_spent(stores, tmp_path):
     both, _ = choose_stores(TABLE2, stores, None, None)
     figure6 = EXHIBITS["figure6"]

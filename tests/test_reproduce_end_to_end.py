@@ -58,6 +58,7 @@ def test_figure4_is_a_curve_over_rates(media, tmp_path):
     assert "Accuracy against missing rate" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_figure5_shows_confusions(media, tmp_path):
     document = run(EXHIBITS["figure5"], media, tmp_path)
     assert [c["method"] for c in document["cells"]] == list(EXHIBITS["figure5"].methods)
@@ -70,6 +71,7 @@ def test_figure5_shows_confusions(media, tmp_path):
     assert "lower-bound, addition, visual:0.95: rows true" in text
 
 
+@pytest.mark.slow
 def test_a_budget_stops_after_an_epoch_and_goes_on_from_there(media, tmp_path):
     """An epoch a call; in the end as without a budget."""
     figure5 = replace(EXHIBITS["figure5"], methods=("mle",))
@@ -86,6 +88,7 @@ def test_a_budget_stops_after_an_epoch_and_goes_on_from_there(media, tmp_path):
     assert (cell["mean"], cell["curve"], cell["confusion"]) == (whole["mean"], whole["curve"], whole["confusion"])
 
 
+@pytest.mark.slow
 def test_checkpoints_go_when_their_runs_results_are_kept(media, tmp_path):
     """Seed by seed, so that a budget does not fill the disk; those of other seeds stay, whatever is run."""
     figure5 = replace(EXHIBITS["figure5"], methods=("mle",))

@@ -157,6 +157,7 @@ def slow(timed_out, tmp_path) -> tuple[list, Path]:
     return options(root, copy, "--json"), path
 
 
+@pytest.mark.slow
 def test_failed_clips_are_retried_alone(slow, mlemiss, counting):
     arguments, path = slow
     before = FeatureStore.open(path)

@@ -58,6 +58,7 @@ def test_loaded_weights_predict_as_the_run_did(run, store, method, fusion):
     np.testing.assert_allclose(found.probability.sum(1), 1, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["mle", "ae1"])
 def test_several_seeds_are_averaged_each_with_its_own_weights(store, tmp_path, method):
     """By subject seeds differ in steps an epoch, so they are trained in several groups, beside another cell's runs."""
@@ -110,6 +111,7 @@ def test_nothing_is_kept_unless_asked_for(store, tmp_path):
     assert "weights_file" not in document["results"][0] and not (tmp_path / "weights").exists()
 
 
+@pytest.mark.slow
 def test_a_loaded_method_asks_for_no_data(store, tmp_path):
     """Predicting another store: fewer clips, other ids, every pattern of what is missing."""
     clips = Clips(store)

@@ -87,6 +87,7 @@ def killed(mlemiss):
     return run
 
 
+@pytest.mark.slow
 def test_push_list_and_pull_through_s3(toy, s3, tmp_path, mlemiss):
     pushed = mlemiss("store", "push", toy, "s3://bucket/whole")
     assert pushed.returncode == 0 and pushed.stdout == f"s3://bucket/whole/{NAME}\n", pushed.stderr
@@ -144,6 +145,7 @@ def test_killed_pull_goes_on_and_asks_for_nothing_twice(kind, toy, request, tmp_
     assert content(tmp_path / NAME) == content(toy) and not list((tmp_path / ".partial").glob("*.incoming"))
 
 
+@pytest.mark.slow
 def test_newer_revisions_are_never_overwritten(toy, s3, tmp_path, impatient):
     newer = revised(toy, tmp_path / "new")
     for where in (parse_place("s3://bucket/revised"), tmp_path / "nfs"):
@@ -218,6 +220,7 @@ with claim.Claim(remote.parse_place(sys.argv[1]), "it is being pushed").held():
 """
 
 
+@pytest.mark.slow
 def test_the_second_to_push_is_told_who_is_at_work(toy, s3, impatient, monkeypatch, mlemiss):
     monkeypatch.setattr(claim, "DEAD", 30.0)  # a living holder, on a busy machine too, has time to show it
     target = parse_place(f"s3://bucket/two/{NAME}")
@@ -260,6 +263,7 @@ def damage(path: Path) -> None:
     (path / "stray").write_text("?")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["folder", pytest.param("s3", marks=pytest.mark.slow), "http"])
 def test_verify_finds_damage_and_the_clips_it_hits(kind, toy, request, tmp_path, mlemiss):
     served = None if kind == "folder" else request.getfixturevalue(kind)
@@ -385,6 +389,7 @@ def test_failed_push_of_preprocess_says_how_to_go_on(toy, tmp_path):
         share.push_made([str(toy)], parse_place("s3://nobucket/x"))
 
 
+@pytest.mark.slow
 def test_reads_are_the_same_from_anywhere(toy, s3, http):
     share.push(toy, parse_place("s3://bucket/read"))
     shutil.copytree(toy, http.folder / "read" / NAME)

@@ -137,7 +137,7 @@ class Garbled:
 
 
 @pytest.mark.parametrize(("method", "fusion"), EVERY)
-@pytest.mark.parametrize("spec", ["audio:0.5", "visual:0.4+audio:0.3"])
+@pytest.mark.parametrize("spec", [pytest.param("audio:0.5", marks=pytest.mark.slow), "visual:0.4+audio:0.3"])
 def test_garbage_where_a_modality_is_missing_changes_nothing(store, method, fusion, spec):
     settings = Settings(epochs=2, batch_size=32, lr=1e-2, hidden=16, dim=6)
     found = []
