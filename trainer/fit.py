@@ -127,7 +127,8 @@ class Training:
             self.on_epoch(self.settings.epochs * clips)
             return 0
         groups = self.parameter_groups(parameters)
-        optimiser = torch.optim.AdamW(groups, lr=self.settings.lr, weight_decay=self.settings.weight_decay)
+        rates = {"lr": self.settings.lr, "weight_decay": self.settings.weight_decay}
+        optimiser = torch.optim.AdamW(groups, **rates, fused=True)  # one pass over memory, on processors too
         batches = self.runs.batches(stage, steps, self.settings.batch_size)
         selection = self.selection() if stage.selects else None
         first = self.resume(stage, optimiser, selection)
