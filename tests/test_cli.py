@@ -33,6 +33,19 @@ def test_help_lists_the_verbs_and_loads_nothing_heavy(mlemiss):
     assert not heavy & imported_by("import mlemiss.cli")
 
 
+@pytest.mark.slow
+def test_what_decodes_a_clip_loads_no_networks(synthetic_ravdess, tmp_path):
+    """Without workers a command does a worker's work; where there are many, they start as fast as they import."""
+    arguments = ["preprocess", "--dataset", "ravdess", "--root", str(synthetic_ravdess), "--media", "only"]
+    arguments += ["--stores", str(tmp_path), "--limit", "1", "--workers", "0"]
+    loaded = imported_by(
+        f"from mlemiss import cli\ntry: cli.main({arguments})\nexcept SystemExit as end: assert not end.code"
+    )
+    print(*sorted(name for name in loaded if "." not in name), sep="\n")  # the list
+    assert {"numpy", "librosa", "zarr"} <= loaded
+    assert not loaded & {"torch", "torchvision", "timm", "sklearn", "pandas", "matplotlib", "jinja2", "distributed"}
+
+
 def test_version_names_what_computes_and_loads_nothing_heavy(mlemiss):
     lines = mlemiss("--version").stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["mlemiss", "torch", "timm", "zarr", "dask", "ffmpeg"]
