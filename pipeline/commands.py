@@ -6,17 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from .console import (
-    DONE,
-    FAILURES,
-    Progress,
-    amount,
-    comma_list,
-    print_json,
-    say,
-    writable_file,
-    writable_folder,
-)
+from .console import DONE, FAILURES, Progress, amount, comma_list, print_json, say, writable_file, writable_folder
 from .errors import InputError
 from .options import (
     BackbonesOption,
@@ -28,12 +18,14 @@ from .options import (
     JsonOption,
     LinksOption,
     MaxFailuresOption,
+    MeanOption,
     MediaOption,
     MemoryOption,
     ReportOption,
     RetryOption,
     RootOption,
     SchedulerOption,
+    StdOption,
     StoreArgument,
     StoresOption,
     WeightsOption,
@@ -130,6 +122,8 @@ def preprocess(
     root: RootOption = None,
     features: BackbonesOption = None,
     weights: WeightsOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
     precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="Of the CNNs.")] = "fp32",
     media: MediaOption = None,
     stores: StoresOption = Path("stores"),
@@ -167,7 +161,7 @@ def preprocess(
     shared, stores = share.shared_and_local(stores, local)
     if not stores.is_dir():  # a folder of finished stores may be read only
         writable_folder(stores, "--stores")
-    chosen = parse_weights(comma_list(weights or ["imagenet"]), comma_list(features or list(DEFAULT)))
+    chosen = parse_weights(comma_list(weights or ["imagenet"]), comma_list(features or list(DEFAULT)), mean, std)
     summary = job.preprocess(
         job.ClipRequest(dataset, root, comma_list(classes) if classes else None, limit, limits, follow_links),
         job.FeatureRequest(chosen, precision, media),
@@ -182,6 +176,10 @@ def preprocess(
     job.print_summary(summary)
     if shared:
         summary.stores = share.push_made(summary.stores, shared)
+    return _finish(summary, as_json)
+
+
+def _finish(summary, as_json: bool) -> int:
     if as_json:
         print_json(summary.as_json())
     return FAILURES if summary.failed else DONE

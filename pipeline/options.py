@@ -35,6 +35,11 @@ BackbonesOption = Annotated[
 WeightsOption = Annotated[
     list[str] | None, typer.Option(help="imagenet (default), random, FILE, or NAME=FILE for one of several.")
 ]
+MeanOption = Annotated[
+    str | None,
+    typer.Option(metavar="R,G,B", help="Mean of the pictures, from 0 to 1, that the weights were trained on (timm's)."),
+]
+StdOption = Annotated[str | None, typer.Option(metavar="R,G,B", help="Their standard deviation.")]
 MediaOption = Annotated[
     Literal["keep", "only"] | None, typer.Option(help="keep: cache frames and log-Mels too; only: nothing else.")
 ]

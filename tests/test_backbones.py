@@ -171,7 +171,7 @@ def test_random_weights_are_the_same_each_time_and_leave_the_generator_alone():
     [
         ("w.pth", "resnet50", "does not fit resnet50.tv_in1k"),
         ("w.pth", "resnet34", "does not fit resnet34.tv_in1k"),
-        ("w.pth", "vgg16", "does not fit vgg16.tv_in1k"),
+        pytest.param("w.pth", "vgg16", "does not fit vgg16.tv_in1k", marks=pytest.mark.slow),
         ("part.pth", "timm:resnet18", "does not fit"),
         ("list.pth", "timm:resnet18", "expected a state dict of tensors, found list"),
         ("code.pth", "timm:resnet18", "not readable"),
@@ -185,6 +185,94 @@ def test_wrong_weights_are_told(files, name, features, why, caplog):
     with pytest.raises(InputError, match=why):
         Backbone(features, Weights(name, str(files / name)))
     assert not caplog.records  # nothing of timm's beside it
+
+
+@pytest.fixture(scope="module")
+def state():
+    torch.manual_seed(6)
+    return timm.create_model("resnet18", pretrained=False).state_dict()
+
+
+def loaded(path, content, features="timm:resnet18.tv_in1k"):
+    torch.save(content, path)
+    return Backbone(features, Weights(path.name, str(path)))
+
+
+@pytest.mark.slow
+def test_tensors_that_are_left_over_are_told(tmp_path, state):
+    """A head of another training is told; more of the network's own layers are another network's."""
+    alone = loaded(tmp_path / "w.pth", state)
+    assert alone.notes == []  # its classifier is what is left out
+    head = {f"projector.{name}": torch.ones(3) for name in ("0.weight", "0.bias", "1.weight", "1.bias")}
+    more = loaded(tmp_path / "w.pth", state | head)
+    assert more.spec == alone.spec
+    told = (
+        "fits resnet18.tv_in1k, with 4 tensors of it left over: projector.0.weight, projector.0.bias, projector.1.weig"
+    )
+    assert told in more.notes[0]
+    larger = timm.create_model("resnet34", pretrained=False).state_dict()
+    larger |= {name: tensor for name, tensor in state.items() if tensor.shape == larger[name].shape}
+    with pytest.raises(InputError, match=r"more than resnet18\.tv_in1k: .* left over: layer1\.2\.[\s\S]*--features"):
+        loaded(tmp_path / "w.pth", larger)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "model.", "module.backbone.", "model_ema.module.", "encoder_q."])
+def test_the_prefix_without_which_a_file_would_fit_is_told(tmp_path, state, prefix):
+    with pytest.raises(InputError) as error:
+        loaded(tmp_path / "w.pth", {"loss.weight": torch.ones(1)} | {prefix + n: t for n, t in state.items()})
+    text, shown = str(error.value), prefix.removeprefix("module.")
+    assert "found no conv1.weight, bn1.weight, bn1.bias and" in text and text.count("\n") == 1
+    assert f"first tensors are loss.weight, {shown}conv1.weight" in text and f"without the prefix {shown!r}" in text
+
+
+@pytest.mark.slow
+def test_a_misfit_names_the_first_tensors_of_both_sides(tmp_path, state):
+    wide = state | {"layer1.0.conv1.weight": torch.ones(2, 64, 3, 3)}
+    twice = {f"{side}.{name}": tensor for name, tensor in state.items() for side in ("student", "teacher")}
+    for content, why in (
+        (twice, r"without the prefix 'student\.' or 'teacher\.' \(choose one\)"),
+        (wide, r"layer1\.0\.conv1\.weight is \[64, 64, 3, 3\] in the network and \[2, 64, 3, 3\] in the file"),
+        ({"a": torch.ones(1)}, r"found no conv1\.weight, .*\nThe file's first tensors are a\.\nGive the weights"),
+    ):
+        with pytest.raises(InputError, match=why):
+            loaded(tmp_path / "w.pth", content)
+
+
+def test_which_state_dict_of_a_checkpoint_is_taken_is_told(tmp_path, state):
+    chosen = loaded(tmp_path / "w.pth", {"model": state, "model_ema": state, "epoch": 3})
+    assert chosen.notes == [f"weights file {tmp_path / 'w.pth'}: took 'model'; it holds model_ema too"]
+    assert chosen.spec == loaded(tmp_path / "w.pth", state).spec
+    with pytest.raises(InputError, match=r"found dict with tensors under 'model_ema'\.\nExpected names and tensors"):
+        loaded(tmp_path / "w.pth", {"model_ema": state, "epoch": 3})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path, state, value):
+    broken = state | {"bn1.bias": state["bn1.bias"].clone().index_fill_(0, torch.tensor([3]), value)}
+    with pytest.raises(InputError, match=r"1 tensor with NaN or infinite values: bn1\.bias"):
+        loaded(tmp_path / "w.pth", broken)
+
+
+def test_mean_and_deviation_belong_to_the_weights():
+    """Given as timm has them they change nothing; others are another fingerprint and other features."""
+    plain = Backbone(SMALL, Weights("random"))
+    same, other = (
+        Backbone(SMALL, parse_weights(["random"], [SMALL], *texts)[SMALL])
+        for texts in (("0.485,0.456,0.406", "0.229, 0.224, 0.225"), ("0.5,0.5,0.5", "0.5,0.5,1"))
+    )
+    assert json.dumps(plain.spec) == json.dumps(same.spec) != json.dumps(other.spec)
+    assert other.images(torch.full((1, 3, 2, 2), 0.75))[0, :, 0, 0].tolist() == [0.5, 0.5, 0.25]
+    for mean, std, why in (
+        ("0.5,0.5,0.5", None, "belong together"),
+        (None, "1,1,1", "belong together"),
+        ("123.7,116.3,103.5", "1,1,1", r"--mean '123.*from 0 to 1[\s\S]*by 255"),
+        ("0,0,0", "1,0,1", "--std '1,0,1': expected three numbers above 0"),
+        ("0,0", "1,1,1", "--mean '0,0'"),
+        ("0,0,nan", "1,1,1", "--mean '0,0,nan'"),
+        ("a,b,c", "1,1,1", "--mean 'a,b,c'"),
+    ):
+        with pytest.raises(InputError, match=why):
+            parse_weights(["random"], ["a"], mean, std)
 
 
 def test_weights_options(files):

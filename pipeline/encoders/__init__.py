@@ -8,7 +8,7 @@ import ctypes
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -23,12 +23,17 @@ BACKBONES = {
 DEFAULT = ("vgg16", "resnet34", "resnet50")
 
 
+Channels = tuple[float, float, float]  # of a picture in [0, 1]: red, green, blue; of a log-Mel image level and deltas
+
+
 @dataclass(frozen=True)
 class Weights:
-    """Where a backbone's weights come from: `imagenet`, `random`, or a file."""
+    """Where a backbone's weights come from: `imagenet`, `random`, or a file; and what pictures they were trained on."""
 
     name: str  # imagenet, random, or the file's name
     file: str | None = None
+    mean: Channels | None = None  # subtracted from pictures, which are divided by the deviation then;
+    std: Channels | None = None  # None: what timm says of the tag
 
 
 def backbone_names() -> dict[str, str]:
@@ -72,8 +77,21 @@ def resolve_tag(features: str) -> str:
     )
 
 
-def parse_weights(texts: Sequence[str], features: Sequence[str]) -> dict[str, Weights]:
-    """Return the weights of each requested backbone, from options such as `random`, `w.pth` or `resnet50=w.pth`."""
+def parse_weights(
+    texts: Sequence[str], features: Sequence[str], mean: str | None = None, std: str | None = None
+) -> dict[str, Weights]:
+    """Parse which weights each backbone is to have.
+
+    Args:
+        texts: such as `random`, `w.pth` or `resnet50=w.pth`.
+        features: the requested backbones.
+        mean: of the pictures that the weights were trained on, such as `0.5,0.5,0.5`; None: what timm says.
+        std: their standard deviation; None with ``mean``.
+
+    Raises:
+        InputError: weights that are nowhere, or for no backbone, or for several; no three numbers from 0 to 1.
+    """
+    normalised = _normalisation(mean, std)
     chosen: dict[str, Weights] = {}
     default: Weights | None = None
     for text in texts:
@@ -102,7 +120,28 @@ def parse_weights(texts: Sequence[str], features: Sequence[str]) -> dict[str, We
             f"one weights file {default.name!r} for {len(features)} backbones ({', '.join(features)}).\n"
             "Say which one it is for: --weights NAME=FILE."
         )
-    return {name: chosen.get(name, default or Weights("imagenet")) for name in features}
+    return {name: replace(chosen.get(name, default or Weights("imagenet")), **normalised) for name in features}
+
+
+def _normalisation(mean: str | None, std: str | None) -> dict[str, Channels]:
+    if mean is None and std is None:
+        return {}
+    if mean is None or std is None:
+        raise InputError("--mean and --std belong together: give both, or neither for those that timm has.")
+    return {"mean": _channels("--mean", mean, least=0), "std": _channels("--std", std, least=sys.float_info.min)}
+
+
+def _channels(option: str, text: str, least: float) -> Channels:
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) != 3 or not all(least <= value <= 1 for value in values):
+        raise InputError(
+            f"{option} {text!r}: expected three numbers {'above' if least else 'from'} 0 to 1, such as 0.5,0.5,0.5.\n"
+            "They are of pictures whose values go from 0 to 1: divide those of pictures from 0 to 255 by 255."
+        )
+    return values
 
 
 # ---- What networks are computed on: the device, its threads and its memory ----

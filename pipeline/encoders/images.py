@@ -1,39 +1,21 @@
-"""Networks of images, their weights and their input transform.
+"""Networks of images and their input transform.
 
 A backbone turns the cached media of a clip into features: both the 256x256 frames and the log-Mel images are resized
 bilinearly to the network's own input.
 """
 
-import contextlib
-import hashlib
-import logging
-import os
-import pickle
-import struct
-import urllib.error
-import urllib.request
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import InputError
-from ..files import foreign_content
 from . import Weights, resolve_tag
+from .weights import load_network, weights_hash
 
 if TYPE_CHECKING:
     import torch
-
-os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-
-RANDOM_SEED = 0
-# What torch's unpickler raises where a file is something else.
-UNPICKLING_ERRORS = (OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError)
-UNPICKLING_ERRORS += (AssertionError, pickle.UnpicklingError, struct.error)
-HUB_TIMEOUT = 5.0  # seconds for the hub's first answer; the hub client alone would retry for most of a minute
 
 # The log-Mel image: dB in [-80, 0] -> [0, 1]; deltas in dB a frame, in [-range, range] -> [0, 1].
 LOGMEL_FLOOR = -80.0
@@ -78,6 +60,7 @@ class Backbone:
     Attributes:
         spec: all that determines the features, as plain values for fingerprints and a store's attributes.
         dimension: number of features.
+        notes: what a user may want to know of the weights' file, as text.
         model: the torch module, until `visual` or `audio` compiles it.
 
     Raises:
@@ -88,7 +71,8 @@ class Backbone:
         import timm
 
         tag = resolve_tag(features)
-        self.model: torch.nn.Module | None = _create_model(tag, weights)
+        self.model: torch.nn.Module | None
+        self.model, self.notes = load_network(tag, weights)
         config = timm.data.resolve_model_data_config(self.model)
         self.dimension: int = getattr(self.model, "head_hidden_size", self.model.num_features)
         self.device, kind = device, device.partition(":")[0]
@@ -96,9 +80,9 @@ class Backbone:
             "features": features,
             "tag": tag,
             "input_size": tuple(config["input_size"][1:]),  # height, width
-            "mean": tuple(config["mean"]),
-            "std": tuple(config["std"]),
-            "weights_hash": _weights_hash(self.model),
+            "mean": weights.mean or tuple(config["mean"]),
+            "std": weights.std or tuple(config["std"]),
+            "weights_hash": weights_hash(self.model),
             "precision": precision,
             "device": kind,  # the last bits differ
             "logmel_floor": LOGMEL_FLOOR,
@@ -172,112 +156,3 @@ class Backbone:
 def load_backbone(features: str, weights: Weights, precision: str = "fp32", device: str = "cpu") -> Backbone:
     """Return a backbone, loaded once a process."""
     return Backbone(features, weights, precision, device)
-
-
-# ---- Weights ----
-
-
-def _imagenet_file(tag: str) -> Path:
-    """The pinned weights from the hub's cache, else downloaded. InputError within seconds where neither can be."""
-    import timm
-    from huggingface_hub import constants, hf_hub_download, hf_hub_url
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    config = timm.models.get_pretrained_cfg(tag)
-    repository = config.hf_hub_id if config else None
-    why = "timm has no pretrained weights under this tag"
-    for filename in ("model.safetensors", "pytorch_model.bin") if repository else ():
-        try:
-            return Path(hf_hub_download(repository, filename, local_files_only=True))
-        except LocalEntryNotFoundError:
-            why = "not in the cache, and the hub is switched off (HF_HUB_OFFLINE)"
-        if constants.HF_HUB_OFFLINE:
-            continue
-        try:  # one quick question first: the hub client retries an unreachable hub many times
-            request = urllib.request.Request(hf_hub_url(repository, filename), method="HEAD")
-            urllib.request.urlopen(request, timeout=HUB_TIMEOUT).close()
-            return Path(hf_hub_download(repository, filename, etag_timeout=HUB_TIMEOUT))
-        except urllib.error.HTTPError as error:
-            why = f"not in the cache, and the hub answered {error.code} for {repository}/{filename}"
-        except (OSError, HfHubHTTPError) as error:
-            why = f"not in the cache, and the hub cannot be reached ({getattr(error, 'reason', error)})"
-            break
-    raise InputError(
-        f"no ImageNet weights for {tag}: {why}; cache folder: {constants.HF_HUB_CACHE}.\n"
-        f"Name a weights file instead (--weights FILE, end to end --init FILE; safetensors or torch), or random for an "
-        "untrained network."
-    )
-
-
-def _is_torch_archive(path: Path) -> bool:
-    with path.open("rb") as file:
-        return b"/data.pkl" in file.read(1024)
-
-
-def _read_weights(path: Path) -> dict:
-    """Tensors of a safetensors file or of a torch file read weights-only (no code of it is run)."""
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".safetensors":
-            loaded = load_file(path)
-        else:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (*UNPICKLING_ERRORS, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            if found := foreign_content(path, zipped=_is_torch_archive(path)):
-                raise InputError(f"weights file {path}: this is {found}, no safetensors or torch file.") from None
-        raise InputError(
-            f"weights file {path}: not readable as safetensors or a torch file of tensors ({type(error).__name__}).\n"
-            "Expected a state dict, tensor names and tensors alone: a pickled model is not loaded, it could run code."
-        ) from None
-    for key in ("state_dict", "model", "model_state_dict"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-    if not isinstance(loaded, Mapping) or not all(isinstance(v, torch.Tensor) for v in loaded.values()):
-        raise InputError(f"weights file {path}: expected a state dict of tensors, found {type(loaded).__name__}.")
-    tensors = {name.removeprefix("module."): tensor for name, tensor in loaded.items()}
-    return {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
-
-
-def _digest(tensor) -> str:
-    return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
-
-
-def _create_model(tag: str, weights: Weights):
-    """The network without its classifier. InputError: weights that cannot be had or are not this network's."""
-    import timm
-    import torch
-
-    if weights.name == "random" and weights.file is None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(RANDOM_SEED)
-            return timm.create_model(tag, pretrained=False, num_classes=0).eval()
-    path = Path(weights.file) if weights.file else _imagenet_file(tag)
-    tensors = _read_weights(path)
-    in_file = {_digest(tensor) for tensor in tensors.values()}
-    misfit = InputError(
-        f"weights file {path} does not fit {tag}: expected every tensor of the network in it, classifier apart.\n"
-        "Give the weights of this very architecture."
-    )
-    logging.getLogger("timm.models._builder").setLevel(logging.ERROR)  # keys that are left over are told below
-    try:
-        # timm converts other libraries' key names and leaves out the classifier
-        model = timm.create_model(tag, pretrained=True, num_classes=0, pretrained_cfg_overlay={"state_dict": tensors})
-    except (RuntimeError, KeyError, AttributeError, ValueError):
-        raise misfit from None
-    state = model.state_dict()
-    # Loading without the classifier is lenient, so check that nothing kept its random initial value.
-    if any(_digest(tensor) not in in_file for name, tensor in state.items() if "num_batches_tracked" not in name):
-        raise misfit
-    return model.eval()
-
-
-def _weights_hash(model) -> str:
-    """sha256 over the sorted tensors, so that a .pth and a .safetensors of the same weights agree; 16 hex digits."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}\0{tuple(tensor.shape)}\0{tensor.dtype}\0{_digest(tensor)}\n".encode())
-    return digest.hexdigest()[:16]

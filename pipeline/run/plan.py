@@ -283,6 +283,8 @@ def make_plan(
         say(f"loading {name_some(wanted)} …")
     for name, weights in wanted.items():
         backbone = load_backbone(name, weights, request.precision, device)
+        for note in backbone.notes:
+            say(f"note: {note}")
         facts = {"weights_hash": backbone.spec["weights_hash"], "dimension": backbone.dimension}
         facts |= {"weights": weights, "precision": request.precision, "device": device}
         fingerprint = _fingerprint(content, backbone.spec, weights.name, store.FEATURE_CODEC)

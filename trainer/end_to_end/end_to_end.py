@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...pipeline.console import say
 from ...pipeline.encoders import Weights
 from ...pipeline.encoders.images import Backbone
 from ...pipeline.errors import InputError
@@ -141,8 +142,11 @@ class MediaClips(Clips):
 
     @cached_property
     def network_hash(self) -> str:
-        """Return the hash of the backbone's first weights."""
-        return Backbone(self.options.backbone, self.options.init).spec["weights_hash"]
+        """Return the hash of the backbone's first weights, and say what is noteworthy of their file."""
+        backbone = Backbone(self.options.backbone, self.options.init)
+        for note in backbone.notes:
+            say(f"note: {note}")
+        return backbone.spec["weights_hash"]
 
     def check(self, kind: type[Method], name: str) -> None:
         """Check that the method called ``name`` can train end to end. InputError: it reconstructs features."""
