@@ -140,7 +140,7 @@ def cnn(device: torch.device, quick: bool) -> dict:
     frames = [np.random.default_rng(0).integers(0, 255, (30, 256, 256, 3), dtype=np.uint8)] * clips
     images, found = 30 * clips, {}
     for features in ("resnet34",) if quick else DEFAULT:
-        for precision in ("fp32", "bf16"):
+        for precision in ("fp32", *(["tf32"] if device.type == "cuda" else []), "bf16"):
             backbone = Backbone(features, Weights("random"), precision, device.type)
             dtype = torch.bfloat16 if precision == "bf16" else torch.float32
             bare = timm.create_model(backbone.spec["tag"], pretrained=False, num_classes=0).eval()
@@ -207,7 +207,7 @@ def end_to_end(device: torch.device, quick: bool) -> dict:
         (store,) = (Path(folder) / "stores").glob("*.zarr")
         script = [sys.executable, str(Path(__file__).with_name("end_to_end.py")), "--store", str(store)]
         script += ["--backbone", backbone, "--batch-size", size, "--micro-batch", size, "--turns", turns]
-        for precision in ("fp32", "bf16"):
+        for precision in ("fp32", *(["tf32"] if device.type == "cuda" else []), "bf16"):
             command = [*script, "--device", device.type, "--precision", precision]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             found[precision] = json.loads(done.stdout.splitlines()[-1])

@@ -124,7 +124,9 @@ def preprocess(
     weights: WeightsOption = None,
     mean: MeanOption = None,
     std: StdOption = None,
-    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="Of the CNNs.")] = "fp32",
+    precision: Annotated[
+        Literal["fp32", "tf32", "bf16"], typer.Option(help="Of the CNNs; tf32 is of CUDA GPUs.")
+    ] = "fp32",
     media: MediaOption = None,
     stores: StoresOption = Path("stores"),
     classes: ClassesOption = None,

@@ -103,6 +103,12 @@ def test_the_spec_of_a_store_that_was_made_before_is_the_same():
     executions = {kind: Backbone(SMALL, Weights("random"), device=kind).spec for kind in ("cuda", "cuda:1", "mps")}
     assert executions["cuda"] == executions["cuda:1"]  # which of several GPUs makes no difference
     assert executions["cuda"]["execution"].endswith("batch-240")
+    rounded = Backbone(SMALL, Weights("random"), "tf32", "cuda").spec
+    assert rounded == executions["cuda"] | {"precision": "tf32"}
+    with pytest.raises(
+        InputError, match=r"--precision tf32 is of CUDA GPUs, and the device is cpu\.\nUse fp32 or bf16"
+    ):
+        Backbone(SMALL, Weights("random"), "tf32", "cpu")
     assert executions["mps"]["device"] == "mps" and executions["mps"]["execution"] == spec["execution"]
 
 

@@ -486,7 +486,7 @@ def train_as_user(mlemiss, *arguments):
         (["--end-to-end", SMALL, "--features", "resnet50"], "exclude each other"),
         (["--end-to-end", "resnet51"], "unknown features 'resnet51'"),
         (["--end-to-end", SMALL, "--init", "nowhere.pth"], "neither imagenet nor random nor a file"),
-        (["--end-to-end", SMALL, "--init", "random", "--precision", "fp8"], "is not one of 'fp32', 'bf16'"),
+        (["--end-to-end", SMALL, "--init", "random", "--precision", "fp8"], "is not one of 'fp32', 'tf32', 'bf16'"),
         (["--end-to-end", SMALL, "--init", "random", "--micro-batch", "0"], "expected 1 or more"),
         (["--end-to-end", SMALL, "--init", "random", "--backbone-lr", "0"], "expected more than 0"),
         (["--end-to-end", SMALL, "--init", "random", "--frozen", "--augment"], "exclude each other"),
@@ -503,6 +503,7 @@ def test_wrong_options_are_told(arguments, why, mlemiss):
         (["--marginal", "batch"], "--marginal batch is not for training end to end"),
         (["--save-weights"], "--save-weights keeps what was trained on cached features"),
         (["--method", "ae1"], "ae1 cannot train end to end: it reconstructs features"),
+        (["--precision", "tf32", "--device", "cpu"], "--precision tf32 is of CUDA GPUs, and the device is cpu"),
     ],
 )
 def test_what_training_end_to_end_has_not_is_told(arguments, why, mlemiss, media):

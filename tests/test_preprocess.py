@@ -335,7 +335,7 @@ def test_dry_run_computes_nothing(synthetic_ravdess, tmp_path, mlemiss):
         (["--dataset", "nope.csv"], "nope.csv"),
         (["--dataset", "ravdess", "--root", "nowhere"], "no folder nowhere"),
         (["--dataset", "ravdess", "--features", "resnet51"], "unknown features 'resnet51'"),
-        (["--dataset", "ravdess", "--precision", "fp8"], "'fp8' is not one of 'fp32', 'bf16'"),
+        (["--dataset", "ravdess", "--precision", "fp8"], "'fp8' is not one of 'fp32', 'tf32', 'bf16'"),
         (["--dataset", "ravdess", "--media", "perhaps"], "'perhaps' is not one of 'keep', 'only'"),
         (["--dataset", "ravdess", "--workers", "-1"], "'--workers': Input should be greater than or equal to 0"),
         (["--dataset", "ravdess", "--limit", "0"], "'--limit': Input should be greater than or equal to 1"),

@@ -39,7 +39,8 @@ MicroBatchOption = Annotated[
     int | None, typer.Option(help="Segments at once on the device, of a larger batch (default: 64).")
 ]
 PrecisionOption = Annotated[
-    Literal["fp32", "bf16"] | None, typer.Option(help="Of the backbone: bf16 is mixed (default: fp32).")
+    Literal["fp32", "tf32", "bf16"] | None,
+    typer.Option(help="Of the backbone: bf16 is mixed, tf32 of CUDA GPUs (default: fp32)."),
 ]
 CompileOption = Annotated[
     bool, typer.Option("--compile", help="Compile the backbone first, which takes minutes and may pay on a GPU.")

@@ -182,8 +182,20 @@ def use_one_thread() -> None:
     from threadpoolctl import threadpool_limits
 
     torch.set_num_threads(1)
-    torch.backends.cudnn.allow_tf32 = False  # what is called fp32 is float32 on a GPU too
     threadpool_limits(1)
+
+
+def check_precision(precision: str, device: str) -> None:
+    """Check that a device computes in a precision. InputError: TF32 where there is no CUDA GPU."""
+    if precision == "tf32" and not device.startswith("cuda"):
+        raise InputError(f"--precision tf32 is of CUDA GPUs, and the device is {device}.\nUse fp32 or bf16.")
+
+
+def round_products(rounded: bool) -> None:
+    """Choose whether CUDA GPUs round the factors of products to TF32. Else float32 is what is called fp32."""
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = rounded
 
 
 # mallopt's parameters, from malloc.h

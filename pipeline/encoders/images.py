@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import Weights, resolve_tag
+from . import Weights, check_precision, resolve_tag, round_products
 from .weights import load_network, weights_hash
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ BATCH_CLIPS = 8
 GPU_IMAGES = BATCH_CLIPS * CPU_IMAGES
 EXECUTION = {
     "cpu": "trace-freeze-channels-last",  # batch norm folded, one modality of one clip at a time
-    "cuda": f"trace-freeze-channels-last-batch-{GPU_IMAGES}",
+    "cuda": f"trace-freeze-channels-last-pictures-there-batch-{GPU_IMAGES}",
     "mps": "trace-freeze-channels-last",
 }
 
@@ -54,7 +54,7 @@ class Backbone:
     Args:
         features: its name (`resolve_tag`).
         weights: where its weights come from.
-        precision: fp32 or bf16, of `visual` and `audio`.
+        precision: fp32, tf32 or bf16, of `visual` and `audio`.
         device: cpu, cuda, cuda:N or mps, of `visual` and `audio`.
 
     Attributes:
@@ -64,13 +64,14 @@ class Backbone:
         model: the torch module, until `visual` or `audio` compiles it.
 
     Raises:
-        InputError: an unknown name; weights that cannot be had or do not fit.
+        InputError: an unknown name; weights that cannot be had or do not fit; a precision that the device has not.
     """
 
     def __init__(self, features: str, weights: Weights, precision: str = "fp32", device: str = "cpu"):
         import timm
 
         tag = resolve_tag(features)
+        check_precision(precision, device)
         self.model: torch.nn.Module | None
         self.model, self.notes = load_network(tag, weights)
         config = timm.data.resolve_model_data_config(self.model)
@@ -118,26 +119,28 @@ class Backbone:
 
         images = [image for clip in clips if clip is not None for image in clip]
         dtype = torch.bfloat16 if self.spec["precision"] == "bf16" else torch.float32
+        round_products(self.spec["precision"] == "tf32")
         with torch.inference_mode():
+            # A card computes while the next images are made ready: nothing is waited for before all are on their way.
             found = [
-                self._compiled_for(inputs)(inputs)[:count].float().cpu().numpy()
+                self._compiled_for(inputs)(inputs)[:count].half()
                 for inputs, count in self._batches(images, pictures, dtype)
             ]
-        with np.errstate(over="ignore"):
-            rows = iter(np.concatenate(found).astype(np.float16) if found else ())
+            rows = iter(torch.cat(found).cpu().numpy() if found else ())
         return [None if clip is None else np.stack([next(rows) for _ in clip]) for clip in clips]
 
     def _batches(self, images: Sequence[np.ndarray], pictures: Callable, dtype: "torch.dtype") -> Iterator[tuple]:
         """Yield the network's input for a part of the images at a time, and how many of its pictures count."""
         import torch
 
-        filled = self.spec["device"] == "cuda"
+        filled = self.spec["device"] == "cuda"  # a card gets bytes, and makes pictures of them itself
         size = GPU_IMAGES if filled else CPU_IMAGES
         for first in range(0, len(images), size):
             part = images[first : first + size]
             fill = part[-1:] * (size - len(part) if filled else 0)
-            values = pictures(torch.from_numpy(np.stack(part + fill))).to(self.device)
-            yield self.images(values).to(dtype).contiguous(memory_format=torch.channels_last), len(part)
+            media = torch.from_numpy(np.stack(part + fill))
+            media = (media.pin_memory() if filled else media).to(self.device, non_blocking=True)
+            yield self.images(pictures(media)).to(dtype).contiguous(memory_format=torch.channels_last), len(part)
 
     def _compiled_for(self, example: "torch.Tensor") -> "torch.jit.ScriptModule":
         """Return the network compiled at first use: traced and frozen, which folds the batch norms (about 1.8x)."""

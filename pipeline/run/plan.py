@@ -112,7 +112,7 @@ MEDIA_SPEC = {
     "amin": logmel.AMIN,
     "silence": media.SILENCE,
 }
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "tf32", "bf16"]
 MediaMode = Literal["keep", "only"]
 
 

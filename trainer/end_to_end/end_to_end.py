@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ...pipeline.console import say
-from ...pipeline.encoders import Weights
+from ...pipeline.encoders import Weights, check_precision, round_products
 from ...pipeline.encoders.images import Backbone
 from ...pipeline.errors import InputError
 from ...pipeline.stores.masks import TRAIN
@@ -42,7 +42,7 @@ class EndToEnd:
 
     backbone: a name as for --features. init: its weights at first, the same in every run. frozen: it is not trained.
     augment: frames and spectrograms are changed at random in training. backbone_lr: learning rate of the backbones.
-    micro_batch: most segments computed at once. precision: fp32 or bf16 (mixed). compiled: by torch.compile.
+    micro_batch: most segments computed at once. precision: fp32, tf32 or bf16 (mixed). compiled: by torch.compile.
     InputError: a value out of range.
     """
 
@@ -60,8 +60,8 @@ class EndToEnd:
             raise InputError(f"--backbone-lr {self.backbone_lr} is out of range: expected more than 0.")
         if self.micro_batch < 1:
             raise InputError(f"--micro-batch {self.micro_batch} is out of range: expected 1 or more.")
-        if self.precision not in ("fp32", "bf16"):
-            raise InputError(f"--precision {self.precision!r}: expected fp32 or bf16.")
+        if self.precision not in ("fp32", "tf32", "bf16"):
+            raise InputError(f"--precision {self.precision!r}: expected fp32, tf32 or bf16.")
         compiler = os.environ.get("CXX") or "g++"
         if self.compiled and not shutil.which(compiler):
             raise InputError(
@@ -172,7 +172,8 @@ class MediaDataset:
     def __init__(self, clips: MediaClips, device: torch.device):
         self.clips, self.device, self.segments = clips, device, clips.reader.segments
         clips.reader.pin = device.type == "cuda"
-        torch.backends.cudnn.allow_tf32 = False  # what is called fp32 is float32 on a GPU too
+        check_precision(clips.options.precision, device.type)
+        round_products(clips.options.precision == "tf32")
         self.label = torch.as_tensor(clips.label, device=device)
 
     def check_finite(self, run: Run) -> None:

@@ -25,8 +25,8 @@ class Trunk(nn.Module):
 
     frozen: it stays as it is, in evaluation mode. micro_batch: most segments computed at once; of a larger batch the
     activations are made again in the backward pass, so that memory hardly grows with the batch and the gradient is the
-    whole batch's, whatever the loss couples (batch norms see the segments computed at once). precision: fp32, or bf16
-    for mixed precision. compiled: by torch.compile at first use.
+    whole batch's, whatever the loss couples (batch norms see the segments computed at once). precision: fp32, tf32, or
+    bf16 for mixed precision. compiled: by torch.compile at first use.
     """
 
     def __init__(
@@ -44,6 +44,8 @@ class Trunk(nn.Module):
         self.modality, self.info = modality, network
         self.network = network.model.to(memory_format=torch.channels_last).requires_grad_(not frozen)
         if compiled:
+            if torch.cuda.is_available():
+                torch.cuda.init()  # else compiling does, within a checkpoint, which refuses it
             self.network.compile(dynamic=True)  # how many segments show a modality changes from step to step
         self.frozen, self.augment, self.micro_batch, self.precision = frozen, augment, micro_batch, precision
 
