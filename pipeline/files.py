@@ -40,6 +40,7 @@ ENCRYPTED = {  # sample descriptions of an mp4's encrypted tracks
 UNKNOWN_SIZE = 2**31 - 2**16  # bytes: a wav written into a pipe says that it is almost 2**31 or 2**32 bytes long
 INFO_FRAME = re.compile(rb"(?:Xing|Info)\0\0\0[\x02\x03\x06\x07\x0a\x0b\x0e\x0f]")  # of an mp3 that states its bytes
 Wrong = Callable[[str], InputError]  # makes the error of one line
+csv.field_size_limit(2**31 - 1)  # characters, of all readers of this process; csv's own limit is 131,072
 
 
 @contextmanager

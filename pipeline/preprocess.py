@@ -29,6 +29,7 @@ from .run.extract import Executor
 from .run.plan import FeatureRequest, Output, Plan, Task, make_plan
 from .run.run import claimed, lacking, now, publish, run, serial
 from .stores import store
+from .stores.masks import missing_by_class
 from .stores.remote import Remote, is_local
 from .stores.share import FinishedStore, pull
 from .stores.store import revision_at, run_record
@@ -80,6 +81,7 @@ class Summary:
     seconds: dict[str, float]  # summed over workers; total on the wall
     computed: int = 0  # contents computed in this run, not found finished
     missing: dict[str, int] = field(default_factory=dict)  # clips done without this modality
+    telling: dict[str, str] = field(default_factory=dict)  # how a modality is missing by class, where it tells them
     unexpected: tuple[str, ...] = ()
 
     @property
@@ -248,11 +250,15 @@ def _summarise(plan: Plan, seconds: dict[str, float], computed: int) -> Summary:
     """Read each clip's result back from the stores, whichever run computed it."""
     causes: dict[int, str] = {}
     missing: Counter[str] = Counter()
+    telling: dict[str, str] = {}
     for output in plan.outputs:
         opened = store.FeatureStore.open(output.final)
         for index in np.flatnonzero(~opened.done):
             causes.setdefault(int(index), str(opened.error[index]))
         present = opened.present[opened.done]
+        for modality, has in zip(opened.modalities, present.T, strict=True):
+            if told := missing_by_class(has, opened.label[opened.done], opened.classes):
+                telling[modality] = told
         missing |= Counter(dict(zip(opened.modalities, (~present).sum(0).tolist(), strict=True)))
     clips = plan.collection.clips
     failed = [{"clip_id": clips[i].clip_id, "path": clips[i].path, "cause": causes[i]} for i in sorted(causes)]
@@ -265,6 +271,7 @@ def _summarise(plan: Plan, seconds: dict[str, float], computed: int) -> Summary:
         seconds=seconds,
         computed=computed,
         missing=dict(missing),
+        telling=telling,
         unexpected=plan.collection.unexpected,
     )
 
@@ -278,6 +285,8 @@ def print_summary(summary: Summary) -> None:
     )
     for modality, count in summary.missing.items():
         say(f"  {count} done without {modality} (cause in the store's `error`)")
+    for modality, told in summary.telling.items():
+        say(f"  note: that {modality} is missing tells the class by itself: {told}")
     for failure in summary.failed:
         say(f"  failed: {failure['path']}: {failure['cause']}")
     for kind, clips in (("absent", summary.absent), ("unexpected", summary.unexpected)):

@@ -165,6 +165,110 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
         load(tmp_path / "own.parquet")
 
 
+def words_file(path, emotion, actor=None):
+    """A file with these labels, a None being what its kind writes for no value."""
+    rows = len(emotion)
+    columns = {"face": [float(i % 7) for i in range(rows)], "voice": [float(i % 5 + 1) for i in range(rows)]}
+    columns |= {"emotion": emotion, "actor": actor or [f"s{i}" for i in range(rows)]}
+    if path.suffix == ".parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.table(columns), path)
+    elif path.suffix == ".csv":
+        write_csv(path, [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)])
+    else:
+        numbers = not any(isinstance(word, str) for word in emotion)
+        columns["emotion"] = np.array(emotion, float if numbers else str)  # a None is nan then, or "None"
+        np.savez(path, **columns | {name: np.array(columns[name])[:, None] for name in ("face", "voice")})
+    return path
+
+
+FILES = [".npz", ".csv", ".parquet"]
+
+
+@pytest.mark.parametrize("suffix", FILES)
+@pytest.mark.parametrize(
+    ("emotion", "why"),
+    [
+        (["sad", "happy", "nan"], r"label 'nan' stands for no value \(8 clips\)"),
+        (["sad", "happy", "NA"], "label 'NA' stands for no value"),
+        (["happy", "Happy ", " HAPPY"], r"label 'HAPPY' \(8 clips\), 'Happy' .*, 'happy' .* differ only in how they"),
+        (["very sad", "very  sad", "x"], "'very  sad' .* 'very sad' .* differ only"),
+        (["1", "1.0", "high"], "'1' .* '1.0' .* differ only"),
+        ([1.0, None, 2.0], r"empty label \(8 such clips\)"),
+        (["sad", None, "happy"], "empty label|'None' stands for no value"),
+    ],
+)
+def test_labels_that_are_none_or_written_in_two_ways_are_told(tmp_path, suffix, emotion, why):
+    with pytest.raises(InputError, match=why):
+        load(words_file(tmp_path / f"own{suffix}", emotion * 8))
+
+
+def test_a_person_written_in_two_ways_is_told(tmp_path):
+    """A split by subject would take them for two."""
+    with pytest.raises(InputError, match=r"subject 'S1' .*, 's1' .* differ only"):
+        load(words_file(tmp_path / "own.csv", ["a", "b"], ["s1", "S1"]), subject="actor")
+
+
+def test_whole_numbers_are_the_same_classes_in_every_file(tmp_path, capsys):
+    """A gap makes programs write a column of whole numbers with fractions; sorted as words, 10.0 came before 2.0."""
+    numbers = [float(i % 11) for i in range(44)]
+    mixed = [f"{number:.0f}{'.0' * (i % 2)}" for i, number in enumerate(numbers)]
+    stores = tmp_path / "stores"
+    made = {load(words_file(tmp_path / f"own{suffix}", numbers), stores) for suffix in FILES}
+    made |= {load(words_file(tmp_path / f"own{suffix}", mixed), stores) for suffix in FILES}
+    assert len(made) == 1
+    assert FeatureStore.open(made.pop()).classes == tuple(map(str, range(11)))
+    assert "note: 'emotion' holds whole numbers: 0.0 is read as 0" in capsys.readouterr().err
+
+
+def test_what_is_often_a_mistake_is_noted(npz, capsys):
+    label = np.arange(CLIPS) % 2
+    face, voice = np.ones((CLIPS, SEGMENTS, 5)), np.ones((CLIPS, SEGMENTS, 4))
+    face[:6] = 0
+    voice[label == 1] = np.nan
+    load(npz(face=face, voice=voice, emotion=label))
+    err = capsys.readouterr().err
+    assert "classes: 0 12, 1 12\n" in err
+    assert "note: all visual features are 0 in 18 of 72 segments; where that means missing, write NaN" in err
+    assert "note: that audio is missing tells the class by itself: 0 0 of 12, 1 12 of 12" in err
+    load(npz())
+    assert "note" not in capsys.readouterr().err
+
+
+def test_the_columns_that_a_pattern_took_are_told_and_long_fields_are_read(tmp_path, capsys):
+    rows = rows_of(arrays())
+    for row in rows:
+        row |= {"face_time": row["face_0"], "notes": "x" * 140_000}
+    load(write_csv(tmp_path / "own.csv", rows), maps=("visual=face_*", "audio=voice_0"), clip="id")
+    err = capsys.readouterr().err
+    assert "note: 'face_*' took face_0, face_1, face_2, face_3, face_4, face_time\n" in err and "'voice_0'" not in err
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("fl2.csv", "classes: 1 16, 2 8\n"),
+        ("fl3.csv", "classes: 0 2, 1 2, 2 2"),
+        ("lc.csv", "'HAPPY' (6 clips), 'Happy' (6 clips), 'happy' (6 clips) differ only"),
+        ("of3.csv", "'*_r' took timestamp_r, AU01_r, AU02_r, AU45_r\n"),
+        ("ln.npz", "label 'nan' stands for no value (1 clip)"),
+        ("on.npz", "that audio is missing tells the class by itself: happy 12 of 12, sad 0 of 12\n"),
+        ("t5.npz", "all audio features are 0 in 12 of 24 clips"),
+    ],
+)
+def test_faults_of_the_field_are_told(shared_data, tmp_path, capsys, name, told):
+    tabular, error = name.endswith(".csv"), ""
+    names = {"label": "emotion" if tabular else "z", "clip": "clip", "subject": "subject" if tabular else "s"}
+    maps = ("visual=*_r", "audio=voice_*") if tabular else ("visual=v", "audio=a")
+    try:
+        load(shared_data / "field_faults" / name, tmp_path, maps=maps, **names)
+    except InputError as raised:
+        error = str(raised)
+    assert told in capsys.readouterr().err + error
+
+
 def ragged():
     rows = np.empty(CLIPS, object)
     rows[:] = [np.ones(1 + i % 2) for i in range(CLIPS)]

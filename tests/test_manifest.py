@@ -41,11 +41,21 @@ def test_manifest_is_read_as_it_was_written(tmp_path):
         ([HEADER + ",split", "a,a.mp4,glad,s1,x"], "a name that the store itself uses"),
         ([HEADER + ",x,x", "a,a.mp4,glad,s1,1,2"], "appears twice"),
         ([HEADER, 'a,"a.mp4,glad,s1'], "line"),
+        ([HEADER, "a,a.mp4,nan,s1", "b,b.mp4,sad,s1"], r"label 'nan' stands for no value \(1 clip\)"),
+        ([HEADER, "a,a.mp4,glad,s1", "b,b.mp4,sad,None"], "subject 'None' stands for no value"),
+        ([HEADER, "a,a.mp4,glad,s1", "b,b.mp4,Glad,s1"], r"label 'Glad' \(1 clip\), 'glad' .* differ only in how"),
+        ([HEADER, "a,a.mp4,1,s1", "b,b.mp4,1.0,s1"], "label '1' .* '1.0' .* differ only"),
+        ([HEADER, "a,a.mp4,1,1", "b,b.mp4,2,01"], "subject '01' .* '1' .* differ only"),
     ],
 )
 def test_malformed_manifests_name_the_line(tmp_path, lines, why):
     with pytest.raises(InputError, match=why):
         read_manifest(manifest(tmp_path, *lines))
+
+
+def test_long_fields_are_read(tmp_path):
+    (clip,) = read_manifest(manifest(tmp_path, HEADER + ",words", f"a,a.mp4,glad,s1,{'x' * 140_000}"))
+    assert len(clip.columns[0][1]) == 140_000
 
 
 def test_manifest_that_is_no_text(tmp_path):

@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from mlemiss.pipeline.clips.datasets import ravdess
 from mlemiss.pipeline.clips.manifest import read_manifest
 from mlemiss.pipeline.errors import InputError
-from mlemiss.pipeline.stores.masks import TEST, TRAIN, VALIDATION, Missing, missing_clips, parse_missing, split_clips
+from mlemiss.pipeline.stores.masks import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Missing,
+    missing_by_class,
+    missing_clips,
+    parse_missing,
+    split_clips,
+)
 
 MANIFESTS = Path(__file__).parents[1] / "data_manifests"
 
@@ -161,3 +170,16 @@ def test_specs(text, name):
 def test_bad_specs_say_what_is_wrong(text, why):
     with pytest.raises(InputError, match=why):
         parse_missing(text)
+
+
+def test_a_modality_that_is_missing_by_class_is_told():
+    label, classes = np.repeat([0, 1, 2], 10), ("calm", "happy", "sad")
+
+    def told(*lacking: int) -> str:
+        present = np.concatenate([np.arange(10) >= some for some in lacking])
+        return missing_by_class(present, label, classes)
+
+    assert told(0, 10, 0) == "calm 0 of 10, happy 10 of 10, sad 0 of 10"
+    assert told(5, 0, 0) == "calm 5 of 10, happy 0 of 10, sad 0 of 10" and told(10, 10, 4)
+    assert told(0, 0, 0) == told(10, 10, 10) == told(1, 0, 0) == told(3, 4, 5) == ""
+    assert missing_by_class(np.zeros(0, bool), np.zeros(0, int), classes) == ""

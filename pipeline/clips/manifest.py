@@ -2,13 +2,15 @@
 
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
 
-from ..console import name_some
+from ..console import amount, name_some
 from ..errors import InputError
 from ..files import read_csv
 from ..stores.masks import stratified_order
@@ -16,7 +18,11 @@ from ..stores.store import RESERVED
 
 REQUIRED = ("clip_id", "path", "label", "subject")
 SYNTHETIC = "SYNTHETIC.json"  # lies in a root whose clips are drawn, not recorded; says with what parameters
+# What programs write where a table has no value. Exact: `none` may be a class.
+WORDS_HINT = "Write every class, and every person, in one way, or leave clips without a label out of the file."
+NO_WORDS = frozenset({"nan", "NaN", "NAN", "-nan", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaT", "null", "NULL", "None"})
 COLUMN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+NUMBER = re.compile(r"[+-]?\d{1,100}(?:\.\d{0,100})?")
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,35 @@ def read_manifest(path: Path, root: Path | None = None) -> list[Clip]:
             )
         more = tuple((name, row[name]) for name in header if name not in REQUIRED)
         clips.append(Clip(*(row[name] for name in REQUIRED), more))
+    for name in ("label", "subject"):
+        if why := faulty_words(getattr(clip, name) for clip in clips):
+            raise InputError(f"manifest {path}: {name} {why}.\n{WORDS_HINT}")
     return clips
+
+
+def faulty_words(words: Iterable[str]) -> str:
+    """Return what is wrong with the labels or the subjects of all clips: one rule for every kind of table.
+
+    Refused are words that stand for no value, as they would be a class or a person of their own, and words that differ
+    only in capitals, blanks, kinds of the same letter or in how a number is written. Empty where all are right.
+    """
+    counts = Counter(words)
+    alike: dict[str, list[str]] = {}
+    for word in sorted(counts):
+        if word in NO_WORDS:
+            return f"{word!r} stands for no value ({amount(counts[word], 'clip')})"
+        alike.setdefault(_plain(word), []).append(word)
+    for several in alike.values():
+        if len(several) > 1:
+            counted = ", ".join(f"{word!r} ({amount(counts[word], 'clip')})" for word in several)
+            return f"{counted} differ only in how they are written"
+    return ""
+
+
+def _plain(word: str) -> str:
+    """Return a key that is equal for words that a reader would take for the same."""
+    text = " ".join(unicodedata.normalize("NFKC", word).casefold().split())
+    return format(Decimal(text).normalize(), "f") if NUMBER.fullmatch(text) else text
 
 
 def _check_columns(path: Path, header: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ Only what is asked for is read. A name may be a glob (``face_*``), which stands 
 """
 
 import csv
+import re
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,11 @@ import numpy as np
 
 from ..console import name_some
 from ..errors import InputError
-from ..files import foreign_content
+from ..files import foreign_content  # which lifts csv's limit of a field's length
 
 READ_AS_NAN = frozenset({"", "NA", "N/A", "null"})  # a CSV's ways to say that a number is missing, beside nan
-NAMES_LISTED = 20  # names of arrays or columns an error lists
+NAMES_LISTED = 20  # names of arrays or columns that are listed
+WHOLE = re.compile(r"([+-]?\d+)\.0*")  # a whole number that is written with a fraction
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class FeatureFile:
     numbers: dict[str, np.ndarray]  # floats or integers [row], [row, feature] or [row, segment, feature]
     texts: dict[str, np.ndarray]  # str [row]
     tabular: bool  # rows may be a clip's segments, as in a CSV
+    notes: tuple[str, ...] = ()  # what a user should know of how it was read
 
 
 def read_feature_file(path: Path, patterns: Sequence[str], texts: Sequence[str]) -> FeatureFile:
@@ -62,7 +65,26 @@ def read_feature_file(path: Path, patterns: Sequence[str], texts: Sequence[str])
         numbers, words = readers[path.suffix.lower()](path, choose, list(texts))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
-    return FeatureFile(path, maps, numbers, words, path.suffix.lower() != ".npz")
+    notes = [
+        f"{pattern!r} took {name_some(names, NAMES_LISTED)}" for pattern, names in maps.items() if pattern not in names
+    ]
+    for name, values in words.items():
+        words[name], read_as = _whole_numbers(values)
+        notes += [f"{name!r} holds whole numbers: {read_as}"] if read_as else []
+    return FeatureFile(path, maps, numbers, words, path.suffix.lower() != ".npz", tuple(notes))
+
+
+def _whole_numbers(words: np.ndarray) -> tuple[np.ndarray, str]:
+    """Write 1.0 as 1 where all words are whole numbers, as programs write them that make a gap's column one of floats.
+
+    Returns:
+        The words, str [row], and the first that was changed: `1.0 is read as 1`.
+    """
+    plain = {str(word): WHOLE.sub(r"\1", str(word)) for word in np.unique(words)}
+    changed = [word for word, number in plain.items() if word != number]
+    if not changed or not all(re.fullmatch(r"[+-]?\d+|", number) for number in plain.values()):
+        return words, ""
+    return np.array([plain[str(word)] for word in words]), f"{changed[0]} is read as {plain[changed[0]]}"
 
 
 Read = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]  # numbers, texts
@@ -168,7 +190,8 @@ def _read_parquet(path: Path, choose: Choose, texts: list[str]) -> Read:
     words = {}
     for name in texts:
         values = table[name].to_pylist()
-        words[name] = as_text(path, name, np.array(["" if v is None else v for v in values]))
+        empty = "" if any(isinstance(v, str) for v in values) else np.nan
+        words[name] = as_text(path, name, np.array([empty if v is None else v for v in values]))
     return numbers, words
 
 
@@ -188,7 +211,7 @@ def _arrow_numbers(path: Path, name: str, column) -> np.ndarray:
 
 
 def as_text(path: Path, name: str, values: np.ndarray) -> np.ndarray:
-    """Return words, bytes, booleans or whole numbers [row] as str [row], without blanks around them, as in a CSV.
+    """Return words, bytes, booleans or whole numbers [row] as str [row], without blanks around them; NaN is empty.
 
     InputError: anything else, floats so large that they are not exact, or another shape.
     """
@@ -196,14 +219,15 @@ def as_text(path: Path, name: str, values: np.ndarray) -> np.ndarray:
         raise InputError(f"{path}: {name!r} has shape {list(values.shape)}, expected one value a clip: [clip].")
     if values.dtype.kind == "S":
         return np.char.strip(np.char.decode(values, "utf-8"))
-    if values.dtype.kind == "f" and np.all(np.isfinite(values)) and np.all(values == np.rint(values)):
+    known = values[~np.isnan(values)] if values.dtype.kind == "f" else values
+    if values.dtype.kind == "f" and np.all(np.isfinite(known)) and np.all(known == np.rint(known)):
         bits = min(np.finfo(values.dtype).nmant + 1, 53)
         if len(inexact := np.flatnonzero(np.abs(values) >= 2.0**bits)):
             raise InputError(
                 f"{path}: {name!r}, row {inexact[0]}: {values[inexact[0]]} is beyond 2^{bits}, where {values.dtype} "
                 f"rounds whole numbers.\nWrite them as strings or integers."
             )
-        return values.astype(np.int64).astype(str)
+        return np.where(np.isnan(values), "", np.nan_to_num(values).astype(np.int64).astype(str))
     if values.dtype.kind not in "Uiub":
         raise InputError(
             f"{path}: {name!r} ({values.dtype}) holds no words or whole numbers.\nWrite them as strings or integers."

@@ -20,18 +20,19 @@ from pathlib import Path
 
 import numpy as np
 
-from ..clips.manifest import COLUMN_NAME
-from ..console import say
+from ..clips.manifest import COLUMN_NAME, WORDS_HINT, faulty_words
+from ..console import name_some, say
 from ..errors import InputError
 from ..files import sha256_of, write_json
 from . import store
 from .checksums import RUN
 from .feature_files import FeatureFile, read_feature_file
-from .masks import MODALITIES
+from .masks import MODALITIES, missing_by_class
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]*")
 LOST = 0.01  # of a feature's standard deviation: what rounding to float16 may cost
 CHUNK_BYTES = 4_000_000  # of one chunk file
+CLASSES_LISTED = 20
 FEATURES_AT_ONCE = 64  # checked at a time, to bound the memory
 
 
@@ -110,6 +111,10 @@ def import_features(request: Request, stores: Path) -> Path:
     lacking = ", ".join(f"{int((~has).sum())} lack {modality}" for modality, has in by_modality.items())
     say(f"{request.file}: {len(present)} clips of {segments} segment(s), {len(classes)} classes, {widths} features")
     say(f"{lacking}; {int((~present.any(1)).sum())} have no modality and are left out of training")
+    counts = (f"{name} {count}" for name, count in zip(classes, np.bincount(table["label"]), strict=True))
+    say(f"classes: {name_some(counts, CLASSES_LISTED)}")
+    for note in (*file.notes, *_notes(table, classes, by_modality, halves)):
+        say(f"note: {note}")
     if final.exists():
         store.FeatureStore.open(final)  # an InputError where it is not whole
         say(f"{final} holds exactly these features already; nothing to do")
@@ -290,11 +295,14 @@ def _as_float16(path: Path, clips: ImportedClips, modality: str, present: np.nda
 def _table(
     path: Path, clips: ImportedClips, present: np.ndarray, halves: dict[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Return the store's columns, and its classes in the order of their codes. InputError: an empty label."""
+    """Return the store's columns, and its classes in the order of their codes. InputError: labels that are none."""
     words = clips.table["label"]
     if (words == "").any():
         clip = str(clips.table["clip_id"][int((words == "").argmax())])
         raise InputError(f"{path}: clip {clip!r} has an empty label ({int((words == '').sum())} such clips).")
+    for what in ("label", "subject"):
+        if why := faulty_words(map(str, clips.table[what])):
+            raise InputError(f"{path}: {what} {why}.\n{WORDS_HINT}")
     classes = [str(word) for word in np.unique(words)]
     if all(re.fullmatch(r"-?\d+", word) for word in classes):
         classes.sort(key=int)
@@ -317,6 +325,24 @@ def _table(
         "duration": np.full(len(words), np.nan),
     }
     return table, classes
+
+
+def _notes(
+    table: dict[str, np.ndarray],
+    classes: list[str],
+    by_modality: dict[str, np.ndarray],
+    halves: dict[str, np.ndarray],
+) -> list[str]:
+    """Return what is often a mistake and cannot be told from what is meant."""
+    notes = []
+    for modality, present in by_modality.items():
+        zero = (halves[modality] == 0).all(2)  # [clip, segment]
+        if zero.any():
+            rows = f"{zero.sum()} of {zero.size} {'clips' if zero.shape[1] == 1 else 'segments'}"
+            notes.append(f"all {modality} features are 0 in {rows}; where that means missing, write NaN")
+        if told := missing_by_class(present, table["label"], classes):
+            notes.append(f"that {modality} is missing tells the class by itself: {told}")
+    return notes
 
 
 def _fingerprint(table: dict[str, np.ndarray], classes: list[str], halves: dict[str, np.ndarray]) -> str:

@@ -16,6 +16,9 @@ TRAIN, VALIDATION, TEST = 0, 1, 2
 HELD_OUT = 0.15  # of all clips, for validation and for test each
 MODALITIES = ("visual", "audio")  # of the stores that `preprocess` makes, in order
 
+# A modality that is missing by class: in this many clips of one class alone, or at rates that lie so far apart.
+TELLING_CLIPS, TELLING_RATE = 5, 0.5
+
 # Rates and seeds of the masks that every store carries, so that a team trains on the same ones.
 STORED_RATES = (0.5, 0.8, 0.9, 0.95)
 STORED_SEEDS = 10
@@ -45,6 +48,23 @@ def stored_settings(modalities: Sequence[str] = MODALITIES) -> tuple[str, ...]:
     if len(modalities) < 2:
         return ()  # a clip without its only modality has nothing
     return tuple(f"{modality}:{rate}" for modality in sorted(modalities) for rate in STORED_RATES)
+
+
+def missing_by_class(present: np.ndarray, label: np.ndarray, classes: Sequence[str]) -> str:
+    """Return which classes lack a modality where that alone tells the class; empty where it does not.
+
+    Args:
+        present: which clips have the modality: bool [clip].
+        label: codes of the clips' classes: [clip].
+        classes: their names.
+    """
+    clips = np.bincount(label, minlength=len(classes))
+    lacking = np.bincount(label[~present], minlength=len(classes))
+    rates = (lacking / np.maximum(clips, 1))[clips >= TELLING_CLIPS]
+    one_alone = lacking.max(initial=0) == lacking.sum() >= TELLING_CLIPS
+    if len(rates) < 2 or not (one_alone or np.ptp(rates) >= TELLING_RATE):
+        return ""
+    return ", ".join(f"{name} {some} of {all_}" for name, some, all_ in zip(classes, lacking, clips, strict=True))
 
 
 def parse_missing(text: str, modalities: Sequence[str] | None = MODALITIES) -> Missing:
