@@ -346,7 +346,7 @@ def import_(
     map_: Annotated[
         list[str],
         typer.Option(
-            "--map", help="visual=ARRAY and audio=ARRAY: arrays, or columns or globs of columns (visual=face_*)."
+            "--map", help="MODALITY=ARRAY for each: arrays, or columns or globs of columns (visual=face_*, text=bert)."
         ),
     ],
     label: Annotated[str, typer.Option(help="Array or column of the classes, words or whole numbers.")],

@@ -186,6 +186,36 @@ def test_three_modalities_train(tmp_path, lacking):
     assert spec.name in render_report([document])
 
 
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        ({"missing": ["text:0.5"]}, r"'text:0.5' names no known modality with a rate.*modalities are visual, audio"),
+        (
+            {"missing": ["audio:0.6+visual:0.6"]},
+            r"add up to 1\.2, which is more than 1, and some clips would have nothing",
+        ),
+        (
+            {"methods": ["only:text"]},
+            r"only:text looks at text, and .* has visual, audio.*such as only:visual",
+        ),
+        ({"fusions": ["outer"]}, r"width 300 has 90,000 entries \(k\^M\), more than 65,536.\nUse --dim 256 or less"),
+    ],
+)
+def test_what_these_modalities_cannot_do_is_told(store, asked, why):
+    with pytest.raises(InputError, match=f"(?s){why}"):
+        run_grid([store], Grid(**({"seeds": 1} | asked)), Settings(epochs=1, hidden=8, dim=300), "cpu")
+
+
+def test_one_modality_of_any_name_is_a_method(tmp_path):
+    three = write_store(tmp_path, widths={"visual": 12, "audio": 10, "text": 8})
+    document = run_grid(
+        [three], Grid(["only:text", "only:audio", "audio-only"], missing=["none"], seeds=1), QUICK, "cpu"
+    )
+    text, audio, same = document["results"]
+    assert (text["method"], text["reference"]) == ("only:text", True)
+    assert audio["test_accuracy"] == same["test_accuracy"]
+
+
 @pytest.mark.parametrize("method", ["mle", "hgr"])
 def test_every_fusion_of_three_modalities_trains(tmp_path, method):
     three = write_store(tmp_path, widths={"visual": 12, "audio": 10, "text": 8})

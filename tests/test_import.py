@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import pickle
 import re
 import shlex
@@ -293,8 +294,9 @@ def tight(offset, scale):
         ({}, {"maps": ("visual=faces", "audio=voice")}, r"no 'faces'.\nThere are: face, voice, emotion, actor"),
         ({}, {"label": "mood"}, "no 'mood'"),
         ({}, {"clip": "name"}, "no 'name'"),
-        ({}, {"maps": ("visual=face",)}, "no --map for audio"),
-        ({}, {"maps": ("visual=face", "smell=voice")}, "expected MODALITY=ARRAY"),
+        ({}, {"maps": ("visual=face", "smell")}, "expected MODALITY=ARRAY"),
+        ({}, {"maps": ("visual=face", "2d=voice")}, "'2d' is no name of a modality"),
+        ({}, {"maps": ("visual=face", "label=voice")}, "label is a name of the store's own"),
         ({}, {"maps": ("visual=face", "audio=face")}, "'face' is mapped twice"),
         ({}, {"maps": ("visual=face", "audio=voice", "audio=take"), "label": "take"}, "would tell the answer"),
         ({"voice": ragged()}, {}, "'voice' is pickled .* never loaded"),
@@ -523,3 +525,32 @@ def test_the_documents_commands_on_crema_d(shared_data, tmp_path, mlemiss):
     opened = FeatureStore.open(made)
     assert len(opened.clip_id) == 7442 and opened.classes == tuple("012345") and len(set(opened.subject)) == 91
     assert opened.present.all() and opened.read("visual").max() == 12
+
+
+SIX = Path(os.environ.get("MLEMISS_SHARED_DATA", "nowhere")) / "handwritten_six_views" / "handwritten.npz"
+VIEWS = ("pixels", "fourier", "profiles", "zernike", "karhunen", "morphology")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SIX.exists(), reason="no six views here")
+def test_six_views_of_digits(tmp_path, mlemiss):
+    """Six modalities of a user, one, two and four of them missing, from the file to predictions."""
+    maps = [part for view in VIEWS for part in ("--map", f"{view}={view}")]
+    where = ["--dataset", "digits", "--features", "views", "--label", "digit", "--clip", "clip"]
+    assert mlemiss("store", "import", SIX, *where, *maps).returncode == 0
+    specs = ["pixels:0.5", "fourier:0.5+zernike:0.4", "+".join(f"{view}:0.5" for view in VIEWS[:4])]
+    grid = ["--missing", ",".join(specs), "--method", "mle,zero-padding,only:morphology", "--seeds", 1, "--epochs", 4]
+    run = mlemiss("train", "--features", "views", *grid, "--save-weights", "--out", "run", "--json")
+    assert run.returncode == 0, run.stderr
+    results = json.loads(run.stdout)["results"]
+    assert len(results) == 9
+    means = {(r["method"], r["missing"]): r["mean"] for r in results}
+    for spec in {r["missing"] for r in results}:
+        assert means["mle", spec] > 90 and means["only:morphology", spec] < 80
+    assert [r["n_complete"][0] for r in results[:3]] == [700, 140, 80]
+    store = next((tmp_path / "stores").glob("*.zarr"))
+    cell = ["--method", "mle", "--missing", specs[1], "--store", store]
+    predicted = mlemiss("predict", "run", *cell)
+    assert predicted.returncode == 0 and predicted.stdout.count("\n") == 2001, predicted.stderr
+    told = mlemiss("train", "--features", "views", "--missing", "smell:0.5")
+    assert told.returncode == 2 and "modalities are pixels, fourier, profiles" in told.stderr

@@ -349,3 +349,21 @@ def test_training_finds_the_exact_maximum_of_a_discrete_world(fusion):
             for f, g, h in (trained, [torch.tensor(part) for part in unpack(exact.x, fusion)])
         )
         torch.testing.assert_close(found, expected, rtol=0, atol=0.02)
+
+
+def test_a_few_thousand_combinations_stand_for_all():
+    """Where a row lacks two modalities of many entries, the outer product's marginal is near that of all pairs."""
+    generator = torch.Generator().manual_seed(0)
+    R, k, N = 2, 3, (130, 140)  # 18,200 pairs
+    f, g, h = (torch.randn(R, n, k, generator=generator, dtype=torch.float64) * 0.7 for n in (5, *N))
+    labels = torch.randn(R, 4, k**3, generator=generator, dtype=torch.float64) * 0.15
+    mask = torch.rand(R, N[1], generator=generator) < 0.8
+    prior = torch.zeros(R, 4, dtype=torch.float64)
+    observed = torch.tensor([True, False, False]).expand(R, 5, 3)
+    supports, masks = [None, g, h], [None, None, mask]
+    nothing = torch.full((R, 5, k), torch.nan, dtype=torch.float64)
+    found = log_posterior([f, nothing, nothing], observed, labels, prior, supports, "outer", masks)
+    scores = torch.einsum("rbi,rcijk,rmj,rnk->rbcmn", f, labels.unflatten(-1, (k, k, k)), g, h)
+    scores = scores.masked_fill(~mask[:, None, None, None], -torch.inf).flatten(-2)
+    exact = scores.logsumexp(-1).log_softmax(-1)
+    assert 1e-6 < (found - exact).abs().max() < 0.02

@@ -163,7 +163,7 @@ def test_specs(text, name):
         ("smell:0.5", "no known modality"),
         ("audio:half", "no number"),
         ("audio:0.5+audio:0.2", "audio is named twice"),
-        ("audio:0.7+visual:0.6", "add up to 1.3"),
+        ("audio:0.7+visual:0.6", "add up to 1.3, which is more than 1"),
         ("", "no known modality"),
     ],
 )
@@ -183,3 +183,37 @@ def test_a_modality_that_is_missing_by_class_is_told():
     assert told(5, 0, 0) == "calm 5 of 10, happy 0 of 10, sad 0 of 10" and told(10, 10, 4)
     assert told(0, 0, 0) == told(10, 10, 10) == told(1, 0, 0) == told(3, 4, 5) == ""
     assert missing_by_class(np.zeros(0, bool), np.zeros(0, int), classes) == ""
+
+
+THREE = ("visual", "audio", "text")
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    n=st.integers(30, 200),
+    seed=st.integers(0, 9),
+    rates=st.tuples(*[st.sampled_from([0, 0.1, 0.3, 0.5, 0.7])] * 3),
+)
+def test_of_three_modalities_each_goes_missing_at_its_rate_and_no_clip_loses_all(n, seed, rates):
+    ids, labels = clips(n)
+    spec = Missing(tuple((m, r) for m, r in sorted(zip(THREE, rates, strict=True)) if r))
+    among = np.ones(n, bool)
+    try:
+        mask = missing_clips(ids, labels, among, spec, seed, THREE)
+    except InputError as error:
+        assert sum(rates) > 1.2 and ("alone, so that at most" in str(error) or "add up to" in str(error))
+        return
+    assert not mask.all(1).any()
+    if sum(rates) < 0.95:
+        assert (mask.sum(1) <= 1).all()  # disjoint, and the counts of the last may be one off
+        np.testing.assert_allclose(mask.sum(0), n * np.array(rates), atol=1)
+    elif sum(rates) > 1.05:
+        assert mask.sum(0).tolist() == [round(n * rate) for rate in rates]
+
+
+def test_what_overlaps_is_not_the_same_clips():
+    """Each modality has an order of its own: two that are missing in half the clips are so together in a quarter."""
+    ids, labels = clips(2000)
+    spec = parse_missing("audio:0.5+text:0.5", THREE)
+    mask = missing_clips(ids, labels, np.ones(2000, bool), spec, 0, THREE)
+    assert 400 < mask.all(1, where=[False, True, True]).sum() < 600

@@ -74,7 +74,10 @@ MethodOption = Annotated[
     list[str] | None, typer.Option(help="Methods (`list methods`), repeated or a list (default: mle).")
 ]
 MissingOption = Annotated[
-    list[str], typer.Option(help="What training lacks: audio:0.5, audio:0.3+visual:0.3, none; repeated or a list.")
+    list[str],
+    typer.Option(
+        help="What training lacks: audio:0.5, audio:0.3+visual:0.3, none, of any modality; repeated or a list."
+    ),
 ]
 MissingTestOption = Annotated[str, typer.Option(help="What validation and test clips lack.")]
 SplitOption = Annotated[str, typer.Option(help="clip, or a column whose equal values stay together.")]
@@ -132,23 +135,28 @@ def train(
     from ..pipeline.encoders import DEFAULT
     from ..pipeline.stores.catalogue import find_store
     from ..pipeline.stores.mask_files import read_given
+    from ..pipeline.stores.masks import parse_missing
     from ..pipeline.stores.store import MEDIA, FeatureStore
     from .experiments import train as job
     from .experiments.grid import Grid
 
-    files = read_given(splits, masks)
-    specs = [files.setting(text) for text in comma_list(missing)]
-    held_out, split = files.held_out(missing_test).name, files.split_name(split)
     how = {"frozen": frozen, "augment": augment, "backbone_lr": backbone_lr, "compiled": compiled}
     trunk = _end_to_end(end_to_end, init, **how, micro_batch=micro_batch, precision=precision)
-    batch_size = _batch_size(batch_size, trunk)
-    settings = Settings(epochs, batch_size, lr, weight_decay, hidden, dim, marginal)
     if trunk and features:
         raise InputError("--end-to-end and --features exclude each other: features are cached.\nGive one of them.")
+    texts = comma_list(missing)
+    for text in [missing_test] if masks else [missing_test, *texts]:
+        parse_missing(text, modalities=None)  # wrong ones are told before any store is looked for
+    batch_size = _batch_size(batch_size, trunk)
+    settings = Settings(epochs, batch_size, lr, weight_decay, hidden, dim, marginal)
     names = [MEDIA] if trunk else comma_list(features or list(DEFAULT))
     paths = _named_stores(store, features) or [find_store(stores, name, dataset) for name in names]
+    found = [FeatureStore.open(path) for path in paths]
+    files = read_given(splits, masks, tuple(dict.fromkeys(name for one in found for name in one.modalities)))
+    specs = [files.setting(text) for text in texts]
+    held_out, split = files.held_out(missing_test), files.split_name(split)
     grid = Grid(comma_list(method or ["mle"]), comma_list(fusion or ["addition"]), specs, held_out, seeds, [split])
-    opened = [files.apply(FeatureStore.open(path), seeds, specs) for path in paths]
+    opened = [files.apply(one, seeds, specs) for one in found]
     document, out = job.train(opened, out, grid, settings, device, end_to_end=trunk, save_weights=save_weights)
     finish_training(document, out, as_json)
     return DONE
@@ -273,7 +281,7 @@ def _missing_name(text: str) -> str:
     from ..pipeline.stores.masks import parse_missing
 
     try:
-        return parse_missing(text).name
+        return parse_missing(text, modalities=None).name
     except InputError:
         return text
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..pipeline.errors import InputError
-from ..pipeline.stores.masks import TEST, TRAIN, VALIDATION, Missing, Setting
+from ..pipeline.stores.masks import TEST, TRAIN, VALIDATION, Missing, Setting, parse_missing
 from ..pipeline.stores.store import FeatureStore
 from .batches import Batch, EpochOrder, Patterns, Rows, Stage, count_patterns, rows_of
 
@@ -98,14 +98,26 @@ class Clips:
         return {"features": self.store.features, "weights": weights.get("name"), "weights_hash": weights.get("hash")}
 
     def check(self, kind: type, name: str) -> None:
-        """Check that the method called ``name`` can train on these clips. InputError: it cannot."""
+        """Check that the method called ``name`` can train on these clips. InputError: they lack what it looks at."""
+        if absent := set(kind.modalities or ()) - set(self.modalities):
+            raise InputError(
+                f"{name} looks at {', '.join(sorted(absent))}, and {self.store.path.name} has "
+                f"{', '.join(self.modalities)}.\nChoose another --method, such as only:{self.modalities[0]}."
+            )
 
     def load(self, device: torch.device) -> "Dataset":
         """Return the clips' features and labels on a device."""
         return Dataset(self, device)
 
     def run(self, spec: RunSpec) -> Run:
-        """Draw the run's split and masks. InputError: an empty part, or a class in none of the training clips."""
+        """Draw the run's split and masks.
+
+        Raises:
+            InputError: a missing spec of other modalities, an empty part, or a class in none of the training clips.
+        """
+        for missing in (spec.missing, spec.missing_test):
+            if isinstance(missing, Missing):
+                parse_missing(missing.name, self.modalities)
         part = self.store.split(spec.seed, spec.split)
         hidden = self.store.missing(spec.missing, spec.seed, part == TRAIN)
         for held_out in (VALIDATION, TEST):

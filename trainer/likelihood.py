@@ -10,7 +10,9 @@ vector over the classes, the same for every sample:
 
     log Q(z | x) = log R_Z(z) + f(x) . h_x(z) + c(z) + const,    c(z) = log mean over y' of exp(g(y') . h_y(z))
 
-Only the outer product needs all pairs of samples and support entries; they are streamed, never held at once.
+Only the outer product needs all pairs of samples and support entries; they are streamed, never held at once. Where a
+row lacks several modalities it needs all combinations of their entries, of which there are soon too many: then a few
+thousand stand for all (`_combinations`).
 
 Shapes: R runs (any leading axes), B batch, M modalities, k embedding, C classes, N support, Q queries.
 """
@@ -24,11 +26,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
 
 from .settings import FUSIONS
 
 BLOCK_SCORES = 1 << 21  # scores held at once, over all runs: 8 MB of float32 stay in cache
+MOST_COMBINATIONS = 1 << 13  # of the entries of several supports
 BLOCK_SMALLEST, BLOCK_LARGEST = 16, 512  # support entries a block
 
 
@@ -250,29 +252,36 @@ def _contract(tensor: Tensor, embeddings: list[Tensor], modalities: list[int]) -
 
 def _marginal(queries: Tensor, supports: list[_Support]) -> Tensor:
     """Return the log mean of exp over the product of supports: queries [R, Q, k, .., k], an axis each, to [R, Q]."""
-    (keys, mask), *rest = supports
-    if not rest:
-        return _log_mean_exp_inner(queries, keys, mask)
-    if mask is not None:
-        keys = keys.masked_fill(~mask[..., None], 0)
-    R, Q = queries.shape[:2]
-    block = min(max(BLOCK_SCORES // (R * queries[0].numel()), 1), BLOCK_LARGEST)
+    support = supports[0] if len(supports) == 1 else _combinations(supports)
+    return _log_mean_exp_inner(queries.flatten(2), *support)
 
-    def fold(queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
-        """Return the log sum of exp over one block of the first support: [R, Q]."""
-        pairs = torch.einsum("rqk...,rnk->rqn...", queries, keys)
-        scores = _marginal(pairs.flatten(1, 2), rest).unflatten(1, (Q, -1))  # [R, Q, n]
-        if mask is not None:
-            scores = scores.masked_fill(~mask[:, None], torch.finfo(scores.dtype).min)
-        return scores.logsumexp(-1)
 
-    # Checkpointed: the pairs of a block are made again in the backward pass, so only one block's exist at a time.
-    parts = [
-        checkpoint(fold, queries, keys[:, i : i + block], None if mask is None else mask[:, i : i + block],
-                   use_reentrant=False, preserve_rng_state=False)
-        for i in range(0, keys.shape[1], block)
-    ]  # fmt: skip
-    return torch.stack(parts, -1).logsumexp(-1) - _log_count(keys, mask)
+def _combinations(supports: list[_Support]) -> _Support:
+    """Return the outer products [R, n, k^q] of combinations of entries of q supports, and which count.
+
+    All combinations, where they are no more than MOST_COMBINATIONS, and equation 3 is exact. Else that many, the same
+    for all rows and steps, spread evenly (Roberts' sequence: multiples of powers of a generalised golden ratio). Their
+    mean is near the mean of all; its logarithm is biased by minus half the squared error of that mean.
+    """
+    lengths = [support.keys.shape[1] for support in supports]
+    every = math.prod(lengths)
+    i = torch.arange(min(every, MOST_COMBINATIONS), device=supports[0].keys.device)
+    ratio = 1.0  # solves x^(q + 1) = x + 1
+    for _ in range(64):
+        ratio = (1 + ratio) ** (1 / (len(supports) + 1))
+    products = mask = None
+    for q, (support, N) in enumerate(zip(supports, lengths, strict=True), start=1):
+        if every <= MOST_COMBINATIONS:
+            chosen = torch.div(i, math.prod(lengths[q:]), rounding_mode="floor") % N
+        else:
+            chosen = i * int(2**32 / ratio**q) % 2**32 * N >> 32  # in integers, which every device has
+        keys = support.keys if support.mask is None else support.keys.masked_fill(~support.mask[..., None], 0)
+        keys = keys[:, chosen]
+        products = keys if products is None else (products[..., None] * keys[..., None, :]).flatten(2)
+        if support.mask is not None:
+            counted = support.mask[:, chosen]
+            mask = counted if mask is None else mask & counted
+    return _Support(products, mask)
 
 
 def _flatten(tensor: Tensor, lead: torch.Size, tail: int) -> Tensor:

@@ -20,6 +20,7 @@ from .networks import Encoder, LabelEmbedding
 from .settings import FUSIONS, Settings
 
 ROWS_AT_ONCE = 8192  # embedded or predicted at a time, over all runs
+MOST_PRODUCTS = 1 << 16  # entries of an outer product: more would not fit beside a batch's rows
 CONSTANT = 2.0  # last coordinate of an embedding that enters an outer product
 
 
@@ -104,6 +105,13 @@ class FusionClassifier(Method):
         k, M = settings.dim, len(self._places)
         if fusion == "outer" and k < 2:
             raise InputError(f"an embedding of width {k} is too narrow for the outer product: expected at least 2.")
+        if fusion == "outer" and k**M > MOST_PRODUCTS:
+            fits = next(d for d in range(k, 0, -1) if d**M <= MOST_PRODUCTS)
+            raise InputError(
+                f"the outer product of {M} embeddings of width {k} has {k**M:,} entries (k^M), more than "
+                f"{MOST_PRODUCTS:,}.\n"
+                + (f"Use --dim {fits} or less, or another --fusion." if fits > 1 else "Use another --fusion.")
+            )
         constant = CONSTANT if fusion == "outer" else None
         self.encoders = nn.ModuleList(
             Encoder(*runs.moments[m], settings.hidden, k, runs.generators(f"encoder:{runs.modalities[m]}"), constant)

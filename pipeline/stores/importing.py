@@ -30,6 +30,7 @@ from .feature_files import FeatureFile, read_feature_file
 from .masks import MODALITIES, missing_by_class
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]*")
+MODALITY_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 LOST = 0.01  # of a feature's standard deviation: what rounding to float16 may cost
 CHUNK_BYTES = 4_000_000  # of one chunk file
 CLASSES_LISTED = 20
@@ -51,8 +52,9 @@ class Request:
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """Return the modalities of the store, in order."""
-        return tuple(name for name in MODALITIES if name in dict(self.maps))
+        """Return the modalities of the store: those of the pipeline's stores first, others as they were named."""
+        named = list(dict(self.maps))
+        return tuple([name for name in MODALITIES if name in named] + [m for m in named if m not in MODALITIES])
 
     def texts(self) -> list[str]:
         """Return the names of everything that is read as words, one value a clip."""
@@ -70,21 +72,23 @@ class ImportedClips:
 
 
 def parse_maps(items: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """Parse ``visual=ARRAY`` and ``audio=ARRAY`` into pairs; several of one modality are joined feature to feature.
+    """Parse ``visual=ARRAY``, ``text=ARRAY``, … into pairs; several of one modality are joined feature to feature.
 
-    InputError: another form, an unknown modality, or a modality without any array.
+    InputError: another form, or a modality's name that is no identifier or is a store's own.
     """
     maps = []
     for item in items:
         modality, separator, name = (part.strip() for part in item.partition("="))
-        if modality not in MODALITIES or not separator or not name:
+        if not separator or not name:
+            raise InputError(f"--map {item!r}: expected MODALITY=ARRAY, for example visual=face_*.")
+        if not MODALITY_NAME.fullmatch(modality):
             raise InputError(
-                f"--map {item!r}: expected MODALITY=ARRAY, for example visual=face_*; "
-                f"modalities are {', '.join(MODALITIES)}."
+                f"--map {item!r}: {modality!r} is no name of a modality.\n"
+                "Expected letters, digits and '_', a letter first, such as visual, audio, text."
             )
+        if modality in store.RESERVED | {"subject", "none", "only"} and modality not in MODALITIES:
+            raise InputError(f"--map {item!r}: {modality} is a name of the store's own.\nName the modality otherwise.")
         maps.append((modality, name))
-    if absent := [modality for modality in MODALITIES if modality not in dict(maps)]:
-        raise InputError(f"no --map for {absent[0]}: expected --map visual=ARRAY and --map audio=ARRAY.")
     return tuple(maps)
 
 

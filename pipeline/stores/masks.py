@@ -26,7 +26,10 @@ STORED_SEEDS = 10
 
 @dataclass(frozen=True)
 class Missing:
-    """A share of the clips for each modality that they lack, for example ``audio:0.3+visual:0.3`` (disjoint clips)."""
+    """A share of the clips for each modality that they lack, for example ``audio:0.3+visual:0.3``.
+
+    The clips are disjoint where the rates add up to less than 1, and of two modalities always.
+    """
 
     rates: tuple[tuple[str, float], ...] = ()
 
@@ -99,8 +102,11 @@ def parse_missing(text: str, modalities: Sequence[str] | None = MODALITIES) -> M
         if modalities and len(modalities) == 1:
             raise wrong(f"{modality} is the only modality, and a clip without it has nothing")
         rates[modality] = rate
-    if sum(rates.values()) > 1 + 1e-9:
-        raise wrong(f"the rates add up to {sum(rates.values()):g}, and the modalities go missing in disjoint clips")
+    if modalities and len(rates) == len(modalities) and sum(rates.values()) > len(rates) - 1 + 1e-9:
+        raise wrong(
+            f"the rates of all {len(rates)} modalities add up to {sum(rates.values()):g}, which is more than "
+            f"{len(rates) - 1}, and some clips would have nothing"
+        )
     return Missing(tuple((modality, rates[modality]) for modality in sorted(rates) if rates[modality] > 0))
 
 
@@ -170,9 +176,12 @@ def missing_clips(
 ) -> np.ndarray:
     """Draw which clips lack which modality: exactly round(rate · n) of n clips for each, stratified by class.
 
-    All modalities take from one order of the clips and never the same clip, so that no clip lacks two: the second one
-    from its end, the others from its start, one after another. Each is nested over its own rates, the others' being
-    the same; of two modalities each whatever the other's rate is.
+    Of two modalities, and of more whose rates add up to less than 1, all take from one order of the clips and never
+    the same clip, so that no clip lacks two: the second one from its end, the others from its start, one after another.
+    Each is nested over its own rates, the others' being the same; of two modalities each whatever the other's rate is.
+
+    Else each modality takes from an order of its own, and a clip may lack several, never all: the last modality passes
+    over clips that lack all others.
 
     Args:
         clip_ids: str [clip].
@@ -184,7 +193,12 @@ def missing_clips(
 
     Returns:
         bool [clip, modality], True where a modality is missing.
+
+    Raises:
+        InputError: so many clips lack all modalities but the last that its rate cannot be had.
     """
+    if len(modalities) > 2 and sum(rate for _, rate in spec.rates) > 1 - 1e-9:
+        return _overlapping_clips(clip_ids, labels, among, spec, seed, modalities)
     mask = np.zeros((len(clip_ids), len(modalities)), bool)
     chosen = np.flatnonzero(among)
     order = chosen[stratified_order([clip_ids[i] for i in chosen], np.asarray(labels)[chosen], f"missing:{seed}")]
@@ -199,6 +213,31 @@ def missing_clips(
         else:
             mask[order[start : start + count], m] = True
             start += count
+    return mask
+
+
+def _overlapping_clips(
+    clip_ids: Sequence[str],
+    labels: Sequence[int],
+    among: np.ndarray,
+    spec: Missing,
+    seed: int,
+    modalities: Sequence[str],
+) -> np.ndarray:
+    """Draw as `missing_clips` does where a clip may lack several modalities: bool [clip, modality]."""
+    mask = np.zeros((len(clip_ids), len(modalities)), bool)
+    chosen = np.flatnonzero(among)
+    ids, of_class = [clip_ids[i] for i in chosen], np.asarray(labels)[chosen]
+    for modality, rate in spec.rates:
+        order = chosen[stratified_order(ids, of_class, f"missing:{seed}:{modality}")]
+        order = order[mask[order].sum(1) < len(modalities) - 1]
+        count = round(rate * len(chosen))
+        if count > len(order):
+            raise InputError(
+                f"missing spec {spec.name!r}: {len(chosen) - len(order)} of {len(chosen)} clips have {modality} alone, "
+                f"so that at most {len(order)} can lack it, not {count}.\nLower a rate."
+            )
+        mask[order[:count], list(modalities).index(modality)] = True
     return mask
 
 

@@ -47,7 +47,7 @@ class Grid:
 
 
 def _parsed(spec: str | Missing | Setting) -> Missing | Setting:
-    return parse_missing(spec) if isinstance(spec, str) else spec
+    return parse_missing(spec, modalities=None) if isinstance(spec, str) else spec
 
 
 @dataclass(eq=False)

@@ -6,6 +6,7 @@ Another package adds a method by an entry point of the group ``mlemiss.methods``
 
 import importlib
 import inspect
+import re
 from importlib.metadata import entry_points
 
 from ...pipeline.errors import InputError
@@ -20,6 +21,7 @@ BUILT_IN = {
     "audio-only": "single_modality:AudioOnly",
     "visual-only": "single_modality:VisualOnly",
 }
+ONLY = re.compile(r"only:[A-Za-z][A-Za-z0-9_]*")  # one modality of any name
 ALIASES = {"lb": "lower-bound", "zp": "zero-padding"}
 
 
@@ -35,15 +37,18 @@ def method_names() -> list[str]:
 def resolve(name: str) -> str:
     """Return the full name of a method or alias. InputError: an unknown name."""
     name = ALIASES.get(name, name)
-    if name not in method_names():
+    if name not in method_names() and not ONLY.fullmatch(name):
         short = ", ".join(f"{alias} ({full})" for alias, full in ALIASES.items())
-        raise InputError(f"unknown method {name!r}: expected one of {', '.join(method_names())}, or for short {short}.")
+        known = f"{', '.join(method_names())}, only:MODALITY"
+        raise InputError(f"unknown method {name!r}: expected one of {known}, or for short {short}.")
     return name
 
 
 def load(name: str) -> type:
     """Import a method's class (and torch). InputError: unknown, or another package's method does not import."""
     name = resolve(name)
+    if ONLY.fullmatch(name):
+        return importlib.import_module(f"{__name__}.single_modality").only(name.removeprefix("only:"))
     if name in BUILT_IN:
         module, attribute = BUILT_IN[name].split(":")
         return getattr(importlib.import_module(f"{__name__}.{module}"), attribute)

@@ -8,17 +8,15 @@ from ..batches import Batch, Stage, rows_with
 from ..method import FusionClassifier, negative_log_likelihood
 
 
-class AudioOnly(FusionClassifier):
-    """Audio only: the classifier of the sound alone, for reference.
+class SingleModality(FusionClassifier):
+    """One modality only: the classifier of that one alone, for reference.
 
     Objective: the mean over the training rows that have the modality of -log Q(z | g), equation 4 with one modality.
-    Source: none; a reference for what the other modality adds.
+    Source: none; a reference for what the others add.
     A clip that lacks the modality is given the classes' frequencies. Fusion does not apply.
     """
 
     fusions, fuses = ("addition",), False
-    modalities = ("audio",)
-    stages = (Stage(rows=rows_with("audio")),)
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the classifier's mean loss: [R]."""
@@ -31,13 +29,11 @@ class AudioOnly(FusionClassifier):
         return self.classify([embedding.masked_fill(~observed[..., m, None], 0)])
 
 
-class VisualOnly(AudioOnly):
-    """Visual only: the classifier of the picture alone, for reference.
+def only(modality: str) -> type[SingleModality]:
+    """Make the method that looks at one modality, of any name."""
+    members = {"modalities": (modality,), "stages": (Stage(rows=rows_with(modality)),)}
+    doc = (SingleModality.__doc__ or "").replace("One modality", modality.capitalize(), 1)
+    return type(f"Only_{modality}", (SingleModality,), members | {"__doc__": doc})
 
-    Objective: the mean over the training rows that have the modality of -log Q(z | f), equation 4 with one modality.
-    Source: none; a reference for what the other modality adds.
-    A clip that lacks the modality is given the classes' frequencies. Fusion does not apply.
-    """
 
-    modalities = ("visual",)
-    stages = (Stage(rows=rows_with("visual")),)
+AudioOnly, VisualOnly = only("audio"), only("visual")
