@@ -193,7 +193,15 @@ def test_many_methods_and_fusions_are_spread_over_figures(run):
         cell | {"method": f"method{m}", "fusion": fusion, "missing": missing}
         for m in range(11)
         for fusion in ("addition", "outer")
-        for missing in ("none", "audio:0.5", "visual:0.2+audio:0.2", "text:0.3", "given.csv", "given:0.csv")
+        for missing in (
+            "none",
+            "audio:0.5",
+            "visual:0.2+audio:0.2",
+            "text:0.3",
+            "a:0.8+b:0.4",
+            "given.csv",
+            "given:0.csv",
+        )
     ]
     (part,) = sections([document])
     drawn = groups(part)
@@ -203,6 +211,7 @@ def test_many_methods_and_fusions_are_spread_over_figures(run):
         "audio": [(0.0, "none"), (0.5, "audio:0.5")],
         "audio or visual": [(0.0, "none"), (0.4, "visual:0.2+audio:0.2")],
         "text": [(0.0, "none"), (0.3, "text:0.3")],
+        "each of a, b (50 % of it)": [(0.0, "none"), (0.8, "a:0.8+b:0.4")],
     }
     assert all(ElementTree.fromstring(accuracy_by_rate(part, lines)) is not None for lines in drawn)
 

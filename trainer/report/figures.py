@@ -5,6 +5,7 @@ that no panel holds more lines than can be followed. Nothing is left out. Method
 nothing, are reference lines without markers in every figure, but make no panel of their own beside others.
 """
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from .tables import Section, column_text
 DASHES = {"addition": "-", "concatenation": "--", "outer": ":"}
 REFERENCE = (0, (6, 2, 1, 2, 1, 2))  # dash, dot, dot
 TOGETHER, MOST_LINES = 6, 9  # rows of all fusions in one panel; rows in any panel
+LABEL = 44  # characters a line, below a panel
 PANELS_ACROSS = 3  # panels beside each other
 APART, SPREAD = 0.015, 0.25  # rows of one rate: of the axis from one to the next; of the way to the next rate, in all
 
@@ -76,10 +78,11 @@ def _look(section: Section, method: str, fusion: str, lines: Lines) -> dict:
 
 
 def rates(section: Section) -> dict[str, list[tuple[float, str]]]:
-    """Return the modalities that go missing in equal proportions at two rates or more: total rates with their specs.
+    """Return the modalities that go missing in equal proportions at two rates or more: rates with their specs.
 
     Rates are in order, complete data is rate 0 of each. A key reads ``audio``, or ``audio or visual`` where both go
-    missing equally often.
+    missing equally often, in clips of their own: rates are of both together. Where rates add up to more than 1 they are
+    of each: ``each of audio, text``.
     """
     found: dict[tuple, list[tuple[float, str]]] = {}
     complete = [(0.0, spec) for spec in section.columns if spec == "none"]
@@ -90,13 +93,18 @@ def rates(section: Section) -> dict[str, list[tuple[float, str]]]:
             continue
         total = sum(missing.values())
         if total:
-            shares = tuple((modality, round(rate / total, 6)) for modality, rate in missing.items())
-            found.setdefault(shares, list(complete)).append((total, spec))
-    return {_shares_text(shares): sorted(points) for shares, points in found.items() if len(points) > 1}
+            overlap = total > 1 + 1e-9
+            shares = overlap, tuple((modality, round(rate / total, 6)) for modality, rate in missing.items())
+            found.setdefault(shares, list(complete)).append((max(missing.values()) if overlap else total, spec))
+    return {_shares_text(*key): sorted(points) for key, points in found.items() if len(points) > 1}
 
 
-def _shares_text(shares: Sequence[tuple[str, float]]) -> str:
+def _shares_text(overlap: bool, shares: Sequence[tuple[str, float]]) -> str:
     equal = len({share for _, share in shares}) == 1
+    if overlap:
+        most = max(share for _, share in shares)
+        names = [name if share == most else f"{name} ({100 * share / most:.0f} % of it)" for name, share in shares]
+        return f"each of {', '.join(names)}"
     return " or ".join(name if equal else f"{name} ({100 * share:.0f} % of them)" for name, share in shares)
 
 
@@ -128,7 +136,7 @@ def accuracy_by_rate(section: Section, lines: Lines) -> str | None:
                     axis.errorbar(x, means, deviation, capsize=2, elinewidth=0.8, lw=1.3, **look)
             axis.set_xticks(range(len(points)), [f"{100 * rate:g}" for rate, _ in points])
             axis.grid(False, axis="x")
-            axis.set_xlabel(f"training clips without {modality} (%)")
+            axis.set_xlabel(textwrap.fill(f"training clips without {modality} (%)", LABEL))
         bounds = [r["mean"] + sign * (r["std"] or 0) for r in section.results for sign in (-1, 1)]
         _finish(figure, axes, lines, bounds)
         return svg(figure)

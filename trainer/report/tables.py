@@ -218,6 +218,11 @@ def column_text(missing: str) -> str:
     return "complete" if missing == "none" else f"missing {missing}"
 
 
+def _head(missing: str) -> str:
+    """Write a column's head for the terminal, a line for each modality."""
+    return column_text(missing).replace(" ", "\n").replace("+", "\n+")
+
+
 def units_text(entry: dict) -> str:
     """Say what a comparison resampled: ``24 speakers, 112 clips``."""
     clips = f"{entry['n_clips']} clips"
@@ -267,8 +272,7 @@ def results_table(section: Section, columns: Sequence[str] | None = None) -> Tab
     table.add_column("fusion", overflow="fold")
     columns = section.columns if columns is None else columns
     for missing in columns:
-        head = column_text(missing).replace(" ", "\n")
-        table.add_column(head, justify="right", overflow="fold", no_wrap=False)  # folded, never cut
+        table.add_column(_head(missing), justify="right", overflow="fold", no_wrap=False)  # folded, never cut
     rows = section.rows
     several = len({fusion for _, fusion in rows}) > 1
     for i, (method, fusion) in enumerate(rows):
@@ -286,7 +290,7 @@ def _fitting(section: Section, width: int) -> list[list[str]]:
     left = room
     for missing in section.columns:
         texts = [score_text(section.cell(*row, missing)) for row in section.rows]
-        needed = 3 + max(map(len, [*texts, *column_text(missing).split()]))
+        needed = 3 + max(map(len, [*texts, *_head(missing).split("\n")]))
         if parts[-1] and needed > left:
             parts.append([])
             left = room
