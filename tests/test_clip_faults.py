@@ -62,6 +62,39 @@ def check_frames(clip, late=0.0):
     assert np.abs(shown_numbers(clip.frames) - np.floor(on_time)).max() <= 1.01
 
 
+# --- streams that change on the way -----------------------------------------------------------------------------------
+
+CHANGES = {
+    "size": ("-vf", "scale=512:512"),
+    "shape": ("-vf", "scale=512:256,setsar=1/2"),
+    "range": ("-vf", "scale=out_range=full", "-color_range", "pc"),
+    "format": ("-pix_fmt", "yuv444p"),
+    "rate": ("-vf", "fps=15"),
+}
+
+
+@pytest.mark.parametrize("change", [pytest.param(name, marks=pytest.mark.slow) for name in CHANGES] + ["all"])
+def test_frames_are_chosen_by_time_whatever_changes(tmp_path, change):
+    """Where pictures change their size or kind, ffmpeg counts them from 0 again."""
+    whole = counting_clip(tmp_path / "whole.mkv", 4.0, "-c:v", "ffv1")
+    joined = tmp_path / "joined.ts"
+    parts = [(), *(CHANGES.values() if change == "all" else [CHANGES[change]])]
+    for i, options in enumerate(parts):
+        start, part = i * 4.0 / len(parts), tmp_path / f"{i}.ts"
+        cut = ["-ss", start, "-t", 4.0 / len(parts), "-i", whole]
+        coded = ["-c:v", "libx264", "-g", 15, "-bf", 0, "-pix_fmt", "yuv420p", *options, "-c:a", "mp2"]
+        run_ffmpeg(*cut, *coded, "-muxdelay", 0, "-muxpreload", 0, "-output_ts_offset", start + 1, part)
+        with joined.open("ab") as file:
+            file.write(part.read_bytes())
+    check_frames(media.read_clip(joined))
+
+
+@needs_field_faults
+@pytest.mark.parametrize("name", ["resolution_change.webm", "range_change.mp4"])
+def test_changing_clips_from_the_field(name):
+    check_frames(media.read_clip(FAULTS / name))
+
+
 # --- numbers that are no numbers --------------------------------------------------------------------------------------
 
 

@@ -176,24 +176,25 @@ def _decode(path: Path, listing: Listing, limits: Limits, deadline: float) -> De
     if not kinds:
         return DecodedStreams()
     _check_length(max(s.ends.max() for s in streams) - min(s.times.min() for s in streams), limits)
-    wanted = np.zeros(0, np.int64)
+    wanted = np.zeros(0)
     if "video" in kinds:
         packets = listing.streams["video"]
         start = min(stream.times.min() for stream in listing.streams.values())
-        wanted, _ = _choose_frames(packets.times, packets.ends - packets.times, start)
+        wanted = np.unique(packets.times[_choose_frames(packets.times, packets.ends - packets.times, start)[0]])
     decode = partial(_decode_kinds, path, limits=limits, deadline=deadline, bridged=listing.bridged)
     decoded = decode(kinds, wanted)
     if len(kinds) == 2 and (not len(decoded.frame_times) or not len(decoded.audio_times)):
         # One stream that cannot even be opened ends the whole process: give each its own.
         video, audio = decode(("video",), wanted), decode(("audio",), wanted)
         decoded = DecodedStreams(
-            video.frame_times, video.frame_durations, video.images, audio.audio_times, audio.audio_counts,
-            audio.samples, video.log + audio.log,
+            video.frame_times, video.frame_durations, video.images, video.imaged, audio.audio_times,
+            audio.audio_counts, audio.samples, video.log + audio.log,
         )  # fmt: skip
     if len(decoded.frame_times):
         truth, _ = _choose_frames(decoded.frame_times, decoded.frame_durations, _time_zero(decoded))
-        if not np.array_equal(np.unique(truth), wanted):
-            decoded.images = decode(("video",), np.unique(truth)).images
+        if not np.isin(truth, decoded.imaged).all():
+            again = decode(("video",), np.unique(decoded.frame_times[truth]))
+            decoded.images, decoded.imaged = again.images, again.imaged
     return decoded
 
 
@@ -251,7 +252,7 @@ def _assemble(path: Path, listing: Listing, decoded: DecodedStreams, limits: Lim
     fault = _video_fault(path, listing, decoded, zero)
     if fault is None:
         chosen, clip.duration = _choose_frames(decoded.frame_times, decoded.frame_durations, zero)
-        clip.frames = decoded.images[np.searchsorted(np.unique(chosen), chosen)]
+        clip.frames = decoded.images[np.searchsorted(decoded.imaged, chosen)]
         clip.frame_times = decoded.frame_times[chosen] - zero
     else:
         clip.causes["visual"] = fault
@@ -301,8 +302,9 @@ def _video_fault(path: Path, listing: Listing, decoded: DecodedStreams, zero: fl
         lost = lost[(lost > times.min() - zero) & (lost <= needed)]
         if len(lost):
             return f"the video fails at {lost.min():.2f} s of {expected:.2f} s: {why}"
-    if len(decoded.images) != len(np.unique(chosen)):
-        return f"{len(decoded.images)} of {len(np.unique(chosen))} frames could be converted: {why}"
+    converted = np.isin(np.unique(chosen), decoded.imaged)
+    if not converted.all():
+        return f"{converted.sum()} of {len(converted)} frames could be converted: {why}"
     return None
 
 

@@ -42,14 +42,17 @@ CHAINED = re.compile(r"Changing stream parameters in multistream ogg|failed to c
 SECOND = re.compile(r"Found duplicated MOOV Atom")
 NO_STREAM = "does not contain any stream"
 INPUT_STREAM = r"(?m)^\[info\] +Stream #0:\d+.*: (?:Video|Audio|Subtitle|Data): (?!.* q=)"
+SAME_TIME = 1e-5  # seconds by which the timestamp of a wanted frame may differ
+SPARE_FRAMES = 8  # that share their timestamp with a wanted one
 SCALER = "bilinear+accurate_rnd+full_chroma_int+bitexact"  # antialiased: the kernel widens with the reduction
-# Frames arrive upright (ffmpeg applies the rotation) with their true timestamps; only interlaced ones are deinterlaced.
+# Frames are chosen by time: their count starts again where size, pixel format or colour range change in the stream.
+# They arrive upright (ffmpeg applies the rotation) with their true timestamps; only interlaced ones are deinterlaced.
 VIDEO_FILTERS = (
     "bwdif=mode=send_frame:deint=interlaced,select={select},"
     "crop=min(iw\\,ih/sar):min(ih\\,iw*sar),scale={size}:{size}:flags=" + SCALER
 )
 # The commands as they are compiled, which a test compares: of an mp4 (other containers are probed more) of which the
-# frames 3 and 8 are wanted; pipes have numbers.
+# frames at 0.1 s and 0.3 s are wanted; pipes have numbers.
 #
 # List the packets:
 #   ffmpeg -analyzeduration 0 -copyts -format_whitelist CONTAINERS -max_pixels 67108864 -probesize 32
@@ -61,8 +64,9 @@ VIDEO_FILTERS = (
 #   ffmpeg -analyzeduration 0 -copyts -format_whitelist CONTAINERS -max_pixels 67108864 -probesize 32
 #   -protocol_whitelist file -threads 1 -i file:CLIP
 #   -map 0:V:0 -f rawvideo -fps_mode passthrough -pix_fmt gbrp
-#     -vf bwdif=mode=send_frame:deint=interlaced,select=eq(n\,3)+eq(n\,8),crop=min(iw\,ih/sar):min(ih\,iw*sar),
-#     scale=256:256:flags=bilinear+accurate_rnd+full_chroma_int+bitexact pipe:FRAMES
+#     -vf bwdif=mode=send_frame:deint=interlaced,select=lt(abs(t-0.1)\,1e-05)+lt(abs(t-0.3)\,1e-05),
+#     crop=min(iw\,ih/sar):min(ih\,iw*sar),scale=256:256:flags=bilinear+accurate_rnd+full_chroma_int+bitexact
+#     pipe:FRAMES
 #   -map 0:V:0 -f framecrc -enc_time_base filter -flush_packets 0 -fps_mode passthrough -vcodec wrapped_avframe
 #     pipe:PICTURE
 #   -map 0:a:0 -f tee -acodec pcm_f32le -ar 16000 [f=f32le]pipe:SAMPLES|[f=framecrc:flush_packets=0]pipe:SOUND
@@ -130,6 +134,7 @@ class DecodedStreams:
     frame_times: np.ndarray = field(default_factory=lambda: np.zeros(0))
     frame_durations: np.ndarray = field(default_factory=lambda: np.zeros(0))
     images: np.ndarray = field(default_factory=lambda: np.zeros((0, FRAME_SIZE, FRAME_SIZE, 3), np.uint8))
+    imaged: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # the images' places in `frame_times`
     audio_times: np.ndarray = field(default_factory=lambda: np.zeros(0))
     audio_counts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # samples from each time on
     samples: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # mono, 16 kHz, gaps left out
@@ -291,14 +296,14 @@ def decode_streams(
     Args:
         path: the clip.
         kinds: `"video"`, `"audio"` or both, which must exist.
-        wanted: int [W] numbers of the decoded frames to keep, ascending.
+        wanted: float64 [W] timestamps of the frames to keep, in seconds of the file's own clock.
         limits: what it may cost.
         deadline: `time.monotonic()` at which it is stopped.
         bridged: let timestamps that start again go on (`Listing.bridged`).
 
     Returns:
         True timestamps of every frame and of every piece of sound; images uint8 [W, 256, 256, 3] (fewer if they did
-        not all come); mono 16 kHz samples.
+        not all come, more if several have one timestamp); mono 16 kHz samples.
     """
 
     def outputs(urls):
@@ -306,7 +311,8 @@ def decode_streams(
         made = []
         if "video" in kinds:
             picture = source["V:0"]
-            filters = VIDEO_FILTERS.format(select="+".join(f"eq(n\\,{n})" for n in wanted) or "0", size=FRAME_SIZE)
+            near = (f"lt(abs(t-{seconds!r})\\,{SAME_TIME})" for seconds in wanted.tolist())
+            filters = VIDEO_FILTERS.format(select="+".join(near) or "0", size=FRAME_SIZE)
             raw = {"format": "rawvideo", "pix_fmt": "gbrp", "fps_mode": "passthrough"}
             made.append(ffmpeg.output(picture, urls["frames"], vf=filters, **raw))
             # A listing of the decoded frames' headers: their own timestamps, at no cost.
@@ -319,21 +325,29 @@ def decode_streams(
         return _command(*made)
 
     names = ("frames", "picture") * ("video" in kinds) + ("samples", "sound") * ("audio" in kinds)
-    sizes = {"frames": (len(wanted) + 1) * FRAME_BYTES, "picture": LIST_BYTES, "sound": LIST_BYTES, "log": LIST_BYTES}
+    sizes = {
+        "frames": (len(wanted) + SPARE_FRAMES) * FRAME_BYTES,
+        "picture": LIST_BYTES,
+        "sound": LIST_BYTES,
+        "log": LIST_BYTES,
+    }
     sizes["samples"] = min(int(limits.max_seconds * SAMPLE_RATE) * 4 * MAX_CHANNELS, limits.max_memory)
     received = run_ffmpeg(outputs, names, sizes, deadline, limits.max_memory)
     decoded = DecodedStreams(log=received["log"].decode("utf-8", "replace"))
     if "video" in kinds:
-        _read_frames(decoded, received["frames"], received["picture"].decode("ascii", "replace"))
+        _read_frames(decoded, wanted, received["frames"], received["picture"].decode("ascii", "replace"))
     if "audio" in kinds:
         _read_sound(decoded, received["samples"], received["sound"].decode("ascii", "replace"))
     return decoded
 
 
-def _read_frames(decoded: DecodedStreams, frames: bytearray, listing: str) -> None:
+def _read_frames(decoded: DecodedStreams, wanted: np.ndarray, frames: bytearray, listing: str) -> None:
     for stream in _parse_framecrc(listing):
         decoded.frame_times, decoded.frame_durations = stream.starts, stream.ends - stream.starts
+    first, end = (np.searchsorted(decoded.frame_times, wanted + shift) for shift in (-SAME_TIME, SAME_TIME))
     count = len(frames) // FRAME_BYTES
+    places = [np.arange(*part) for part in zip(first, end, strict=True)]
+    decoded.imaged = np.concatenate([np.zeros(0, np.int64), *places])[:count]
     planes = np.frombuffer(frames, np.uint8, count * FRAME_BYTES).reshape(count, 3, FRAME_SIZE, FRAME_SIZE)
     decoded.images = np.empty((count, FRAME_SIZE, FRAME_SIZE, 3), np.uint8)
     for channel, plane in enumerate((2, 0, 1)):  # ffmpeg's planes are green, blue, red: three times as fast as packed
