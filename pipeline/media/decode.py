@@ -182,6 +182,7 @@ def _decode(path: Path, listing: Listing, limits: Limits, deadline: float) -> De
         start = min(stream.times.min() for stream in listing.streams.values())
         wanted = np.unique(packets.times[_choose_frames(packets.times, packets.ends - packets.times, start)[0]])
     decode = partial(_decode_kinds, path, limits=limits, deadline=deadline, bridged=listing.bridged)
+    plain = partial(decode, ("video",), deinterlaced=False)
     decoded = decode(kinds, wanted)
     if len(kinds) == 2 and (not len(decoded.frame_times) or not len(decoded.audio_times)):
         # One stream that cannot even be opened ends the whole process: give each its own.
@@ -195,14 +196,19 @@ def _decode(path: Path, listing: Listing, limits: Limits, deadline: float) -> De
         if not np.isin(truth, decoded.imaged).all():
             again = decode(("video",), np.unique(decoded.frame_times[truth]))
             decoded.images, decoded.imaged = again.images, again.imaged
+        lacking = np.setdiff1d(truth, decoded.imaged)
+        if len(lacking):  # where the stream changes, the deinterlacer does not give the frame that it holds
+            again = plain(decoded.frame_times[lacking])
+            imaged, first = np.unique(np.concatenate([decoded.imaged, again.imaged]), return_index=True)
+            decoded.images, decoded.imaged = np.concatenate([decoded.images, again.images])[first], imaged
     return decoded
 
 
 def _decode_kinds(
-    path: Path, kinds: tuple[str, ...], wanted: np.ndarray, limits: Limits, deadline: float, bridged: bool
+    path: Path, kinds: tuple[str, ...], wanted: np.ndarray, limits: Limits, deadline: float, **how: bool
 ) -> DecodedStreams:
     try:
-        return decode_streams(path, kinds, wanted, limits, deadline, bridged)
+        return decode_streams(path, kinds, wanted, limits, deadline, **how)
     except DecoderError as error:
         return DecodedStreams(log=f"[error] {error}")
 

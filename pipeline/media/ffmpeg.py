@@ -47,10 +47,8 @@ SPARE_FRAMES = 8  # that share their timestamp with a wanted one
 SCALER = "bilinear+accurate_rnd+full_chroma_int+bitexact"  # antialiased: the kernel widens with the reduction
 # Frames are chosen by time: their count starts again where size, pixel format or colour range change in the stream.
 # They arrive upright (ffmpeg applies the rotation) with their true timestamps; only interlaced ones are deinterlaced.
-VIDEO_FILTERS = (
-    "bwdif=mode=send_frame:deint=interlaced,select={select},"
-    "crop=min(iw\\,ih/sar):min(ih\\,iw*sar),scale={size}:{size}:flags=" + SCALER
-)
+DEINTERLACE = "bwdif=mode=send_frame:deint=interlaced,"
+VIDEO_FILTERS = "select={select},crop=min(iw\\,ih/sar):min(ih\\,iw*sar),scale={size}:{size}:flags=" + SCALER
 # The commands as they are compiled, which a test compares: of an mp4 (other containers are probed more) of which the
 # frames at 0.1 s and 0.3 s are wanted; pipes have numbers.
 #
@@ -60,13 +58,13 @@ VIDEO_FILTERS = (
 #   -map 0:V:0? -map 0:a:0? -f framecrc -codec copy -flush_packets 0 pipe:PACKETS
 #   -nostdin -hide_banner -nostats -loglevel repeat+level+info -filter_threads 1
 #
-# Decode, once, into four pipes:
+# Decode, once, into five pipes:
 #   ffmpeg -analyzeduration 0 -copyts -format_whitelist CONTAINERS -max_pixels 67108864 -probesize 32
 #   -protocol_whitelist file -threads 1 -i file:CLIP
-#   -map 0:V:0 -f rawvideo -fps_mode passthrough -pix_fmt gbrp
+#   -map 0:V:0 -f tee -enc_time_base filter -fps_mode passthrough -pix_fmt gbrp -vcodec rawvideo
 #     -vf bwdif=mode=send_frame:deint=interlaced,select=lt(abs(t-0.1)\,1e-05)+lt(abs(t-0.3)\,1e-05),
 #     crop=min(iw\,ih/sar):min(ih\,iw*sar),scale=256:256:flags=bilinear+accurate_rnd+full_chroma_int+bitexact
-#     pipe:FRAMES
+#     [f=rawvideo]pipe:FRAMES|[f=framecrc:flush_packets=0]pipe:KEPT
 #   -map 0:V:0 -f framecrc -enc_time_base filter -flush_packets 0 -fps_mode passthrough -vcodec wrapped_avframe
 #     pipe:PICTURE
 #   -map 0:a:0 -f tee -acodec pcm_f32le -ar 16000 [f=f32le]pipe:SAMPLES|[f=framecrc:flush_packets=0]pipe:SOUND
@@ -289,7 +287,13 @@ def _parse_unit(ratio: str) -> tuple[int, int]:
 
 
 def decode_streams(
-    path: Path, kinds: tuple[str, ...], wanted: np.ndarray, limits: Limits, deadline: float, bridged: bool = False
+    path: Path,
+    kinds: tuple[str, ...],
+    wanted: np.ndarray,
+    limits: Limits,
+    deadline: float,
+    bridged: bool = False,
+    deinterlaced: bool = True,
 ) -> DecodedStreams:
     """Decode streams once, keeping some of the frames and all of the sound.
 
@@ -300,6 +304,7 @@ def decode_streams(
         limits: what it may cost.
         deadline: `time.monotonic()` at which it is stopped.
         bridged: let timestamps that start again go on (`Listing.bridged`).
+        deinterlaced: deinterlace what is interlaced, which loses the last frame before the stream changes.
 
     Returns:
         True timestamps of every frame and of every piece of sound; images uint8 [W, 256, 256, 3] (fewer if they did
@@ -312,42 +317,40 @@ def decode_streams(
         if "video" in kinds:
             picture = source["V:0"]
             near = (f"lt(abs(t-{seconds!r})\\,{SAME_TIME})" for seconds in wanted.tolist())
-            filters = VIDEO_FILTERS.format(select="+".join(near) or "0", size=FRAME_SIZE)
-            raw = {"format": "rawvideo", "pix_fmt": "gbrp", "fps_mode": "passthrough"}
-            made.append(ffmpeg.output(picture, urls["frames"], vf=filters, **raw))
-            # A listing of the decoded frames' headers: their own timestamps, at no cost.
-            bare = {"format": "framecrc", "vcodec": "wrapped_avframe", "fps_mode": "passthrough", "flush_packets": 0}
-            made.append(ffmpeg.output(picture, urls["picture"], enc_time_base="filter", **bare))
+            filters = DEINTERLACE * deinterlaced + VIDEO_FILTERS.format(select="+".join(near) or "0", size=FRAME_SIZE)
+            times = {"fps_mode": "passthrough", "enc_time_base": "filter"}  # the frames' own
+            both = f"[f=rawvideo]{urls['frames']}|[f=framecrc:flush_packets=0]{urls['kept']}"
+            raw = {"format": "tee", "vcodec": "rawvideo", "pix_fmt": "gbrp"}
+            made.append(ffmpeg.output(picture, both, vf=filters, **raw, **times))
+            # A listing of the decoded frames' headers, at no cost.
+            bare = {"format": "framecrc", "vcodec": "wrapped_avframe", "flush_packets": 0}
+            made.append(ffmpeg.output(picture, urls["picture"], **bare, **times))
         if "audio" in kinds:
             # One encoder, two outputs: the samples and a listing of their timestamps.
             both = f"[f=f32le]{urls['samples']}|[f=framecrc:flush_packets=0]{urls['sound']}"
             made.append(ffmpeg.output(source["a:0"], both, format="tee", ar=SAMPLE_RATE, acodec="pcm_f32le"))
         return _command(*made)
 
-    names = ("frames", "picture") * ("video" in kinds) + ("samples", "sound") * ("audio" in kinds)
-    sizes = {
-        "frames": (len(wanted) + SPARE_FRAMES) * FRAME_BYTES,
-        "picture": LIST_BYTES,
-        "sound": LIST_BYTES,
-        "log": LIST_BYTES,
-    }
+    names = ("frames", "kept", "picture") * ("video" in kinds) + ("samples", "sound") * ("audio" in kinds)
+    sizes = dict.fromkeys(("kept", "picture", "sound", "log"), LIST_BYTES)
+    sizes["frames"] = (len(wanted) + SPARE_FRAMES) * FRAME_BYTES
     sizes["samples"] = min(int(limits.max_seconds * SAMPLE_RATE) * 4 * MAX_CHANNELS, limits.max_memory)
     received = run_ffmpeg(outputs, names, sizes, deadline, limits.max_memory)
     decoded = DecodedStreams(log=received["log"].decode("utf-8", "replace"))
     if "video" in kinds:
-        _read_frames(decoded, wanted, received["frames"], received["picture"].decode("ascii", "replace"))
+        kept, picture = (received[name].decode("ascii", "replace") for name in ("kept", "picture"))
+        _read_frames(decoded, received["frames"], kept, picture)
     if "audio" in kinds:
         _read_sound(decoded, received["samples"], received["sound"].decode("ascii", "replace"))
     return decoded
 
 
-def _read_frames(decoded: DecodedStreams, wanted: np.ndarray, frames: bytearray, listing: str) -> None:
+def _read_frames(decoded: DecodedStreams, frames: bytearray, kept: str, listing: str) -> None:
     for stream in _parse_framecrc(listing):
         decoded.frame_times, decoded.frame_durations = stream.starts, stream.ends - stream.starts
-    first, end = (np.searchsorted(decoded.frame_times, wanted + shift) for shift in (-SAME_TIME, SAME_TIME))
-    count = len(frames) // FRAME_BYTES
-    places = [np.arange(*part) for part in zip(first, end, strict=True)]
-    decoded.imaged = np.concatenate([np.zeros(0, np.int64), *places])[:count]
+    times = np.concatenate([stream.starts for stream in _parse_framecrc(kept)] or [np.zeros(0)])
+    count = min(len(frames) // FRAME_BYTES, len(times))
+    decoded.imaged = np.searchsorted(decoded.frame_times, times[:count] + SAME_TIME) - 1
     planes = np.frombuffer(frames, np.uint8, count * FRAME_BYTES).reshape(count, 3, FRAME_SIZE, FRAME_SIZE)
     decoded.images = np.empty((count, FRAME_SIZE, FRAME_SIZE, 3), np.uint8)
     for channel, plane in enumerate((2, 0, 1)):  # ffmpeg's planes are green, blue, red: three times as fast as packed
