@@ -15,11 +15,15 @@ from .pipeline.console import (
     INTERRUPTED,
     UNEXPECTED,
     WRONG_INPUT,
+    address_space,
+    interruptible,
+    open_streams,
     print_json,
+    printable,
     say,
     writable_folder,
 )
-from .pipeline.errors import InputError, MachineError
+from .pipeline.errors import InputError, MachineError, is_machine_fault, out_of_memory
 from .pipeline.options import JsonOption
 from .trainer import commands as trainer_commands
 from .trainer.settings import Settings
@@ -48,6 +52,8 @@ WHEN_INTERRUPTED = {
     "train": "; the cells that were finished are kept in the run's folder; another run starts from the beginning, but "
     "with --end-to-end and the same --out it goes on",
 }
+COMPUTES = ("preprocess", "train", "predict", "reproduce", "demo")
+LEAST_ADDRESS_SPACE = 5 << 30  # bytes, of verbs that compute with torch, which aborts or hangs where it may map less
 DEMO_SUBJECTS, DEMO_CLIPS = 24, 12
 DEMO_FEATURES = "timm:mobilenetv3_small_050"
 
@@ -131,27 +137,35 @@ def list_(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command and exit: 0 done, 1 done with failures, 2 wrong usage or input, 3 unexpected error."""
+    """Run a command and exit: 0 done, 1 done with failures, 2 wrong usage, input or machine, 3 unexpected error.
+
+    130 after Ctrl-C, 128 and its number after another signal.
+    """
+    open_streams()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
-    sys.exit(_run(arguments, debug))
+    with interruptible() as came:
+        status = _run(arguments, debug)
+    sys.exit(128 + came[0] if came and status == INTERRUPTED else status)
 
 
 def _run(arguments: list[str], debug: bool) -> int:
     try:
         try:
+            _check_machine(arguments[0] if arguments else "")
             status = app(arguments, standalone_mode=False) or DONE
             if status == INTERRUPTED:  # Typer turns an interrupt into this status, without a word
                 raise KeyboardInterrupt
             return status
         except Exception:
             if debug:
-                traceback.print_exc()
+                say(traceback.format_exc())
             raise
     except InputError as error:
         status, text = WRONG_INPUT, f"error: {error}"
     except typer.TyperException as error:
+        error.message = printable(error.message)
         error.show()
         return WRONG_INPUT
     except (KeyboardInterrupt, typer.Abort):
@@ -164,12 +178,41 @@ def _run(arguments: list[str], debug: bool) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except MachineError as error:
-        status, text = UNEXPECTED, f"error: {error}"
+        status, text = WRONG_INPUT, f"error: {error}"
     except Exception as error:
-        kind = type(error).__name__
-        status, text = UNEXPECTED, f"unexpected error: {kind}: {error}\nRun again with --debug for the traceback."
+        status, text = _other_fault(error)
     say(text)
     return status
+
+
+def _check_machine(verb: str) -> None:
+    """Check what libraries would fail at in unforeseen ways. InputError: no working folder, or too little memory."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise InputError(
+            f"the folder in which this was started cannot be used any more ({error.strerror}).\n"
+            "Change into another one (cd), and run it there."
+        ) from None
+    if verb in COMPUTES and 0 <= (allowed := address_space()) < LEAST_ADDRESS_SPACE:
+        raise InputError(
+            f"`ulimit -v` allows {allowed / 2**30:.3g} GiB of addresses: expected {LEAST_ADDRESS_SPACE >> 30} or more, "
+            "which torch maps without using as much.\nRaise it (ulimit -v unlimited)."
+        )
+
+
+def _other_fault(error: Exception) -> tuple[int, str]:
+    """Return the status and the words for what the machine lacks, or for an error that nobody foresaw."""
+    if isinstance(error, OSError) and is_machine_fault(error):
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+        return WRONG_INPUT, f"error: {what}.\nMend the disk, network or limit that this names, and run it again."
+    if out_of_memory(error):
+        return WRONG_INPUT, (
+            f"error: memory ran out ({str(error).partition(chr(10))[0] or type(error).__name__}).\n"
+            "Use fewer --workers, another machine, or a higher limit (ulimit)."
+        )
+    text = f"unexpected error: {type(error).__name__}: {error}\nRun again with --debug for the traceback."
+    return UNEXPECTED, text
 
 
 if __name__ == "__main__":

@@ -6,7 +6,18 @@ from typing import Annotated, Literal
 
 import typer
 
-from .console import DONE, FAILURES, Progress, amount, comma_list, print_json, say, writable_file, writable_folder
+from .console import (
+    DONE,
+    FAILURES,
+    Progress,
+    amount,
+    comma_list,
+    print_json,
+    print_path,
+    say,
+    writable_file,
+    writable_folder,
+)
 from .errors import InputError
 from .options import (
     BackbonesOption,
@@ -16,6 +27,7 @@ from .options import (
     DeviceOption,
     FolderOption,
     JsonOption,
+    LengthOption,
     LinksOption,
     MaxFailuresOption,
     MeanOption,
@@ -28,6 +40,7 @@ from .options import (
     StdOption,
     StoreArgument,
     StoresOption,
+    TimeoutOption,
     WeightsOption,
     WorkersOption,
 )
@@ -114,8 +127,6 @@ def fetch(
 
 # ---- preprocess ----
 
-TINY = 0.001  # seconds: the least of a time limit
-
 
 def preprocess(
     dataset: DatasetOption,
@@ -141,8 +152,8 @@ def preprocess(
     dashboard: DashboardOption = False,
     retry_failed: RetryOption = False,
     max_failures: MaxFailuresOption = None,
-    clip_timeout: Annotated[float, typer.Option(min=TINY, help="Seconds a clip may take to decode.")] = 600,
-    clip_seconds: Annotated[float, typer.Option(min=TINY, help="Longest clip, in seconds.")] = 1800,
+    clip_timeout: TimeoutOption = 600,
+    clip_seconds: LengthOption = 1800,
     clip_pixels: Annotated[int, typer.Option(min=1, help="Largest picture, width times height.")] = 8192 * 8192,
     clip_bytes: Annotated[int, typer.Option(min=1, help="Largest file, in bytes.")] = 8 << 30,
     clip_memory: MemoryOption = 4 << 30,
@@ -158,17 +169,15 @@ def preprocess(
 
     if dry_run and as_json:
         raise InputError("--dry-run has no JSON: its estimate goes to standard error.\nLeave out one of the two.")
-    where = _where(job, workers, scheduler, (tls_ca, tls_cert, tls_key), performance_report, dashboard, device)
     limits = job.Limits(clip_timeout, clip_seconds, clip_pixels, clip_bytes, clip_memory)
     shared, stores = share.shared_and_local(stores, local)
-    if not stores.is_dir():  # a folder of finished stores may be read only
-        writable_folder(stores, "--stores")
+    writable_folder(stores, "--stores", read_only=True)
     chosen = parse_weights(comma_list(weights or ["imagenet"]), comma_list(features or list(DEFAULT)), mean, std)
     summary = job.preprocess(
         job.ClipRequest(dataset, root, comma_list(classes) if classes else None, limit, limits, follow_links),
         job.FeatureRequest(chosen, precision, media),
         stores,
-        where=where,
+        where=_where(job, workers, scheduler, (tls_ca, tls_cert, tls_key), performance_report, dashboard, device),
         failures=job.FailurePolicy(retry_failed, max_failures),
         dry_run=dry_run,
         shared=shared,
@@ -178,10 +187,6 @@ def preprocess(
     job.print_summary(summary)
     if shared:
         summary.stores = share.push_made(summary.stores, shared)
-    return _finish(summary, as_json)
-
-
-def _finish(summary, as_json: bool) -> int:
     if as_json:
         print_json(summary.as_json())
     return FAILURES if summary.failed else DONE
@@ -315,7 +320,7 @@ def pull(
 def _print_copied(done) -> None:
     sent, present = amount(done.sent, "file"), done.there
     say(f"{sent} copied and checked on arrival, {present} there already" if done.sent else "there already")
-    print(done.path)
+    print_path(done.path)
 
 
 @store_app.command()
@@ -334,7 +339,7 @@ def preview(
     out = writable_file(out or Path(f"{store.path.resolve().name.removesuffix('.zarr')}.html"), "--out")
     shown, size = write_preview(store, out, limit)
     say(f"{shown.text()}\n{out}: {size / 1e6:.1f} MB")
-    print(out)
+    print_path(out)
     return DONE
 
 
@@ -363,12 +368,11 @@ def import_(
     from .stores.importing import Request, import_features, parse_maps
 
     stores = local_folder(stores, "--stores")
-    if not stores.is_dir():  # which may be read only where it has this store already
-        writable_folder(stores, "--stores")
+    writable_folder(stores, "--stores", read_only=True)
     columns = tuple(comma_list(column)) if column else ()
     maps = parse_maps(comma_list(map_))
     request = Request(file, dataset, features, maps, label=label, clip=clip, subject=subject, columns=columns)
-    print(import_features(request, stores))
+    print_path(import_features(request, stores))
     return DONE
 
 
@@ -390,5 +394,5 @@ def masks(
     store = FeatureStore.open(path)
     settings = comma_list(missing) if missing else store.attrs["settings"]
     for written in export_masks(store, out, seeds, settings, split):
-        print(written)
+        print_path(written)
     return DONE

@@ -1,15 +1,18 @@
 """What all verbs share: exit statuses, checks of folders and files, JSON, lines and progress."""
 
-import json
 import os
+import signal
+import stat
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 
 from .errors import InputError
 
+GROUP_READS = stat.S_IRGRP | stat.S_IXGRP  # of a folder
 DONE, FAILURES, WRONG_INPUT, UNEXPECTED, INTERRUPTED = 0, 1, 2, 3, 130
 
 
@@ -21,16 +24,19 @@ def comma_list(values: list[str]) -> list[str]:
     return items
 
 
-def writable_folder(path: Path, option: str) -> Path:
+def writable_folder(path: Path, option: str, read_only: bool = False) -> Path:
     """Check that a folder can be written into, or made; do not make it, so that wrong input leaves nothing behind.
 
     Args:
         path: the folder.
         option: its name on the command line.
+        read_only: a folder that is there need not be writable, as everything may be in it already.
 
     Raises:
         InputError: a file is in the way, or nothing can be written there.
     """
+    if read_only and path.is_dir():
+        return path
     nearest = path
     try:
         while not (nearest.exists() or nearest.is_symlink()):  # a dangling link is in the way too
@@ -66,9 +72,84 @@ def writable_file(path: Path, option: str) -> Path:
     return path
 
 
+def note_if_private(path: Path) -> None:
+    """Say where others may enter the folder of what was made, but its group cannot read it, as under `umask 077`."""
+    folder, made = path.parent.stat().st_mode, path.stat().st_mode
+    if folder & GROUP_READS == GROUP_READS and made & GROUP_READS != GROUP_READS:
+        say(
+            f"note: the group of {path.parent} cannot read {path.name}: this process makes files for its user alone "
+            f"(umask).\n`chmod -R g+rX {path}` lets the group read it"
+        )
+
+
 def print_json(document: dict | list) -> None:
     """Print the one document of a verb with --json on standard output."""
-    print(json.dumps(document, ensure_ascii=False))
+    from .files import json_text
+
+    print(json_text(document))
+
+
+def print_path(path: object) -> None:
+    """Print a path on standard output: as it is into a file or pipe, for programs, `printable` on a terminal."""
+    print(printable(path) if sys.stdout.isatty() else path)
+
+
+# ---- What ends a command, and where its output goes ----
+
+STREAMS = {0: ("stdin", "r"), 1: ("stdout", "w"), 2: ("stderr", "w")}
+ENDING = (signal.SIGTERM, signal.SIGHUP) if hasattr(signal, "SIGHUP") else (signal.SIGTERM,)
+
+
+def open_streams() -> None:
+    """Open standard streams that were closed on `os.devnull`; else a store's file got their number, and what is said.
+
+    Python has None for such a stream, and prints to standard output what is meant for standard error.
+    """
+    for number, (name, mode) in STREAMS.items():
+        with suppress(OSError):
+            os.fstat(number)
+            continue
+        opened = os.open(os.devnull, os.O_RDWR)
+        if opened != number:
+            os.dup2(opened, number)
+            os.close(opened)
+        setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
+
+
+def address_space() -> int:
+    """Return how many bytes of addresses this process may map (`ulimit -v`), -1 where there is no limit."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return -1
+    return resource.getrlimit(resource.RLIMIT_AS)[0]
+
+
+@contextmanager
+def interruptible() -> Iterator[list[int]]:
+    """Let SIGTERM and SIGHUP end this process as Ctrl-C does; yield the list of those that came.
+
+    While it ends, others of them do not break off its cleaning up. What is ignored, as under `nohup`, stays ignored.
+    """
+    came: list[int] = []
+    process = os.getpid()
+
+    def end(number: int, _: FrameType | None) -> None:
+        if os.getpid() != process:  # a forked child that has not started its own program yet
+            os._exit(128 + number)
+        if not came:
+            came.append(number)
+            raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in ENDING}
+    taken = [number for number, handler in before.items() if handler == signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, end)
+    try:
+        yield came
+    finally:
+        for number in taken:
+            signal.signal(number, before[number])
 
 
 # ---- Lines and progress on standard error ----
@@ -78,8 +159,17 @@ BYTES = "bytes"  # a unit that is shown in MB
 
 
 def printable(text: object) -> str:
-    """Return one line without control characters, as the text may come from somebody else's store."""
+    """Return one line without what a terminal or a browser obeys: control characters, marks that turn text around."""
     return "".join(character if character.isprintable() else "?" for character in str(text))
+
+
+def plain(document: object) -> object:
+    """Return a JSON document with every text in it `printable`, line breaks apart."""
+    if isinstance(document, dict):
+        return {plain(key): plain(value) for key, value in document.items()}
+    if isinstance(document, list | tuple):
+        return [plain(value) for value in document]
+    return "\n".join(map(printable, document.split("\n"))) if isinstance(document, str) else document
 
 
 def amount(number: int, noun: str) -> str:
@@ -95,8 +185,9 @@ def name_some(names: Iterable[object], most: int = 3) -> str:
 
 
 def say(text: str) -> None:
-    """Print one or several lines on standard error, where logs and progress go."""
-    print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
+    """Print one or several lines on standard error, where logs and progress go; nobody needs to be there to read."""
+    with suppress(OSError):  # a closed pipe, a terminal that is gone: the work goes on
+        print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
 
 
 class Progress:
@@ -106,7 +197,7 @@ class Progress:
     """
 
     def __init__(self, what: str, total: int, unit: str = "clips"):
-        self.what, self.total, self.unit = what, total, unit
+        self.what, self.total, self.unit = printable(what), total, unit
         self.done = self.failed = 0
         self._said = time.monotonic()
         self._first: tuple[float, int] | None = None  # time and number of the first finished items
@@ -118,8 +209,9 @@ class Progress:
             from rich.console import Console
             from rich.table import Column
 
-            columns = (  # where the terminal is narrow the description is cut, never the rest
-                rich_progress.TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True)),
+            column = Column(ratio=1, no_wrap=True)  # where the terminal is narrow this is cut, never the rest
+            columns = (
+                rich_progress.TextColumn("{task.description}", markup=False, table_column=column),
                 rich_progress.BarColumn(bar_width=10),
                 rich_progress.TextColumn("{task.fields[amount]}"),
                 rich_progress.TextColumn("{task.fields[rate]}"),

@@ -8,8 +8,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import IO
 
@@ -39,6 +40,9 @@ ENCRYPTED = {  # sample descriptions of an mp4's encrypted tracks
 }
 UNKNOWN_SIZE = 2**31 - 2**16  # bytes: a wav written into a pipe says that it is almost 2**31 or 2**32 bytes long
 INFO_FRAME = re.compile(rb"(?:Xing|Info)\0\0\0[\x02\x03\x06\x07\x0a\x0b\x0e\x0f]")  # of an mp3 that states its bytes
+SPECIAL = re.compile(r"[^\n -~]")  # may not be printable
+FORMULA = re.compile(r"'*[=+\-@\t\r]")  # text that a spreadsheet computes instead of showing it
+ESCAPED = re.compile(r"'+[=+\-@\t\r]")
 Wrong = Callable[[str], InputError]  # makes the error of one line
 csv.field_size_limit(2**31 - 1)  # characters, of all readers of this process; csv's own limit is 131,072
 
@@ -66,16 +70,44 @@ def whole_file(path: Path, mode: str = "wb") -> Iterator[IO]:
 def write_json(path: Path, document: Mapping) -> None:
     """Write a JSON document, whole or not at all."""
     with whole_file(path, "w") as file:
-        json.dump(document, file, indent=1, ensure_ascii=False)
-        file.write("\n")
+        file.write(json_text(document, indent=1) + "\n")
+
+
+def json_text(document: object, indent: int | None = None) -> str:
+    """Return a document as JSON in which whatever is not printable is escaped, and reads back as it was."""
+    text = json.dumps(document, indent=indent, ensure_ascii=False)
+    return SPECIAL.sub(lambda found: found[0] if found[0].isprintable() else json.dumps(found[0])[1:-1], text)
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterator[Sequence]) -> None:
-    """Write a CSV file, whole or not at all."""
+    """Write a CSV file, whole or not at all, in which no text is a spreadsheet's formula (`csv_value`)."""
     with whole_file(path, "w") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+        csv_lines(file, header, rows)
+
+
+def csv_lines(file: IO, header: Sequence[str], rows: Iterable[Sequence]) -> None:
+    """Write the lines of a CSV, as `write_csv`, into an open file."""
+    plain, quoted = (csv.writer(file, lineterminator="\n", quoting=how) for how in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL))
+    for row in chain([header], rows):
+        values = [csv_value(value) for value in row]
+        odd = any("\r" in str(value) for value in values)  # csv leaves a lone carriage return unquoted
+        (quoted if odd else plain).writerow(values)
+
+
+def csv_value(value: object) -> object:
+    """Return a value of a CSV as it is written: text that a spreadsheet would compute gets an apostrophe before it."""
+    if not isinstance(value, str) or not FORMULA.match(value):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
+
+
+def csv_text(field: str) -> str:
+    """Return the text of a field that `csv_value` wrote, as it was."""
+    return field[1:] if ESCAPED.match(field) else field
 
 
 def sha256_of(path: Path) -> str:
@@ -164,6 +196,8 @@ def _rows(path: Path, required: Sequence[str], what: str, hint: str) -> Iterator
                     continue
                 if len(values) != len(header):
                     raise wrong(f"expected {len(header)} fields, found {len(values)}")
+                if any("\0" in value for value in values):
+                    raise wrong("a character NUL, which belongs in no text")
                 empty = False
                 yield line, dict(zip(header, (value.strip() for value in values), strict=True)), wrong
             if empty:

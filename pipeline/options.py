@@ -63,6 +63,9 @@ RetryOption = Annotated[
 MaxFailuresOption = Annotated[
     int | None, typer.Option(min=0, help="More failed clips than this are an error, and nothing is published.")
 ]
+TINY = 0.001  # seconds: the least of a time limit
+TimeoutOption = Annotated[float, typer.Option(min=TINY, help="Seconds a clip may take to decode.")]
+LengthOption = Annotated[float, typer.Option(min=TINY, help="Longest clip, in seconds.")]
 MemoryOption = Annotated[int, typer.Option(min=1, help="Memory of the process that decodes a clip, in bytes.")]
 LinksOption = Annotated[
     bool, typer.Option("--follow-links", help="Read clips and enter folders that are links to elsewhere.")

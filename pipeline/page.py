@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .console import plain
 from .files import whole_file
 
 if TYPE_CHECKING:
@@ -43,9 +44,14 @@ def _environment(templates: Path) -> "Environment":
 
     loader = FileSystemLoader([templates, TEMPLATES])
     options = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    environment = Environment(loader=loader, **options)
+    environment = Environment(loader=loader, finalize=_printable_text, **options)
     environment.globals["data_uri"] = data_uri
     return environment
+
+
+def _printable_text(value: object) -> object:
+    """Return text without marks that turn the text around it, line breaks kept; what a template made stays."""
+    return plain(value) if type(value) is str else value
 
 
 def write_page(page: str, out: Path) -> int:

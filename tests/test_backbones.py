@@ -356,3 +356,12 @@ def test_hub_that_cannot_be_reached(hub, tmp_path):
     hub.server_close()
     with pytest.raises(InputError, match=r"resnet50\.tv_in1k.*cannot be reached.*cache folder.*\n.*--weights FILE"):
         Backbone("resnet50", Weights("imagenet"))
+
+
+def test_a_cache_that_cannot_be_used_is_told(hub, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
+    with pytest.raises(InputError, match=r"the cache cannot be used \(Not a directory: .*HF_HOME names another\)"):
+        Backbone("timm:resnet18.tv_in1k", Weights("imagenet"))

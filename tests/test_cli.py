@@ -1,15 +1,18 @@
 """The command line as a user meets it: help, wrong usage, statuses, JSON, and what importing must not load."""
 
+import errno
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from mlemiss import cli
-from mlemiss.pipeline.errors import InputError
+from mlemiss.pipeline.errors import InputError, MachineError
 from mlemiss.pipeline.stores.store import FeatureStore
 from mlemiss.trainer import commands
 from mlemiss.trainer.experiments import train
@@ -255,3 +258,81 @@ def test_a_store_named_twice_is_trained_once(toy, tmp_path, mlemiss):
 def test_list(what, mlemiss):
     result = mlemiss("list", what, "--json")
     assert result.returncode == 0 and all(json.loads(result.stdout).values())
+
+
+def test_a_folder_that_is_gone_and_too_little_memory_are_one_clear_line(tmp_path, mlemiss):
+    gone = "import os\nos.mkdir('gone')\nos.chdir('gone')\nos.rmdir('../gone')"
+    told = mlemiss("train", "--missing", "none", before=gone)
+    assert told.returncode == 2 and "folder in which this was started cannot be used any more" in told.stderr
+    limit = "import resource\nresource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))"
+    told = mlemiss("predict", "run", "--store", "s", before=limit)
+    assert told.returncode == 2 and "`ulimit -v` allows 3 GiB of addresses: expected 5 or more" in told.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "told"),
+    [
+        (OSError(errno.EIO, "Input/output error", "/disk/x"), 2, "error: /disk/x: Input/output error.\nMend the disk"),
+        (OSError(errno.ENODEV, "No such device"), 2, "error: No such device."),
+        (MemoryError(), 2, "error: memory ran out (MemoryError)"),
+        (RuntimeError("can't start new thread"), 2, "error: memory ran out (can't start"),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), 2, "error: memory ran out"),
+        (MachineError("no clips at /x (any more)"), 2, "error: no clips at /x"),
+        (ImportError("no module named numpy"), 3, "unexpected error: ImportError"),
+        (InputError("a\x1b[31mb\u202ec"), 2, "error: a?[31mb?c\n"),
+    ],
+)
+def test_faults_of_the_machine_are_status_2(error, status, told, monkeypatch, capsys):
+    def app(*_, **__):
+        raise error
+
+    monkeypatch.setattr(cli, "app", app)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["store", "ls"])
+    assert ended.value.code == status and told in capsys.readouterr().err
+
+
+CLOSED = "import os\nos.close({number})\nimport sys\nsys.std{name} = None"
+
+
+def test_closed_streams_get_no_file_and_a_reader_that_left_ends_no_work(toy, mlemiss):
+    """What is said must not land on standard output, nor in a store's file that got the number 2."""
+    code = "import sys, mlemiss.cli\ntry:\n    mlemiss.cli.main(sys.argv[1:])\nfinally:\n"
+    code += "    print(os.stat(2).st_rdev == os.stat(os.devnull).st_rdev)"
+    closed = mlemiss("store", "verify", "nowhere", before=CLOSED.format(number=2, name="err"), code=code)
+    assert (closed.returncode, closed.stdout) == (2, "True\n")
+    silent = mlemiss("store", "verify", toy, before=CLOSED.format(number=1, name="out"))
+    assert silent.returncode == 0, silent.stderr
+    left = "import os\nread, write = os.pipe()\nos.close(read)\nos.dup2(write, 2)"
+    result = mlemiss("store", "ls", "--stores", toy.parent / "none", before=left + "\nprint('on')")
+    assert (result.returncode, result.stdout) == (0, "on\n")
+
+
+WAITS = """
+import time
+from mlemiss.pipeline.stores import catalogue
+from mlemiss.pipeline.stores.claim import only_one
+from pathlib import Path
+def wait(folder):
+    with only_one(Path("x.lock"), "X"):
+        try:
+            print("at work", flush=True)
+            time.sleep(60)
+        finally:
+            time.sleep(0.3)
+            print("cleaned up", flush=True)
+catalogue.catalogue = wait
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signals_end_as_an_interrupt_does(number, tmp_path, mlemiss):
+    running = mlemiss.start("store", "ls", "--stores", tmp_path, before=WAITS)
+    running.until("at work")
+    assert list(tmp_path.glob("x.lock.json"))
+    for _ in range(3):  # a second one does not break off the cleaning up
+        os.kill(running.pid, number)
+        time.sleep(0.05)
+    assert running.wait() == 128 + number
+    assert "cleaned up" in running.stdout and running.stderr.endswith("interrupted\n")
+    assert not list(tmp_path.glob("x.lock.json"))

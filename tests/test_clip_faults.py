@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import resource
 import struct
 import subprocess
 import zipfile
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from mlemiss.pipeline.clips.manifest import read_manifest
 from mlemiss.pipeline.encoders import Weights
 from mlemiss.pipeline.encoders.images import load_backbone
-from mlemiss.pipeline.errors import InputError, MachineError
+from mlemiss.pipeline.errors import InputError, MachineError, is_machine_fault
 from mlemiss.pipeline.media import decode as media
 from mlemiss.pipeline.media import ffmpeg
 from mlemiss.pipeline.media.process import ClipError, DecoderError, ffmpeg_binary
@@ -460,3 +461,14 @@ def test_an_encrypted_clip_is_called_so(tmp_path):
         causes = media.read_clip(tmp_path / "locked.mp4").causes
         assert causes == {"visual": "the video is encrypted", "audio": "the audio is encrypted"}
     assert media.read_clip(plain).causes == {}
+
+
+def test_memory_that_runs_out_is_the_machines(tmp_path, monkeypatch):
+    """Recorded as the clip's it would outlast the fault."""
+    for error in (RuntimeError("can't start new thread"), RuntimeError("CUDA out of memory. Tried"), MemoryError()):
+        assert is_machine_fault(error)
+    assert not is_machine_fault(RuntimeError("shapes differ"))
+    clip = counting_clip(tmp_path / "clip.mp4", 1.0)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1 << 31, 1 << 31))
+    with pytest.raises(InputError, match=r"--clip-memory 4294967296 is more than `ulimit -v` allows, 2147483648 bytes"):
+        media.read_clip(clip)

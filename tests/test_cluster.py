@@ -142,7 +142,7 @@ def test_a_scheduler_that_goes_is_said(dask_processes, synthetic_ravdess, tmp_pa
     client = mlemiss.start(*arguments)
     wait_for_a_result(stores, client)
     processes.scheduler.kill()
-    assert client.wait() == 3 and f"the Dask cluster at {processes.address} is gone" in client.stderr, client.stderr
+    assert client.wait() == 2 and f"the Dask cluster at {processes.address} is gone" in client.stderr, client.stderr
     assert "finished clips are kept" in client.stderr and staged(stores)
 
 

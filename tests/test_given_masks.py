@@ -169,3 +169,15 @@ def test_from_the_command_line(store, tmp_path, mlemiss):
     assert (result["split"], result["missing"]) == ("given:splits.csv", "audio:0.5")
     bad = mlemiss("train", "--missing", "audio:0.8", *given)
     assert bad.returncode == 2 and "There are none (complete data), audio:0.5, visual:0.5" in bad.stderr
+
+
+def test_ids_that_a_spreadsheet_would_compute(tmp_path):
+    """They are written as text and read back as they were."""
+    store = write_store(tmp_path, clips=12)
+    ids = np.array([*["=1+1", "+1", "-x", "@SUM(A1)", "'=x", "'x", "-0.5"], *(f"c{i}" for i in range(5))])
+    store.clip_id = ids
+    splits, masks = export_masks(store, tmp_path / "files", 1, ["audio:0.5"], "clip")
+    written = [row[1] for row in rows(splits)[1:]]
+    assert written[:7] == ["'=1+1", "+1", "'-x", "'@SUM(A1)", "''=x", "'x", "-0.5"]
+    assert list(read_splits(splits).parts[0]) == list(ids)
+    assert {clip for clip, _, _ in read_masks(masks).hidden["audio:0.5"][0]} <= set(ids)

@@ -206,6 +206,13 @@ def test_labels_that_are_none_or_written_in_two_ways_are_told(tmp_path, suffix, 
         load(words_file(tmp_path / f"own{suffix}", emotion * 8))
 
 
+def test_a_character_nul_is_refused(tmp_path):
+    """Numpy would drop it at the end of a word."""
+    for suffix in (".csv", ".parquet"):
+        with pytest.raises(InputError, match="'emotion' holds a character NUL"):
+            load(words_file(tmp_path / f"own{suffix}", ["sad", "happy\0"]))
+
+
 def test_a_person_written_in_two_ways_is_told(tmp_path):
     """A split by subject would take them for two."""
     with pytest.raises(InputError, match=r"subject 'S1' .*, 's1' .* differ only"):

@@ -1,12 +1,13 @@
 """Manifests and datasets: what is found, what is absent, and a message for whatever is wrong."""
 
+import errno
 import hashlib
 import os
 from pathlib import Path
 
 import pytest
 from mlemiss.pipeline.clips.datasets import collect, dataset_names, expected_clips, load_dataset
-from mlemiss.pipeline.clips.manifest import Clip, Collection, limit_clips, read_manifest
+from mlemiss.pipeline.clips.manifest import Clip, Collection, files_below, limit_clips, read_manifest
 from mlemiss.pipeline.errors import InputError
 from mlemiss.pipeline.files import write_csv
 from mlemiss.pipeline.run.plan import read_sources
@@ -41,6 +42,7 @@ def test_manifest_is_read_as_it_was_written(tmp_path):
         ([HEADER + ",split", "a,a.mp4,glad,s1,x"], "a name that the store itself uses"),
         ([HEADER + ",x,x", "a,a.mp4,glad,s1,1,2"], "appears twice"),
         ([HEADER, 'a,"a.mp4,glad,s1'], "line"),
+        ([HEADER, "a\0b,a.mp4,glad,s1"], "line 2: a character NUL"),
         ([HEADER, "a,a.mp4,nan,s1", "b,b.mp4,sad,s1"], r"label 'nan' stands for no value \(1 clip\)"),
         ([HEADER, "a,a.mp4,glad,s1", "b,b.mp4,sad,None"], "subject 'None' stands for no value"),
         ([HEADER, "a,a.mp4,glad,s1", "b,b.mp4,Glad,s1"], r"label 'Glad' \(1 clip\), 'glad' .* differ only in how"),
@@ -207,3 +209,21 @@ def test_what_may_not_be_read_is_not_opened(tmp_path):
     assert {source.sha256 for source in found.values() if source.fault} == {"unread"}
     allowed = sources_of(root, "out", cache=cache, follow_links=True)[0]
     assert allowed.sha256 == hashlib.sha256(b"secret").hexdigest() and not allowed.fault
+
+
+def test_what_cannot_be_read_is_not_absent(tmp_path, monkeypatch):
+    """A folder that may not be entered: its listed clips fail, with their cause; in a listing it is an error."""
+    for name in ("a/a.mp4", "b/b.mp4"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"x")
+    lstat, scandir, locked = os.lstat, os.scandir, tmp_path / "b"
+
+    def refused(path: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "lstat", lambda path: refused(path) if locked in path.parents else lstat(path))
+    monkeypatch.setattr(os, "scandir", lambda path: refused(path) if Path(path) == locked else scandir(path))
+    found = collect(str(manifest(tmp_path, HEADER, "a,a/a.mp4,x,s", "b,b/b.mp4,y,s", "c,c/c.mp4,y,s")))
+    assert [clip.clip_id for clip in found.clips] == ["a", "b"] and found.absent == ("c",)
+    with pytest.raises(InputError, match=r"the folder .*/b cannot be read: Permission denied"):
+        files_below(tmp_path)

@@ -1,6 +1,7 @@
 """Stores shared through real servers: pushed, pulled, killed midway and resumed, checked, trained from."""
 
 import json
+import os
 import shutil
 import signal
 import time
@@ -419,3 +420,18 @@ def test_the_commands_of_the_page_run(s3, http, tmp_path, mlemiss):
         result = mlemiss(*command.split()[1:], *quick)
         assert result.returncode == 0, f"{command}\n{result.stderr}"
     assert content(shared / made.name) == content(made) == content(tmp_path / "mirrored" / made.name)
+
+
+def test_a_group_that_cannot_read_what_is_pushed_is_told(toy, tmp_path, capsys):
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o2775)
+    before = os.umask(0o077)
+    try:
+        share.push(toy, tmp_path / "shared")
+        assert f"note: the group of {tmp_path}/shared cannot read {NAME}" in capsys.readouterr().err
+        (tmp_path / "shared").chmod(0o700)
+        share.push(revised(toy, tmp_path), tmp_path / "shared")
+    finally:
+        os.umask(before)
+    share.push(toy, tmp_path / "other")
+    assert "cannot read" not in capsys.readouterr().err

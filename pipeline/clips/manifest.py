@@ -160,7 +160,7 @@ def collect_manifest(path: Path, root: Path | None, classes: Sequence[str] | Non
     clips, notes = keep_classes(listed, classes)
     root = check_root(root, f"the folder the paths of {path.name} are relative to")
     # A pipe or a link to nowhere is a failed clip with its cause, not an absent one.
-    found = tuple(sorted((c for c in clips if os.path.lexists(root / c.path)), key=lambda c: c.clip_id))
+    found = tuple(sorted((c for c in clips if _is_there(root / c.path)), key=lambda c: c.clip_id))
     absent = tuple(sorted({c.clip_id for c in clips} - {c.clip_id for c in found}))
     if not found:
         raise InputError(
@@ -169,6 +169,17 @@ def collect_manifest(path: Path, root: Path | None, classes: Sequence[str] | Non
         )
     name = re.sub(r"[^A-Za-z0-9_.]+", "_", path.stem).strip("_.") or "manifest"
     return Collection(name, root, classes, found, absent, tuple(notes))
+
+
+def _is_there(path: Path) -> bool:
+    """Return whether a clip is not absent; in a folder that may not be entered it is one that cannot be read."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def choose_classes(
@@ -203,9 +214,18 @@ def files_below(root: Path, follow_links: bool = False) -> tuple[list[Path], lis
 
     A pipe or a link to nowhere is listed: a clip that cannot be read, not an absent one. The `._` files that macOS
     leaves in copies are not. With ``follow_links``, folders that are links are entered, once each.
+
+    InputError: a folder cannot be read. Its clips would pass for absent ones.
     """
+
+    def unreadable(error: OSError) -> None:
+        raise InputError(
+            f"the folder {error.filename} cannot be read: {error.strerror}.\n"
+            "Make it readable (chmod -R u+rX), mend its disk, or take it out of the root."
+        ) from None
+
     found, linked, entered = [], [], set()
-    for folder, folders, names in os.walk(root, followlinks=follow_links):
+    for folder, folders, names in os.walk(root, onerror=unreadable, followlinks=follow_links):
         real = os.path.realpath(folder)
         if real in entered:  # a loop, or a second link
             folders.clear()

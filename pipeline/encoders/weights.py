@@ -174,6 +174,9 @@ def _imagenet_file(tag: str) -> Path:
             return Path(hf_hub_download(repository, filename, local_files_only=True))
         except LocalEntryNotFoundError:
             why = "not in the cache, and the hub is switched off (HF_HUB_OFFLINE)"
+        except OSError as error:
+            why = f"the cache cannot be used ({error.strerror}: {error.filename}; HF_HOME names another)"
+            break
         if constants.HF_HUB_OFFLINE:
             continue
         try:  # one quick question first: the hub client retries an unreachable hub many times
@@ -184,6 +187,8 @@ def _imagenet_file(tag: str) -> Path:
             why = f"not in the cache, and the hub answered {error.code} for {repository}/{filename}"
         except (OSError, HfHubHTTPError) as error:
             why = f"not in the cache, and the hub cannot be reached ({getattr(error, 'reason', error)})"
+            if getattr(error, "filename", None):
+                why = f"the cache cannot be used ({error.strerror}: {error.filename}; HF_HOME names another)"
             break
     raise InputError(
         f"no ImageNet weights for {tag}: {why}; cache folder: {constants.HF_HUB_CACHE}.\n"

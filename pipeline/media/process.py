@@ -118,6 +118,13 @@ def run_ffmpeg(
 
 
 def _start(command: Sequence[str], pipes: Sequence[int], max_memory: int) -> subprocess.Popen:
+    if hasattr(resource, "prlimit"):
+        _, most = resource.getrlimit(resource.RLIMIT_AS)  # which only root may exceed
+        if most != resource.RLIM_INFINITY and max_memory > most:
+            raise InputError(
+                f"--clip-memory {max_memory} is more than `ulimit -v` allows, {most} bytes.\n"
+                f"Say --clip-memory {most} or less, or raise the limit."
+            )
     environment = {k: v for k, v in os.environ.items() if k not in ("FFREPORT", "AV_LOG_FORCE_COLOR")}
     process = subprocess.Popen(
         [*_die_with_parent(), *command],

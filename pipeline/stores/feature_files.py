@@ -6,7 +6,7 @@ Only what is asked for is read. A name may be a glob (``face_*``), which stands 
 import csv
 import re
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -69,6 +69,7 @@ def read_feature_file(path: Path, patterns: Sequence[str], texts: Sequence[str])
         f"{pattern!r} took {name_some(names, NAMES_LISTED)}" for pattern, names in maps.items() if pattern not in names
     ]
     for name, values in words.items():
+        _refuse_nul(path, name, values)
         words[name], read_as = _whole_numbers(values)
         notes += [f"{name!r} holds whole numbers: {read_as}"] if read_as else []
     return FeatureFile(path, maps, numbers, words, path.suffix.lower() != ".npz", tuple(notes))
@@ -151,6 +152,8 @@ def _read_csv(path: Path, choose: Choose, texts: list[str]) -> Read:
         raise InputError(f"{path}: not UTF-8 text (byte {error.start}).\nSave it as UTF-8 CSV.") from None
     except csv.Error as error:
         raise InputError(f"{path}, line {rows.line_num}: {error}.") from None
+    for name, some in words.items():
+        _refuse_nul(path, name, some)
     table = np.array(lines).reshape(len(lines), len(names))
     return dict(zip(names, table.T, strict=True)), {name: np.array(some, dtype=str) for name, some in words.items()}
 
@@ -190,6 +193,7 @@ def _read_parquet(path: Path, choose: Choose, texts: list[str]) -> Read:
     words = {}
     for name in texts:
         values = table[name].to_pylist()
+        _refuse_nul(path, name, filter(lambda value: isinstance(value, str), values))
         empty = "" if any(isinstance(v, str) for v in values) else np.nan
         words[name] = as_text(path, name, np.array([empty if v is None else v for v in values]))
     return numbers, words
@@ -208,6 +212,12 @@ def _arrow_numbers(path: Path, name: str, column) -> np.ndarray:
             f"{path}: column {name!r} ({column.type}) holds rows of different lengths, or no numbers.\n"
             f"Map columns of numbers, or of lists of numbers of one length."
         ) from None
+
+
+def _refuse_nul(path: Path, name: str, words: Iterable[str]) -> None:
+    """Raise an InputError if a word holds a character NUL, which numpy drops at the end."""
+    if any("\0" in word for word in words):
+        raise InputError(f"{path}: {name!r} holds a character NUL, which belongs in no text.\nWrite it without.")
 
 
 def as_text(path: Path, name: str, values: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..console import name_some
 from ..errors import InputError
-from ..files import Wrong, read_csv, sha256_of, write_csv
+from ..files import Wrong, csv_text, read_csv, sha256_of, write_csv
 from .masks import MODALITIES, TEST, TRAIN, VALIDATION, Missing, Setting, parse_missing
 from .store import FeatureStore
 
@@ -141,7 +141,7 @@ def read_splits(path: Path) -> SplitsFile:
     parts: dict[int, dict[str, tuple[int, int]]] = {}
     _, rows = read_csv(path, SPLIT_COLUMNS, "splits file", HINT)
     for line, row, wrong in rows:
-        clip, word = row["clip_id"], row["split"]
+        clip, word = csv_text(row["clip_id"]), row["split"]
         if word not in PART_CODES:
             raise wrong(f"unknown split {word!r}: expected {', '.join(PART_CODES)}")
         of_seed = parts.setdefault(_seed(row["seed"], wrong), {})
@@ -157,7 +157,7 @@ def read_masks(path: Path, modalities: Sequence[str] = MODALITIES) -> MasksFile:
     seen: set[tuple] = set()
     _, rows = read_csv(path, MASK_COLUMNS, "masks file", HINT)
     for line, row, wrong in rows:
-        setting, clip, modality = row["setting"], row["clip_id"], row["modality"]
+        setting, clip, modality = row["setting"], csv_text(row["clip_id"]), row["modality"]
         if modality not in modalities:
             raise wrong(f"unknown modality {modality!r}: expected {', '.join(modalities)}")
         if setting not in hidden:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..console import BYTES, Progress, name_some, printable, say
+from ..console import BYTES, Progress, name_some, note_if_private, printable, say
 from ..errors import InputError
 from ..files import whole_file, write_json
 from .checksums import COMPLETE, OWN, PUSHING, RUN, checksum, parse_complete
@@ -155,7 +155,9 @@ def push(store: Place, destination: Place) -> Transfer:
             raise InputError(f"{destination}: a store keeps its name, {store.name}.\nName the folder to push it into.")
         destination = destination.parent
     if is_local(destination):
-        return _transfer(source, _Folder(source, destination / store.name))
+        done = _transfer(source, _Folder(source, destination / store.name))
+        note_if_private(done.path)
+        return done
     return _transfer(source, _Bucket(source, _writable(destination) / store.name))
 
 

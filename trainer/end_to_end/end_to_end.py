@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ...pipeline.console import say
 from ...pipeline.encoders import Weights, check_precision, round_products
 from ...pipeline.encoders.images import Backbone
-from ...pipeline.errors import InputError
+from ...pipeline.errors import InputError, out_of_memory
 from ...pipeline.stores.masks import TRAIN
 from ...pipeline.stores.store import FeatureStore
 from ..batches import Batch, EpochOrder, Rows, Stage, Strata, rows_of
@@ -33,7 +33,6 @@ from .trunks import Trunk, averaging_statistics
 
 READ_ROWS = 256  # read and computed at a time where nothing is trained
 CALIBRATION_STEPS = 32  # micro-batches that set batch norms and standardisation before a network is trained
-MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")  # in small letters
 
 
 @dataclass(frozen=True)
@@ -107,8 +106,7 @@ def within_memory(options: EndToEnd, batch_size: int, device: torch.device) -> I
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch's OutOfMemoryError is a RuntimeError
-        told = isinstance(error, MemoryError) or any(words in str(error).lower() for words in MEMORY_WORDS)
-        if not told:
+        if not out_of_memory(error):
             raise
         size = min(options.micro_batch, batch_size)
         smaller = (

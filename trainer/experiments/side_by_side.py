@@ -7,6 +7,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from ...pipeline.console import plain
 from ...pipeline.files import whole_file, write_json
 from ..report.tables import grouped_text
 from .paper import Exhibit
@@ -200,6 +201,7 @@ def _line(values: Sequence[str]) -> str:
 def write(compared: Mapping, out: Path) -> None:
     """Write NAME.json and NAME.md of an exhibit into a folder."""
     write_json(out / f"{compared['exhibit']}.json", compared)
+    compared = plain(compared)
     with whole_file(out / f"{compared['exhibit']}.md", "w") as file:
         file.write(markdown(compared))
 
@@ -209,6 +211,7 @@ def print_tables(compared: Mapping) -> None:
     console = Console()
     if not console.is_terminal:
         console.width = 200
+    compared = plain(compared)
     for line in left_out_number(compared):
         console.print(f"\n{line}", markup=False, highlight=False)
     for title, heads, rows in tables(compared):

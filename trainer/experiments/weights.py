@@ -8,7 +8,6 @@ text that says what was trained and what features it takes.
 Shapes: R runs, M modalities, S segments a clip, D features, C classes.
 """
 
-import csv
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -22,8 +21,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from ...pipeline.console import printable
 from ...pipeline.errors import InputError
-from ...pipeline.files import whole_file
+from ...pipeline.files import csv_lines, whole_file
 from ...pipeline.stores.catalogue import how_to_make
 from ...pipeline.stores.store import IMPORTED, MEDIA, FeatureStore
 from .. import methods as registry
@@ -305,9 +305,8 @@ def _probabilities(method: Method, values: Sequence[np.ndarray], observed: np.nd
 
 def write_predictions(predictions: Predictions, file: TextIO) -> None:
     """Write a CSV: clip_id, label, predicted, and the probability of each class in a column ``p_CLASS``."""
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["clip_id", "label", "predicted", *(f"p_{name}" for name in predictions.classes)])
+    header = ["clip_id", "label", "predicted", *(f"p_{name}" for name in predictions.classes)]
     best = predictions.probability.argmax(1)
     rows = zip(predictions.clip_id, predictions.label, best, predictions.probability, strict=True)
-    for clip, label, c, probability in rows:
-        writer.writerow([clip, label, predictions.classes[c], *(f"{p:.6f}" for p in probability)])
+    named = ((clip, label, predictions.classes[c], *(f"{p:.6f}" for p in values)) for clip, label, c, values in rows)
+    csv_lines(file, header, (map(printable, row) for row in named) if file.isatty() else named)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...pipeline.console import plain
 from ...pipeline.errors import InputError
 from ...pipeline.page import render, write_page
 from .comparisons import compare_methods, corrected, family_key, family_of, several_marginals, side, significant
@@ -121,6 +122,7 @@ def render_report(documents: Sequence[dict], comparisons: Sequence[dict] | None 
     """Return the whole page; arguments as for `write_report`."""
     if comparisons is None:
         comparisons = [entry for document in documents for entry in document.get("comparisons", [])]
+    documents, comparisons = plain(documents), plain(comparisons)
     parts = sections(documents)
     skipped = [(entry["cell"], entry["reason"]) for document in documents for entry in document.get("skipped", [])]
     facts = {

@@ -14,6 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from ...pipeline.console import plain
 from ...pipeline.files import whole_file, write_csv
 from .comparisons import SIGNIFICANT, family_key, family_of, least_p, several_marginals, side, significant
 
@@ -305,8 +306,8 @@ def print_results(document: dict, console: Console | None = None) -> None:
         console = Console()
         if not console.is_terminal:
             console.width = 160  # a file or a pipe has no width of its own
-    for section in sections([document]):
-        compared = section.compared(document.get("comparisons", []))
+    for section in sections([plain(document)]):
+        compared = section.compared(plain(document.get("comparisons", [])))
         # Plain lines: a table's own title and caption are folded to its width.
         console.print(section.title, style="italic", markup=False, highlight=False)
         for columns in _fitting(section, console.width):
@@ -321,9 +322,9 @@ def export_csv(documents: Sequence[dict], comparisons: Sequence[dict], folder: P
     Accuracies, F1 and recalls are percentages, differences percentage points. Lists over seeds are separated by
     spaces; what does not exist (the deviation of one seed) is empty.
     """
-    results = [result for section in sections(documents) for result in section.results]
+    results = [result for section in sections(plain(documents)) for result in section.results]
     tables = {"results.csv": [_result_row(r) for r in results]}
-    tables["comparisons.csv"] = [_comparison_row(c) for c in comparisons]
+    tables["comparisons.csv"] = [_comparison_row(c) for c in plain(comparisons)]
     for name, rows in tables.items():
         header = list(dict.fromkeys(column for row in rows for column in row)) or COMPARISON_COLUMNS
         write_csv(folder / name, header, ([row.get(column) for column in header] for row in rows))
@@ -365,7 +366,7 @@ def _family_columns(described: Mapping) -> dict:
 
 def export_latex(documents: Sequence[dict], folder: Path) -> Path:
     """Write results.tex into ``folder``: a table a section, for a document that uses booktabs; return its path."""
-    tables = "\n".join(map(_latex_table, sections(documents)))
+    tables = "\n".join(map(_latex_table, sections(plain(documents))))
     with whole_file(folder / "results.tex", "w") as file:
         file.write(f"% \\usepackage{{booktabs}}; the best mean of each column is bold\n{tables}")
     return folder / "results.tex"
