@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 
@@ -97,6 +98,12 @@ def name_some(names: Iterable[object], most: int = 3) -> str:
 def say(text: str) -> None:
     """Print one or several lines on standard error, where logs and progress go."""
     print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
+
+
+@cache
+def say_once(text: str) -> None:
+    """Print a line unless it was printed before: one damaged store may serve many clips."""
+    say(text)
 
 
 class Progress:

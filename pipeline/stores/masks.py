@@ -11,14 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import InputError
+from .schema import MODALITIES
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
 HELD_OUT = 0.15  # of all clips, for validation and for test each
-MODALITIES = ("visual", "audio")  # of the stores that `preprocess` makes, in order
 
-# Rates and seeds of the masks that every store carries, so that a team trains on the same ones.
-STORED_RATES = (0.5, 0.8, 0.9, 0.95)
-STORED_SEEDS = 10
+STORED_RATES = (0.5, 0.8, 0.9, 0.95)  # of the masks that every store carries, so that a team trains on the same ones
 
 
 @dataclass(frozen=True)
