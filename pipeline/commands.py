@@ -273,8 +273,11 @@ def verify(path: StoreArgument, as_json: JsonOption = False) -> int:
     """Check every byte of a store against its checksums; name what is damaged, and the clips that this hits."""
     from .stores.catalogue import print_damage
     from .stores.checksums import verify_store
+    from .stores.store import FeatureStore
 
     damage = verify_store(path)
+    if not damage["damaged"]:
+        FeatureStore.open(path)  # every byte as written, and still no store of mlemiss: an error that says why
     if as_json:
         print_json(damage)
     else:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from types import FrameType, TracebackType
 
@@ -188,6 +189,12 @@ def say(text: str) -> None:
     """Print one or several lines on standard error, where logs and progress go; nobody needs to be there to read."""
     with suppress(OSError):  # a closed pipe, a terminal that is gone: the work goes on
         print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
+
+
+@cache
+def say_once(text: str) -> None:
+    """Print a line unless it was printed before: one damaged store may serve many clips."""
+    say(text)
 
 
 class Progress:

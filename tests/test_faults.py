@@ -136,7 +136,7 @@ def test_two_hundred_clips_twenty_of_them_hostile(folder, tmp_path, mlemiss):
     assert left_running(tag) == []
     stored = FeatureStore.open(summary["stores"][0])
     assert (stored.status == "done").sum() == 180 and stored.present[stored.status == "done"].all()
-    assert stored.group["visual"].chunks == (32, 30, 256)
+    assert stored.chunks.group["visual"].chunks == (32, 30, 256)
 
 
 @pytest.mark.slow

@@ -27,8 +27,8 @@ def test_summary_and_store(six):
     assert (media_store.features, features.features) == ("media", SMALL)
     assert features.weights["name"] == "random" and len(features.weights["hash"]) == 16
     assert features.read("visual").shape == (6, 30, 256) and not np.isnan(features.read("audio")).any()
-    assert features.group["visual"].chunks == (6, 30, 256)
-    assert media_store.group["frames"].chunks == (1, 30, 256, 256, 3)
+    assert features.chunks.group["visual"].chunks == (6, 30, 256)
+    assert media_store.chunks.group["frames"].chunks == (1, 30, 256, 256, 3)
     assert list(features.clip_id) == sorted(features.clip_id) and features.present.all()
     assert all(damaged_files(Path(path)) == [] for path in summary["stores"])
 
@@ -37,8 +37,8 @@ def test_summary_and_store(six):
 def test_media_are_what_decoding_gives(six, synthetic_ravdess):
     stored = FeatureStore.open(six.summary["stores"][0])
     clip = media.read_clip(next(synthetic_ravdess.rglob(f"{stored.clip_id[2]}.mp4")))
-    np.testing.assert_array_equal(stored.group["frames"][2], clip.frames)
-    np.testing.assert_array_equal(stored.group["logmel"][2], clip.logmel)
+    np.testing.assert_array_equal(stored.chunks.group["frames"][2], clip.frames)
+    np.testing.assert_array_equal(stored.chunks.group["logmel"][2], clip.logmel)
     assert stored.duration[2] == clip.duration
 
 
@@ -206,7 +206,7 @@ def test_others_read_the_stores_without_us_and_without_warnings(six):
         assert all(found == dimensions.get(name, ["clip"]) for name, found in named.items())
         assert {"clip_id", "label", "subject", "status", "error", "duration", "sha256", "present", "split"} < set(named)
         for name in ("frames", "logmel") if opened.features == "media" else ("visual", "audio"):
-            assert read["sums"][name] == [float(opened.group[name][2].astype(np.float64).sum())] * 2
+            assert read["sums"][name] == [float(opened.chunks.group[name][2].astype(np.float64).sum())] * 2
         assert read["ids"] == list(opened.clip_id)
 
 

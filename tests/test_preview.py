@@ -139,10 +139,10 @@ def test_strips_show_the_clips_own_frames_and_log_mels(stores, tmp_path):
     width = (frames.shape[1] + 2) // 8
     for column, segment in enumerate(segments):
         shown = frames[:, column * width : (column + 1) * width - 2]
-        cached = cv2.resize(opened.group["frames"][place, segment], shown.shape[1::-1], interpolation=cv2.INTER_AREA)
+        cached = cv2.resize(opened.read("frames", (place, segment)), shown.shape[1::-1], interpolation=cv2.INTER_AREA)
         assert np.abs(shown[..., ::-1] - cached).mean() < 4
         low, high = np.split(mels[:, column * width : (column + 1) * width - 2].mean((1, 2))[::-1], 2)
-        decibels = opened.group["logmel"][place, segment, 0].astype(float).clip(-80, 0)
+        decibels = opened.chunks.group["logmel"][place, segment, 0].astype(float).clip(-80, 0)
         loud_low, loud_high = np.split(decibels.mean(1), 2)
         assert low.mean() == pytest.approx(-255 / 80 * loud_low.mean(), abs=3)  # louder is darker
         assert high.mean() == pytest.approx(-255 / 80 * loud_high.mean(), abs=3)

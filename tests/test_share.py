@@ -317,7 +317,10 @@ def test_damaged_metadata_hits_every_clip_and_a_damaged_copy_is_mended(toy, tmp_
         (lambda f: f | {"more": {"sha256": "0" * 64, "bytes": -1}}, "no size of more"),
         (lambda f: f | {"more": {"sha256": "0" * 64, "bytes": True}}, "no size of more"),
         (lambda f: f | {"more": {"sha256": "../x", "bytes": 1}}, "no sha256 of more"),
-        (lambda f: f | {"more": {"sha256": "0" * 64, "bytes": 1 << 60}}, "GB more are needed"),
+        (
+            lambda files: files | {f"more{i}": {"sha256": "0" * 64, "bytes": 2**28} for i in range(100_000)},
+            "GB more are needed",
+        ),
         (lambda f: f | {"more": 7}, "unreadable"),
         (lambda f: [], "unreadable"),
         (lambda f: {}, "does not name zarr.json"),

@@ -172,21 +172,16 @@ def test_an_absent_or_cut_chunk_is_not_read_as_fill_values(tmp_path, mlemiss):
     (path / "visual" / "c" / "1" / "0" / "0").unlink()
     chunk = path / "audio" / "c" / "0" / "0" / "0"
     chunk.write_bytes(chunk.read_bytes()[:-1])
-    (path / "label" / "c" / "0").unlink()
     opened = FeatureStore.open(path)
     assert opened.read("visual", slice(0, 32)).shape == (32, 3, 4)  # what is whole is read
-    for read, name in (
-        (lambda: opened.read("visual"), "visual/c/1/0/0 is absent"),
-        (lambda: opened.read("audio"), r"audio/c/0/0/0 is \d+ bytes, recorded with \d+"),
-        (lambda: opened.label, "label/c/0 is absent"),
-    ):
-        with pytest.raises(InputError, match=rf"{name}.\n`mlemiss store verify"):
-            read()
-    listed = mlemiss("store", "ls", tmp_path, "--json")
-    assert listed.returncode == 0 and json.loads(listed.stdout)[0]["store"] == path.name, listed.stderr
-    assert mlemiss("store", "info", path).returncode == 2  # the classes are counted by label
+    for name, why in (("visual", "visual/c/1/0/0 is absent"), ("audio", r"audio/c/0/0/0 is \d+ bytes, recorded with")):
+        with pytest.raises(InputError, match=rf"{why}[^\n]*\n`mlemiss store verify"):
+            opened.read(name)
     found = json.loads(mlemiss("store", "verify", path, "--json").stdout)
-    assert len(found["damaged"]) == 3 and found["of_clips"] == 40
+    assert len(found["damaged"]) == 2 and found["of_clips"] == 40
+    (path / "label" / "c" / "0").unlink()
+    listed = mlemiss("store", "ls", tmp_path)
+    assert listed.returncode == 0 and f"not usable: {path.name}, its file label/c/0 is absent" in listed.stderr
 
 
 def test_finds_the_one_store_that_fits(tmp_path):

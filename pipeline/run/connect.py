@@ -6,9 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..console import amount, say
+from ..console import amount, say, say_once
 from ..errors import InputError
-from .parts import say_once
 
 GPU = "GPU"  # the Dask resource of workers that compute on one
 CONNECT_SECONDS, WORKER_SECONDS = 10, 60  # for the scheduler to answer, for a first worker to start

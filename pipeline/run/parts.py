@@ -13,15 +13,17 @@ from pathlib import Path
 
 import numpy as np
 
-from ..console import say
+from ..console import say_once
 from ..errors import InputError
 from ..files import whole_file
+from ..media import ffmpeg, logmel
+from ..media.decode import SEGMENTS
 from ..media.ffmpeg import due_to_limit
 from ..media.process import ffmpeg_version
-from ..stores.catalogue import stores_in
-from ..stores.checksums import find_damage, recorded_files
+from ..stores.catalogue import stores_in, why_not
+from ..stores.checksums import find_damage
 from ..stores.masks import MODALITIES
-from ..stores.store import FeatureStore, open_group
+from ..stores.store import MEDIA, FeatureStore, open_group
 
 UNREADABLE = (OSError, ValueError, KeyError, zipfile.BadZipFile)  # of a part or store that is damaged or absent
 
@@ -64,6 +66,14 @@ class Part:
             )
 
 
+def clip_shapes(features: str, dimension: int = 0) -> dict[str, tuple[int, ...]]:
+    """Return the shape of one clip in each array of a store: of frames and log-Mels, or of features that wide."""
+    if features == MEDIA:
+        frame = (ffmpeg.FRAME_SIZE, ffmpeg.FRAME_SIZE, 3)
+        return {"frames": (SEGMENTS, *frame), "logmel": (SEGMENTS, 3, logmel.N_MELS, logmel.MEL_FRAMES)}
+    return dict.fromkeys(MODALITIES, (SEGMENTS, dimension))
+
+
 def write_media(work: Path, rows: Sequence[int], frames: np.ndarray | None, logmel: np.ndarray | None) -> None:
     """Write a clip's media into an unfinished media store: one chunk a row and array, so that each has one writer.
 
@@ -98,8 +108,6 @@ def merged_versions(several: Iterable[Mapping[str, str]]) -> dict[str, str]:
 
 # ---- Finished stores that results are taken from ----
 
-TABLE = ("label", "status", "sha256", "present", "error", "duration")
-
 
 class DamagedError(InputError):
     """A store's bytes are not those of its checksums; the message is one line."""
@@ -107,21 +115,14 @@ class DamagedError(InputError):
 
 @dataclass(frozen=True)
 class Donor:
-    """A finished store whose metadata and table agree with its checksums."""
+    """A finished store that results are taken from; a chunk of it is hashed before."""
 
     store: FeatureStore
-    files: Mapping[str, Mapping]  # name -> checksum, from COMPLETE.json
 
     @classmethod
     def open(cls, path: Path) -> "Donor":
-        """Open a store and check its metadata and table.
-
-        Raises:
-            DamagedError: they are damaged, absent, or not those of a store of clips.
-        """
-        donor = cls(FeatureStore.open(path), recorded_files(path))
-        donor._check(["zarr.json", *(name for array in TABLE for name in donor._chunks(f"{array}/c/"))])
-        return donor
+        """Open a store. InputError: it cannot be used, as `FeatureStore.open` says."""
+        return cls(FeatureStore.open(path))
 
     def rows(self, retry_failed: bool) -> dict[str, int]:
         """Return the row of each content (sha256) that has a result here.
@@ -150,27 +151,26 @@ class Donor:
         return [self.store.read(name, slice(block * size, (block + 1) * size)) for name in names]
 
     def _chunks(self, prefix: str) -> list[str]:
-        return [name for name in self.files if name.startswith(prefix)] or [f"{prefix}…"]
+        return [name for name in self.store.chunks.files if name.startswith(prefix)] or [f"{prefix}…"]
 
     def _check(self, names: Sequence[str]) -> None:
         path = self.store.path
-        if find_damage(path, self.files, names):
+        if find_damage(path, self.store.chunks.files, names):
             raise DamagedError(
                 f"{path} is damaged (`mlemiss store verify` names the files); its damaged clips are decoded again"
             )
 
 
-def donors(stores: Path, features: str, spec: Mapping) -> Iterator[Donor]:
-    """Open the finished stores of these features and this spec; name a damaged one once and skip it."""
+def donors(stores: Path, features: str, spec: Mapping, dimension: int = 0) -> Iterator[Donor]:
+    """Open the finished stores of these features and this spec; name one that cannot be used once and skip it."""
     for path, attrs in stores_in(stores):
-        if attrs["features"] == features and attrs.get("spec") == spec:
+        if (attrs["features"], attrs["spec"], tuple(attrs["modalities"])) == (features, spec, MODALITIES):
             try:
-                yield Donor.open(path)
+                donor = Donor.open(path)
             except InputError as error:
-                say_once(f"note: {error}")
-
-
-@cache
-def say_once(text: str) -> None:
-    """Print a line unless it was printed before: one damaged store may serve many clips."""
-    say(text)
+                say_once(f"not usable: {path.name}, {why_not(path, error)}")
+                continue
+            if any(donor.store.shape(name)[1:] != shape for name, shape in clip_shapes(features, dimension).items()):
+                say_once(f"not usable: {path.name}, its features or media have other shapes than its spec says")
+                continue
+            yield donor

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import zarr
 
+from ..console import say_once
 from ..media.ffmpeg import due_to_limit
 from ..stores import store
 from ..stores.store import WORK
-from .parts import UNREADABLE, DamagedError, Donor, Part, donors, say_once, write_media
+from .parts import UNREADABLE, DamagedError, Donor, Part, donors, write_media
 from .plan import Output, Plan
 
 MEDIA_ARRAYS = ("frames", "logmel")
@@ -43,7 +44,7 @@ def fill(plan: Plan) -> int:
 
 
 def _results(plan: Plan, output: Output, wanted: Set[str]) -> Results:
-    for donor in donors(plan.stores, output.features, output.spec):
+    for donor in donors(plan.stores, output.features, output.spec, output.dimension):
         yield from _from_store(donor, output, wanted, plan.retry_failed)
     for work in sorted((plan.stores / WORK).glob("*/")):
         if work != output.work:

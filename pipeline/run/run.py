@@ -13,18 +13,17 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from ..console import amount, say
+from ..console import amount, say, say_once
 from ..encoders.images import BATCH_CLIPS
 from ..errors import MACHINE_ERRNOS, InputError, MachineError
 from ..files import write_json
-from ..media import decode as media
-from ..media import ffmpeg, logmel
 from ..media.ffmpeg import due_to_limit
 from ..stores import store
 from ..stores.claim import Claim, only_one
+from ..stores.schema import FEATURES, MEDIA_ARRAYS
 from . import reuse
 from .extract import Executor, Outcome, decode, encode, wants_gpu
-from .parts import UNREADABLE, Part, merged_versions, say_once
+from .parts import UNREADABLE, Part, clip_shapes, merged_versions
 from .plan import Output, Plan, Task, leftovers, recover
 
 
@@ -167,14 +166,9 @@ def _prepare(plan: Plan, output: Output) -> None:
     group = store.open_group(output.work / "store.zarr")
     group.attrs.put({"features": output.features, "spec": output.spec})  # shows other runs what they can take over
     if output.features == store.MEDIA:
-        frames = (media.SEGMENTS, ffmpeg.FRAME_SIZE, ffmpeg.FRAME_SIZE, 3)
-        images = (media.SEGMENTS, 3, logmel.N_MELS, logmel.MEL_FRAMES)
-        for name, shape, dtype, dimensions in (
-            ("frames", frames, "uint8", ("row", "column", "channel")),
-            ("logmel", images, "float16", ("channel", "mel", "time")),
-        ):
+        for name, shape in clip_shapes(output.features).items():
             if name not in group:
-                dimensions = ("clip", "segment", *dimensions)
+                dtype, dimensions = MEDIA_ARRAYS[name]
                 store.create_array(group, name, (len(plan.keys), *shape), (1, *shape), dtype, dimensions)
     if plan.retry_failed:
         for key, part in _parts(plan, output):
@@ -333,7 +327,8 @@ def _unchanged(output: Output, table: dict[str, Sequence]) -> bool:
 
 
 def _feature_arrays(group: zarr.Group, output: Output, clips: int) -> dict[str, zarr.Array]:
-    shape = (clips, media.SEGMENTS, output.dimension)
-    chunks = (min(store.FEATURE_CHUNK, clips), *shape[1:])
-    dimensions = ("clip", "segment", "feature")
-    return {m: store.create_array(group, m, shape, chunks, "float16", dimensions) for m in store.MODALITIES}
+    rows, (dtype, dimensions) = min(store.FEATURE_CHUNK, clips), FEATURES
+    return {
+        modality: store.create_array(group, modality, (clips, *shape), (rows, *shape), dtype, dimensions)
+        for modality, shape in clip_shapes(output.features, output.dimension).items()
+    }

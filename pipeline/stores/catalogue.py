@@ -11,10 +11,10 @@ from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
 
-from ..console import amount, name_some, printable, say
+from ..console import amount, name_some, printable, say, say_once
 from ..encoders import is_backbone
 from ..errors import InputError
-from .checksums import COMPLETE, UNEXPECTED, recorded_files
+from .checksums import COMPLETE, UNEXPECTED
 from .remote import Place, in_parallel, is_local
 from .store import MEDIA, FeatureStore, read_attributes, run_record
 
@@ -37,8 +37,8 @@ def catalogue(folder: Place) -> tuple[list[dict], list[tuple[Place, str]]]:
             return store_row(FeatureStore.open(path))
         except InputError as error:
             return error
-        except (KeyError, ValueError, TypeError, OSError, RuntimeError) as error:  # damaged, or not made by mlemiss
-            return InputError(f"{path} cannot be read ({error}).\n`mlemiss store verify {path}` names damaged files.")
+        except OSError as error:  # it goes just now
+            return InputError(f"{path} cannot be read ({error.strerror or error}).")
 
     rows, unusable = [], []
     for (path, _), result in in_parallel(row_or_error, candidates_in(folder)):
@@ -51,7 +51,7 @@ def catalogue(folder: Place) -> tuple[list[dict], list[tuple[Place, str]]]:
 
 def store_row(store: FeatureStore) -> dict:
     """Return what `ls --json` says of a store; missing counts the clips that did not fail and lack a modality."""
-    files, record = recorded_files(store.path), run_record(store.path)
+    files, record = store.chunks.files, run_record(store.path)
     lacking = ~store.present[store.done]
     return {
         "store": store.path.name,
@@ -224,22 +224,17 @@ def candidates_in(folder: Place) -> Iterator[tuple[Place, dict | InputError]]:
 
 
 def stores_in(folder: Place) -> Iterator[tuple[Place, dict]]:
-    """Yield the finished stores of a folder with their attributes, by name; skip other files and unfinished stores."""
+    """Yield the finished stores of a folder with their attributes, by name; say once which others cannot be used."""
     for path, attrs in candidates_in(folder):
-        if not isinstance(attrs, InputError):
+        if isinstance(attrs, InputError):
+            say_once(f"not usable: {path.name}, {why_not(path, attrs)}")
+        else:
             yield path, attrs
-
-
-def unusable_in(folder: Place) -> Iterator[tuple[Place, str]]:
-    """Yield what is called like a store and cannot be opened, and why, in one line."""
-    for path, error in candidates_in(folder):
-        if isinstance(error, InputError):
-            yield path, why_not(path, error)
 
 
 def why_not(path: Place, error: InputError) -> str:
     """Return why a store cannot be opened, in one line without its path."""
-    return str(error).split("\n")[0].removeprefix(str(path)).strip().rstrip(".")
+    return str(error).split("\n")[0].removeprefix(str(path)).lstrip(" :").rstrip(". ")
 
 
 def how_to_make(features: str, dataset: str) -> str:
@@ -252,7 +247,10 @@ def how_to_make(features: str, dataset: str) -> str:
 
 
 def find_store(folder: Place, features: str, dataset: str | None = None) -> Place:
-    """Return the one store of these features in a folder. InputError: none or several fit (they are listed)."""
+    """Return the one usable store of these features in a folder; say which cannot be used.
+
+    InputError: none or several fit (they are listed).
+    """
     everything = list(stores_in(folder))
     datasets = sorted({attrs["dataset"] for _, attrs in everything})
     fitting = [
@@ -264,18 +262,26 @@ def find_store(folder: Place, features: str, dataset: str | None = None) -> Plac
         raise InputError(
             f"stores of several datasets in {folder}: {', '.join(datasets)}.\nChoose one with --dataset NAME."
         )
-    if len(fitting) == 1:
-        return fitting[0][0]
+    opened, errors = [], []
+    for path, _ in fitting:
+        try:
+            opened.append(FeatureStore.open(path))
+        except InputError as error:
+            errors.append((path, error))
+    if errors and not opened:
+        raise errors[0][1]
+    for path, error in errors:
+        say_once(f"not usable: {path.name}, {why_not(path, error)}")
+    if len(opened) == 1:
+        return opened[0].path
     wanted = f"{features} features" + (f" of {dataset}" if dataset else "")
     if not fitting:
         there = ", ".join(path.name for path, _ in everything) or "none"
-        unusable = "".join(f"; not usable: {path.name}, {why}" for path, why in unusable_in(folder))
         raise InputError(
-            f"no finished store of {wanted} in {folder} (stores there: {there}{unusable}).\n"
+            f"no finished store of {wanted} in {folder} (stores there: {there}).\n"
             f"Make one with `{how_to_make(features, dataset or 'NAME')}`."
         )
     rows = "; ".join(
-        f"{path} ({len(FeatureStore.open(path).clip_id)} clips, weights {(attrs['weights'] or {}).get('name')})"
-        for path, attrs in fitting
+        f"{store.path} ({len(store.clip_id)} clips, weights {store.weights.get('name')})" for store in opened
     )
-    raise InputError(f"{len(fitting)} stores of {wanted} fit: {rows}.\nChoose one with --store PATH.")
+    raise InputError(f"{len(opened)} stores of {wanted} fit: {rows}.\nChoose one with --store PATH.")

@@ -3,25 +3,43 @@
 Stores come from elsewhere too: whatever COMPLETE.json says is checked before anything is done with it.
 """
 
+import asyncio
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import zarr
 from zarr.abc.store import Store
+from zarr.buffer.cpu import NDBuffer
 from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from ..console import BYTES, Progress
-from ..errors import InputError
-from .remote import Place, file_sizes, in_parallel, is_local, reaching, read_blocks
+from ..errors import InputError, MachineError
+from .remote import (
+    BLOCK_BYTES,
+    NotRegularError,
+    Place,
+    file_of,
+    file_sizes,
+    in_parallel,
+    is_local,
+    open_regular,
+    reaching,
+    read_blocks,
+    read_document,
+)
+from .schema import ATTRIBUTES_BYTES, CHUNK_BYTES, FILE, Schema, is_whole, parse_json, parse_schema
 
 COMPLETE = "COMPLETE.json"
 RUN = "RUN.json"  # command, date, timings, host: outside checksums and byte identity
 PUSHING = "PUSHING.json"  # who is at work on a store behind a URL
 OWN = frozenset({COMPLETE, RUN, PUSHING})  # documents of a store that have no checksums
+FILE_BYTES = CHUNK_BYTES + BLOCK_BYTES  # bytes of the largest file: a chunk that nothing compresses
+SMALL_BYTES = 128 << 20  # bytes of all files of a store that are no features or media
 DAMAGED, ABSENT, UNREADABLE, UNEXPECTED = "damaged", "absent", "unreadable", "unexpected"
 
 
@@ -48,9 +66,17 @@ def recorded_files(store: Place) -> dict[str, dict]:
 
     Raises:
         FileNotFoundError: there is no COMPLETE.json.
-        InputError: its content is something else, or it names what cannot be a file inside the store.
+        InputError: it is no regular file, its content is something else, or it names what cannot be a file inside.
     """
-    return parse_complete(store, (store / COMPLETE).read_bytes())
+    return parse_complete(store, read_marker(store))
+
+
+def read_marker(store: Place) -> bytes:
+    """Read a store's COMPLETE.json as it is. FileNotFoundError: there is none. InputError: it is no regular file."""
+    try:
+        return read_document(store / COMPLETE)
+    except NotRegularError as error:
+        raise InputError(f"{store}: its {COMPLETE} is {error.strerror}.\nDo not use it.") from None
 
 
 def parse_complete(store: Place, content: bytes) -> dict[str, dict]:
@@ -60,9 +86,9 @@ def parse_complete(store: Place, content: bytes) -> dict[str, dict]:
         return InputError(f"{store}: its {COMPLETE} {why}.\nIt was not written by mlemiss, or damaged: do not use it.")
 
     try:
-        listed = json.loads(content)["files"]
+        listed = parse_json(content)["files"]
         files = {name: {"sha256": entry["sha256"], "bytes": entry["bytes"]} for name, entry in listed.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise wrong("is unreadable") from None
     folders = set()
     for name, entry in files.items():
@@ -70,8 +96,8 @@ def parse_complete(store: Place, content: bytes) -> dict[str, dict]:
             raise wrong(f"names {name[:80]!r}, which is no file inside the store")
         if not (isinstance(entry["sha256"], str) and re.fullmatch("[0-9a-f]{64}", entry["sha256"])):
             raise wrong(f"has no sha256 of {name}")
-        if type(entry["bytes"]) is not int or entry["bytes"] < 0:
-            raise wrong(f"has no size of {name}")
+        if not is_whole(entry["bytes"]) or entry["bytes"] > FILE_BYTES:
+            raise wrong(f"has no size of {name}, or more than the {FILE_BYTES} bytes that a file of a store may have")
         parts = name.split("/")
         folders.update("/".join(parts[:depth]) for depth in range(1, len(parts)))
     if clash := folders & set(files):
@@ -116,7 +142,7 @@ def find_damage(
 
     def state(name: str) -> str | None:
         try:
-            same = checksum(store / name, recorded[name]["bytes"]) == recorded[name]
+            same = checksum(file_of(store, name), recorded[name]["bytes"]) == recorded[name]
         except (KeyError, FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return ABSENT
         except OSError:
@@ -142,18 +168,12 @@ class ClipAxis:
     clips: int
 
 
-def clip_axes(store: Place) -> dict[str, ClipAxis]:
-    """Read the clip axis of every array that has one from the store's zarr.json; empty where that is unreadable."""
+def clip_axes(schema: Schema) -> dict[str, ClipAxis]:
+    """Return the clip axis of every array."""
     axes = {}
-    try:
-        document = json.loads((store / "zarr.json").read_bytes())
-        for name, array in document["consolidated_metadata"]["metadata"].items():
-            if "clip" in (names := array.get("dimension_names") or ()):
-                axis = list(names).index("clip")
-                size = array["chunk_grid"]["configuration"]["chunk_shape"][axis]
-                axes[name] = ClipAxis(axis, max(int(size), 1), int(array["shape"][axis]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
-        return {}
+    for name, array in schema.arrays.items():
+        axis = array.dimensions.index("clip")
+        axes[name] = ClipAxis(axis, array.chunks[axis], array.shape[axis])
     return axes
 
 
@@ -181,7 +201,7 @@ def verify_store(store: Place) -> dict:
         The document of `verify --json`.
 
     Raises:
-        InputError: there is no COMPLETE.json to check against.
+        InputError: there is no COMPLETE.json to check against, or no version of mlemiss would write its zarr.json.
     """
     try:
         recorded = recorded_files(store)
@@ -193,12 +213,12 @@ def verify_store(store: Place) -> dict:
     size = sum(entry["bytes"] for entry in recorded.values())
     with Progress("verify", size, BYTES) as bar:
         damage = find_damage(store, recorded, checked=bar.advance)
-    axes = {} if "zarr.json" in damage else clip_axes(store)
-    if any(name == "zarr.json" or name.startswith("clip_id/") for name in damage):
+    schema = None if FILE in damage else read_schema(store)
+    axes = {} if schema is None else clip_axes(schema)
+    if schema is None or any(name.startswith("clip_id/") for name in damage):
         ids = [f"#{number}" for number in range(max((axis.clips for axis in axes.values()), default=0))]
     else:
-        with reaching(store):
-            ids = zarr.open_group(CheckedChunks.at(store, recorded), mode="r", zarr_format=3)["clip_id"][:].tolist()
+        ids = CheckedChunks.at(store, recorded, schema).read("clip_id").tolist()
     files, hit = [], set()
     for name, state in damage.items():
         clips = range(0) if state == UNEXPECTED else clips_in(name, axes)
@@ -216,40 +236,131 @@ def verify_store(store: Place) -> dict:
     }
 
 
-# ---- read chunks: never a fill value where a file is gone ----
+# ---- read chunks: never a fill value where a file is gone, never more than an array says ----
+
+
+def read_schema(store: Place) -> Schema:
+    """Read and check what a store's zarr.json says.
+
+    Raises:
+        FileNotFoundError: there is no zarr.json.
+        OSError: it is no regular file.
+        InputError: this is no store of mlemiss.
+    """
+    return parse_schema(store, read_document(store / FILE, ATTRIBUTES_BYTES))
 
 
 class CheckedChunks(WrapperStore):
-    """A zarr store whose chunks must be there in their recorded sizes; zarr alone reads an absent one as fill values.
+    """A store's chunks for zarr, which alone would read an absent one as fill values and decode whatever is there.
 
-    Bytes are not hashed: that is for `store verify`, and for whoever copies results (parts.py).
+    Each must be there in its recorded size, and decode to what its array says. Those of the small arrays must have the
+    recorded bytes (`keep_small`). Features are not hashed: that is for `store verify`, and for whoever copies results.
     """
 
-    def __init__(self, store: Store, location: Place, files: Mapping[str, Mapping]):
+    def __init__(self, store: Store, location: Place, files: Mapping[str, Mapping], schema: Schema):
         super().__init__(store)
-        self.location, self.files = location, files
+        self.location, self.files, self.schema = location, files, schema
+        self.small: dict[str, bytes] = {}  # files of small arrays that were read and hashed
 
     @classmethod
-    def at(cls, location: Place, files: Mapping[str, Mapping]) -> "CheckedChunks":
+    def at(cls, location: Place, files: Mapping[str, Mapping], schema: Schema) -> "CheckedChunks":
         """Open the chunks of the store at ``location`` for reading; ``files`` are its checksums."""
         if is_local(location):
-            return cls(LocalStore(location, read_only=True), location, files)
-        remote = FsspecStore.from_url(str(location), storage_options=location.storage_options, read_only=True)
-        return cls(remote, location, files)
+            return cls(LocalStore(location, read_only=True), location, files, schema)
+        with reaching(location):
+            remote = FsspecStore.from_url(str(location), storage_options=location.storage_options, read_only=True)
+        return cls(remote, location, files, schema)
 
     def _with_store(self, store: Store) -> "CheckedChunks":
-        return type(self)(store, self.location, self.files)
+        other = type(self)(store, self.location, self.files, self.schema)
+        other.small = self.small
+        return other
+
+    def keep_small(self) -> None:
+        """Read and hash zarr.json and the files of all small arrays. InputError: one is not as recorded."""
+        self._check_hash(FILE, self.schema.content)
+        names = self.schema.small_files
+        if (size := sum(self.files.get(name, {}).get("bytes", 0) for name in names)) > SMALL_BYTES:
+            raise self._wrong(COMPLETE, f"records {size} bytes of labels, masks and other columns, too many")
+        for name, content in in_parallel(self._read, names):
+            self._check(name, content, hashed=True)
+            self.small[name] = content
+
+    @cached_property
+    def group(self) -> zarr.Group:
+        """Return zarr's group of the arrays. InputError: zarr cannot read their metadata."""
+        try:
+            return zarr.open_group(self, mode="r", zarr_format=3)
+        except Exception as error:
+            raise self._wrong(FILE, f"cannot be read ({_first_line(error)})") from None
+
+    def read(self, array: str, at: Any = slice(None), out: np.ndarray | None = None) -> np.ndarray:
+        """Read an array or a part of it, into ``out`` if given. InputError: what is wrong with which file."""
+        try:
+            with reaching(self.location):
+                if out is None:
+                    return self.group[array][at]
+                return self.group[array].get_basic_selection(at, out=NDBuffer(out))
+        except (InputError, MachineError, MemoryError):
+            raise
+        except Exception as error:  # whatever a codec raises at bytes that are none of its own
+            names = [name for name in self.files if name.startswith(f"{array}/c/")]
+            damaged = find_damage(self.location, self.files, names)
+            name = min(damaged) if damaged else names[0] if len(names) == 1 else f"{array}/c/…"
+            raise self._wrong(name, f"cannot be decoded ({_first_line(error)})") from None
 
     async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
-        """Read a file. InputError: a chunk is absent, or of another size than was recorded."""
-        content = await super().get(key, prototype, byte_range)
-        if "/c/" in key and (content is None or (byte_range is None and len(content) != self._size(key))):
-            state = "absent" if content is None else f"{len(content)} bytes, recorded with {self._size(key)}"
-            raise InputError(
-                f"{self.location}: its file {key} is {state}.\n`mlemiss store verify {self.location}` names all "
-                "damaged files; preprocess or copy the store again."
-            )
+        """Read a file. InputError: a chunk is absent, is not as recorded, or states another size than its array."""
+        if key == FILE:
+            return prototype.buffer.from_bytes(self.schema.content)
+        if "/c/" not in key:
+            return None  # all metadata are in zarr.json
+        if key in self.small:
+            return prototype.buffer.from_bytes(self.small[key])
+        if is_local(self.location):
+            content = prototype.buffer.from_bytes(await asyncio.to_thread(self._read, key))
+        elif (content := await super().get(key, prototype)) is None:
+            raise self._wrong(key, "is absent")
+        self._check(key, memoryview(content.as_numpy_array()))
         return content
 
-    def _size(self, key: str) -> int | None:
-        return self.files.get(key, {}).get("bytes")
+    def _read(self, name: str) -> bytes:
+        size = self.files.get(name, {}).get("bytes", 0)
+        try:
+            if is_local(self.location):
+                with open_regular(file_of(self.location, name)) as file:
+                    return file.read(size + 1)
+            content = bytearray()
+            read_blocks(self.location / name, content.extend, size)
+            return bytes(content)
+        except FileNotFoundError:
+            raise self._wrong(name, "is absent") from None
+        except OSError as error:
+            raise self._wrong(name, f"cannot be read ({error.strerror or error})") from None
+
+    def _check(self, name: str, content: bytes | memoryview, hashed: bool = False) -> None:
+        """Check a chunk's size, its hash if asked, and what it says of its decoded size. InputError: they are wrong."""
+        recorded = self.files.get(name, {}).get("bytes")
+        if len(content) != recorded:
+            at_least = "at least " * (len(content) > (recorded or 0))  # the rest was not read
+            raise self._wrong(name, f"is {at_least}{len(content)} bytes, recorded with {recorded}")
+        if hashed:
+            self._check_hash(name, content)
+        try:
+            self.schema.arrays[name.partition("/c/")[0]].check_chunk(content)
+        except Exception as error:
+            raise self._wrong(name, f"is no chunk of its array ({_first_line(error)})") from None
+
+    def _check_hash(self, name: str, content: bytes) -> None:
+        if hashlib.sha256(content).hexdigest() != self.files.get(name, {}).get("sha256"):
+            raise self._wrong(name, "differs from its checksum")
+
+    def _wrong(self, name: str, state: str) -> InputError:
+        return InputError(
+            f"{self.location}: its file {name} {state}.\n`mlemiss store verify {self.location}` names all "
+            "damaged files; preprocess or copy the store again."
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).split("\n")[0][:200]

@@ -207,7 +207,7 @@ class StoreWithFiles(FeatureStore):
     """A store whose splits or masks come from files; in all else the store itself."""
 
     def __init__(self, store: FeatureStore, splits: SplitsFile | None, masks: MasksFile | None):
-        super().__init__(store.path, store.group)
+        super().__init__(store.path, store.chunks)
         self.splits, self.masks = splits, masks
         files = {"splits": splits, "masks": masks}
         self.given = {kind: {"file": f.path.name, "sha256": f.sha256} for kind, f in files.items() if f} or None

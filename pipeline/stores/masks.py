@@ -11,17 +11,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import InputError
+from .schema import MODALITIES
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
 HELD_OUT = 0.15  # of all clips, for validation and for test each
-MODALITIES = ("visual", "audio")  # of the stores that `preprocess` makes, in order
 
 # A modality that is missing by class: in this many clips of one class alone, or at rates that lie so far apart.
 TELLING_CLIPS, TELLING_RATE = 5, 0.5
 
-# Rates and seeds of the masks that every store carries, so that a team trains on the same ones.
-STORED_RATES = (0.5, 0.8, 0.9, 0.95)
-STORED_SEEDS = 10
+STORED_RATES = (0.5, 0.8, 0.9, 0.95)  # of the masks that every store carries, so that a team trains on the same ones
 
 
 @dataclass(frozen=True)

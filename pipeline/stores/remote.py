@@ -7,8 +7,10 @@ http(s)://HOST/FOLDER     read only; user and password from ~/.netrc, proxies fr
 Secrets never stand in a place's name, so that results, messages and logs may show it.
 """
 
+import errno
 import os
 import re
+import stat
 from abc import ABC
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -16,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 from urllib.request import url2pathname
 
@@ -89,11 +91,7 @@ class Remote(Place):
 
     def read_bytes(self) -> bytes:
         """Read a small file whole. InputError: it is larger than any document of a store."""
-        content = bytearray()
-        read_blocks(self, content.extend, DOCUMENT_BYTES)
-        if len(content) > DOCUMENT_BYTES:
-            raise InputError(f"{self} is larger than {DOCUMENT_BYTES >> 20} MB: expected a small document.")
-        return bytes(content)
+        return read_document(self)
 
     def is_file(self) -> bool:
         """Return whether a document can be read there."""
@@ -195,6 +193,48 @@ def local_folder(where: Place, option: str) -> Path:
     )
 
 
+class NotRegularError(OSError):
+    """A file of a store is a link, which may lead out of it, or a pipe or device, which may never end."""
+
+
+def open_regular(file: Path) -> IO[bytes]:
+    """Open a file of a store for reading. NotRegularError: it is a link, a pipe, a folder or the like."""
+    try:
+        opened = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # ENXIO: a socket
+            raise NotRegularError(errno.ELOOP, "a link or socket, not a regular file", str(file)) from None
+        raise
+    if not stat.S_ISREG(os.fstat(opened).st_mode):
+        os.close(opened)
+        raise NotRegularError(errno.EINVAL, "a pipe, folder or device, not a regular file", str(file))
+    return os.fdopen(opened, "rb")
+
+
+def file_of(store: Place, name: str) -> Place:
+    """Return the path of a store's file. NotRegularError: it is reached through a link."""
+    if is_local(store):
+        path = f"{os.path.realpath(store)}/{name}"
+        if os.path.realpath(path) != path:
+            raise NotRegularError(errno.ELOOP, "a link, and stores have regular files only", str(store / name))
+    return store / name
+
+
+def read_document(file: Place, most: int = DOCUMENT_BYTES) -> bytes:
+    """Read a small file of a store whole.
+
+    Raises:
+        FileNotFoundError: it is absent.
+        NotRegularError: it is a link, a pipe or the like.
+        InputError: it is larger than ``most`` bytes.
+    """
+    content = bytearray()
+    read_blocks(file, content.extend, most)
+    if len(content) > most:
+        raise InputError(f"{file} is larger than {most >> 10} kB: expected a small document.")
+    return bytes(content)
+
+
 class _TooLongError(Exception):
     """A file goes on beyond what was asked for: no more of it is read."""
 
@@ -223,7 +263,7 @@ def read_blocks(file: Place, take: Callable[[bytes], object], most: int | None =
         if not is_local(file) and file.is_http:
             file.fs.get_file(file.url, _Sink(count), chunk_size=BLOCK_BYTES)  # one request, whatever the size
             return
-        opened = file.open("rb") if is_local(file) else file.fs.open(file.url, "rb", block_size=8 * BLOCK_BYTES)
+        opened = open_regular(file) if is_local(file) else file.fs.open(file.url, "rb", block_size=8 * BLOCK_BYTES)
         with opened as stream:
             while block := stream.read(BLOCK_BYTES):
                 count(block)
@@ -239,10 +279,13 @@ class _Sink:
 
 
 def file_sizes(folder: Place) -> dict[str, int]:
-    """Return the bytes of every file below a local or s3:// folder, by name relative to the folder."""
+    """Return the bytes of every file below a local or s3:// folder, by name relative to the folder.
+
+    A link or pipe counts as a file, and is not followed.
+    """
     if is_local(folder):
-        files = (path for path in folder.rglob("*") if path.is_file())
-        return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+        states = ((path.relative_to(folder).as_posix(), path.lstat()) for path in folder.rglob("*"))
+        return {name: state.st_size for name, state in states if not stat.S_ISDIR(state.st_mode)}
     with reaching(folder):
         entries = folder.fs.find(folder.url, detail=True)
     below = folder.url.removeprefix("s3://") + "/"

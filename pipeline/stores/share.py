@@ -8,7 +8,6 @@ Into a folder a store is built in `.partial/` and renamed. In a bucket, which ha
 COMPLETE.json goes first, so that readers refuse what is neither the old nor the new.
 """
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -19,9 +18,21 @@ from typing import Any
 from ..console import BYTES, Progress, name_some, note_if_private, printable, say
 from ..errors import InputError
 from ..files import whole_file, write_json
-from .checksums import COMPLETE, OWN, PUSHING, RUN, checksum, parse_complete
+from .checksums import COMPLETE, OWN, PUSHING, RUN, checksum, parse_complete, read_marker
 from .claim import Claim, only_one
-from .remote import Place, Remote, file_sizes, in_parallel, is_local, read_blocks
+from .remote import (
+    NotRegularError,
+    Place,
+    Remote,
+    file_of,
+    file_sizes,
+    in_parallel,
+    is_local,
+    open_regular,
+    read_blocks,
+    read_document,
+)
+from .schema import FILE, parse_json
 from .store import WORK, read_attributes, remove_tree, run_record
 
 SAME_IN_COPIES = ("dataset", "features", "fingerprint")
@@ -41,14 +52,14 @@ class FinishedStore:
     def read(cls, path: Place) -> "FinishedStore":
         """Read what COMPLETE.json and zarr.json say. InputError: no finished store is there."""
         attrs = read_attributes(path)
-        marker = (path / COMPLETE).read_bytes()
+        marker = read_marker(path)
         return cls(path, attrs, parse_complete(path, marker), marker)
 
     @classmethod
     def find(cls, path: Place) -> "FinishedStore | None":
         """Read the finished store at this path; None where there is nothing, or something unfinished."""
         try:
-            (path / COMPLETE).read_bytes()
+            read_marker(path)
         except (FileNotFoundError, NotADirectoryError):
             return None
         return cls.read(path)
@@ -56,9 +67,21 @@ class FinishedStore:
     def was_replaced(self) -> bool:
         """Return whether another revision, or nothing, is there by now."""
         try:
-            return (self.path / COMPLETE).read_bytes() != self.marker
+            return read_marker(self.path) != self.marker
         except FileNotFoundError:
             return True
+
+    def file(self, name: str) -> Place:
+        """Return the path of a file. InputError: it is a link or a pipe, so not the store's own."""
+        try:
+            path = file_of(self.path, name)
+            if is_local(path):
+                open_regular(path).close()
+        except NotRegularError as error:
+            raise InputError(f"{self.path}: its {name} is {error.strerror}.\nNothing of it is copied.") from None
+        except FileNotFoundError:
+            pass  # which whoever reads it tells
+        return path
 
     @property
     def size(self) -> int:
@@ -119,8 +142,8 @@ def _origin(store: Place) -> str:
 def _refuse_newer_remains(source: FinishedStore, target: Place) -> None:
     """Raise an InputError if a newer revision is there, unfinished."""
     try:
-        revision = json.loads((target / "zarr.json").read_bytes())["attributes"]["revision"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        revision = parse_json(read_document(target / FILE))["attributes"]["revision"]
+    except (FileNotFoundError, NotRegularError, ValueError, KeyError, TypeError):
         return
     if isinstance(revision, int) and revision > source.attrs["revision"]:
         raise InputError(
@@ -213,9 +236,10 @@ class _Folder:
 
     def receive(self, name: str) -> None:
         """Copy one file. InputError: it is absent, or its bytes are not those of its checksum."""
-        origin, recorded = self.source.path / name, self.source.files[name]
+        recorded = self.source.files[name]
+        origin, target = self.source.file(name), file_of(self.built, name)
         try:
-            with whole_file(self.built / name) as file:
+            with whole_file(target) as file:
                 read_blocks(origin, file.write, recorded["bytes"])
                 file.flush()
                 if checksum(Path(file.name)) != recorded:
@@ -269,7 +293,7 @@ class _Bucket:
 
     def receive(self, name: str) -> None:
         """Copy one file. InputError: its bytes are not those of its checksum, here or where they arrived."""
-        origin, target, recorded = self.source.path / name, self.final / name, self.source.files[name]
+        origin, target, recorded = self.source.file(name), self.final / name, self.source.files[name]
         if checksum(origin, recorded["bytes"]) != recorded:
             raise InputError(
                 f"{self.source.path}: {name} is damaged.\n`mlemiss store verify {self.source.path}` says more."
@@ -280,8 +304,8 @@ class _Bucket:
 
     def copy_record(self) -> None:
         """Copy RUN.json; without one, remove that of an older revision."""
-        if (self.source.path / RUN).is_file():
-            (self.final / RUN).upload(self.source.path / RUN)
+        if run_record(self.source.path):
+            (self.final / RUN).write_bytes(read_document(self.source.path / RUN))
         else:
             (self.final / RUN).unlink()
 

@@ -16,12 +16,10 @@ A store is built in a hidden folder beside its final path. Checksums of every fi
 last; then the folder is renamed. Readers refuse a store without that marker. A finished store never changes.
 """
 
-import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,16 +27,15 @@ from typing import Any
 import numpy as np
 import zarr
 import zarr.errors
-from zarr.buffer.cpu import NDBuffer
 from zarr.codecs import BloscCodec
 
 from ..errors import InputError
 from ..files import write_json
-from .checksums import COMPLETE, PUSHING, RUN, CheckedChunks, checksum, recorded_files
+from .checksums import COMPLETE, PUSHING, RUN, CheckedChunks, checksum, read_schema, recorded_files
 from .claim import holder_of
 from .masks import (
     MODALITIES,
-    STORED_SEEDS,
+    TEST,
     TRAIN,
     Missing,
     missing_clips,
@@ -46,19 +43,20 @@ from .masks import (
     split_clips,
     stored_settings,
 )
-from .remote import Place, is_local, parse_place, reaching
+from .remote import Place, is_local, parse_place, read_document
+from .schema import FILE, SCHEMA, STORED_SEEDS, Schema, is_text, is_whole, parse_json
+from .schema import MEDIA as MEDIA
 
-SCHEMA = 1
 FEATURE_CHUNK = 32  # clips a chunk: 4 to 8 MB files
 # Features are read far more often than written. LZ4 is read as fast as a disk gives it, and as HC keeps VGG's zeros
 # small; zstd (Zarr's own choice) would take a seventh off other features and read at a tenth of the speed.
 FEATURE_CODEC = {"cname": "lz4hc", "clevel": 2, "shuffle": "noshuffle", "typesize": 2}
 WORK = ".partial"  # folder of unfinished work inside the stores folder
-MEDIA = "media"  # the `features` name of a media store
 IMPORTED = "imported"  # the name of the weights where not this package made the features
 CLIP_DONE, CLIP_FAILED = "done", "failed"  # a clip's status
-ATTRIBUTES = {"dataset", "features", "fingerprint", "revision"}  # what every reader takes for granted
-ATTRIBUTES |= {"modalities", "classes", "settings", "weights", "synthetic"}
+TEXT_BYTES = 256 << 20  # bytes of a column as NumPy holds it: every text as long as the longest
+RUN_BYTES = 1 << 20  # bytes of RUN.json
+RECORDED = ("command", "started", "finished", "host")  # texts of RUN.json
 NUMBERS = {"label": "int16", "duration": "float64"}  # columns that are not strings
 RESERVED = frozenset(
     {"visual", "audio", "frames", "logmel", "present", "label", "clip_id", "status", "error", "duration"}
@@ -161,6 +159,7 @@ def publish(built: Path, final: Path, replaced: Path | None = None, check: Calla
         warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
         warnings.simplefilter("ignore", UserWarning)
         zarr.consolidate_metadata(str(built))
+    read_schema(built)  # what readers would refuse is not published
     files = {}
     for path in sorted(built.rglob("*"), key=lambda p: p.relative_to(built).as_posix()):
         name = path.relative_to(built).as_posix()
@@ -183,19 +182,21 @@ def revision_at(path: Place) -> int:
     """Return the revision of the finished store at this path; 0 where there is none."""
     try:
         if (path / COMPLETE).is_file():
-            return int(json.loads((path / "zarr.json").read_bytes())["attributes"]["revision"])
+            revision = parse_json(read_document(path / FILE))["attributes"]["revision"]
+            return revision if is_whole(revision) else 0
     except (OSError, ValueError, KeyError, TypeError):
         pass
     return 0
 
 
 def run_record(store: Place) -> dict:
-    """Return a store's RUN.json; empty where there is none that can be read."""
+    """Return a store's RUN.json; empty where there is none that can be read, or that mlemiss would not write."""
     try:
-        record = json.loads((store / RUN).read_bytes())
-    except (FileNotFoundError, ValueError):
+        record = parse_json(read_document(store / RUN, RUN_BYTES))
+    except (OSError, ValueError, InputError):
         return {}
-    return record if isinstance(record, dict) else {}
+    fits = isinstance(record, dict) and all(is_text(record.get(name) or "") for name in RECORDED)
+    return record if fits else {}
 
 
 def _flush(path: Path) -> None:
@@ -203,46 +204,41 @@ def _flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def read_attributes(path: Place) -> dict[str, Any]:
-    """Read a store's group attributes. InputError: it is absent, no store, incomplete or of another schema version."""
+def read_finished(path: Place) -> Schema:
+    """Read and check a finished store's zarr.json. InputError: it is absent, no store, incomplete or of another
+    schema version."""
     if is_local(path) and not path.is_dir():
         raise InputError(f"no store at {path}.\n`mlemiss store ls` lists the stores there are.")
     try:
-        attrs = json.loads((path / "zarr.json").read_bytes())["attributes"]
-        schema = attrs["schema"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, FileNotFoundError) and not is_local(path):
-            ls = f"`mlemiss store ls {path.parent}` lists the stores there are."
-            raise InputError(f"no store at {path}: there is no zarr.json.\n{ls}") from None
-        raise InputError(
-            f"{path} is no mlemiss store: expected a zarr.json with a `schema` attribute.\n"
-            f"Name the folder that ends in .zarr itself."
-        ) from None
-    if schema != SCHEMA:
-        raise InputError(
-            f"{path} has schema version {schema}, this version of mlemiss reads {SCHEMA}.\n"
-            f"Move it away and preprocess again, or install mlemiss {attrs.get('versions', {}).get('mlemiss')}."
-        )
-    if absent := sorted(ATTRIBUTES - set(attrs)):
-        raise InputError(
-            f"{path} is no mlemiss store: its zarr.json lacks {', '.join(absent)}.\n`mlemiss store import` makes one."
-        )
+        schema = read_schema(path)
+    except FileNotFoundError:
+        ls = f"`mlemiss store ls {path.parent}` lists the stores there are."
+        if not is_local(path):
+            raise InputError(f"no store at {path}: there is no {FILE}.\n{ls}") from None
+        raise InputError(f"{path} is no mlemiss store: it has no {FILE}.\nName the folder itself. {ls}") from None
+    except OSError as error:
+        raise InputError(f"{path} is no mlemiss store: its {FILE} is {error.strerror}.\nDo not use it.") from None
     if not (path / COMPLETE).is_file():
         pushed = (holder := holder_of(path / PUSHING)) and f" ({holder} was or is pushing it)"
         raise InputError(
             f"{path} is incomplete: it has no {COMPLETE}, so its writing or copying was cut short{pushed or ''}.\n"
             f"Run the preprocess or the copy that makes it again."
         )
-    return attrs
+    return schema
+
+
+def read_attributes(path: Place) -> dict[str, Any]:
+    """Read a store's attributes, checked as `read_finished` does."""
+    return dict(read_finished(path).attrs)
 
 
 class FeatureStore:
-    """A finished store, open for reading. Small columns are read once and kept; features by `read`."""
+    """A finished store, open for reading. Small columns were hashed and checked; features are read by `read`."""
 
-    def __init__(self, path: Place, group: zarr.Group):
+    def __init__(self, path: Place, chunks: CheckedChunks):
         self.path = path
-        self.group = group
-        self.attrs: dict[str, Any] = dict(group.attrs)
+        self.chunks, self.arrays = chunks, chunks.schema.arrays
+        self.attrs: dict[str, Any] = dict(chunks.schema.attrs)
         self.dataset: str = self.attrs["dataset"]
         self.features: str = self.attrs["features"]
         self.fingerprint: str = self.attrs["fingerprint"]
@@ -254,19 +250,37 @@ class FeatureStore:
 
     @classmethod
     def open(cls, path: str | Place) -> "FeatureStore":
-        """Open a store, a folder or a URL. InputError: it is absent, no store, incomplete or of another schema."""
-        path = parse_place(path)
-        read_attributes(path)
-        with reaching(path):
-            chunks = CheckedChunks.at(path, recorded_files(path))
-            return cls(path, zarr.open_group(chunks, mode="r", zarr_format=3))
+        """Open a store, a folder or a URL, and read all of it but features and media.
 
-    def _values(self, name: str, clips: slice = slice(None)) -> np.ndarray:
-        with reaching(self.path):
-            return self.group[name][clips]
+        InputError: it is absent, no store, incomplete, of another schema, damaged, or says what no store can.
+        """
+        path = parse_place(path)
+        schema, files = read_finished(path), recorded_files(path)
+        if absent := schema.absent_from(files):
+            raise InputError(f"{path}: its {COMPLETE} does not record {absent}.\nDo not use it: copy the store again.")
+        chunks = CheckedChunks.at(path, files, schema)
+        chunks.keep_small()
+        store = cls(path, chunks)
+        store._check_table()
+        return store
+
+    def _check_table(self) -> None:
+        """Check the values that readers take for granted. InputError: they are not those of a store."""
+        known, classes = {CLIP_DONE, CLIP_FAILED}, len(self.classes)
+        for name, fits, expected in (
+            ("clip_id", len(set(self.clip_id.tolist())) == len(self.clip_id), "different ids"),
+            ("status", set(self.status.tolist()) <= known, " or ".join(sorted(known))),
+            ("label", ((self.label >= 0) & (self.label < classes)).all(), f"0 to {classes - 1}, for its classes"),
+            ("split", ((self._stored_splits >= TRAIN) & (self._stored_splits <= TEST)).all(), f"{TRAIN} to {TEST}"),
+        ):
+            if not fits:
+                raise InputError(f"{self.path}: its array {name} has other values than {expected}.\nDo not use it.")
 
     def _strings(self, name: str) -> np.ndarray:
-        return np.array(self._values(name).tolist(), dtype=str)
+        texts = [str(value) for value in self.read(name).tolist()]
+        if (size := 4 * len(texts) * max(map(len, texts))) > TEXT_BYTES:
+            raise InputError(f"{self.path}: its texts of {name} need {size >> 20} MB, too many.\nDo not use it.")
+        return np.array(texts, dtype=str)
 
     @cached_property
     def clip_id(self) -> np.ndarray:
@@ -301,63 +315,49 @@ class FeatureStore:
     @cached_property
     def label(self) -> np.ndarray:
         """Return each clip's class, a position in `classes`: int64 [clip]."""
-        return self._values("label").astype(np.int64)
+        return self.read("label").astype(np.int64)
 
     @cached_property
     def duration(self) -> np.ndarray:
         """Return the clips' durations in seconds: float64 [clip]."""
-        return self._values("duration")
+        return self.read("duration")
 
     @cached_property
     def present(self) -> np.ndarray:
         """Return which modalities carry a signal, before any simulated missingness: bool [clip, modality]."""
-        return self._values("present")
+        return self.read("present")
 
     @cached_property
     def columns(self) -> dict[str, np.ndarray]:
         """Return the manifest's columns a split can keep together, subject included: name -> str [clip]."""
-        names = set(self.group.array_keys()) - RESERVED - set(self.modalities)
+        names = set(self.arrays) - RESERVED - set(self.modalities)
         return {name: self._strings(name) for name in sorted(names)}
 
     @property
     def segment_arrays(self) -> tuple[str, ...]:
         """Return the names of the arrays [clip, segment, …]: a modality's features, or frames and log-Mels."""
-        arrays = self.group.arrays()
-        return tuple(name for name, array in arrays if array.metadata.dimension_names[:2] == ("clip", "segment"))
+        return tuple(name for name, array in self.arrays.items() if not array.is_small)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return an array's shape; a modality's features are [clip, segment, feature]."""
-        return self.group[name].shape
+        return self.arrays[name].shape
 
     def dtype(self, name: str) -> np.dtype:
         """Return an array's type."""
-        return self.group[name].dtype
+        return np.dtype(self.arrays[name].dtype)
 
     def clips_a_chunk(self, name: str) -> int:
         """Return how many clips a chunk of an array holds."""
-        return self.group[name].chunks[0]
+        return self.arrays[name].chunks[0]
 
     def read(self, name: str, clips: slice = slice(None)) -> np.ndarray:
         """Read an array, or these clips of it; a modality's features are float16 [clip, segment, feature], NaN where
         missing. InputError: damaged chunks."""
-        with self._reading(name):
-            return self._values(name, clips)
+        return self.chunks.read(name, clips)
 
     def read_into(self, out: np.ndarray, name: str, clips: slice) -> None:
         """Read as `read` does, without a copy: into an array of the right shape and type."""
-        with self._reading(name), reaching(self.path):
-            self.group[name].get_basic_selection(clips, out=NDBuffer(out))
-
-    @contextmanager
-    def _reading(self, name: str) -> Iterator[None]:
-        """Raise an InputError where an array's chunks are damaged."""
-        try:
-            yield
-        except (OSError, RuntimeError, ValueError) as error:
-            raise InputError(
-                f"{self.path}: the array {name} cannot be read ({error}).\n"
-                f"`mlemiss store verify {self.path}` names the damaged files; preprocess or copy the store again."
-            ) from None
+        self.chunks.read(name, clips, out)
 
     def split(self, seed: int, by: str = "clip") -> np.ndarray:
         """Return each clip's part, 0 train, 1 validation or 2 test: int8 [clip].
@@ -380,7 +380,7 @@ class FeatureStore:
 
     @cached_property
     def _stored_splits(self) -> np.ndarray:
-        return self._values("split")
+        return self.read("split")
 
     def missing(self, spec: Missing, seed: int, among: np.ndarray) -> np.ndarray:
         """Return what ``spec`` hides of the clips ``among`` (bool [clip]) under this seed: bool [clip, modality].
@@ -389,8 +389,7 @@ class FeatureStore:
         """
         stored = spec.name in self.attrs["settings"] and seed < STORED_SEEDS
         if stored and np.array_equal(among, self._stored_splits[seed] == TRAIN):
-            with reaching(self.path):
-                return self.group["missing"][self.attrs["settings"].index(spec.name), seed]
+            return self.chunks.read("missing", (self.attrs["settings"].index(spec.name), seed))
         return missing_clips(self.clip_id, self.label, among, spec, seed, self.modalities)
 
 
