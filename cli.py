@@ -16,6 +16,7 @@ from .pipeline.console import (
     UNEXPECTED,
     WRONG_INPUT,
     address_space,
+    all_cores,
     interruptible,
     open_streams,
     print_json,
@@ -96,7 +97,7 @@ def demo(out: Annotated[Path, typer.Option(help="Folder for everything the demo 
 
     clips, stores, run = (writable_folder(out / part, "--out") for part in ("clips", "stores", "run"))
     pipeline_commands.synth(clips, subjects=DEMO_SUBJECTS, clips_per_subject=DEMO_CLIPS)
-    features, where = FeatureRequest({DEMO_FEATURES: Weights("random")}), job.Where(pipeline_commands.all_cores())
+    features, where = FeatureRequest({DEMO_FEATURES: Weights("random")}), job.Where(all_cores())
     summary = job.preprocess(job.ClipRequest("ravdess", clips), features, stores, where=where)
     job.print_summary(summary)
     missing = [f"{modality}:{rate}" for modality in ("visual", "audio") for rate in (0.5, 0.8, 0.95)]

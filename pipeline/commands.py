@@ -10,6 +10,7 @@ from .console import (
     DONE,
     FAILURES,
     Progress,
+    all_cores,
     amount,
     comma_list,
     print_json,
@@ -45,11 +46,6 @@ from .options import (
     WorkersOption,
 )
 from .stores.remote import Place, is_local, local_folder, parse_place
-
-
-def all_cores() -> int:
-    """Return how many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def synth(
@@ -185,6 +181,12 @@ def preprocess(
     if summary is None:
         return DONE
     job.print_summary(summary)
+    return _finish(summary, shared, as_json)
+
+
+def _finish(summary, shared, as_json: bool) -> int:
+    from .stores import share
+
     if shared:
         summary.stores = share.push_made(summary.stores, shared)
     if as_json:
@@ -203,9 +205,7 @@ def _where(
     if scheduler and workers is not None:
         raise InputError("--scheduler and --workers exclude each other: a cluster has its workers.\nGive one of them.")
     if report and workers == 0:
-        raise InputError(
-            "--performance-report is Dask's, and --workers 0 runs without Dask.\nLeave out one of the two."
-        )
+        raise InputError("--performance-report is Dask's, and --workers 0 runs without.\nLeave out one of the two.")
     if report:
         writable_file(report, "--performance-report")
     if dashboard and (scheduler or workers == 0):
@@ -335,7 +335,7 @@ def preview(
     limit: Annotated[int, typer.Option(min=1, help="Clips to show beside the failed ones.")] = 96,
 ) -> int:
     """Look at a store: one page that opens offline, failures first; frames and log-Mels, or norms and a projection."""
-    from .stores.preview import write_preview
+    from .preview.preview import write_preview
     from .stores.store import FeatureStore
 
     store = FeatureStore.open(path)
@@ -353,9 +353,7 @@ def import_(
     features: Annotated[str, typer.Option(help="What to call these features, for `train --features`.")],
     map_: Annotated[
         list[str],
-        typer.Option(
-            "--map", help="MODALITY=ARRAY for each: arrays, or columns or globs of columns (visual=face_*, text=bert)."
-        ),
+        typer.Option("--map", help="MODALITY=ARRAY for each: arrays, columns or globs of columns (visual=face_*)."),
     ],
     label: Annotated[str, typer.Option(help="Array or column of the classes, words or whole numbers.")],
     clip: Annotated[

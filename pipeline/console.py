@@ -173,6 +173,11 @@ def plain(document: object) -> object:
     return "\n".join(map(printable, document.split("\n"))) if isinstance(document, str) else document
 
 
+def all_cores() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def amount(number: int, noun: str) -> str:
     """Return a number with its noun: `1 clip`, `2 clips`."""
     return f"{number} {noun}{'s' * (number != 1)}"

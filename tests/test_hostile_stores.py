@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlemiss.pipeline.errors import InputError
+from mlemiss.pipeline.preview.preview import write_preview
 from mlemiss.pipeline.stores import schema
 from mlemiss.pipeline.stores.catalogue import catalogue, find_store, store_facts
 from mlemiss.pipeline.stores.checksums import verify_store
-from mlemiss.pipeline.stores.preview import write_preview
 from mlemiss.pipeline.stores.schema import parse_json, parse_schema
 from mlemiss.pipeline.stores.store import FeatureStore
 

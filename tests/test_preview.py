@@ -15,10 +15,10 @@ from mlemiss.pipeline.encoders import Weights
 from mlemiss.pipeline.media import decode as media
 from mlemiss.pipeline.media.process import ffmpeg_binary
 from mlemiss.pipeline.preprocess import ClipRequest, preprocess
+from mlemiss.pipeline.preview.features import measure_features, principal_components
+from mlemiss.pipeline.preview.preview import choose_clips, write_preview
 from mlemiss.pipeline.run.plan import FeatureRequest
 from mlemiss.pipeline.stores import store
-from mlemiss.pipeline.stores.preview import choose_clips, write_preview
-from mlemiss.pipeline.stores.preview_features import measure_features, principal_components
 from mlemiss.pipeline.stores.store import FeatureStore
 
 from .feature_stores import write_store

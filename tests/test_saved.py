@@ -155,7 +155,7 @@ def test_specs_are_compared_without_the_device(run, store):
     spec = {"segments": 30, "backbone": {"tag": "a.b", "precision": "fp32", "device": "cuda"}}
     _, header = weights.choose(run[0], "toy", method="mle", fusion="addition")
     header = header | {"spec": spec}
-    store = type(store)(store.path, store.group)
+    store = type(store)(store.path, store.chunks)
     store.attrs["spec"] = spec | {"backbone": spec["backbone"] | {"device": "cpu"}}
     weights.check_store(header, store)
     store.attrs["spec"] = spec | {"backbone": spec["backbone"] | {"tag": "c.d"}}

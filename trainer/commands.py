@@ -145,25 +145,23 @@ def train(
     if trunk and features:
         raise InputError("--end-to-end and --features exclude each other: features are cached.\nGive one of them.")
     texts = comma_list(missing)
-    for text in [missing_test] if masks else [missing_test, *texts]:
+    for text in [missing_test, *([] if masks else texts)]:
         parse_missing(text, modalities=None)  # wrong ones are told before any store is looked for
-    batch_size = _batch_size(batch_size, trunk)
-    settings = Settings(epochs, batch_size, lr, weight_decay, hidden, dim, marginal)
+    settings = Settings(epochs, _batch_size(batch_size, trunk), lr, weight_decay, hidden, dim, marginal)
     names = [MEDIA] if trunk else comma_list(features or list(DEFAULT))
     paths = _named_stores(store, features) or [find_store(stores, name, dataset) for name in names]
-    found = [FeatureStore.open(path) for path in paths]
+    found = list(map(FeatureStore.open, paths))
     files = read_given(splits, masks, tuple(dict.fromkeys(name for one in found for name in one.modalities)))
     specs = [files.setting(text) for text in texts]
-    held_out, split = files.held_out(missing_test), files.split_name(split)
-    grid = Grid(comma_list(method or ["mle"]), comma_list(fusion or ["addition"]), specs, held_out, seeds, [split])
+    held_out, splits_by = files.held_out(missing_test), [files.split_name(split)]
+    grid = Grid(comma_list(method or ["mle"]), comma_list(fusion or ["addition"]), specs, held_out, seeds, splits_by)
     opened = [files.apply(one, seeds, specs) for one in found]
-    document, out = job.train(opened, out, grid, settings, device, end_to_end=trunk, save_weights=save_weights)
-    finish_training(document, out, as_json)
-    return DONE
+    how = {"end_to_end": trunk, "save_weights": save_weights}
+    return finish_training(*job.train(opened, out, grid, settings, device, **how), as_json)
 
 
-def finish_training(document: dict, out: Path, as_json: bool) -> None:
-    """Print a run's results and say where they are kept."""
+def finish_training(document: dict, out: Path, as_json: bool) -> int:
+    """Print a run's results and say where they are kept; return the exit status."""
     from .report.tables import print_results
 
     if as_json:
@@ -171,6 +169,7 @@ def finish_training(document: dict, out: Path, as_json: bool) -> None:
     else:
         print_results(document)
     say(f"results: {out / 'results.json'}\nreport:  {out / 'report.html'}")
+    return DONE
 
 
 def reproduce(

@@ -49,9 +49,7 @@ SCALER = "bilinear+accurate_rnd+full_chroma_int+bitexact"  # antialiased: the ke
 # They arrive upright (ffmpeg applies the rotation) with their true timestamps; only interlaced ones are deinterlaced.
 DEINTERLACE = "bwdif=mode=send_frame:deint=interlaced,"
 VIDEO_FILTERS = "select={select},crop=min(iw\\,ih/sar):min(ih\\,iw*sar),scale={size}:{size}:flags=" + SCALER
-# The commands as they are compiled, which a test compares: of an mp4 (other containers are probed more) of which the
-# frames at 0.1 s and 0.3 s are wanted; pipes have numbers.
-#
+# The commands, which a test compares: of an mp4 (others are probed more), frames at 0.1 s and 0.3 s.
 # List the packets:
 #   ffmpeg -analyzeduration 0 -copyts -format_whitelist CONTAINERS -max_pixels 67108864 -probesize 32
 #   -protocol_whitelist file -threads 1 -i file:CLIP

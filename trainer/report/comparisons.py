@@ -269,3 +269,9 @@ def significant(entry: dict) -> bool:
 def least_p(entry: dict) -> float:
     """Return the smallest p-value there can be with this comparison's number of units."""
     return 2.0 ** (1 - entry["n_units"])
+
+
+def units_text(entry: dict) -> str:
+    """Say what a comparison resampled: ``24 speakers, 112 clips``."""
+    clips = f"{entry['n_clips']} clips"
+    return f"{entry['n_units']} speakers, {clips}" if entry["units"] == "subject" else clips

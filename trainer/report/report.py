@@ -11,7 +11,16 @@ from pathlib import Path
 from ...pipeline.console import plain
 from ...pipeline.errors import InputError
 from ...pipeline.page import render, write_page
-from .comparisons import compare_methods, corrected, family_key, family_of, several_marginals, side, significant
+from .comparisons import (
+    compare_methods,
+    corrected,
+    family_key,
+    family_of,
+    several_marginals,
+    side,
+    significant,
+    units_text,
+)
 from .figures import accuracy_by_epoch, accuracy_by_rate, confusion_matrices, epochs_before, groups
 from .tables import (
     Section,
@@ -26,7 +35,6 @@ from .tables import (
     signed_text,
     source_text,
     span_text,
-    units_text,
 )
 
 OPEN_ROWS = 30  # tables longer than this are folded away

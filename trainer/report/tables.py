@@ -16,7 +16,7 @@ from rich.table import Table
 
 from ...pipeline.console import plain
 from ...pipeline.files import whole_file, write_csv
-from .comparisons import SIGNIFICANT, family_key, family_of, least_p, several_marginals, side, significant
+from .comparisons import SIGNIFICANT, family_key, family_of, least_p, several_marginals, side, significant, units_text
 
 NAMED = 3  # of the combinations that share a reason
 SETTING = ("dataset", "features", "store", "split", "missing_test")  # of results and comparisons
@@ -222,12 +222,6 @@ def column_text(missing: str) -> str:
 def _head(missing: str) -> str:
     """Write a column's head for the terminal, a line for each modality."""
     return column_text(missing).replace(" ", "\n").replace("+", "\n+")
-
-
-def units_text(entry: dict) -> str:
-    """Say what a comparison resampled: ``24 speakers, 112 clips``."""
-    clips = f"{entry['n_clips']} clips"
-    return f"{entry['n_units']} speakers, {clips}" if entry["units"] == "subject" else clips
 
 
 def comparisons_text(compared: Sequence[dict]) -> list[str]:

@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..page import COLOURS, MARKERS, STYLE, svg
-from .masks import stratified_order
-from .store import FeatureStore
+from ..stores.masks import stratified_order
+from ..stores.store import FeatureStore
 
 PROJECTED = 2000  # clips at most, balanced over classes
 FAR = 6.0  # deviations from the median beyond which a norm is conspicuous, the deviation being a robust one:

@@ -13,8 +13,8 @@ import numpy as np
 
 from ..media.decode import segment_centres
 from ..page import TEMPLATES, render, write_page
-from .preview_features import Features, balanced, draw_norms, draw_projections, measure_features
-from .store import MEDIA, FeatureStore
+from ..stores.store import MEDIA, FeatureStore
+from .features import Features, balanced, draw_norms, draw_projections, measure_features
 
 CLIP_COLUMNS = ("clip", "class", "subject", "duration")
 STRIP_SEGMENTS = 8  # evenly spaced from a clip's first to its last
