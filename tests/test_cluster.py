@@ -89,6 +89,8 @@ def test_workers_with_a_gpu_compute_what_the_others_decode(dask_processes, six, 
     theirs = {"ca": "--tls-ca-file", "cert": "--tls-cert", "key": "--tls-key"}
     processes = dask_processes(*(part for option in theirs.values() for part in (option, str(pem))))
     workers = [processes.worker(), processes.worker("--resources", "GPU=1")]
+    for worker in workers:
+        worker.until("Registered to")
     arguments = options(synthetic_ravdess, tmp_path / "stores", *SIX, "--device", "cpu")
     tls = [part for name in theirs for part in (f"--tls-{name}", pem)]
     result = mlemiss(*arguments, "--scheduler", processes.address, *tls)
