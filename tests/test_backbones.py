@@ -338,6 +338,7 @@ def hub(tmp_path, files, monkeypatch):
     server.server_close()
 
 
+@pytest.mark.slow
 def test_imagenet_weights_come_from_the_hub_then_from_the_cache(hub, files):
     expected = Backbone("timm:resnet18.tv_in1k", Weights("w.pth", str(files / "w.pth"))).spec
     assert Backbone("timm:resnet18.tv_in1k", Weights("imagenet")).spec == expected

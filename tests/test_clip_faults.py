@@ -74,7 +74,8 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("change", [pytest.param(name, marks=pytest.mark.slow) for name in CHANGES] + ["all"])
+@pytest.mark.slow
+@pytest.mark.parametrize("change", [*CHANGES, "all"])
 def test_frames_are_chosen_by_time_whatever_changes(tmp_path, change):
     """Where pictures change their size or kind, ffmpeg counts them from 0 again."""
     whole = counting_clip(tmp_path / "whole.mkv", 4.0, "-c:v", "ffv1")
@@ -148,6 +149,7 @@ logs = st.binary(max_size=200) | st.builds(
 ).map(lambda text: text.encode("utf-8", "replace"))
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_text_of_ffmpeg_ends_the_run(data, tmp_path, monkeypatch):

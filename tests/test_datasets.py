@@ -153,6 +153,7 @@ def test_nested_and_misfiled_ravdess_is_1152_clips(mp4, tmp_path):
     assert "(neutral 1)" in notes_with(found, "other classes")
 
 
+@pytest.mark.slow
 def test_eight_classes_of_ravdess(mp4, tmp_path):
     eight = load_dataset("ravdess").ALL_CLASSES
     names = ravdess_names(eight)

@@ -256,6 +256,7 @@ def test_a_batch_holds_complete_rows_at_95_percent_missing():
     torch.testing.assert_close((weights * complete).sum(1) / 32, torch.full((13,), 0.05))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("clips", "complete", "batch"), [(100, 5, 32), (40, 3, 16), (30, 20, 7), (12, 1, 2)])
 def test_weights_make_the_expected_loss_the_plain_mean(clips, complete, batch):
     strata = Strata(patterns(clips, complete), np.ones(clips, bool), 3, batch)

@@ -216,6 +216,7 @@ def test_one_modality_of_any_name_is_a_method(tmp_path):
     assert audio["test_accuracy"] == same["test_accuracy"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["mle", "hgr"])
 def test_every_fusion_of_three_modalities_trains(tmp_path, method):
     three = write_store(tmp_path, widths={"visual": 12, "audio": 10, "text": 8})

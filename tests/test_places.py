@@ -131,6 +131,7 @@ def test_a_record_from_elsewhere_cannot_write_on_the_terminal(toy, tmp_path, mle
     assert store.run_record(tmp_path / "stores" / NAME) == {} and mlemiss("store", "ls").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_password_comes_from_netrc(toy, tmp_path, monkeypatch):
     """A real server behind basic authentication: 401 without, all of the store with it."""
     shutil.copytree(toy, tmp_path / "root" / NAME)

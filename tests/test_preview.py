@@ -122,6 +122,7 @@ def test_failures_come_first_and_names_are_text(stores, kind, tmp_path):
     assert len(loud) == (kind == "features") and ("RANDOM" in page.text) == (kind == "features")
 
 
+@pytest.mark.slow
 def test_strips_show_the_clips_own_frames_and_log_mels(stores, tmp_path):
     """Also of clips that lack a modality; the pictures are what is cached, below them stand the segments' centres."""
     opened = stores["media"]

@@ -148,6 +148,7 @@ def test_report_says_what_was_run(run):
         assert f"{result['interval'][0]:.1f} to {result['interval'][1]:.1f}" in text
 
 
+@pytest.mark.slow
 def test_comparisons_that_hold_are_bold_and_say_their_units(run):
     """A handful as a list; many as a square for each missing spec, row minus column."""
     document = copy.deepcopy(load_results(run))
@@ -186,6 +187,7 @@ def test_epochs_before_the_classifier_are_told(run):
     assert "autoencoder trained before" in text and "2 (4)" in text
 
 
+@pytest.mark.slow
 def test_many_methods_and_fusions_are_spread_over_figures(run):
     document = copy.deepcopy(load_results(run))
     (cell, *_) = document["results"]

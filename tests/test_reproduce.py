@@ -237,6 +237,7 @@ def test_a_second_process_in_the_folder_is_told_who_is_at_work(stores, tmp_path,
     assert not (tmp_path / "out" / "results.json").exists()
 
 
+@pytest.mark.slow
 def test_other_features_and_a_new_plan_in_the_same_folder(stores, tmp_path):
     toy = write_store(tmp_path / "stores", features="toy")
     figure6, out = EXHIBITS["figure6"], tmp_path / "f"

@@ -195,6 +195,7 @@ def test_predict_as_a_user(store, run, tmp_path, mlemiss):
         assert row["predicted"] == max(store.classes, key=lambda name: float(row[f"p_{name}"]))
 
 
+@pytest.mark.slow
 def test_training_with_the_option_and_runs_without_it(tmp_path, mlemiss):
     toy = write_store(tmp_path / "stores")
     quick = ["--missing", "audio:0.5", "--seeds", 1, "--epochs", 1, "--store", toy.path]

@@ -41,6 +41,7 @@ def draw(clips, seeds=(0,), missing="audio:0.5", missing_test="none", split="cli
 EVERY = [(name, fusion) for name in method_names() for fusion in load(name).fusions]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "fusion", "marginal"),
     [pytest.param(*pair, "bank", marks=() if pair[0] == "mle" else pytest.mark.slow) for pair in EVERY]
@@ -197,6 +198,7 @@ def test_features_are_loaded_as_they_are_stored(tmp_path):
         np.testing.assert_array_equal(batch[0].numpy(), flat[:40].astype(np.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "fusion"), EVERY)
 def test_test_labels_do_not_touch_training(store, method, fusion):
     settings = Settings(epochs=4, batch_size=32, lr=1e-2, hidden=16, dim=6)
