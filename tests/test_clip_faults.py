@@ -91,6 +91,13 @@ def test_frames_are_chosen_by_time_whatever_changes(tmp_path, change):
     check_frames(media.read_clip(joined))
 
 
+def test_of_frames_with_one_timestamp_the_last_is_on_screen(tmp_path):
+    whole = counting_clip(tmp_path / "whole.mkv", 1.0, "-c:v", "ffv1")
+    twice = tmp_path / "twice.mkv"
+    run_ffmpeg("-i", whole, "-c", "copy", "-bsf:v", "setts=ts='if(mod(N\\,2)\\,PREV_OUTPTS\\,PTS)'", twice)
+    assert (shown_numbers(media.read_clip(twice).frames) % 2 == 1).all()
+
+
 @needs_field_faults
 @pytest.mark.parametrize("name", ["resolution_change.webm", "range_change.mp4"])
 def test_changing_clips_from_the_field(name):

@@ -182,7 +182,6 @@ def _decode(path: Path, listing: Listing, limits: Limits, deadline: float) -> De
         start = min(stream.times.min() for stream in listing.streams.values())
         wanted = np.unique(packets.times[_choose_frames(packets.times, packets.ends - packets.times, start)[0]])
     decode = partial(_decode_kinds, path, limits=limits, deadline=deadline, bridged=listing.bridged)
-    plain = partial(decode, ("video",), deinterlaced=False)
     decoded = decode(kinds, wanted)
     if len(kinds) == 2 and (not len(decoded.frame_times) or not len(decoded.audio_times)):
         # One stream that cannot even be opened ends the whole process: give each its own.
@@ -198,9 +197,10 @@ def _decode(path: Path, listing: Listing, limits: Limits, deadline: float) -> De
             decoded.images, decoded.imaged = again.images, again.imaged
         lacking = np.setdiff1d(truth, decoded.imaged)
         if len(lacking):  # where the stream changes, the deinterlacer does not give the frame that it holds
-            again = plain(decoded.frame_times[lacking])
-            imaged, first = np.unique(np.concatenate([decoded.imaged, again.imaged]), return_index=True)
-            decoded.images, decoded.imaged = np.concatenate([decoded.images, again.images])[first], imaged
+            again = decode(("video",), decoded.frame_times[lacking], deinterlaced=False)
+            imaged = np.concatenate([decoded.imaged, again.imaged])
+            order = np.argsort(imaged, kind="stable")
+            decoded.images, decoded.imaged = np.concatenate([decoded.images, again.images])[order], imaged[order]
     return decoded
 
 
@@ -258,7 +258,7 @@ def _assemble(path: Path, listing: Listing, decoded: DecodedStreams, limits: Lim
     fault = _video_fault(path, listing, decoded, zero)
     if fault is None:
         chosen, clip.duration = _choose_frames(decoded.frame_times, decoded.frame_durations, zero)
-        clip.frames = decoded.images[np.searchsorted(decoded.imaged, chosen)]
+        clip.frames = decoded.images[np.searchsorted(decoded.imaged, chosen, side="right") - 1]  # the last of one time
         clip.frame_times = decoded.frame_times[chosen] - zero
     else:
         clip.causes["visual"] = fault
