@@ -200,7 +200,7 @@ def _announce(plan: Plan) -> None:
         say(f"store {output.final}: {made_by}, {state}")
         if output.weights:
             mean, std = (name_some(output.spec["backbone"][key]) for key in ("mean", "std"))
-            say(f"  pictures from 0 to 1 less {mean}, divided by {std}")
+            say(f"  pictures normalised with mean {mean} and deviation {std}")
     cached = sum(source.sha256 in plan.media_rows for source in plan.sources)
     if cached and plan.unfinished():
         say(f"frames and log-Mels of {amount(cached, 'clip')} from media stores: no decoding of these")
