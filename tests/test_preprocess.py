@@ -20,7 +20,7 @@ from .preprocessing import NETWORK, SIX, SMALL, content, kill_at, left_running, 
 
 def test_summary_and_store(six):
     summary = six.summary
-    assert set(summary) == {"stores", "clips", "done", "failed", "absent", "unexpected", "seconds", "limit"}
+    assert set(summary) == {"stores", "clips", "done", "failed", "absent", "unexpected", "remarks", "seconds", "limit"}
     assert (summary["clips"], summary["done"], summary["failed"], summary["absent"]) == (6, 6, [], 1116)
     assert set(summary["seconds"]) == {"decode", "cnn", "write", "total"} and summary["limit"] in summary["seconds"]
     media_store, features = (FeatureStore.open(path) for path in summary["stores"])

@@ -223,7 +223,7 @@ class Plan:
     def media_rows(self) -> dict[str, Row]:
         """Return, for each content (sha256) with media in a finished store, the row there."""
         rows: dict[str, Row] = {}
-        for donor in donors(self.stores, store.MEDIA, MEDIA_SPEC):
+        for donor in donors(self.stores, store.MEDIA, media_spec(self.limits)):
             path, revision = donor.store.path, donor.store.attrs["revision"]
             for content, row in donor.rows(self.retry_failed).items():
                 rows.setdefault(content, Row(path, row, revision))
@@ -237,6 +237,11 @@ class Plan:
                 path, source = root / self.collection.clips[rows[0]].path, self.sources[rows[0]]
                 tasks.append(Task(key, rows, root, path, lacking, self.media_rows.get(key), self.limits, source))
         return tasks
+
+
+def media_spec(limits: Limits) -> dict:
+    """Return what determines the media of a clip: constants, and what was asked for beside the defaults."""
+    return MEDIA_SPEC | limits.spec()
 
 
 def make_plan(
@@ -269,15 +274,15 @@ def make_plan(
     """
     stores = stores.absolute()
     sources = read_sources(collection, limits.max_bytes, follow_links, stores / HASH_CACHE)
-    clips = zip(collection.clips, sources, strict=True)
+    clips, spec = zip(collection.clips, sources, strict=True), media_spec(limits)
     rows = [[c.clip_id, c.label, c.subject, c.columns, source.sha256] for c, source in clips]
-    content = _fingerprint(store.SCHEMA, rows, collection.classes, collection.synthetic, MEDIA_SPEC)
+    content = _fingerprint(store.SCHEMA, rows, collection.classes, collection.synthetic, spec)
 
     def output(name: str, fingerprint: str, spec: Mapping, **more: object) -> Output:
         folder = store.store_name(collection.dataset, name, fingerprint)
         return Output(name, fingerprint, stores / folder, stores / WORK / folder, json.loads(json.dumps(spec)), **more)
 
-    outputs = [output(store.MEDIA, content, MEDIA_SPEC)] if request.media else []
+    outputs = [output(store.MEDIA, content, spec)] if request.media else []
     wanted = {} if request.media == "only" else request.weights
     if wanted:
         say(f"loading {name_some(wanted)} …")
@@ -288,8 +293,8 @@ def make_plan(
         facts = {"weights_hash": backbone.spec["weights_hash"], "dimension": backbone.dimension}
         facts |= {"weights": weights, "precision": request.precision, "device": device}
         fingerprint = _fingerprint(content, backbone.spec, weights.name, store.FEATURE_CODEC)
-        spec = MEDIA_SPEC | {"backbone": backbone.spec, "codec": store.FEATURE_CODEC}
-        outputs.append(output(name, fingerprint, spec, **facts))
+        of_features = {"backbone": backbone.spec, "codec": store.FEATURE_CODEC}
+        outputs.append(output(name, fingerprint, spec | of_features, **facts))
     for each in outputs:
         if each.replaced.exists():
             with only_one(each.lock, each.final.name):

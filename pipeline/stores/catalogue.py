@@ -85,6 +85,7 @@ def store_facts(store: FeatureStore) -> dict:
         "arrays": arrays,
         "failures": _causes(store, ~done),
         "lacking": _causes(store, done & ~store.present.all(1)),
+        "remarks": _causes(store, done & store.present.all(1) & (store.error != "")),
         "spec": store.attrs["spec"],
         "splits": {"seeds": store.shape("split")[0], "settings": store.attrs["settings"]},
         "versions": store.attrs["versions"],
@@ -169,6 +170,7 @@ def description(facts: Mapping) -> Table:
         ("by", run.get("command") or "an unknown command"),
         *(("failed", f"{clip['clip_id']}: {clip['cause']}") for clip in facts["failures"]),
         *(("lacking", f"{clip['clip_id']}: {clip['cause']}") for clip in facts["lacking"]),
+        *(("remark", f"{clip['clip_id']}: {clip['cause']}") for clip in facts["remarks"]),
     ]
     table = Table.grid("", Column(overflow="fold"), padding=(0, 2))
     for name, value in pairs:
