@@ -29,6 +29,7 @@ from .run.extract import Executor
 from .run.plan import FeatureRequest, Output, Plan, Task, make_plan
 from .run.run import claimed, lacking, now, publish, run, serial
 from .stores import store
+from .stores.catalogue import with_remarks
 from .stores.masks import missing_by_class
 from .stores.remote import Remote, is_local
 from .stores.share import FinishedStore, pull
@@ -258,7 +259,7 @@ def _summarise(plan: Plan, seconds: dict[str, float], computed: int) -> Summary:
         opened = store.FeatureStore.open(output.final)
         for index in np.flatnonzero(~opened.done):
             causes.setdefault(int(index), str(opened.error[index]))
-        for index in np.flatnonzero(opened.present.all(1) & (opened.error != "")):
+        for index in np.flatnonzero(with_remarks(opened)):
             remarks.setdefault(int(index), str(opened.error[index]))
         present = opened.present[opened.done]
         for modality, has in zip(opened.modalities, present.T, strict=True):

@@ -1,12 +1,21 @@
 """What is inside a container: damaged pictures, channels that cancel out, the default stream, formats of all kinds."""
 
+import contextlib
 import json
+import math
+import subprocess
+import sys
+import time
+from unittest import mock
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from mlemiss.pipeline.media import parse
 from mlemiss.pipeline.media.decode import read_clip
 from mlemiss.pipeline.media.ffmpeg import Limits
+from mlemiss.pipeline.media.process import ClipError
 from mlemiss.pipeline.stores.store import FeatureStore
 
 from .test_clip_faults import FAULTS, counting_clip, needs_field_faults, run_ffmpeg
@@ -190,3 +199,77 @@ def test_stills_and_lists_are_no_clips(tmp_path, name):
     clip = read_clip(tmp_path / name)
     assert clip.frames is None and clip.logmel is None
     assert "a playlist, a still picture or the like" in clip.causes["visual"]
+
+
+# --- listings and memory ----------------------------------------------------------------------------------------------
+
+
+def parse_slowly(text):
+    """Return the rows of a listing of one stream as (start, end, bytes, own), in order."""
+    rows = []
+    for line in text.splitlines()[1:]:
+        _, decoding, presented, lasts, size, *_ = (field.strip() for field in line.split(","))
+        flags = int(line.partition("F=0x")[2].partition(",")[0] or "1", 16)
+        times = [time for time in (int(presented), int(decoding)) if abs(time) < 1 << 62]
+        if times and not flags & 4:
+            lasts = int(lasts) if 0 < int(lasts) < 1 << 62 else 0
+            rows.append((times[0], times[0] + lasts, int(size), times[0] == int(presented)))
+    return sorted(rows)
+
+
+TICKS = st.one_of(st.integers(-(10**12), 10**12), st.sampled_from([-(1 << 63), (1 << 63) - 1, 10**19 - 1]))
+PACKETS = st.tuples(
+    TICKS, TICKS, TICKS, st.integers(0, 10**9), st.sampled_from(["", "0x0", "0x1", "0x4", "0x1C", "0x8"])
+)
+
+
+@given(packets=st.lists(PACKETS, max_size=30), block=st.integers(1, 500))
+@settings(max_examples=150, deadline=None)
+def test_listings_are_parsed_as_line_by_line(packets, block):
+    lines = ["#media_type 0: video", "#codec_id 0: h264", "#tb 0: 1/1000"]
+    for decoding, presented, lasts, size, flags in packets:
+        flagged = f", F={flags}" + ", S=1, 8" * (size % 2) if flags else ""
+        lines.append(f"0, {decoding:10d}, {presented:10d}, {lasts:8d}, {size:8d}, 0x0123cdef{flagged}")
+    with mock.patch.object(parse, "BLOCK", block):
+        (stream,) = parse.parse_framecrc(bytearray("\n".join(lines), "ascii"), math.inf)
+    expected = parse_slowly("\n".join(lines[2:]))
+    found = zip(stream.starts * 1000, stream.ends * 1000, stream.sizes, strict=True)
+    assert np.allclose(list(found) or np.zeros((0, 3)), [row[:3] for row in expected] or np.zeros((0, 3)), rtol=1e-12)
+    assert stream.timed == all(row[3] for row in expected) and (stream.kind, stream.codec) == ("video", "h264")
+
+
+@given(st.binary(max_size=200))
+@settings(max_examples=150, deadline=None)
+def test_any_listing_is_parsed_or_refused(text):
+    with contextlib.suppress(ClipError):
+        parse.parse_framecrc(bytearray(b"#media_type 0: audio\n#tb 0: 1/8\n" + text), math.inf)
+
+
+def test_parsing_ends_at_the_deadline():
+    with pytest.raises(ClipError, match="longer than the time allowed"):
+        parse.parse_framecrc(bytearray(b"#tb 0: 1/8\n"), time.monotonic() - 1)
+
+
+LOUD = ("-filter_complex", "anoisesrc=d=200:r=16000", "-ac", "8")  # 102 MB of samples
+MANY = ("-filter_complex", "sine=440:d=60:r=48000,asetnsamples=20")  # 144,000 packets
+# What a clip's own process and its decoders took at most, in bytes beyond what the process took before.
+PEAK = """
+import sys
+from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
+import librosa.filters, mlemiss.pipeline.media.decode as media
+from mlemiss.pipeline.media.ffmpeg import Limits
+before = getrusage(RUSAGE_SELF).ru_maxrss
+clip = media.read_clip(sys.argv[1], Limits(max_memory=int(sys.argv[2])))
+most = getrusage(RUSAGE_SELF).ru_maxrss - before + getrusage(RUSAGE_CHILDREN).ru_maxrss
+print(1024 * most, clip.causes["audio"] if "audio" in clip.causes else "", sep=";")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("made", "memory", "fits"), [(LOUD, 512, True), (LOUD, 320, False), (MANY, 512, True)])
+def test_memory_of_decoder_and_python_stays_within_the_limit(tmp_path, made, memory, fits):
+    path = tmp_path / "clip.mkv"
+    run_ffmpeg(*made, "-c:a", "pcm_s16le", path)
+    done = subprocess.run([sys.executable, "-c", PEAK, path, str(memory << 20)], capture_output=True, text=True)
+    most, told = done.stdout.strip().split(";")
+    assert int(most) < (memory + 100) << 20 and bool(told) != fits and told.endswith("allowed") != fits

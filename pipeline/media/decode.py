@@ -282,7 +282,8 @@ def _assemble(path: Path, listing: Listing, decoded: DecodedStreams, limits: Lim
 
 def _take_sound(clip: _Clip, decoded: DecodedStreams, zero: float) -> str | None:
     """Give a clip its waveform, unless it is no sound; return what is wrong with it, if anything."""
-    waveform, peaks = (_on_the_clock(decoded, each, zero, clip.duration) for each in (decoded.samples, decoded.peaks))
+    waveform = _on_the_clock(decoded, decoded.samples, zero, clip.duration)
+    peaks = _on_the_clock(decoded, decoded.peaks, zero, clip.duration) if len(decoded.peaks) else waveform
     starts = segment_starts(clip.duration)
     loudest, peak = (float(np.abs(cut_segments(each, starts)).max()) for each in (waveform, peaks))
     if loudest < SILENCE:

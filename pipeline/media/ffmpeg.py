@@ -21,6 +21,7 @@ from .parse import (
     NO_STREAM,
     RAW,
     SECOND,
+    Stream,
     complains,
     damaged_pictures,
     declared_end,
@@ -39,8 +40,7 @@ CONTAINERS = (
     "m4v,mlp,mpc,mpc8,mpegvideo,nistsphere,nsv,nut,obu,oma,osq,qcp,qoa,rso,sbc,shn,smjpeg,sox,tak,truehd,tta,vc1,voc,"
     "vvc,webp_anim,wtv,wv,xwma,yuv4mpegpipe"
 )
-LIST_BYTES = 1 << 28  # of packet lists and logs: days of video
-MAX_CHANNELS = 8  # of a clip that lasts as long as allowed
+LIST, SAMPLES = 16, 4  # one of so many shares of a clip's memory is for a list or log, and for its samples
 DECLARED_TOLERANCE = 0.25  # seconds by which a header may overstate a clip: no segment's centre lies that late
 RESTART = 0.1  # seconds by which timestamps go back where ffmpeg takes it for a new beginning
 BRIDGED_GAP = 0.5  # seconds, the longest pause in streams whose timestamps start again
@@ -87,7 +87,7 @@ class Limits:
         max_seconds: longest clip.
         max_pixels: largest picture, width times height.
         max_bytes: largest file.
-        max_memory: bytes of address space of the process that decodes, and of what it may send.
+        max_memory: bytes of memory that reading the clip may take, in the process that decodes and in this one.
         max_damaged: damaged frames, of the 30 that are taken, with which the picture is still used.
         channels: of the sound: `"mean"` of all, or the `"first"`.
     """
@@ -232,10 +232,10 @@ def _list(
         listed = ffmpeg.output(*streams, urls["packets"], codec="copy", format="framecrc", flush_packets=0)
         return _command(listed, loglevel="info")
 
-    sizes = {"packets": LIST_BYTES, "log": LIST_BYTES}
+    sizes = dict.fromkeys(("packets", "log"), limits.max_memory // LIST)
     received = run_ffmpeg(outputs, ("packets",), sizes, deadline, limits.max_memory)
     log = received["log"].decode("utf-8", "replace")
-    streams = parse_framecrc(received["packets"].decode("ascii", "replace"))
+    streams = parse_framecrc(received["packets"], deadline)
     if not streams:
         raise ClipError(
             "no video and no audio stream"
@@ -291,17 +291,17 @@ def decode_streams(
         return _command(*made)
 
     names = ("frames", "kept", "picture") * ("video" in maps) + ("samples", "sound") * ("audio" in maps)
-    sizes = dict.fromkeys(("kept", "picture", "sound", "log"), LIST_BYTES)
+    sizes = dict.fromkeys(("kept", "picture", "sound", "log"), limits.max_memory // LIST)
     sizes["frames"] = (len(wanted) + SPARE_FRAMES) * FRAME_BYTES
-    sizes["samples"] = min(int(limits.max_seconds * SAMPLE_RATE) * 4 * MAX_CHANNELS, limits.max_memory)
+    sizes["samples"] = limits.max_memory // SAMPLES
     received = run_ffmpeg(outputs, names, sizes, deadline, limits.max_memory)
     decoded = DecodedStreams(log=received["log"].decode("utf-8", "replace"))
     if "video" in maps:
-        kept, picture = (received[name].decode("ascii", "replace") for name in ("kept", "picture"))
-        _read_frames(decoded, received["frames"], kept, picture)
+        kept, listed = (parse_framecrc(received.pop(name), deadline) for name in ("kept", "picture"))
+        _read_frames(decoded, received.pop("frames"), kept, listed)
     if "audio" in maps:
-        listing = received["sound"].decode("ascii", "replace")
-        _read_sound(decoded, received["samples"], listing, limits.channels)
+        listed = parse_framecrc(received.pop("sound"), deadline)
+        _read_sound(decoded, received.pop("samples"), listed, limits.channels)
     return decoded
 
 
@@ -321,14 +321,14 @@ def find_damage(path: Path, stream: str, limits: Limits, deadline: float, bridge
         nothing = ffmpeg.output(source[stream], "-", format="null", fps_mode="passthrough")
         return _command(nothing, loglevel="info").global_args("-debug_ts")
 
-    received = run_ffmpeg(outputs, (), {"log": LIST_BYTES}, deadline, limits.max_memory)
+    received = run_ffmpeg(outputs, (), {"log": limits.max_memory // LIST}, deadline, limits.max_memory)
     return damaged_pictures(received["log"].decode("utf-8", "replace"))
 
 
-def _read_frames(decoded: DecodedStreams, frames: bytearray, kept: str, listing: str) -> None:
-    for stream in parse_framecrc(listing):
+def _read_frames(decoded: DecodedStreams, frames: bytearray, kept: list[Stream], listed: list[Stream]) -> None:
+    for stream in listed:
         decoded.frame_times, decoded.frame_durations = stream.starts, stream.ends - stream.starts
-    times = np.concatenate([stream.starts for stream in parse_framecrc(kept)] or [np.zeros(0)])
+    times = np.concatenate([stream.starts for stream in kept] or [np.zeros(0)])
     count = min(len(frames) // FRAME_BYTES, len(times))
     decoded.imaged = np.searchsorted(decoded.frame_times, times[:count] + SAME_TIME) - 1
     planes = np.frombuffer(frames, np.uint8, count * FRAME_BYTES).reshape(count, 3, FRAME_SIZE, FRAME_SIZE)
@@ -337,8 +337,8 @@ def _read_frames(decoded: DecodedStreams, frames: bytearray, kept: str, listing:
         decoded.images[..., channel] = planes[:, plane]
 
 
-def _read_sound(decoded: DecodedStreams, samples: bytearray, listing: str, wanted: str) -> None:
-    for _, _, starts, ends, sizes, *_ in parse_framecrc(listing):
+def _read_sound(decoded: DecodedStreams, samples: bytearray, listed: list[Stream], wanted: str) -> None:
+    for _, _, starts, ends, sizes, *_ in listed:
         if not len(starts) or ends[0] <= starts[0]:
             continue
         channels = max(round(sizes[0] / ((ends[0] - starts[0]) * SAMPLE_RATE * 4)), 1)

@@ -4,18 +4,23 @@ Both come from the process that reads a hostile file: every number is checked fo
 """
 
 import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from .process import ClipError
+from .process import OUT_OF_TIME, ClipError
 
-PACKET_DISCARD = 4  # flag of a packet that is decoded but not presented
-PACKET = re.compile(  # stream, timestamps of decoding and presentation, duration, bytes, checksum, flags, side data
-    r"(\d{1,4}), *(-?\d{1,19}), *(-?\d{1,19}), *(-?\d{1,19}), *(\d{1,10}), *0x[0-9a-f]{8}(?:, F=0x(\w{1,8}))?(?:,.*)?",
-    re.ASCII,
-)
+# A line of framecrc: stream, timestamps of decoding and presentation, duration, bytes, checksum, flags, side data.
+CRC = rb", *0x[0-9a-f]{8}"
+LINE = rb"\d{1,4}(?:, *-?\d{1,19}){3}, *\d{1,10}" + CRC + rb"(?:, F=0x[0-9A-F]{1,8})?(?:,[^\n]*)?\n"
+LINES = re.compile(rb"(?:" + LINE + rb"|\n)*+")
+DISCARDED = re.compile(CRC + rb", F=0x[0-9A-F]{0,7}[4-7C-F](?:,[^\n]*)?\n")  # decoded, but not presented
+PRESENTED = re.compile(CRC + rb"[^\n]*\n")
+HEAD = re.compile(rb"^#(\w+)(?: (\d{1,4}))?: (.*)\n", re.MULTILINE)
+BLOCK = 1 << 20  # bytes that are parsed at once
 NO_TICKS = 1 << 62  # a timestamp beyond it is none: ffmpeg writes -2**63 where it has none
 LATEST = 1e10  # seconds: later than any clock of recordings, which count from 1970 at most
 ERROR = re.compile(r"\[(?:error|fatal)\] (?!.*pipe:\d)")
@@ -44,44 +49,59 @@ class Stream(NamedTuple):
     unit: float  # seconds of a tick of its timestamps
 
 
-def parse_framecrc(text: str) -> list[Stream]:
-    """Parse a framecrc listing. ClipError: a line or a number of it is not what framecrc writes."""
-    heads: dict[str, dict[str, str]] = {}
-    rows: dict[str, list[tuple[int, int, int, bool]]] = {}
-    for line in text.splitlines():
-        if line.startswith("#"):
-            name, _, value = line[1:].partition(": ")
-            key, _, index = name.partition(" ")
-            heads.setdefault(index, {})[key] = value
-        elif line.strip():
-            index, row = _parse_packet(line)
-            if row is not None:
-                rows.setdefault(index, []).append(row)
-    streams = []
-    for index, head in heads.items():
-        if head.get("media_type") not in ("video", "audio", "subtitle", "data", "attachment"):
-            continue
-        numerator, denominator = _parse_unit(head.get("tb", ""))
-        starts, ends, sizes, own = np.array(sorted(rows.get(index, [])), dtype=np.float64).reshape(-1, 4).T
-        starts, ends = starts * numerator / denominator, ends * numerator / denominator
-        if max(np.abs(starts).max(initial=0), np.abs(ends).max(initial=0)) > LATEST:
-            raise ClipError(f"a timestamp of the {head['media_type']} lies more than {LATEST:.0g} s from 0")
-        timed, unit = bool(own.all()), numerator / denominator
-        streams.append(Stream(head["media_type"], head.get("codec_id", ""), starts, ends, sizes, timed, unit))
-    return streams
+def parse_framecrc(text: bytearray, deadline: float) -> list[Stream]:
+    """Parse a framecrc listing, millions of packets within seconds and about the memory of the text.
+
+    Raises:
+        ClipError: a line or a number of it is not what framecrc writes, or `time.monotonic()` is past the deadline.
+    """
+    heads: dict[int, dict[str, str]] = {}
+    tables: dict[int, list[np.ndarray]] = {}
+    for block in _blocks(text):
+        if time.monotonic() > deadline:
+            raise ClipError(OUT_OF_TIME)
+        for name, index, value in HEAD.findall(block):
+            if index:
+                heads.setdefault(int(index), {})[name.decode()] = value.decode("ascii", "replace")
+        rows = HEAD.sub(b"", block)
+        if not LINES.fullmatch(rows):
+            raise ClipError("the list of its packets makes no sense")
+        numbers = PRESENTED.sub(b",0,", DISCARDED.sub(b",1,", rows)).strip().rstrip(b",")
+        table = np.fromstring(numbers, np.int64, sep=",").reshape(-1, 6)
+        for index in np.unique(table[:, 0]):
+            tables.setdefault(int(index), []).append(table[table[:, 0] == index, 1:])
+    kinds = ("video", "audio", "subtitle", "data", "attachment")
+    known = {index: head for index, head in heads.items() if head.get("media_type") in kinds}
+    return [_stream(head, tables.pop(index, [])) for index, head in known.items()]
 
 
-def _parse_packet(line: str) -> tuple[str, tuple[int, int, int, bool] | None]:
-    """Return a packet's stream, and its start, end, bytes and whether the start is its own; None if not presented."""
-    match = PACKET.fullmatch(line)
-    if match is None:
-        raise ClipError("the list of its packets makes no sense")
-    index, *numbers, flags = match.groups()
-    decoding, presented, lasts, size = map(int, numbers)
-    start = next((ticks for ticks in (presented, decoding) if abs(ticks) < NO_TICKS), None)
-    if start is None or int(flags or "1", 16) & PACKET_DISCARD:
-        return index, None  # decoded only for what follows, or nobody knows when
-    return index, (start, start + (lasts if 0 < lasts < NO_TICKS else 0), size, start == presented)
+def _blocks(text: bytearray) -> Iterator[bytes]:
+    """Yield whole lines, about BLOCK bytes at a time."""
+    at = 0
+    while at < len(text):
+        end = text.find(b"\n", at + BLOCK) + 1 or len(text)
+        yield bytes(text[at:end]) + b"\n" * (text[end - 1 : end] != b"\n")
+        at = end
+
+
+def _stream(head: Mapping[str, str], tables: Sequence[np.ndarray]) -> Stream:
+    decoding, presented, lasts, sizes, discarded = np.concatenate([*tables, np.zeros((0, 5), np.int64)]).T
+    own, known = _is_time(presented), _is_time(decoding)
+    kept = (own | known) & (discarded == 0)  # the rest is decoded only for what follows, or nobody knows when
+    starts = np.where(own, presented, decoding)[kept]
+    ends = starts + np.where((lasts > 0) & _is_time(lasts), lasts, 0)[kept]
+    sizes, own = sizes[kept], own[kept]
+    order = np.lexsort((own, sizes, ends, starts))
+    numerator, denominator = _parse_unit(head.get("tb", ""))
+    starts, ends = (ticks[order].astype(np.float64) * numerator / denominator for ticks in (starts, ends))
+    if max(np.abs(starts).max(initial=0), np.abs(ends).max(initial=0)) > LATEST:
+        raise ClipError(f"a timestamp of the {head['media_type']} lies more than {LATEST:.0g} s from 0")
+    timed, unit = bool(own.all()), numerator / denominator
+    return Stream(head["media_type"], head.get("codec_id", ""), starts, ends, sizes[order].astype(float), timed, unit)
+
+
+def _is_time(ticks: np.ndarray) -> np.ndarray:
+    return (ticks > -NO_TICKS) & (ticks < NO_TICKS)
 
 
 def _parse_unit(ratio: str) -> tuple[int, int]:

@@ -85,12 +85,21 @@ def store_facts(store: FeatureStore) -> dict:
         "arrays": arrays,
         "failures": _causes(store, ~done),
         "lacking": _causes(store, done & ~store.present.all(1)),
-        "remarks": _causes(store, done & store.present.all(1) & (store.error != "")),
+        "remarks": _causes(store, with_remarks(store)),
         "spec": store.attrs["spec"],
         "splits": {"seeds": store.shape("split")[0], "settings": store.attrs["settings"]},
         "versions": store.attrs["versions"],
         "run": run_record(store.path),
     }
+
+
+def with_remarks(store: FeatureStore) -> np.ndarray:
+    """Return which clips have something recorded of a modality that they have, such as damaged frames: bool [clip]."""
+    noted = np.zeros(len(store.error), bool)
+    for clip in np.flatnonzero(store.done & (store.error != "")):
+        there = zip(store.modalities, store.present[clip], strict=True)
+        noted[clip] = any(present and f"{modality}: " in store.error[clip] for modality, present in there)
+    return noted
 
 
 def _causes(store: FeatureStore, clips: np.ndarray) -> list[dict]:
