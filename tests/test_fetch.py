@@ -388,13 +388,24 @@ def test_too_little_room_is_said_before_anything_is_fetched(web, zips, tmp_path)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_full_disk_is_no_lost_connection(web, zips, tmp_path):
+def test_a_full_disk_is_no_lost_connection(web, zips, tmp_path, monkeypatch):
     web.add_record(zips)
-    (tmp_path / ".fetch").mkdir()
-    (tmp_path / ".fetch" / f"{ZIPS[1]}.partial").symlink_to("/dev/full")
+    monkeypatch.setattr(fetch, "open_regular", lambda _, mode: open("/dev/full", mode))  # noqa: PTH123, SIM115
     with pytest.raises(MachineError, match=r"No space left on device; what arrived is kept\.\nMake room"):
         get(web, tmp_path, 1)
     assert len(asked_for(web, 1)) == 1  # not tried again
+
+
+@pytest.mark.parametrize("planted", ["link", "pipe"])
+def test_what_somebody_planted_among_unfinished_zips_is_refused(planted, web, zips, tmp_path):
+    web.add_record(zips)
+    (victim := tmp_path / "victim").write_text("precious")
+    (tmp_path / "clips" / ".fetch").mkdir(parents=True)
+    partial = tmp_path / "clips" / ".fetch" / f"{ZIPS[1]}.partial"
+    partial.symlink_to(victim) if planted == "link" else os.mkfifo(partial)
+    with pytest.raises(InputError, match=f"{re.escape(str(partial))} is a link, pipe or the like"):
+        get(web, tmp_path / "clips", 1)
+    assert victim.read_text() == "precious" and asked_for(web, 1) == []
 
 
 def link_member(name: str, target: str) -> tuple[zipfile.ZipInfo, bytes]:

@@ -1,8 +1,7 @@
 """Download the zips that a dataset declares (`manifest.Download`), verify them and unpack their clips.
 
 Killed or cut off at any time, the same call goes on where it was. A zip that is not what its record says costs its part
-of the dataset, no more. Developed against local servers that answer as Zenodo's API is documented to, never against a
-record itself.
+of the dataset. Developed against local servers that answer as Zenodo's API is documented to, never a record itself.
 """
 
 import hashlib
@@ -25,7 +24,9 @@ from urllib3.exceptions import HTTPError, MaxRetryError, ProtocolError
 
 from ..console import Progress, say
 from ..errors import InputError, MachineError
+from ..files import check_work
 from ..stores.claim import only_one
+from ..stores.remote import open_regular
 from .manifest import Download, files_below
 
 FETCH_FOLDER = ".fetch"  # below the root: zips, and files that are not whole yet
@@ -90,6 +91,7 @@ def fetch_dataset(dataset: ModuleType, root: Path, parts: Sequence[int], record:
     download: Download = dataset.DOWNLOAD
     work = root / FETCH_FOLDER
     with only_one(work / "lock", str(root)):
+        check_work(work)
         wanted = _absent_clips(dataset, root, parts)
         result = Fetched([part for part in parts if not wanted[part]])
         for part in result.there:
@@ -224,8 +226,7 @@ def _blocks(url: str, start: int = 0, size: int = 0) -> Iterator[tuple[int, byte
     """Yield the content of a URL from an offset on, as offset and block; go on where the connection is cut.
 
     Where the server cannot go on, it sends everything: the offset is 0 again. `size`, in bytes, tells a cut from the
-    end where the server does not say how much it sends. ZipError: it has no such file. MachineError: it never gets on.
-    """
+    end where the server says no length. ZipError: it has no such file. MachineError: it never gets on."""
     connections, repeats, most = _connections(url), REPEATS, start
     while True:
         headers = USER_AGENT | ({"Range": f"bytes={start}-"} if start else {})
@@ -304,7 +305,7 @@ def _receive(remote: RemoteFile, partial: Path, begun: int, show: Callable[[int]
             partial.unlink(missing_ok=True)
             raise ZipError(f"{remote.url}: expected {remote.size} bytes, found more")
         try:
-            with partial.open("ab") as file:
+            with open_regular(partial, "ab") as file:
                 if start < file.tell():
                     file.truncate(start)
                 file.write(block)
@@ -390,7 +391,7 @@ def _check_members(infos: list[zipfile.ZipInfo], packed: int) -> dict[str, zipfi
 def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, partial: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with archive.open(member) as source, partial.open("wb") as file:
+        with archive.open(member) as source, open_regular(partial, "wb") as file:
             shutil.copyfileobj(source, file, BLOCK)  # never more than the size that was checked; the CRC is, at the end
             file.flush()
             os.fsync(file.fileno())

@@ -16,7 +16,7 @@ from ..console import name_some, say
 from ..encoders import Weights
 from ..encoders.images import load_backbone
 from ..errors import MACHINE_ERRNOS, MachineError
-from ..files import sha256_of, write_json
+from ..files import remove_tree, sha256_of, write_json
 from ..media import decode as media
 from ..media import ffmpeg, logmel
 from ..media.decode import check_file
@@ -310,11 +310,11 @@ def recover(output: Output) -> None:
     """Clean up after a killed run: bring back a revision that has no successor, remove work on a finished store."""
     if output.replaced.exists():
         if output.final.exists():
-            store.remove_tree(output.replaced)
+            remove_tree(output.replaced)
         else:
             output.replaced.rename(output.final)
     for work in leftovers(output):
-        store.remove_tree(work)
+        remove_tree(work)
 
 
 def leftovers(output: Output) -> list[Path]:

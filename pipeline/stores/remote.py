@@ -1,7 +1,6 @@
 """The places of stores: a folder (local or NFS), or a URL, read and written through fsspec.
 
-s3://BUCKET/FOLDER        read and written; keys and endpoint as botocore finds them (AWS_ACCESS_KEY_ID, AWS_PROFILE,
-                          AWS_ENDPOINT_URL, ~/.aws, …)
+s3://BUCKET/FOLDER        read and written; keys and endpoint as botocore finds them (AWS_PROFILE, ~/.aws, …)
 http(s)://HOST/FOLDER     read only; user and password from ~/.netrc, proxies from the environment
 
 Secrets never stand in a place's name, so that results, messages and logs may show it.
@@ -47,8 +46,7 @@ Place.register(Path)
 
 @dataclass(frozen=True, order=True)
 class Remote(Place):
-    """A file or folder behind a URL. Errors name the URL: MachineError where the server cannot be reached, else
-    InputError."""
+    """A file or folder behind a URL. Errors name it: MachineError where the server is out of reach, else InputError."""
 
     url: str  # without secrets, query or trailing slash
 
@@ -194,21 +192,25 @@ def local_folder(where: Place, option: str) -> Path:
 
 
 class NotRegularError(OSError):
-    """A file of a store is a link, which may lead out of it, or a pipe or device, which may never end."""
+    """A file is a link, which may lead elsewhere, or a pipe, folder or device, which may never end."""
 
 
-def open_regular(file: Path) -> IO[bytes]:
-    """Open a file of a store for reading. NotRegularError: it is a link, a pipe, a folder or the like."""
+def open_regular(file: Path, mode: str = "rb") -> IO[bytes]:
+    """Open a file that may be somebody else's. NotRegularError: it is a link, a pipe, a folder or the like."""
+    return open(file, mode, opener=_open_regular)
+
+
+def _open_regular(file: Path, flags: int) -> int:
     try:
-        opened = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        opened = os.open(file, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO):  # ENXIO: a socket
-            raise NotRegularError(errno.ELOOP, "a link or socket, not a regular file", str(file)) from None
-        raise
+        if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):  # ENXIO: a socket, or a pipe nobody reads
+            raise
+        raise NotRegularError(errno.ELOOP, "a link, socket or the like, not a regular file", str(file)) from None
     if not stat.S_ISREG(os.fstat(opened).st_mode):
         os.close(opened)
         raise NotRegularError(errno.EINVAL, "a pipe, folder or device, not a regular file", str(file))
-    return os.fdopen(opened, "rb")
+    return opened
 
 
 def file_of(store: Place, name: str) -> Place:
@@ -236,7 +238,7 @@ def read_document(file: Place, most: int = DOCUMENT_BYTES) -> bytes:
 
 
 class _TooLongError(Exception):
-    """A file goes on beyond what was asked for: no more of it is read."""
+    """A file goes on beyond what was asked for."""
 
 
 def read_blocks(file: Place, take: Callable[[bytes], object], most: int | None = None) -> None:
