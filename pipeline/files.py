@@ -4,6 +4,7 @@ And what the first bytes of a user's file say of it: another kind than its name 
 """
 
 import csv
+import errno
 import hashlib
 import json
 import os
@@ -122,6 +123,22 @@ def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file's content in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def user_cache() -> Path:
+    """Make the folder for what mlemiss keeps for this user alone, ~/.cache/mlemiss (or in XDG_CACHE_HOME).
+
+    OSError: it cannot be made, or others may write to it.
+    """
+    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    folder = (named if named.is_absolute() else Path.home() / ".cache") / "mlemiss"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        folder.mkdir(0o700)
+    state = folder.lstat()
+    if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.geteuid() or state.st_mode & 0o022:
+        raise PermissionError(errno.EPERM, "not a folder that its user alone can write to", str(folder))
+    return folder
 
 
 def absent_content(path: Path) -> str:
