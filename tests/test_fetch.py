@@ -374,6 +374,28 @@ def test_a_record_of_another_shape(web, zips, tmp_path, record, said):
     assert not list(tmp_path.rglob("*.zip*"))
 
 
+@pytest.mark.parametrize("record", [b"[" * 200_000, b'{"files": ' + b"9" * 6000 + b"}", b"\xff", b'{"files": NaN}'])
+def test_a_record_of_hostile_json(web, zips, tmp_path, record):
+    web.files[RECORD] = record
+    with pytest.raises(InputError, match="The record or its API has changed"):
+        get(web, tmp_path, 1)
+
+
+@pytest.mark.parametrize("wait", ["9" * 5000, "Fri, 31 Dec 99999999999 23:59:59 GMT", "soon"])
+def test_a_wait_out_of_this_world(web, zips, tmp_path, wait, monkeypatch):
+    monkeypatch.setattr(fetch, "LONGEST_WAIT", 0.01)
+    web.add_record({1: zips[1]})
+    web.faults[RECORD] = [(503, ("Retry-After", wait))]
+    assert get(web, tmp_path, 1).unpacked == [1]
+
+
+def test_a_range_out_of_this_world(web, zips, tmp_path):
+    web.add_record({1: zips[1]})
+    path = f"{RECORD}/files/{ZIPS[1]}/content"
+    web.faults[path] = [("cut", 1000), (206, ("Content-Range", "bytes " + "9" * 6000 + "-"))]
+    assert get(web, tmp_path, 1).failed
+
+
 def test_addresses_that_are_no_web_addresses(tmp_path):
     (tmp_path / "record.json").write_text("{}")
     with pytest.raises(InputError, match="begins with https://"):

@@ -334,7 +334,7 @@ def _transfer(source: FinishedStore, target: _Folder | _Bucket) -> Transfer:
             """Return whether the file had to be sent."""
             claim.check()
             recorded = source.files[name]
-            if sizes.get(name) == recorded["bytes"] and checksum(target.built / name) == recorded:
+            if sizes.get(name) == recorded["bytes"] and checksum(target.built / name, recorded["bytes"]) == recorded:
                 return False
             target.receive(name)
             return True
