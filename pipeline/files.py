@@ -330,7 +330,7 @@ def check_work(folder: Path) -> None:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 check_work(Path(entry.path))
-            elif not entry.is_file(follow_symlinks=False):
+            elif not entry.is_file(follow_symlinks=False) and os.path.lexists(entry.path):
                 raise planted(Path(entry.path))
 
 

@@ -1,4 +1,4 @@
-"""The places of stores: a folder (local or NFS), or a URL, read and written through fsspec.
+"""The places of stores: a folder (local or NFS), or a URL.
 
 s3://BUCKET/FOLDER        read and written; keys and endpoint as botocore finds them (AWS_PROFILE, ~/.aws, …)
 http(s)://HOST/FOLDER     read only; user and password from ~/.netrc, proxies from the environment

@@ -11,6 +11,7 @@ from ..web import BLOCK, PACE, SLOW_SECONDS, TooSlowError
 
 CONTACT = 10  # seconds a server may take to answer at all
 CONNECT, READ = 3, 30  # seconds one that has answered may take to accept, and to go on
+UPLOAD_SECONDS = 3600.0  # of a file or a part of it
 ANSWER_BYTES = 4 << 20  # bytes of an answer that is no object: a page of a listing has 1000 names
 MOST_LISTED = 200_000  # objects of a folder
 REMOTE_EXTRA = "pip install 'mlemiss[remote]'"
@@ -126,10 +127,8 @@ def _session() -> type:
         async def send(self, request: Any) -> Any:
             """Send a request, and return the answer, with its body if that is no object."""
             whole, request.stream_output = not request.stream_output, True  # else it would read all there is
-            if request.method in ("GET", "HEAD"):  # what else is asked brings a file along
-                answer = await _within(SLOW_SECONDS, super().send, request)
-            else:
-                answer = await super().send(request)
+            seconds = SLOW_SECONDS if request.method in ("GET", "HEAD") else UPLOAD_SECONDS
+            answer = await _within(seconds, super().send, request)
             if whole or answer.status_code >= 300:
                 answer._content = await _within(SLOW_SECONDS, _short, answer.raw.content)
             return answer
