@@ -18,7 +18,7 @@ PACKET = re.compile(  # stream, timestamps of decoding and presentation, duratio
 )
 NO_TICKS = 1 << 62  # a timestamp beyond it is none: ffmpeg writes -2**63 where it has none
 LATEST = 1e10  # seconds: later than any clock of recordings, which count from 1970 at most
-# A clip's own text (titles, languages) is in logs: what searches there is anchored or bounded, and so takes linear time.
+# A clip's own text (titles, languages) is in logs: what searches there is anchored or bounded, and takes linear time.
 WHO = r"[^]\n]{1,99} @ \w{1,20}"
 ERROR = re.compile(rf"^(?:\[{WHO}\] )*\[(?:error|fatal)\] (?!.*pipe:\d)")
 DAMAGED_PACKET = re.compile(r"corrupt input packet|Packet corrupt|[Tt]runcat|prematurely")
