@@ -125,9 +125,7 @@ def computed(commands, synthetic_ravdess, tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "moment", ["run.run.load_parts", "stores.store.publish", "COMPLETE", "stores.store.remove_tree"]
-)
+@pytest.mark.parametrize("moment", ["run.run.load_parts", "stores.store.publish", "COMPLETE", "run.run.remove_tree"])
 def test_killed_while_publishing(moment, computed, six, synthetic_ravdess, tmp_path, mlemiss):
     """SIGKILL inside the last stage: a store is absent until it is whole, and the rerun makes the same bytes."""
     stores = shutil.copytree(computed, tmp_path / "stores")

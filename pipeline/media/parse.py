@@ -23,7 +23,9 @@ HEAD = re.compile(rb"^#(\w+)(?: (\d{1,4}))?: (.*)\n", re.MULTILINE)
 BLOCK = 1 << 20  # bytes that are parsed at once
 NO_TICKS = 1 << 62  # a timestamp beyond it is none: ffmpeg writes -2**63 where it has none
 LATEST = 1e10  # seconds: later than any clock of recordings, which count from 1970 at most
-ERROR = re.compile(r"\[(?:error|fatal)\] (?!.*pipe:\d)")
+# A clip's own text (titles, languages) is in logs: what searches there is anchored or bounded, and takes linear time.
+WHO = r"[^]\n]{1,99} @ \w{1,20}"
+ERROR = re.compile(rf"^(?:\[{WHO}\] )*\[(?:error|fatal)\] (?!.*pipe:\d)")
 DAMAGED_PACKET = re.compile(r"corrupt input packet|Packet corrupt|[Tt]runcat|prematurely")
 NO_CONTAINER = re.compile(r"Format not on whitelist|Not detecting m3u8/hls")
 CHAINED = re.compile(r"Changing stream parameters in multistream ogg|failed to create or replace stream")
@@ -31,10 +33,10 @@ RAW = re.compile(r"Input #0, (?:av1|avs2|avs3|cavsvideo|dirac|evc|h264|hevc|m4v|
 SECOND = re.compile(r"Found duplicated MOOV Atom")
 NO_STREAM = "does not contain any stream"
 # With -debug_ts: a picture, after the warning if it is damaged. What begins the line may be mixed up with another line.
-DECODED = re.compile(r"(corrupt decoded frame)|decoder -> pts:.* keyframe:([01]) frame_type:(\d)")
+DECODED = re.compile(r"(corrupt decoded frame)|decoder -> pts:.{0,300}? keyframe:([01]) frame_type:(\d)")
 STREAM = re.compile(r"(?m)^\[info\] +Stream #0:(\d{1,4})\S*: (Video|Audio): (.*)$", re.ASCII)
 BETWEEN = "3"  # type of a frame that is predicted from both sides
-INPUT_STREAM = r"(?m)^\[info\] +Stream #0:\d+.*: (?:Video|Audio|Subtitle|Data): (?!.* q=)"
+INPUT_STREAM = r"(?m)^\[info\] +Stream #0:\d+.{0,300}?: (?:Video|Audio|Subtitle|Data): (?!.* q=)"
 
 
 class Stream(NamedTuple):
@@ -182,4 +184,4 @@ def complains(log: str) -> bool:
 def decoder_failed(log: str, kind: str) -> bool:
     """Return whether the decoder of `"video"` or `"audio"` rejected a packet or gave a damaged frame."""
     said = r"\[(?:error|fatal)\]|\[warning\] corrupt decoded frame"
-    return re.search(rf"\[{kind[0]}ist#\S+ @ \w+\] \[dec:\S+ @ \w+\] (?:{said})", log) is not None
+    return re.search(rf"\[{kind[0]}ist#{WHO}\] \[dec:{WHO}\] (?:{said})", log) is not None

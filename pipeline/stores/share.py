@@ -17,7 +17,7 @@ from typing import Any
 
 from ..console import BYTES, Progress, name_some, note_if_private, printable, say
 from ..errors import InputError
-from ..files import whole_file, write_json
+from ..files import check_work, planted, remove_tree, whole_file, work_folder, write_json
 from .checksums import COMPLETE, OWN, PUSHING, RUN, checksum, parse_complete, read_marker
 from .claim import Claim, only_one
 from .remote import (
@@ -33,7 +33,7 @@ from .remote import (
     read_document,
 )
 from .schema import FILE, parse_json
-from .store import WORK, read_attributes, remove_tree, run_record
+from .store import WORK, read_attributes, run_record
 
 SAME_IN_COPIES = ("dataset", "features", "fingerprint")
 LONGEST_COMMAND = 200  # characters of a command that an error shows
@@ -221,11 +221,13 @@ class _Folder:
 
     def prepare(self, older: FinishedStore | None) -> None:
         """Go on with an unfinished copy, if there is one. InputError: there is no room."""
+        if self.final.is_symlink() and older is None:
+            raise planted(self.final)
         if older is None and self.final.is_dir():
             _refuse_newer_remains(self.source, self.final)
             if not self.built.exists():
                 self.final.rename(self.built)  # a copy that was cut short, or damaged: what is right in it stays
-        self.built.mkdir(parents=True, exist_ok=True)
+        check_work(work_folder(self.built, self.final.parent))
         needed = self.source.size - sum(file_sizes(self.built).values())
         free = shutil.disk_usage(self.built).free
         if needed > free:
@@ -332,7 +334,7 @@ def _transfer(source: FinishedStore, target: _Folder | _Bucket) -> Transfer:
             """Return whether the file had to be sent."""
             claim.check()
             recorded = source.files[name]
-            if sizes.get(name) == recorded["bytes"] and checksum(target.built / name) == recorded:
+            if sizes.get(name) == recorded["bytes"] and checksum(target.built / name, recorded["bytes"]) == recorded:
                 return False
             target.receive(name)
             return True
