@@ -144,7 +144,7 @@ def preprocess(
     if dry_run and as_json:
         raise InputError("--dry-run has no JSON: its estimate goes to standard error.\nLeave out one of the two.")
     limits = job.Limits(clip_timeout, clip_seconds, clip_pixels, clip_bytes, clip_memory, max_damaged, channels)
-    shared, stores = share.shared_and_local(stores, local)
+    shared, stores = (None, stores) if is_local(stores) else (share.writable(stores), local)
     writable_folder(stores, "--stores", read_only=True)
     chosen = parse_weights(comma_list(weights or ["imagenet"]), comma_list(features or list(DEFAULT)), mean, std)
     summary = job.preprocess(

@@ -181,7 +181,7 @@ def push(store: Place, destination: Place) -> Transfer:
         done = _transfer(source, _Folder(source, destination / store.name))
         note_if_private(done.path)
         return done
-    return _transfer(source, _Bucket(source, _writable(destination) / store.name))
+    return _transfer(source, _Bucket(source, writable(destination) / store.name))
 
 
 def pull(source: Place, stores: Path) -> Transfer:
@@ -198,7 +198,8 @@ def pull(source: Place, stores: Path) -> Transfer:
     return _transfer(finished, _Folder(finished, stores / source.name))
 
 
-def _writable(folder: Remote) -> Remote:
+def writable(folder: Remote) -> Remote:
+    """Return a place that stores can be pushed to. InputError: it can only be read."""
     if folder.is_http:
         raise InputError(
             f"{folder} can only be read, as everything behind http.\nPush to s3://BUCKET/FOLDER, or to a folder that a "
@@ -359,14 +360,6 @@ def _transfer(source: FinishedStore, target: _Folder | _Bucket) -> Transfer:
 
 
 # ---- preprocess into a shared place ----
-
-
-def shared_and_local(stores: Place, local: Path) -> tuple[Remote | None, Path]:
-    """Return where `preprocess --stores` shares its stores, if anywhere, and the folder it works in.
-
-    InputError: nothing can be written there.
-    """
-    return (None, stores) if is_local(stores) else (_writable(stores), local)
 
 
 def push_made(stores: Sequence[str], shared: Remote) -> list[str]:
