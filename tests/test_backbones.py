@@ -26,6 +26,7 @@ def logmel() -> np.ndarray:
     return np.random.default_rng(0).uniform(-90, 5, (4, 3, 64, 51)).astype(np.float16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("features", "dimension"),
     [
@@ -155,6 +156,7 @@ def files(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_hash_is_of_the_tensors_not_of_the_file(files):
     loaded = [
         Backbone("timm:resnet18.tv_in1k", Weights(name, str(files / name)))
@@ -244,6 +246,7 @@ def test_a_misfit_names_the_first_tensors_of_both_sides(tmp_path, state):
             loaded(tmp_path / "w.pth", content)
 
 
+@pytest.mark.slow
 def test_which_state_dict_of_a_checkpoint_is_taken_is_told(tmp_path, state):
     chosen = loaded(tmp_path / "w.pth", {"model": state, "model_ema": state, "epoch": 3})
     assert chosen.notes == [f"weights file {tmp_path / 'w.pth'}: took 'model'; it holds model_ema too"]

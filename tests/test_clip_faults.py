@@ -93,6 +93,7 @@ def test_frames_are_chosen_by_time_whatever_changes(tmp_path, change):
     check_frames(media.read_clip(joined))
 
 
+@pytest.mark.slow
 def test_of_frames_with_one_timestamp_the_last_is_on_screen(tmp_path):
     whole = counting_clip(tmp_path / "whole.mkv", 1.0, "-c:v", "ffv1")
     twice = tmp_path / "twice.mkv"
@@ -462,6 +463,7 @@ def test_a_link_of_git_annex_without_its_content_is_named(tmp_path):
     assert media.read_clip(tmp_path / "broken.mp4").causes["visual"] == "No such file or directory"
 
 
+@pytest.mark.slow
 def test_an_encrypted_clip_is_called_so(tmp_path):
     """Decoded without its key it would be noise, some of which passes for pictures or sound."""
     key = ("-encryption_key", "76a6c65c5ea762046bd749a2e632ccbb", "-encryption_kid", "a7e61c373e219033c21091fa607bf3b8")

@@ -163,6 +163,7 @@ def test_a_batch_larger_than_the_data_costs_no_memory(store, tmp_path):
     np.testing.assert_array_equal(*found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lacking",
     [

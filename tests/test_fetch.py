@@ -330,6 +330,7 @@ def test_leftovers_that_do_not_fit_cost_one_more_download(web, zips, tmp_path):
         assert get(web, tmp_path, 1).unpacked == [1] and holds_all(tmp_path, 1)
 
 
+@pytest.mark.slow
 def test_one_bad_zip_costs_that_actor(web, zips, tmp_path, mlemiss):
     """Another content than the checksum's, a file that is gone, one that is longer than listed: listed, status 1."""
     web.add_record(zips)

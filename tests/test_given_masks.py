@@ -160,6 +160,7 @@ def test_files_that_do_not_fit_the_store(store, tmp_path):
             read_given(path, None)
 
 
+@pytest.mark.slow
 def test_from_the_command_line(store, tmp_path, mlemiss):
     written = mlemiss("store", "masks", store.path, "--seeds", 1, "--missing", "audio:0.5,visual:0.5", "--out", "files")
     assert written.returncode == 0 and written.stdout.split() == ["files/splits.csv", "files/masks.csv"]

@@ -431,6 +431,7 @@ def test_a_finished_store_is_left_alone_and_an_error_while_building_leaves_nothi
         load(npz(), stores)
 
 
+@pytest.mark.slow
 def test_an_imported_store_trains_as_any_other(npz, mlemiss):
     rng, label = np.random.default_rng(0), np.arange(90) % 3
     path = npz(
@@ -495,6 +496,7 @@ def test_what_was_trained_on_one_file_predicts_another(npz, tmp_path, mlemiss):
     assert refused.returncode == 2 and "trained on visual ['face'], found ['other']" in refused.stderr, refused.stderr
 
 
+@pytest.mark.slow
 def test_the_documents_examples_run(tmp_path, monkeypatch, mlemiss):
     text = (Path(__file__).parent.parent / "docs" / "own-features.md").read_text(encoding="utf-8")
     text = text[text.index("## From other tools") : text.index("## Splits and masks")]

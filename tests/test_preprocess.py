@@ -159,6 +159,7 @@ def test_faults_of_the_machine_are_not_recorded_as_the_clips(synthetic_ravdess, 
     assert result.returncode == 0 and "3 done, 0 failed" in result.stderr
 
 
+@pytest.mark.slow
 def test_synthetic_clips_are_told_apart(synthetic_ravdess, tmp_path, mlemiss):
     """The same files without their marker make another store: what says SYNTHETIC must not be lost."""
     unmarked = tmp_path / "unmarked"
@@ -267,6 +268,7 @@ def broken(tmp_path, synthetic_ravdess) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_a_bad_clip_costs_that_clip(broken, tmp_path, mlemiss):
     arguments = ["preprocess", "--dataset", broken / "mine.csv", "--stores", tmp_path / "stores", "--json"]
     arguments += NETWORK
@@ -320,6 +322,7 @@ def test_files_decoders_trip_over(shared_data, tmp_path, mlemiss):
     assert "silence" in causes["issue55.flv"]  # its sound stays below half a step of 16 bits
 
 
+@pytest.mark.slow
 def test_dry_run_computes_nothing(synthetic_ravdess, tmp_path, mlemiss):
     result = mlemiss(*options(synthetic_ravdess, tmp_path / "stores", "--dry-run"))
     assert result.returncode == 0 and "36 clips to compute" in result.stderr and "GB on disk" in result.stderr

@@ -151,6 +151,7 @@ def test_strips_show_the_clips_own_frames_and_log_mels(stores, tmp_path):
     assert "".join(f"{time:.2f}" for time in centres) in page.text
 
 
+@pytest.mark.slow
 def test_a_sample_keeps_all_failures_and_every_class(tmp_path):
     opened = write_store(tmp_path, failed=(5, 6), without_audio=tuple(range(7, 37)))
     shown = choose_clips(opened, 12)
@@ -186,6 +187,7 @@ def store_of(folder: Path, **features: np.ndarray) -> FeatureStore:
     return FeatureStore.open(folder / "toy.zarr")
 
 
+@pytest.mark.slow
 def test_conspicuous_clips_and_features_are_named(tmp_path):
     values = np.random.default_rng(0).normal(3, 1, (40, 4, 6)).astype(np.float16)
     values[3], values[4], values[:, :, 1] = 0, values[4, :1], 0

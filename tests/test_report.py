@@ -90,6 +90,7 @@ def test_report_is_one_file_that_opens_offline(run, tmp_path):
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["report.html"]
 
 
+@pytest.mark.slow
 def test_hostile_text_is_shown_and_does_nothing(run):
     """Whatever a name, label, path or note holds: the page has no other elements, and every text is there whole."""
     evil = "<script>alert('1')</script>\"&</table>{{ 7 * 7 }} onload="
@@ -236,6 +237,7 @@ def test_methods_of_one_modality_are_drawn_in_every_figure(run):
     assert [lines.rows for lines in groups(*sections([document]))] == [(("ears", "addition"), ("eyes", "addition"))]
 
 
+@pytest.mark.slow
 def test_runs_of_other_hyper_parameters_are_tables_of_their_own(run, tmp_path):
     document = load_results(run)
     wide, full = copy.deepcopy(document), copy.deepcopy(document)
@@ -272,6 +274,7 @@ def test_runs_of_other_hyper_parameters_are_tables_of_their_own(run, tmp_path):
     assert len(set(re.findall(r"\\label\{.*\}", latex))) == 2
 
 
+@pytest.mark.slow
 def test_csv_and_latex_lie_beside_the_report(run, tmp_path, mlemiss):
     done = mlemiss("report", run, "--out", tmp_path / "out" / "r.html", "--csv", "--latex")
     assert done.returncode == 0, done.stderr
@@ -339,6 +342,7 @@ def test_page_in_a_browser_is_not_blank(run, tmp_path):
     assert blues[curves + 50 :].sum() > 5000
 
 
+@pytest.mark.slow
 def test_pretrained_weights_are_named_without_alarm(run):
     document = copy.deepcopy(load_results(run))
     for result in document["results"]:
@@ -347,6 +351,7 @@ def test_pretrained_weights_are_named_without_alarm(run):
     assert "imagenet weights" in page.text and "andom weights" not in page.text and "RANDOM" not in page.text
 
 
+@pytest.mark.slow
 def test_other_splits_say_what_stays_together(run):
     document = copy.deepcopy(load_results(run))
     for result in document["results"]:
@@ -377,6 +382,7 @@ def test_notes_of_a_narrow_table_have_the_terminals_width(run):
     assert max(map(len, lines)) <= 100
 
 
+@pytest.mark.slow
 def test_speakers_are_named_only_where_they_are_known(run):
     document = copy.deepcopy(load_results(run))
     document["comparisons"] = [entry | {"units": "subject"} for entry in document["comparisons"]]
@@ -429,6 +435,7 @@ def test_rows_stand_close_to_their_rate(rows, number):
     assert (np.diff(found) > 0).all()
 
 
+@pytest.mark.slow
 def test_panels_of_references_alone_are_left_out(run):
     document = copy.deepcopy(load_results(run))
     cell, specs = document["results"][0] | {"reference": False}, ("none", "audio:0.5", "visual:0.5")
@@ -448,6 +455,7 @@ def test_panels_of_references_alone_are_left_out(run):
     assert [bool(accuracy_by_rate(part, lines)) for lines in groups(part)] == [True, False]
 
 
+@pytest.mark.slow
 def test_several_runs_share_a_report(run):
     document = load_results(run)
     other = copy.deepcopy(document)

@@ -110,6 +110,7 @@ def test_interrupted_work_serves_a_grown_data_set(grown, synthetic_ravdess, tmp_
     assert content(stores) == content(tmp_path / "fresh")
 
 
+@pytest.mark.slow
 def test_equal_clips_are_computed_once(synthetic_ravdess, tmp_path, mlemiss, counting):
     environment, log = counting
     root = tmp_path / "root"

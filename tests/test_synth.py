@@ -34,6 +34,7 @@ def made(tmp_path_factory):
     return root, paths, calls
 
 
+@pytest.mark.slow
 def test_names_folders_and_progress(made):
     root, paths, calls = made
     found = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
@@ -185,6 +186,7 @@ def test_clips_of_others_are_not_overwritten(tmp_path):
     assert recorded.read_bytes() == b"recorded"
 
 
+@pytest.mark.slow
 def test_other_parameters_are_not_mixed(made):
     before = bytes_below(made[0])
     with pytest.raises(InputError, match=r'"seed": 6.*"seed": 5.*another folder'):
@@ -224,6 +226,7 @@ def test_each_modality_is_insufficient_and_both_are_better():
     assert accuracy["both"] > max(accuracy["visual"], accuracy["audio"]) + 0.08, accuracy
 
 
+@pytest.mark.slow
 def test_clarity_moves_the_face_and_the_voice():
     """A clear clip differs from a neutral one of the same random numbers, in the picture and in the sound."""
     person, speaker = (draw(np.random.default_rng(1)) for draw in (synth_face.draw_person, synth_voice.draw_speaker))
