@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from . import options
 from .console import (
     DONE,
     FAILURES,
@@ -20,31 +21,6 @@ from .console import (
     writable_folder,
 )
 from .errors import InputError
-from .options import (
-    BackbonesOption,
-    ClassesOption,
-    DashboardOption,
-    DatasetOption,
-    DeviceOption,
-    FolderOption,
-    JsonOption,
-    LengthOption,
-    LinksOption,
-    MaxFailuresOption,
-    MeanOption,
-    MediaOption,
-    MemoryOption,
-    ReportOption,
-    RetryOption,
-    RootOption,
-    SchedulerOption,
-    StdOption,
-    StoreArgument,
-    StoresOption,
-    TimeoutOption,
-    WeightsOption,
-    WorkersOption,
-)
 from .stores.remote import Place, is_local, local_folder, parse_place
 
 
@@ -125,38 +101,40 @@ def fetch(
 
 
 def preprocess(
-    dataset: DatasetOption,
-    root: RootOption = None,
-    features: BackbonesOption = None,
-    weights: WeightsOption = None,
-    mean: MeanOption = None,
-    std: StdOption = None,
+    dataset: options.DatasetOption,
+    root: options.RootOption = None,
+    features: options.BackbonesOption = None,
+    weights: options.WeightsOption = None,
+    mean: options.MeanOption = None,
+    std: options.StdOption = None,
     precision: Annotated[
         Literal["fp32", "tf32", "bf16"], typer.Option(help="Of the CNNs; tf32 is of CUDA GPUs.")
     ] = "fp32",
-    media: MediaOption = None,
-    stores: StoresOption = Path("stores"),
-    classes: ClassesOption = None,
+    media: options.MediaOption = None,
+    stores: options.StoresOption = Path("stores"),
+    classes: options.ClassesOption = None,
     local: Annotated[Path, typer.Option(help="Folder to work in where --stores is a URL.")] = Path("stores"),
     limit: Annotated[int | None, typer.Option(min=1, help="Only N clips, balanced over classes.")] = None,
-    workers: WorkersOption = None,
-    scheduler: SchedulerOption = None,
+    workers: options.WorkersOption = None,
+    scheduler: options.SchedulerOption = None,
     tls_ca: Annotated[Path | None, typer.Option(help="TLS to the scheduler: PEM file of the authority.")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM file of this client's certificate.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file of this client's key.")] = None,
-    performance_report: ReportOption = None,
-    dashboard: DashboardOption = False,
-    retry_failed: RetryOption = False,
-    max_failures: MaxFailuresOption = None,
-    clip_timeout: TimeoutOption = 600,
-    clip_seconds: LengthOption = 1800,
+    performance_report: options.ReportOption = None,
+    dashboard: options.DashboardOption = False,
+    retry_failed: options.RetryOption = False,
+    max_failures: options.MaxFailuresOption = None,
+    clip_timeout: options.TimeoutOption = 600,
+    clip_seconds: options.LengthOption = 1800,
     clip_pixels: Annotated[int, typer.Option(min=1, help="Largest picture, width times height.")] = 8192 * 8192,
     clip_bytes: Annotated[int, typer.Option(min=1, help="Largest file, in bytes.")] = 8 << 30,
-    clip_memory: MemoryOption = 4 << 30,
-    follow_links: LinksOption = False,
-    device: DeviceOption = "auto",
+    clip_memory: options.MemoryOption = 4 << 30,
+    max_damaged: options.DamagedOption = 3,
+    channels: options.ChannelsOption = "mean",
+    follow_links: options.LinksOption = False,
+    device: options.DeviceOption = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Estimate time and disk, compute nothing.")] = False,
-    as_json: JsonOption = False,
+    as_json: options.JsonOption = False,
 ) -> int:
     """Decode clips, compute CNN features of every segment, cache them in Zarr stores."""
     from . import preprocess as job
@@ -165,8 +143,8 @@ def preprocess(
 
     if dry_run and as_json:
         raise InputError("--dry-run has no JSON: its estimate goes to standard error.\nLeave out one of the two.")
-    limits = job.Limits(clip_timeout, clip_seconds, clip_pixels, clip_bytes, clip_memory)
-    shared, stores = share.shared_and_local(stores, local)
+    limits = job.Limits(clip_timeout, clip_seconds, clip_pixels, clip_bytes, clip_memory, max_damaged, channels)
+    shared, stores = (None, stores) if is_local(stores) else (share.writable(stores), local)
     writable_folder(stores, "--stores", read_only=True)
     chosen = parse_weights(comma_list(weights or ["imagenet"]), comma_list(features or list(DEFAULT)), mean, std)
     summary = job.preprocess(
@@ -233,8 +211,8 @@ def ls(
     where: Annotated[
         Place | None, typer.Argument(parser=parse_place, metavar="[DIR|URL]", help="Stores (default: --stores).")
     ] = None,
-    stores: StoresOption = Path("stores"),
-    as_json: JsonOption = False,
+    stores: options.StoresOption = Path("stores"),
+    as_json: options.JsonOption = False,
 ) -> int:
     """List a team's finished stores: what they hold, what is missing, and who made them when and how."""
     from .stores.catalogue import catalogue, listing, print_table
@@ -255,7 +233,7 @@ def ls(
 
 
 @store_app.command()
-def info(path: StoreArgument, as_json: JsonOption = False) -> int:
+def info(path: options.StoreArgument, as_json: options.JsonOption = False) -> int:
     """All about a store: weights, classes, failed clips and causes, spec, settings, versions, how it was made."""
     from .stores.catalogue import description, print_table, store_facts
     from .stores.store import FeatureStore
@@ -269,7 +247,7 @@ def info(path: StoreArgument, as_json: JsonOption = False) -> int:
 
 
 @store_app.command()
-def verify(path: StoreArgument, as_json: JsonOption = False) -> int:
+def verify(path: options.StoreArgument, as_json: options.JsonOption = False) -> int:
     """Check every byte of a store against its checksums; name what is damaged, and the clips that this hits."""
     from .stores.catalogue import print_damage
     from .stores.checksums import verify_store
@@ -309,7 +287,7 @@ def pull(
         list[Place],
         typer.Argument(parser=parse_place, metavar="STORE...", help="Stores: URLs, or folders of a shared disk."),
     ],
-    stores: FolderOption = Path("stores"),
+    stores: options.FolderOption = Path("stores"),
 ) -> int:
     """Copy finished stores to this machine; run again, a pull that was cut short goes on."""
     from .stores.share import pull as pull_store
@@ -328,7 +306,7 @@ def _print_copied(done) -> None:
 
 @store_app.command()
 def preview(
-    path: StoreArgument,
+    path: options.StoreArgument,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="Page to write (default: the store's name here).")
     ] = None,
@@ -363,7 +341,7 @@ def import_(
     column: Annotated[
         list[str] | None, typer.Option(help="More arrays or columns with one value a clip to keep, repeated or a list.")
     ] = None,
-    stores: FolderOption = Path("stores"),
+    stores: options.FolderOption = Path("stores"),
 ) -> int:
     """Make a store of features computed elsewhere; prints its path. See docs/own-features.md."""
     from .stores.importing import Request, import_features, parse_maps
@@ -379,7 +357,7 @@ def import_(
 
 @store_app.command()
 def masks(
-    path: StoreArgument,
+    path: options.StoreArgument,
     out: Annotated[Path, typer.Option(help="Folder to write splits.csv and masks.csv into.")],
     seeds: Annotated[int, typer.Option(help="Seeds from 0.")] = 5,
     missing: Annotated[

@@ -4,12 +4,16 @@ And what the first bytes of a user's file say of it: another kind than its name 
 """
 
 import csv
+import errno
 import hashlib
 import json
 import os
 import re
+import secrets
+import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import IO
@@ -55,16 +59,21 @@ def whole_file(path: Path, mode: str = "wb") -> Iterator[IO]:
     temporary one goes. Several processes may write the same file. The folder is made if it is absent.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    temporary = temporary_beside(path)
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     try:
-        with temporary.open(mode, **text) as file:
+        with temporary.open(mode.replace("w", "x"), **text) as file:  # x: a new file, never what a link leads to
             yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_beside(path: Path) -> Path:
+    """Return a name beside a file, to be moved into its place: one that nobody else has or foresees."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
 
 
 def write_json(path: Path, document: Mapping) -> None:
@@ -114,6 +123,22 @@ def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file's content in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def user_cache() -> Path:
+    """Make the folder for what mlemiss keeps for this user alone, ~/.cache/mlemiss (or in XDG_CACHE_HOME).
+
+    OSError: it cannot be made, or others may write to it.
+    """
+    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    folder = (named if named.is_absolute() else Path.home() / ".cache") / "mlemiss"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        folder.mkdir(0o700)
+    state = folder.lstat()
+    if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.geteuid() or state.st_mode & 0o022:
+        raise PermissionError(errno.EPERM, "not a folder that its user alone can write to", str(folder))
+    return folder
 
 
 def absent_content(path: Path) -> str:
@@ -265,3 +290,52 @@ def is_cut_mp3(path: Path) -> bool:
         return False
     at = stated.end() + 4 * (frame[stated.end() - 1] & 1)  # after the number of frames
     return start + int.from_bytes(frame[at : at + 4], "big") > path.stat().st_size
+
+
+# ---- Folders that others may write to: what somebody planted there is not followed ----
+
+
+def planted(path: Path) -> InputError:
+    """Return the error for what mlemiss never makes, in a folder where it works."""
+    return InputError(
+        f"{path} is a link, pipe or the like, and mlemiss makes none there: somebody else did. It is not followed.\n"
+        f"See what it is (`ls -l`) and remove it; whoever may write to {path.parent} can do this again."
+    )
+
+
+def work_folder(folder: Path, top: Path) -> Path:
+    """Make a folder for unfinished work, and refuse what somebody planted there or on the way.
+
+    Else this run would write, read or delete something elsewhere, or wait for ever.
+
+    Args:
+        folder: below ``top``, or that itself.
+        top: the user's folder, which may be a link; others may be able to write to it.
+
+    Raises:
+        InputError: a link, a pipe or the like, which is named.
+    """
+    top.mkdir(parents=True, exist_ok=True)
+    for path in [*[between for between in folder.parents if top in between.parents][::-1], folder]:
+        with suppress(FileExistsError):
+            path.mkdir()
+        if path != top and not stat.S_ISDIR(path.lstat().st_mode):
+            raise planted(path)
+    return folder
+
+
+def check_work(folder: Path) -> None:
+    """Look through a work folder. InputError: somebody planted a link, a pipe or the like in it, which is named."""
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:  # whose work it is may be at work
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                check_work(Path(entry.path))
+            elif not entry.is_file(follow_symlinks=False) and os.path.lexists(entry.path):
+                raise planted(Path(entry.path))
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a folder of ours if it is there; of a link in its place the link, never what it leads to."""
+    with suppress(OSError):  # a folder
+        path.unlink()
+    shutil.rmtree(path, ignore_errors=True)

@@ -66,7 +66,13 @@ MaxFailuresOption = Annotated[
 TINY = 0.001  # seconds: the least of a time limit
 TimeoutOption = Annotated[float, typer.Option(min=TINY, help="Seconds a clip may take to decode.")]
 LengthOption = Annotated[float, typer.Option(min=TINY, help="Longest clip, in seconds.")]
-MemoryOption = Annotated[int, typer.Option(min=1, help="Memory of the process that decodes a clip, in bytes.")]
+MemoryOption = Annotated[int, typer.Option(min=1, help="Memory that decoding a clip may take, in bytes.")]
+DamagedOption = Annotated[
+    int, typer.Option(min=0, max=30, help="Most damaged frames of the 30 with which the picture is used.")
+]
+ChannelsOption = Annotated[
+    Literal["mean", "first"], typer.Option(help="Of the sound: their mean, or the first one alone.")
+]
 LinksOption = Annotated[
     bool, typer.Option("--follow-links", help="Read clips and enter folders that are links to elsewhere.")
 ]

@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -29,6 +29,7 @@ from .run.extract import Executor
 from .run.plan import FeatureRequest, Output, Plan, Task, make_plan
 from .run.run import claimed, lacking, now, publish, run, serial
 from .stores import store
+from .stores.catalogue import with_remarks
 from .stores.masks import missing_by_class
 from .stores.remote import Remote, is_local
 from .stores.share import FinishedStore, pull
@@ -83,6 +84,7 @@ class Summary:
     missing: dict[str, int] = field(default_factory=dict)  # clips done without this modality
     telling: dict[str, str] = field(default_factory=dict)  # how a modality is missing by class, where it tells them
     unexpected: tuple[str, ...] = ()
+    remarks: list[dict] = field(default_factory=list)  # of clips done that have damaged frames or the like
 
     @property
     def limit(self) -> str:
@@ -99,6 +101,7 @@ class Summary:
             "failed": self.failed,
             "absent": len(self.absent),
             "unexpected": len(self.unexpected),
+            "remarks": self.remarks,
             "seconds": {name: round(spent, 3) for name, spent in self.seconds.items()},
             "limit": self.limit,
         }
@@ -249,19 +252,26 @@ def _run(plan: Plan, executor: Executor, where: Where, max_failures: int | None)
 def _summarise(plan: Plan, seconds: dict[str, float], computed: int) -> Summary:
     """Read each clip's result back from the stores, whichever run computed it."""
     causes: dict[int, str] = {}
+    remarks: dict[int, str] = {}
     missing: Counter[str] = Counter()
     telling: dict[str, str] = {}
     for output in plan.outputs:
         opened = store.FeatureStore.open(output.final)
         for index in np.flatnonzero(~opened.done):
             causes.setdefault(int(index), str(opened.error[index]))
+        for index in np.flatnonzero(with_remarks(opened)):
+            remarks.setdefault(int(index), str(opened.error[index]))
         present = opened.present[opened.done]
         for modality, has in zip(opened.modalities, present.T, strict=True):
             if told := missing_by_class(has, opened.label[opened.done], opened.classes):
                 telling[modality] = told
         missing |= Counter(dict(zip(opened.modalities, (~present).sum(0).tolist(), strict=True)))
     clips = plan.collection.clips
-    failed = [{"clip_id": clips[i].clip_id, "path": clips[i].path, "cause": causes[i]} for i in sorted(causes)]
+
+    def listed(texts: Mapping[int, str]) -> list[dict]:
+        return [{"clip_id": clips[i].clip_id, "path": clips[i].path, "cause": texts[i]} for i in sorted(texts)]
+
+    failed = listed(causes)
     return Summary(
         stores=[str(output.final) for output in plan.outputs],
         clips=len(clips),
@@ -273,6 +283,7 @@ def _summarise(plan: Plan, seconds: dict[str, float], computed: int) -> Summary:
         missing=dict(missing),
         telling=telling,
         unexpected=plan.collection.unexpected,
+        remarks=listed(remarks),
     )
 
 
@@ -287,6 +298,8 @@ def print_summary(summary: Summary) -> None:
         say(f"  {count} done without {modality} (cause in the store's `error`)")
     for modality, told in summary.telling.items():
         say(f"  note: that {modality} is missing tells the class by itself: {told}")
+    for remark in summary.remarks:
+        say(f"  note: {remark['path']}: {remark['cause']}")
     for failure in summary.failed:
         say(f"  failed: {failure['path']}: {failure['cause']}")
     for kind, clips in (("absent", summary.absent), ("unexpected", summary.unexpected)):

@@ -33,6 +33,19 @@ def once(tmp_path_factory, name: str, make: Callable[[Path], object]) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_user(tmp_path_factory):
+    """Keep nothing of the tests in the user's cache; what others keep there is at hand."""
+    there = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = tmp_path_factory.mktemp("cache")
+    for kept in there.iterdir() if there.is_dir() else ():
+        if kept.name != "mlemiss":
+            (folder / kept.name).symlink_to(kept)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of real clips (RAVDESS sample, files decoders trip over); skips where there is none."""

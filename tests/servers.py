@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from mlemiss.pipeline.stores import remote as places
+from mlemiss.pipeline.stores import s3
 
 KEYS = {"AWS_ACCESS_KEY_ID": "testkey", "AWS_SECRET_ACCESS_KEY": "testsecret"}
 STALE = 1.1  # seconds after which rclone looks at its folder again; with 0 it hangs
@@ -46,7 +46,7 @@ def forget_clients() -> None:
     import s3fs
 
     s3fs.S3FileSystem.clear_instance_cache()
-    for known in (places._file_system, places._contacted):
+    for known in (s3._file_system, s3.contacted):
         known.cache_clear()
 
 

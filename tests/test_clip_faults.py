@@ -5,9 +5,11 @@ import errno
 import io
 import json
 import os
+import re
 import resource
 import struct
 import subprocess
+import time
 import zipfile
 from pathlib import Path
 from unittest import mock
@@ -22,7 +24,7 @@ from mlemiss.pipeline.encoders import Weights
 from mlemiss.pipeline.encoders.images import load_backbone
 from mlemiss.pipeline.errors import InputError, MachineError, is_machine_fault
 from mlemiss.pipeline.media import decode as media
-from mlemiss.pipeline.media import ffmpeg
+from mlemiss.pipeline.media import ffmpeg, parse
 from mlemiss.pipeline.media.process import ClipError, DecoderError, ffmpeg_binary
 from mlemiss.pipeline.run import extract
 from mlemiss.pipeline.run.plan import Output
@@ -481,3 +483,27 @@ def test_memory_that_runs_out_is_the_machines(tmp_path, monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1 << 31, 1 << 31))
     with pytest.raises(InputError, match=r"--clip-memory 4294967296 is more than `ulimit -v` allows, 2147483648 bytes"):
         media.read_clip(clip)
+
+
+TEXTS = [
+    "[error] ",
+    "[vist#",
+    "[vist#0 @ 0x1] [dec:",
+    ": Video: ",
+    "Stream #0:0: Video: ",
+    "[a @ 0x1] ",
+    "decoder -> pts:",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_clips_own_text_is_searched_in_linear_time(text):
+    """Titles and languages, which ffmpeg prints: backtracking over them takes hours."""
+    for end in ("pipe:0", " q="):
+        log = f"[info] Stream #0:0({100_000 * text}{end}\n[info]   title : {100_000 * text}{end}\n"
+        begin = time.process_time()
+        assert not parse.complains(log) and not parse.decoder_failed(log, "video")
+        assert parse.first_error(log, Path("x")) == ""
+        for pattern in (parse.INPUT_STREAM, parse.STREAM, parse.DECODED, parse.RAW, parse.CHAINED, parse.SECOND):
+            re.findall(pattern, log)
+        assert time.process_time() - begin < 10

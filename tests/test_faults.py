@@ -207,13 +207,14 @@ media.read_clip = read_clip
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "7", '{"x": 3}', "null", "{"])
-def test_a_damaged_list_of_hashes_is_made_again(text, synthetic_ravdess, tmp_path):
-    cache = tmp_path / "sha256.json"
+def test_a_damaged_list_of_hashes_is_made_again(text, synthetic_ravdess, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     collection = collect("ravdess", synthetic_ravdess, None)
     collection = replace(collection, clips=collection.clips[:1])
-    cache.write_text(text.replace("x", str(synthetic_ravdess / collection.clips[0].path)))
-    first = read_sources(collection, 1 << 30, False, cache)
-    assert len(first[0].sha256) == 64 and read_sources(collection, 1 << 30, False, cache) == first
+    first = read_sources(collection, 1 << 30, False)
+    (kept,) = (tmp_path / "mlemiss").iterdir()
+    kept.write_text(text.replace("x", str(synthetic_ravdess / collection.clips[0].path)))
+    assert len(first[0].sha256) == 64 and read_sources(collection, 1 << 30, False) == first
 
 
 def test_limits_are_checked(synthetic_ravdess, mlemiss):

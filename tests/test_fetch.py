@@ -374,6 +374,28 @@ def test_a_record_of_another_shape(web, zips, tmp_path, record, said):
     assert not list(tmp_path.rglob("*.zip*"))
 
 
+@pytest.mark.parametrize("record", [b"[" * 200_000, b'{"files": ' + b"9" * 6000 + b"}", b"\xff", b'{"files": NaN}'])
+def test_a_record_of_hostile_json(web, zips, tmp_path, record):
+    web.files[RECORD] = record
+    with pytest.raises(InputError, match="The record or its API has changed"):
+        get(web, tmp_path, 1)
+
+
+@pytest.mark.parametrize("wait", ["9" * 5000, "Fri, 31 Dec 99999999999 23:59:59 GMT", "soon"])
+def test_a_wait_out_of_this_world(web, zips, tmp_path, wait, monkeypatch):
+    monkeypatch.setattr(fetch, "LONGEST_WAIT", 0.01)
+    web.add_record({1: zips[1]})
+    web.faults[RECORD] = [(503, ("Retry-After", wait))]
+    assert get(web, tmp_path, 1).unpacked == [1]
+
+
+def test_a_range_out_of_this_world(web, zips, tmp_path):
+    web.add_record({1: zips[1]})
+    path = f"{RECORD}/files/{ZIPS[1]}/content"
+    web.faults[path] = [("cut", 1000), (206, ("Content-Range", "bytes " + "9" * 6000 + "-"))]
+    assert get(web, tmp_path, 1).failed
+
+
 def test_addresses_that_are_no_web_addresses(tmp_path):
     (tmp_path / "record.json").write_text("{}")
     with pytest.raises(InputError, match="begins with https://"):
@@ -388,13 +410,24 @@ def test_too_little_room_is_said_before_anything_is_fetched(web, zips, tmp_path)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_full_disk_is_no_lost_connection(web, zips, tmp_path):
+def test_a_full_disk_is_no_lost_connection(web, zips, tmp_path, monkeypatch):
     web.add_record(zips)
-    (tmp_path / ".fetch").mkdir()
-    (tmp_path / ".fetch" / f"{ZIPS[1]}.partial").symlink_to("/dev/full")
+    monkeypatch.setattr(fetch, "open_regular", lambda _, mode: open("/dev/full", mode))  # noqa: PTH123, SIM115
     with pytest.raises(MachineError, match=r"No space left on device; what arrived is kept\.\nMake room"):
         get(web, tmp_path, 1)
     assert len(asked_for(web, 1)) == 1  # not tried again
+
+
+@pytest.mark.parametrize("planted", ["link", "pipe"])
+def test_what_somebody_planted_among_unfinished_zips_is_refused(planted, web, zips, tmp_path):
+    web.add_record(zips)
+    (victim := tmp_path / "victim").write_text("precious")
+    (tmp_path / "clips" / ".fetch").mkdir(parents=True)
+    partial = tmp_path / "clips" / ".fetch" / f"{ZIPS[1]}.partial"
+    partial.symlink_to(victim) if planted == "link" else os.mkfifo(partial)
+    with pytest.raises(InputError, match=f"{re.escape(str(partial))} is a link, pipe or the like"):
+        get(web, tmp_path / "clips", 1)
+    assert victim.read_text() == "precious" and asked_for(web, 1) == []
 
 
 def link_member(name: str, target: str) -> tuple[zipfile.ZipInfo, bytes]:

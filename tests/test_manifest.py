@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from mlemiss.pipeline.clips.datasets import collect, dataset_names, expected_cli
 from mlemiss.pipeline.clips.manifest import Clip, Collection, files_below, limit_clips, read_manifest
 from mlemiss.pipeline.errors import InputError
 from mlemiss.pipeline.files import write_csv
-from mlemiss.pipeline.run.plan import read_sources
+from mlemiss.pipeline.run.plan import FeatureRequest, make_plan, read_sources
 
 HEADER = "clip_id,path,label,subject"
 
@@ -95,7 +96,7 @@ def test_absolute_paths_below_the_root_are_taken_as_relative_ones(tmp_path, monk
         with pytest.raises(InputError, match=r"line 2: path .* is outside the root"):
             collect(str(manifest(tmp_path, HEADER, f"a,{outside},glad,s1")), root)
     (clip,) = collect(str(manifest(tmp_path, HEADER, f"a,{root}/out/a.mp4,glad,s1")), root).clips
-    (source,) = sources_of(root, clip.path, cache=tmp_path / "cache.json")
+    (source,) = sources_of(root, clip.path)
     assert clip.path == "out/a.mp4" and "leaves the root" in source.fault  # through a link, as with a relative path
 
 
@@ -168,27 +169,76 @@ def test_limit_is_balanced():
     assert [c.clip_id for c in kept] == sorted(c.clip_id for c in kept)
 
 
-def sources_of(root: Path, *paths: str, cache: Path, max_bytes: int = 1 << 20, follow_links: bool = False):
+def sources_of(root: Path, *paths: str, max_bytes: int = 1 << 20, follow_links: bool = False):
     clips = tuple(Clip(path, path, "glad", "s") for path in paths)
-    return read_sources(Collection("mine", root, ("glad",), clips), max_bytes, follow_links, cache)
+    return read_sources(Collection("mine", root, ("glad",), clips), max_bytes, follow_links)
 
 
-def test_hashes_are_remembered_until_a_file_changes(tmp_path):
-    root, cache = tmp_path / "root", tmp_path / "cache" / "sha256.json"
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "mlemiss"
+
+
+def test_hashes_are_remembered_until_a_file_changes(cache, tmp_path):
+    root = tmp_path / "root"
     root.mkdir()
     (root / "a").write_bytes(b"one")
-    (first,) = sources_of(root, "a", cache=cache)
+    (first,) = sources_of(root, "a")
     assert first.sha256 == hashlib.sha256(b"one").hexdigest() and not first.fault
-    remembered = cache.read_text()
-    cache.write_text(remembered.replace(first.sha256, "0" * 64))  # proof that the file is not read again
-    assert sources_of(root, "a", cache=cache)[0].sha256 == "0" * 64
+    (kept,) = cache.iterdir()
+    assert cache.stat().st_mode & 0o777 == 0o700
+    kept.write_text(kept.read_text().replace(first.sha256, "0" * 64))  # proof that the file is not read again
+    assert sources_of(root, "a")[0].sha256 == "0" * 64
     (root / "a").write_bytes(b"three")
-    assert sources_of(root, "a", cache=cache)[0].sha256 not in ("0" * 64, first.sha256)
+    assert sources_of(root, "a")[0].sha256 not in ("0" * 64, first.sha256)
+
+
+def open_to_others(cache: Path) -> None:
+    cache.chmod(0o775)
+
+
+def somebody_elses(cache: Path) -> None:
+    os.chown(cache, 12345, -1)
+
+
+def linked(cache: Path) -> None:
+    cache.rename(cache.with_name("elsewhere"))
+    cache.symlink_to("elsewhere")
+
+
+@pytest.mark.parametrize("change", [open_to_others, somebody_elses, linked])
+def test_hashes_that_others_can_write_are_not_believed(change, cache, tmp_path, capsys):
+    if change is somebody_elses and os.geteuid():
+        pytest.skip("giving a folder away needs root")
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "a").write_bytes(b"one")
+    (first,) = sources_of(root, "a")
+    (kept,) = cache.iterdir()
+    kept.write_text(kept.read_text().replace(first.sha256, "0" * 64))
+    change(cache)
+    assert sources_of(root, "a") == [first]
+    assert "hashes are not kept, so that the next run reads every clip again" in capsys.readouterr().err
+
+
+def test_hashes_in_a_shared_folder_are_not_believed(cache, tmp_path):
+    """Where earlier versions kept them, beside the stores."""
+    root, stores = tmp_path / "root", tmp_path / "stores"
+    (stores / ".cache").mkdir(parents=True)
+    root.mkdir()
+    (root / "a").write_bytes(b"one")
+    state = (root / "a").stat()
+    entry = {str(root / "a"): [state.st_size, state.st_mtime_ns, "0" * 64]}
+    (stores / ".cache" / "sha256.json").write_text(json.dumps(entry))
+    collection = Collection("mine", root, ("glad",), (Clip("a", "a", "glad", "s"),))
+    plan = make_plan(collection, stores, FeatureRequest(media="only"))
+    assert plan.sources[0].sha256 == hashlib.sha256(b"one").hexdigest()
 
 
 def test_what_may_not_be_read_is_not_opened(tmp_path):
     """Links out of the root, pipes (which would never end), what is too large: each costs its clip, with a cause."""
-    root, cache = tmp_path / "root", tmp_path / "cache.json"
+    root = tmp_path / "root"
     root.mkdir()
     (tmp_path / "secret").write_bytes(b"secret")
     (root / "inside").write_bytes(b"inside")
@@ -200,14 +250,14 @@ def test_what_may_not_be_read_is_not_opened(tmp_path):
     (root / "large").write_bytes(bytes(200))
     os.mkfifo(root / "pipe")
     names = ("inside", "link", "out", "up/secret", "gone", "loop", "pipe", "large", "empty")
-    found = dict(zip(names, sources_of(root, *names, cache=cache, max_bytes=100), strict=True))
+    found = dict(zip(names, sources_of(root, *names, max_bytes=100), strict=True))
     assert found["link"] == found["inside"] and not found["inside"].fault
     assert "leaves the root" in found["out"].fault and "leaves the root" in found["up/secret"].fault
     assert found["gone"].fault == "No such file or directory" and "links" in found["loop"].fault
     assert found["pipe"].fault == "not a regular file" and found["empty"].fault == "the file is empty"
     assert "200 bytes, more than the 100 allowed" in found["large"].fault
     assert {source.sha256 for source in found.values() if source.fault} == {"unread"}
-    allowed = sources_of(root, "out", cache=cache, follow_links=True)[0]
+    allowed = sources_of(root, "out", follow_links=True)[0]
     assert allowed.sha256 == hashlib.sha256(b"secret").hexdigest() and not allowed.fault
 
 

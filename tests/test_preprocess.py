@@ -20,7 +20,7 @@ from .preprocessing import NETWORK, SIX, SMALL, content, kill_at, left_running, 
 
 def test_summary_and_store(six):
     summary = six.summary
-    assert set(summary) == {"stores", "clips", "done", "failed", "absent", "unexpected", "seconds", "limit"}
+    assert set(summary) == {"stores", "clips", "done", "failed", "absent", "unexpected", "remarks", "seconds", "limit"}
     assert (summary["clips"], summary["done"], summary["failed"], summary["absent"]) == (6, 6, [], 1116)
     assert set(summary["seconds"]) == {"decode", "cnn", "write", "total"} and summary["limit"] in summary["seconds"]
     media_store, features = (FeatureStore.open(path) for path in summary["stores"])
@@ -125,9 +125,7 @@ def computed(commands, synthetic_ravdess, tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "moment", ["run.run.load_parts", "stores.store.publish", "COMPLETE", "stores.store.remove_tree"]
-)
+@pytest.mark.parametrize("moment", ["run.run.load_parts", "stores.store.publish", "COMPLETE", "run.run.remove_tree"])
 def test_killed_while_publishing(moment, computed, six, synthetic_ravdess, tmp_path, mlemiss):
     """SIGKILL inside the last stage: a store is absent until it is whole, and the rerun makes the same bytes."""
     stores = shutil.copytree(computed, tmp_path / "stores")

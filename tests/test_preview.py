@@ -111,7 +111,7 @@ def test_failures_come_first_and_names_are_text(stores, kind, tmp_path):
     page = written(stores[kind], tmp_path)
     check_is_self_contained(page)
     heads = list(page.parts)
-    assert heads[0] == "Failed clips: 1" and heads[1] == "Clips without a modality: 2"
+    assert heads[0] == "Failed clips: 1" and heads[1] == "Clips without a modality or with a remark: 2"
     assert heads[-1] == "Complete clips: 4"
     assert f"cut {EVIL}" in page.parts[heads[0]] and "not readable" in page.parts[heads[0]]
     assert "no audio stream" in page.parts[heads[1]] and "no video stream" in page.parts[heads[1]]
@@ -158,8 +158,8 @@ def test_a_sample_keeps_all_failures_and_every_class(tmp_path):
     for places in (shown.lacking, shown.complete):
         assert (np.bincount(opened.label[places], minlength=3) == 2).all()
     assert shown.text() == (
-        "2 failed, 6 of 30 without a modality, 6 of 40 complete; 58 left out, those shown balanced over classes "
-        "(--limit shows more)"
+        "2 failed, 6 of 30 without a modality or with a remark, 6 of 40 complete; 58 left out, "
+        "those shown balanced over classes (--limit shows more)"
     )
     page = written(opened, tmp_path, limit=12)
     assert shown.text() in page.text and "Complete clips: 6 of 40" in page.parts
@@ -242,7 +242,8 @@ def test_command_writes_here_says_the_size_and_refuses_damage(stores, tmp_path, 
     path = stores["media"].path
     result = mlemiss("store", "preview", path, "--limit", 3)
     assert result.returncode == 0, result.stderr
-    assert result.stdout == f"{path.stem}.html\n" and "1 failed, 1 of 2 without a modality, 2 of 4" in result.stderr
+    assert result.stdout == f"{path.stem}.html\n"
+    assert "1 failed, 1 of 2 without a modality or with a remark, 2 of 4" in result.stderr
     assert f"{(tmp_path / f'{path.stem}.html').stat().st_size / 1e6:.1f} MB" in result.stderr
     shutil.copytree(path, tmp_path / "damaged.zarr")
     for chunk in (tmp_path / "damaged.zarr" / "frames" / "c").rglob("0"):

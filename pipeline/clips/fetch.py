@@ -1,8 +1,7 @@
 """Download the zips that a dataset declares (`manifest.Download`), verify them and unpack their clips.
 
 Killed or cut off at any time, the same call goes on where it was. A zip that is not what its record says costs its part
-of the dataset, no more. Developed against local servers that answer as Zenodo's API is documented to, never against a
-record itself.
+of the dataset. Developed against local servers that answer as Zenodo's API is documented to, never a record itself.
 """
 
 import hashlib
@@ -17,25 +16,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from types import ModuleType
-from urllib.parse import unquote, urlsplit
-from urllib.request import getproxies, proxy_bypass
+from urllib.parse import urlsplit
 
-from urllib3 import BaseHTTPResponse, PoolManager, ProxyManager, Retry, make_headers
+from urllib3 import BaseHTTPResponse, Retry
 from urllib3.exceptions import HTTPError, MaxRetryError, ProtocolError
 
+from .. import web
 from ..console import Progress, say
 from ..errors import InputError, MachineError
+from ..files import check_work
 from ..stores.claim import only_one
+from ..stores.remote import open_regular
+from ..stores.schema import parse_json
 from .manifest import Download, files_below
 
 FETCH_FOLDER = ".fetch"  # below the root: zips, and files that are not whole yet
 CHECKSUMS = {"md5": 32, "sha256": 64}  # algorithm -> hexadecimal digits
 MOST_RECORD_BYTES = 10_000_000
-USER_AGENT = {"User-Agent": "mlemiss"}
 TIMEOUT = 60.0  # seconds without a byte
 LONGEST_WAIT = 120.0  # seconds, where a server asks for more
 RANGE_NOT_THERE = 416  # HTTP status
-BLOCK = 1 << 20  # bytes
 MAX_MEMBERS = 10_000  # of a zip
 MAX_RATIO = 3  # unpacked bytes over packed ones; video hardly compresses
 
@@ -53,6 +53,7 @@ class RemoteFile:
     size: int  # bytes
     algorithm: str  # of hashlib
     digest: str  # hexadecimal
+    anywhere: bool  # it may have a private address, as the record has
 
 
 @dataclass
@@ -90,6 +91,7 @@ def fetch_dataset(dataset: ModuleType, root: Path, parts: Sequence[int], record:
     download: Download = dataset.DOWNLOAD
     work = root / FETCH_FOLDER
     with only_one(work / "lock", str(root)):
+        check_work(work)
         wanted = _absent_clips(dataset, root, parts)
         result = Fetched([part for part in parts if not wanted[part]])
         for part in result.there:
@@ -157,10 +159,11 @@ def _read_record(url: str, names: Sequence[str]) -> list[RemoteFile]:
             content[start:] = block
             if len(content) > MOST_RECORD_BYTES:
                 raise _changed(url, f"more than {MOST_RECORD_BYTES} bytes")
-        listed = {entry["key"]: entry for entry in json.loads(content)["files"]}
+        listed = {entry["key"]: entry for entry in parse_json(bytes(content))["files"]}
         if absent := [name for name in names if name not in listed]:
             raise _changed(url, f"no {', '.join(absent)} among its files")
-        return [_remote_file(listed[name], schemes) for name in names]
+        anywhere = web.may_lead_inside(url)
+        return [_remote_file(listed[name], schemes, anywhere) for name in names]
     except ZipError as error:
         raise InputError(f"the record: {error}.\nSee whether it has moved; --record names another address.") from None
     except (json.JSONDecodeError, UnicodeDecodeError):
@@ -169,16 +172,16 @@ def _read_record(url: str, names: Sequence[str]) -> list[RemoteFile]:
         raise _changed(url, f"{type(error).__name__} {error}") from None
 
 
-def _remote_file(entry: dict, schemes: set[str]) -> RemoteFile:
+def _remote_file(entry: dict, schemes: set[str], anywhere: bool) -> RemoteFile:
     algorithm, _, digest = entry["checksum"].partition(":")
     size, link = entry["size"], entry["links"]["self"]
     if not re.fullmatch(f"[0-9a-fA-F]{{{CHECKSUMS[algorithm]}}}", digest):
         raise ValueError(f"checksum {entry['checksum']!r}")
-    if type(size) is not int or size < 1:
+    if type(size) is not int or not 0 < size < 1 << 60:
         raise ValueError(f"size {size!r}")
     if urlsplit(link).scheme not in schemes:
         raise ValueError(f"link {link!r}")
-    return RemoteFile(entry["key"], link, size, algorithm, digest.lower())
+    return RemoteFile(entry["key"], link, size, algorithm, digest.lower(), anywhere)
 
 
 def _changed(url: str, found: str) -> InputError:
@@ -202,14 +205,16 @@ class Repeats(Retry):
         except MaxRetryError:
             told = f"{url}: no connection, after repeated attempts ({cause})"
             raise MachineError(f"{told}.\nRun the same command again later: what arrived is kept.") from None
-        if not (response and response.get_redirect_location()):
-            wait = (response and self.get_retry_after(response)) or following.get_backoff_time()
-            say(f"{url}: {cause}; again in {wait:.0f} s")
+        wait = (response and self.get_retry_after(response)) or following.get_backoff_time()
+        say(f"{url}: {cause}; again in {wait:.0f} s")
         return following
 
     def parse_retry_after(self, retry_after: str) -> float:
         """Return the seconds that a server asks to wait, within reason."""
-        return min(super().parse_retry_after(retry_after), LONGEST_WAIT)
+        try:
+            return min(super().parse_retry_after(retry_after), LONGEST_WAIT)
+        except (ValueError, OverflowError):  # a number or date out of this world
+            return LONGEST_WAIT
 
 
 REPEATS = Repeats(  # of each kind of failure in a row; the second follows at once, the third after 2 s, then 4, 8, 16
@@ -220,19 +225,16 @@ REPEATS = Repeats(  # of each kind of failure in a row; the second follows at on
 )
 
 
-def _blocks(url: str, start: int = 0, size: int = 0) -> Iterator[tuple[int, bytes]]:
+def _blocks(url: str, start: int = 0, size: int = 0, anywhere: bool = True) -> Iterator[tuple[int, bytes]]:
     """Yield the content of a URL from an offset on, as offset and block; go on where the connection is cut.
 
     Where the server cannot go on, it sends everything: the offset is 0 again. `size`, in bytes, tells a cut from the
-    end where the server does not say how much it sends. ZipError: it has no such file. MachineError: it never gets on.
-    """
-    connections, repeats, most = _connections(url), REPEATS, start
+    end where the server says no length. ZipError: it has no such file. MachineError: it never gets on."""
+    repeats, most = REPEATS, start
     while True:
-        headers = USER_AGENT | ({"Range": f"bytes={start}-"} if start else {})
         try:
-            with connections.request(
-                "GET", url, headers=headers, retries=repeats, timeout=TIMEOUT, preload_content=False
-            ) as response:
+            headers = {"Range": f"bytes={start}-"} if start else {}
+            with web.answer(url, repeats, TIMEOUT, headers, anywhere=anywhere) as response:
                 if start and not _continues(response, start):
                     start = 0
                     if response.status == RANGE_NOT_THERE:  # the server's file ends here, or before what is here
@@ -240,9 +242,9 @@ def _blocks(url: str, start: int = 0, size: int = 0) -> Iterator[tuple[int, byte
                             return
                         most = 0
                         continue
-                if response.status >= 400:
+                if response.status >= 300:
                     raise ZipError(f"{url}: the server answers {response.status} {response.reason}")
-                while block := response.read1(BLOCK, decode_content=False):
+                for block in web.blocks(response):
                     yield start, block
                     start += len(block)
                     if start > most:
@@ -250,6 +252,10 @@ def _blocks(url: str, start: int = 0, size: int = 0) -> Iterator[tuple[int, byte
                 if start >= size or response.chunked or "Content-Length" in response.headers:
                     return
                 raise ProtocolError("the connection ended early")
+        except web.TooSlowError as error:
+            raise MachineError(f"{error}.\nRun the same command again later: what arrived is kept.") from None
+        except web.WebError as error:
+            raise ZipError(str(error)) from None
         except HTTPError as error:
             repeats = repeats.increment("GET", url, error=error)
             repeats.sleep()
@@ -257,19 +263,8 @@ def _blocks(url: str, start: int = 0, size: int = 0) -> Iterator[tuple[int, byte
 
 def _continues(response: BaseHTTPResponse, start: int) -> bool:
     """Return whether the server sends from the offset on, not everything again."""
-    span = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+    span = re.match(r"bytes (\d{1,18})-", response.headers.get("Content-Range", ""))
     return response.status == 206 and span is not None and int(span[1]) == start
-
-
-def _connections(url: str) -> PoolManager:
-    """Return connections for a URL, through the proxy that the environment names for it."""
-    address = urlsplit(url)
-    proxy = getproxies().get(address.scheme)
-    if not proxy or proxy_bypass(address.netloc):
-        return PoolManager()
-    proxy = proxy if "://" in proxy else f"http://{proxy}"
-    user = unquote(urlsplit(proxy).netloc.rpartition("@")[0])  # and password
-    return ProxyManager(proxy, proxy_headers=make_headers(proxy_basic_auth=user or None))
 
 
 def _download(remote: RemoteFile, folder: Path, show: Callable[[int], None]) -> Path:
@@ -298,13 +293,13 @@ def _download(remote: RemoteFile, folder: Path, show: Callable[[int], None]) -> 
 
 
 def _receive(remote: RemoteFile, partial: Path, begun: int, show: Callable[[int], None]) -> None:
-    for start, block in _blocks(remote.url, begun, remote.size):
+    for start, block in _blocks(remote.url, begun, remote.size, remote.anywhere):
         show(start + len(block))
         if start + len(block) > remote.size:
             partial.unlink(missing_ok=True)
             raise ZipError(f"{remote.url}: expected {remote.size} bytes, found more")
         try:
-            with partial.open("ab") as file:
+            with open_regular(partial, "ab") as file:
                 if start < file.tell():
                     file.truncate(start)
                 file.write(block)
@@ -390,8 +385,8 @@ def _check_members(infos: list[zipfile.ZipInfo], packed: int) -> dict[str, zipfi
 def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, partial: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with archive.open(member) as source, partial.open("wb") as file:
-            shutil.copyfileobj(source, file, BLOCK)  # never more than the size that was checked; the CRC is, at the end
+        with archive.open(member) as source, open_regular(partial, "wb") as file:
+            shutil.copyfileobj(source, file, web.BLOCK)  # no more than the size that was checked; then the CRC
             file.flush()
             os.fsync(file.fileno())
         partial.replace(target)

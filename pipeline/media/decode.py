@@ -8,7 +8,7 @@ max(T - 0.5, 0). A segment's picture is the last frame whose timestamp is not af
 import os
 import stat
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,18 +17,9 @@ import numpy as np
 
 from ..errors import MACHINE_ERRNOS, MachineError, is_machine_fault
 from ..files import absent_content, foreign_content
-from .ffmpeg import (
-    DecodedStreams,
-    Limits,
-    Listing,
-    Packets,
-    complains,
-    decode_streams,
-    decoder_failed,
-    first_error,
-    list_packets,
-)
+from .ffmpeg import DecodedStreams, Limits, Listing, Packets, decode_streams, find_damage, list_packets
 from .logmel import SAMPLE_RATE, cut_segments, segment_logmel
+from .parse import complains, decoder_failed, first_error
 from .process import ClipError, DecoderError, ffmpeg_binary
 
 SEGMENTS = 30
@@ -39,6 +30,8 @@ AUDIO_TOLERANCE = 0.1  # seconds by which sound may end before its packets do (e
 CLOCK = 1e5  # per second: timestamps that round to the same tick are the same
 PIECE_JITTER = 0.005  # seconds by which a piece of sound may start early or late and still join the one before it
 ROUNDING = 1e-9  # seconds
+ADVICE = "`--channels first` takes the first one"
+FAINT = 1 / 32  # of the loudest channel's amplitude: 30 dB below it
 MODALITY_OF = {"video": "visual", "audio": "audio"}  # by kind of stream
 DEFAULT_LIMITS = Limits()
 
@@ -50,7 +43,7 @@ class ClipMedia:
     Args:
         frames: uint8 [30, 256, 256, 3] RGB, or None where the picture is missing.
         logmel: float16 [30, 3, 64, 51] (`segment_logmel`), or None where the sound is missing.
-        causes: why a modality (`"visual"`, `"audio"`) is missing; empty for a complete clip.
+        causes: why a modality (`"visual"`, `"audio"`) is missing, or what is wrong with it; empty for a sound clip.
         duration: T in seconds, 0.0 if neither modality is there.
         frame_times: float64 [30] timestamps of the frames in seconds after time 0, or None.
         note: what is odd about a clip that was read nevertheless, or nothing.
@@ -181,14 +174,15 @@ def _decode(path: Path, listing: Listing, limits: Limits, deadline: float) -> De
         packets = listing.streams["video"]
         start = min(stream.times.min() for stream in listing.streams.values())
         wanted = np.unique(packets.times[_choose_frames(packets.times, packets.ends - packets.times, start)[0]])
-    decode = partial(_decode_kinds, path, limits=limits, deadline=deadline, bridged=listing.bridged)
+    how = {"limits": limits, "deadline": deadline, "bridged": listing.bridged}
+    decode = partial(_decode_kinds, path, listing.maps, **how)
     decoded = decode(kinds, wanted)
     if len(kinds) == 2 and (not len(decoded.frame_times) or not len(decoded.audio_times)):
         # One stream that cannot even be opened ends the whole process: give each its own.
         video, audio = decode(("video",), wanted), decode(("audio",), wanted)
         decoded = DecodedStreams(
             video.frame_times, video.frame_durations, video.images, video.imaged, audio.audio_times,
-            audio.audio_counts, audio.samples, video.log + audio.log,
+            audio.audio_counts, audio.samples, audio.peaks, log=video.log + audio.log,
         )  # fmt: skip
     if len(decoded.frame_times):
         truth, _ = _choose_frames(decoded.frame_times, decoded.frame_durations, _time_zero(decoded))
@@ -201,14 +195,24 @@ def _decode(path: Path, listing: Listing, limits: Limits, deadline: float) -> De
             imaged = np.concatenate([decoded.imaged, again.imaged])
             order = np.argsort(imaged, kind="stable")
             decoded.images, decoded.imaged = np.concatenate([decoded.images, again.images])[order], imaged[order]
+        decoded.damaged = np.zeros(len(decoded.frame_times), bool)
+        if decoder_failed(decoded.log, "video"):  # only then is it worth another pass
+            found = find_damage(path, listing.maps["video"], **how)[: len(decoded.damaged)]
+            decoded.damaged[: len(found)] = found
     return decoded
 
 
 def _decode_kinds(
-    path: Path, kinds: tuple[str, ...], wanted: np.ndarray, limits: Limits, deadline: float, **how: bool
+    path: Path,
+    maps: Mapping[str, str],
+    kinds: tuple[str, ...],
+    wanted: np.ndarray,
+    limits: Limits,
+    deadline: float,
+    **how: bool,
 ) -> DecodedStreams:
     try:
-        return decode_streams(path, kinds, wanted, limits, deadline, **how)
+        return decode_streams(path, {kind: maps[kind] for kind in kinds}, wanted, limits, deadline, **how)
     except DecoderError as error:
         return DecodedStreams(log=f"[error] {error}")
 
@@ -255,32 +259,44 @@ def _assemble(path: Path, listing: Listing, decoded: DecodedStreams, limits: Lim
     if promised is not None and not listing.cut and not complains(decoded.log):
         clip.note = f"its header promises {promised - zero:.2f} s; it ends at {max(ends) - zero:.2f} s without an error"
         listing = replace(listing, promised=None)
-    fault = _video_fault(path, listing, decoded, zero)
+    fault = _video_fault(path, listing, decoded, zero, limits)
     if fault is None:
         chosen, clip.duration = _choose_frames(decoded.frame_times, decoded.frame_durations, zero)
         clip.frames = decoded.images[np.searchsorted(decoded.imaged, chosen, side="right") - 1]  # the last of one time
         clip.frame_times = decoded.frame_times[chosen] - zero
+        if told := _blemish(path, listing, decoded, chosen):
+            clip.causes["visual"] = told
     else:
         clip.causes["visual"] = fault
         if len(decoded.audio_times):
             clip.duration = round(float(decoded.audio_ends.max() - zero), 9)
     fault = _audio_fault(path, listing, decoded, zero, np.inf if clip.frames is None else clip.duration)
     if fault is None:
-        waveform = _on_the_clock(decoded, zero, clip.duration)
-        loudest = np.abs(cut_segments(waveform, segment_starts(clip.duration))).max()
-        if loudest < SILENCE:
-            fault = "the audio is digital silence"
-        elif not np.isfinite(loudest):
-            fault = "the audio holds samples that are not finite numbers"
-        elif loudest > LOUDEST:
-            fault = f"the audio is no sound: samples up to {loudest:.3g}, where 1 is full scale"
-        else:
-            clip.waveform = waveform
+        fault = _take_sound(clip, decoded, zero)
     if fault is not None:
         clip.causes["audio"] = fault
     if clip.frames is None and clip.waveform is None:
         clip.duration = 0.0
     return clip
+
+
+def _take_sound(clip: _Clip, decoded: DecodedStreams, zero: float) -> str | None:
+    """Give a clip its waveform, unless it is no sound; return what is wrong with it, if anything."""
+    waveform = _on_the_clock(decoded, decoded.samples, zero, clip.duration)
+    peaks = _on_the_clock(decoded, decoded.peaks, zero, clip.duration) if len(decoded.peaks) else waveform
+    starts = segment_starts(clip.duration)
+    loudest, peak = (float(np.abs(cut_segments(each, starts)).max()) for each in (waveform, peaks))
+    if loudest < SILENCE:
+        return "the audio is digital silence" if peak < SILENCE else f"its channels cancel each other out: {ADVICE}"
+    if not np.isfinite(loudest):
+        return "the audio holds samples that are not finite numbers"
+    if loudest > LOUDEST:
+        return f"the audio is no sound: samples up to {loudest:.3g}, where 1 is full scale"
+    clip.waveform = waveform
+    if loudest < FAINT * peak:
+        below = 20 * np.log10(peak / loudest)
+        return f"its channels nearly cancel each other out, {below:.0f} dB below the loudest: {ADVICE}"
+    return None
 
 
 def _undecodable(kind: str, listing: Listing, decoded: DecodedStreams, path: Path) -> str:
@@ -291,7 +307,7 @@ def _undecodable(kind: str, listing: Listing, decoded: DecodedStreams, path: Pat
     return f"the {kind} does not decode: {first_error(decoded.log, path, listing.streams[kind].codec) or 'no output'}"
 
 
-def _video_fault(path: Path, listing: Listing, decoded: DecodedStreams, zero: float) -> str | None:
+def _video_fault(path: Path, listing: Listing, decoded: DecodedStreams, zero: float, limits: Limits) -> str | None:
     if not len(decoded.frame_times):
         return _undecodable("video", listing, decoded, path)
     packets, times = listing.streams["video"], decoded.frame_times
@@ -311,7 +327,18 @@ def _video_fault(path: Path, listing: Listing, decoded: DecodedStreams, zero: fl
     converted = np.isin(np.unique(chosen), decoded.imaged)
     if not converted.all():
         return f"{converted.sum()} of {len(converted)} frames could be converted: {why}"
+    if decoded.damaged[chosen].sum() > limits.max_damaged:
+        return f"{_blemish(path, listing, decoded, chosen)}, more than the {limits.max_damaged} allowed"
     return None
+
+
+def _blemish(path: Path, listing: Listing, decoded: DecodedStreams, chosen: np.ndarray) -> str | None:
+    """Return what is wrong with the chosen frames, if anything."""
+    if count := int(decoded.damaged[chosen].sum()):
+        return f"{count} of {SEGMENTS} frames are damaged"
+    codec = listing.streams["video"].codec
+    why = first_error(decoded.log, path, codec) if f"[{codec} @" in decoded.log else ""
+    return why and f"frames may be damaged, which ones the decoder does not tell: {why}"
 
 
 def _lost_pictures(packets: Packets, decoded: DecodedStreams) -> np.ndarray:
@@ -343,8 +370,8 @@ def _audio_fault(path: Path, listing: Listing, decoded: DecodedStreams, zero: fl
     return None
 
 
-def _on_the_clock(decoded: DecodedStreams, zero: float, duration: float) -> np.ndarray:
-    """Return the samples from time 0 to T, float32 [round(16000 T)]; silence where the timestamps leave a gap."""
+def _on_the_clock(decoded: DecodedStreams, samples: np.ndarray, zero: float, duration: float) -> np.ndarray:
+    """Return samples from time 0 to T, float32 [round(16000 T)]; silence where the timestamps leave a gap."""
     waveform = np.zeros(round(duration * SAMPLE_RATE), np.float32)
     heard = np.concatenate([[0], np.cumsum(decoded.audio_counts)])  # samples before each piece
     drift = decoded.audio_times - heard[:-1] / SAMPLE_RATE
@@ -353,7 +380,7 @@ def _on_the_clock(decoded: DecodedStreams, zero: float, duration: float) -> np.n
         if index < len(drift) and abs(drift[index] - drift[first]) <= PIECE_JITTER:
             continue
         at = round((decoded.audio_times[first] - zero) * SAMPLE_RATE)
-        piece = decoded.samples[heard[first] : heard[index]][: max(len(waveform) - at, 0)]
+        piece = samples[heard[first] : heard[index]][: max(len(waveform) - at, 0)]
         waveform[at : at + len(piece)] = piece
         first = index
     return waveform

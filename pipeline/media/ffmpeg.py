@@ -1,47 +1,56 @@
-"""The two ffmpeg commands that read a clip: one lists its packets, one decodes it; and what their logs say.
+"""The ffmpeg commands that read a clip: one lists its packets, one decodes it; a third one looks for damage.
 
 A clip may be hostile: only containers of sound and pictures are opened (a playlist could name other files), only from
 the file itself, within limits of time, size and picture size.
 """
 
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal
 
 import ffmpeg
 import numpy as np
 
 from ..files import encrypted_kinds, is_cut_mp3, riff_end
 from .logmel import SAMPLE_RATE
+from .parse import (
+    CHAINED,
+    INPUT_STREAM,
+    NO_STREAM,
+    RAW,
+    SECOND,
+    Stream,
+    complains,
+    damaged_pictures,
+    declared_end,
+    default_streams,
+    first_error,
+    parse_framecrc,
+)
 from .process import ClipError, run_ffmpeg
 
 FRAME_SIZE = 256  # pixels, both sides
 FRAME_BYTES = FRAME_SIZE * FRAME_SIZE * 3  # RGB
-CONTAINERS = "mov,matroska,webm,avi,flv,mpegts,mpeg,ogg,wav,w64,aiff,flac,mp3,aac,ac3,eac3,asf,dv,mxf,gxf,rm,caf,amr,au"
-LIST_BYTES = 1 << 28  # of packet lists and logs: days of video
-MAX_CHANNELS = 8  # of a clip that lasts as long as allowed
-DECLARED_TOLERANCE = 0.25  # seconds by which a header may overstate a clip: no segment's centre lies that late
-PACKET_DISCARD = 4  # flag of a packet that is decoded but not presented
-PACKET = re.compile(  # stream, timestamps of decoding and presentation, duration, bytes, checksum, flags, side data
-    r"(\d{1,4}), *(-?\d{1,19}), *(-?\d{1,19}), *(-?\d{1,19}), *(\d{1,10}), *0x[0-9a-f]{8}(?:, F=0x(\w{1,8}))?(?:,.*)?",
-    re.ASCII,
+# Whatever cannot name another file. Still pictures are left out, and raw streams that any file can be taken for.
+CONTAINERS = (
+    "mov,matroska,webm,avi,flv,mpegts,mpeg,ogg,wav,w64,aiff,flac,mp3,aac,ac3,eac3,asf,dv,mxf,gxf,rm,caf,amr,au,"
+    "3g2,apng,ape,av1,avs2,avs3,cavsvideo,dirac,dsf,dts,dtshd,evc,gif,h264,hevc,iamf,iff,ircam,ivf,lc3,loas,"
+    "m4v,mlp,mpc,mpc8,mpegvideo,nistsphere,nsv,nut,obu,oma,osq,qcp,qoa,rso,sbc,shn,smjpeg,sox,tak,truehd,tta,vc1,voc,"
+    "vvc,webp_anim,wtv,wv,xwma,yuv4mpegpipe"
 )
+LIST, SAMPLES = 16, 4  # one of so many shares of a clip's memory is for a list or log, and for its samples
+DECLARED_TOLERANCE = 0.25  # seconds by which a header may overstate a clip: no segment's centre lies that late
 RESTART = 0.1  # seconds by which timestamps go back where ffmpeg takes it for a new beginning
 BRIDGED_GAP = 0.5  # seconds, the longest pause in streams whose timestamps start again
+SECOND_NOTE = "it has a second index, as files joined end to end have; only the first is read"
+RAW_NOTE = "a raw stream has no clock of its own: its pictures last as long as it says, or 1/25 s where it does not"
 NON_MONOTONIC = re.compile(
     r"ost#0:(\d{1,4})/copy @ \w+\] (?:\[\w+\] )?Non-monotonic DTS; previous: (-?\d{1,19}), current: (-?\d{1,19})",
     re.ASCII,
 )
-NO_TICKS = 1 << 62  # a timestamp beyond it is none: ffmpeg writes -2**63 where it has none
-LATEST = 1e10  # seconds: later than any clock of recordings, which count from 1970 at most
-ERROR = re.compile(r"\[(?:error|fatal)\] (?!.*pipe:\d)")
-DAMAGED_PACKET = re.compile(r"corrupt input packet|Packet corrupt|[Tt]runcat|prematurely")
-NO_CONTAINER = re.compile(r"Format not on whitelist|Not detecting m3u8/hls")
-CHAINED = re.compile(r"Changing stream parameters in multistream ogg|failed to create or replace stream")
-SECOND = re.compile(r"Found duplicated MOOV Atom")
-NO_STREAM = "does not contain any stream"
-INPUT_STREAM = r"(?m)^\[info\] +Stream #0:\d+.*: (?:Video|Audio|Subtitle|Data): (?!.* q=)"
+FIRST = {"video": "V:0", "audio": "a:0"}  # the first of each kind, cover pictures apart
 SAME_TIME = 1e-5  # seconds by which the timestamp of a wanted frame may differ
 SPARE_FRAMES = 8  # that share their timestamp with a wanted one
 SCALER = "bilinear+accurate_rnd+full_chroma_int+bitexact"  # antialiased: the kernel widens with the reduction
@@ -71,14 +80,16 @@ VIDEO_FILTERS = "select={select},crop=min(iw\\,ih/sar):min(ih\\,iw*sar),scale={s
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of what one clip may cost.
+    """How a clip is read: what it may cost, how much damage it may have, which channels of its sound count.
 
     Args:
         timeout: seconds of wall time for all of the clip's processes together.
         max_seconds: longest clip.
         max_pixels: largest picture, width times height.
         max_bytes: largest file.
-        max_memory: bytes of address space of the process that decodes, and of what it may send.
+        max_memory: bytes of memory that reading the clip may take, in the process that decodes and in this one.
+        max_damaged: damaged frames, of the 30 that are taken, with which the picture is still used.
+        channels: of the sound: `"mean"` of all, or the `"first"`.
     """
 
     timeout: float = 600.0
@@ -86,6 +97,18 @@ class Limits:
     max_pixels: int = 8192 * 8192
     max_bytes: int = 8 << 30
     max_memory: int = 4 << 30
+    max_damaged: int = 3
+    channels: Literal["mean", "first"] = "mean"
+
+    def spec(self) -> dict[str, int | str]:
+        """Return what of it determines a clip's media and is not the default, for the spec of a store."""
+        chosen = {"max_damaged": self.max_damaged, "channels": self.channels}
+        return {name: value for name, value in chosen.items() if value != getattr(Limits, name)}
+
+
+def due_to_limit(cause: str) -> bool:
+    """Return whether a clip failed, or lacks a modality, because of its `Limits`; with others it might not."""
+    return re.search(r"\ballowed\b|exceeds specified max pixel count", cause) is not None
 
 
 @dataclass(frozen=True)
@@ -99,18 +122,6 @@ class Packets:
     unit: float  # seconds of a tick
 
 
-class Stream(NamedTuple):
-    """A stream of a framecrc listing: the packets that are presented, in order of their starts."""
-
-    kind: str  # video, audio, subtitle, …
-    codec: str
-    starts: np.ndarray  # float64 [packets] in seconds
-    ends: np.ndarray  # float64 [packets] in seconds
-    sizes: np.ndarray  # float64 [packets] in bytes
-    timed: bool  # every start is the packet's own timestamp; False: some are those of their decoding
-    unit: float  # seconds of a tick of its timestamps
-
-
 @dataclass(frozen=True)
 class Listing:
     """The packets that a clip's container lists, before anything is decoded."""
@@ -121,6 +132,7 @@ class Listing:
     cut: bool = False  # something beside that promise says that the end of the file is lacking
     note: str = ""  # what is odd about a file that is read nevertheless
     bridged: bool = False  # the timestamps start again, and ffmpeg is to let them go on
+    maps: dict[str, str] = field(default_factory=lambda: dict(FIRST))  # by kind, as ffmpeg's -map names the stream
 
 
 @dataclass
@@ -134,6 +146,8 @@ class DecodedStreams:
     audio_times: np.ndarray = field(default_factory=lambda: np.zeros(0))
     audio_counts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # samples from each time on
     samples: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # mono, 16 kHz, gaps left out
+    peaks: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # of the loudest channel, if averaged
+    damaged: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))  # by frame
     log: str = ""
 
     @property
@@ -164,26 +178,31 @@ def _command(*outputs, loglevel: str = "warning"):
 
 
 def list_packets(path: Path, limits: Limits, deadline: float) -> Listing:
-    """List the packets of the first video stream (no cover picture) and of the first audio stream, without decoding.
+    """List the packets of a video stream (no cover picture) and of an audio stream, without decoding.
+
+    Of several, the default one is taken, or the first where none is.
 
     Raises:
         ClipError: the file cannot be opened, or holds neither stream.
     """
-    main = ("V:0?", "a:0?")
-    streams, log = _list(path, main, limits, deadline)
+    maps = dict(FIRST)
+    streams, log = _list(path, maps.values(), limits, deadline)
+    if others := default_streams(log):
+        maps |= others
+        streams, log = _list(path, maps.values(), limits, deadline)
     if bridged := _restarts(streams, log):
-        streams, log = _list(path, main, limits, deadline, bridged)
+        streams, log = _list(path, maps.values(), limits, deadline, bridged)
         gaps = [(packets.times[1:] - packets.ends[:-1]).max(initial=0.0) for _, packets in streams]
         if _restarts(streams, log) or max(gaps, default=0.0) > BRIDGED_GAP:  # which two jumps for one would leave
             raise ClipError("its timestamps start again, as in files that were joined end to end")
     if CHAINED.search(log):
         raise ClipError("it is several files joined end to end, of which only the first can be read")
     missing_bytes = riff_end(path)
-    end = None if bridged else missing_bytes or _declared_end(log)
+    end = None if bridged else missing_bytes or declared_end(log)
     last = max((packets.ends.max() for _, packets in streams if len(packets.times)), default=0.0)
     if end is not None and end - last > DECLARED_TOLERANCE and len(re.findall(INPUT_STREAM, log)) > len(streams):
         # Another stream, such as subtitles, may be what lasts as long as the header says.
-        everything, _ = _list(path, ("v?", "a?", "s?", "d?"), limits, deadline)
+        everything, _ = _list(path, ("v", "a", "s", "d"), limits, deadline)
         last = max((packets.ends.max() for _, packets in everything if len(packets.times)), default=0.0)
     promised = end if end is not None and end - last > DECLARED_TOLERANCE else None
     cut = missing_bytes is not None or is_cut_mp3(path) or complains(log)
@@ -191,10 +210,8 @@ def list_packets(path: Path, limits: Limits, deadline: float) -> Listing:
     unusable = {k: f"the {k} stream holds nothing{truncated}" for k, packets in streams if not len(packets.times)}
     unusable |= {kind: f"the {kind} is encrypted" for kind in encrypted_kinds(path)}
     usable = {kind: packets for kind, packets in streams if kind not in unusable}
-    note = (
-        "it has a second index, as files joined end to end have; only the first is read" if SECOND.search(log) else ""
-    )
-    return Listing(usable, unusable, promised, cut, note, bridged)
+    note = RAW_NOTE if RAW.search(log) else SECOND_NOTE if SECOND.search(log) else ""
+    return Listing(usable, unusable, promised, cut, note, bridged, maps)
 
 
 def _restarts(streams: list, log: str) -> bool:
@@ -207,18 +224,18 @@ def _restarts(streams: list, log: str) -> bool:
 
 
 def _list(
-    path: Path, which: tuple[str, ...], limits: Limits, deadline: float, bridged: bool = False
+    path: Path, which: Iterable[str], limits: Limits, deadline: float, bridged: bool = False
 ) -> tuple[list[tuple[str, Packets]], str]:
     def outputs(urls):
         source = _input(path, limits, bridged)
-        streams = [source[name] for name in which]
+        streams = [source[f"{name}?"] for name in which]
         listed = ffmpeg.output(*streams, urls["packets"], codec="copy", format="framecrc", flush_packets=0)
         return _command(listed, loglevel="info")
 
-    sizes = {"packets": LIST_BYTES, "log": LIST_BYTES}
+    sizes = dict.fromkeys(("packets", "log"), limits.max_memory // LIST)
     received = run_ffmpeg(outputs, ("packets",), sizes, deadline, limits.max_memory)
     log = received["log"].decode("utf-8", "replace")
-    streams = _parse_framecrc(received["packets"].decode("ascii", "replace"))
+    streams = parse_framecrc(received["packets"], deadline)
     if not streams:
         raise ClipError(
             "no video and no audio stream"
@@ -228,65 +245,9 @@ def _list(
     return [(each.kind, Packets(each.codec, each.starts, each.ends, each.timed, each.unit)) for each in streams], log
 
 
-def _declared_end(log: str) -> float | None:
-    """Return the end of the clip in seconds that the container's header tells, if it does."""
-    match = re.search(r"Duration: (\d{1,9}):(\d\d):(\d\d\.\d+), start: (-?\d{1,10}\.\d{1,9})", log, re.ASCII)
-    if match is None or "Estimating duration from bitrate" in log:
-        return None
-    hours, minutes, seconds, start = map(float, match.groups())
-    return start + 3600 * hours + 60 * minutes + seconds
-
-
-def _parse_framecrc(text: str) -> list[Stream]:
-    """Parse a framecrc listing. ClipError: a line or a number of it is not what framecrc writes."""
-    heads: dict[str, dict[str, str]] = {}
-    rows: dict[str, list[tuple[int, int, int, bool]]] = {}
-    for line in text.splitlines():
-        if line.startswith("#"):
-            name, _, value = line[1:].partition(": ")
-            key, _, index = name.partition(" ")
-            heads.setdefault(index, {})[key] = value
-        elif line.strip():
-            index, row = _parse_packet(line)
-            if row is not None:
-                rows.setdefault(index, []).append(row)
-    streams = []
-    for index, head in heads.items():
-        if head.get("media_type") not in ("video", "audio", "subtitle", "data", "attachment"):
-            continue
-        numerator, denominator = _parse_unit(head.get("tb", ""))
-        starts, ends, sizes, own = np.array(sorted(rows.get(index, [])), dtype=np.float64).reshape(-1, 4).T
-        starts, ends = starts * numerator / denominator, ends * numerator / denominator
-        if max(np.abs(starts).max(initial=0), np.abs(ends).max(initial=0)) > LATEST:
-            raise ClipError(f"a timestamp of the {head['media_type']} lies more than {LATEST:.0g} s from 0")
-        timed, unit = bool(own.all()), numerator / denominator
-        streams.append(Stream(head["media_type"], head.get("codec_id", ""), starts, ends, sizes, timed, unit))
-    return streams
-
-
-def _parse_packet(line: str) -> tuple[str, tuple[int, int, int, bool] | None]:
-    """Return a packet's stream, and its start, end, bytes and whether the start is its own; None if not presented."""
-    match = PACKET.fullmatch(line)
-    if match is None:
-        raise ClipError("the list of its packets makes no sense")
-    index, *numbers, flags = match.groups()
-    decoding, presented, lasts, size = map(int, numbers)
-    start = next((ticks for ticks in (presented, decoding) if abs(ticks) < NO_TICKS), None)
-    if start is None or int(flags or "1", 16) & PACKET_DISCARD:
-        return index, None  # decoded only for what follows, or nobody knows when
-    return index, (start, start + (lasts if 0 < lasts < NO_TICKS else 0), size, start == presented)
-
-
-def _parse_unit(ratio: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d{1,10})/(\d{1,10})", ratio, re.ASCII)
-    if match is None or not int(match[1]) or not int(match[2]):
-        raise ClipError("the unit of its timestamps makes no sense")
-    return int(match[1]), int(match[2])
-
-
 def decode_streams(
     path: Path,
-    kinds: tuple[str, ...],
+    maps: Mapping[str, str],
     wanted: np.ndarray,
     limits: Limits,
     deadline: float,
@@ -297,7 +258,7 @@ def decode_streams(
 
     Args:
         path: the clip.
-        kinds: `"video"`, `"audio"` or both, which must exist.
+        maps: the streams by kind, `"video"`, `"audio"` or both, as `Listing.maps` has them.
         wanted: float64 [W] timestamps of the frames to keep, in seconds of the file's own clock.
         limits: what it may cost.
         deadline: `time.monotonic()` at which it is stopped.
@@ -312,8 +273,8 @@ def decode_streams(
     def outputs(urls):
         source = _input(path, limits, bridged)
         made = []
-        if "video" in kinds:
-            picture = source["V:0"]
+        if "video" in maps:
+            picture = source[maps["video"]]
             near = (f"lt(abs(t-{seconds!r})\\,{SAME_TIME})" for seconds in wanted.tolist())
             filters = DEINTERLACE * deinterlaced + VIDEO_FILTERS.format(select="+".join(near) or "0", size=FRAME_SIZE)
             times = {"fps_mode": "passthrough", "enc_time_base": "filter"}  # the frames' own
@@ -323,30 +284,51 @@ def decode_streams(
             # A listing of the decoded frames' headers, at no cost.
             bare = {"format": "framecrc", "vcodec": "wrapped_avframe", "flush_packets": 0}
             made.append(ffmpeg.output(picture, urls["picture"], **bare, **times))
-        if "audio" in kinds:
+        if "audio" in maps:
             # One encoder, two outputs: the samples and a listing of their timestamps.
             both = f"[f=f32le]{urls['samples']}|[f=framecrc:flush_packets=0]{urls['sound']}"
-            made.append(ffmpeg.output(source["a:0"], both, format="tee", ar=SAMPLE_RATE, acodec="pcm_f32le"))
+            made.append(ffmpeg.output(source[maps["audio"]], both, format="tee", ar=SAMPLE_RATE, acodec="pcm_f32le"))
         return _command(*made)
 
-    names = ("frames", "kept", "picture") * ("video" in kinds) + ("samples", "sound") * ("audio" in kinds)
-    sizes = dict.fromkeys(("kept", "picture", "sound", "log"), LIST_BYTES)
+    names = ("frames", "kept", "picture") * ("video" in maps) + ("samples", "sound") * ("audio" in maps)
+    sizes = dict.fromkeys(("kept", "picture", "sound", "log"), limits.max_memory // LIST)
     sizes["frames"] = (len(wanted) + SPARE_FRAMES) * FRAME_BYTES
-    sizes["samples"] = min(int(limits.max_seconds * SAMPLE_RATE) * 4 * MAX_CHANNELS, limits.max_memory)
+    sizes["samples"] = limits.max_memory // SAMPLES
     received = run_ffmpeg(outputs, names, sizes, deadline, limits.max_memory)
     decoded = DecodedStreams(log=received["log"].decode("utf-8", "replace"))
-    if "video" in kinds:
-        kept, picture = (received[name].decode("ascii", "replace") for name in ("kept", "picture"))
-        _read_frames(decoded, received["frames"], kept, picture)
-    if "audio" in kinds:
-        _read_sound(decoded, received["samples"], received["sound"].decode("ascii", "replace"))
+    if "video" in maps:
+        kept, listed = (parse_framecrc(received.pop(name), deadline) for name in ("kept", "picture"))
+        _read_frames(decoded, received.pop("frames"), kept, listed)
+    if "audio" in maps:
+        listed = parse_framecrc(received.pop("sound"), deadline)
+        _read_sound(decoded, received.pop("samples"), listed, limits.channels)
     return decoded
 
 
-def _read_frames(decoded: DecodedStreams, frames: bytearray, kept: str, listing: str) -> None:
-    for stream in _parse_framecrc(listing):
+def find_damage(path: Path, stream: str, limits: Limits, deadline: float, bridged: bool) -> np.ndarray:
+    """Decode the pictures once more to learn which of them are damaged: see `damaged_pictures`.
+
+    Args:
+        path: the clip.
+        stream: its pictures, as `Listing.maps` has them.
+        limits: what it may cost.
+        deadline: `time.monotonic()` at which it is stopped.
+        bridged: as for `decode_streams`.
+    """
+
+    def outputs(_urls):
+        source = _input(path, limits, bridged)
+        nothing = ffmpeg.output(source[stream], "-", format="null", fps_mode="passthrough")
+        return _command(nothing, loglevel="info").global_args("-debug_ts")
+
+    received = run_ffmpeg(outputs, (), {"log": limits.max_memory // LIST}, deadline, limits.max_memory)
+    return damaged_pictures(received["log"].decode("utf-8", "replace"))
+
+
+def _read_frames(decoded: DecodedStreams, frames: bytearray, kept: list[Stream], listed: list[Stream]) -> None:
+    for stream in listed:
         decoded.frame_times, decoded.frame_durations = stream.starts, stream.ends - stream.starts
-    times = np.concatenate([stream.starts for stream in _parse_framecrc(kept)] or [np.zeros(0)])
+    times = np.concatenate([stream.starts for stream in kept] or [np.zeros(0)])
     count = min(len(frames) // FRAME_BYTES, len(times))
     decoded.imaged = np.searchsorted(decoded.frame_times, times[:count] + SAME_TIME) - 1
     planes = np.frombuffer(frames, np.uint8, count * FRAME_BYTES).reshape(count, 3, FRAME_SIZE, FRAME_SIZE)
@@ -355,46 +337,18 @@ def _read_frames(decoded: DecodedStreams, frames: bytearray, kept: str, listing:
         decoded.images[..., channel] = planes[:, plane]
 
 
-def _read_sound(decoded: DecodedStreams, samples: bytearray, listing: str) -> None:
-    for _, _, starts, ends, sizes, *_ in _parse_framecrc(listing):
+def _read_sound(decoded: DecodedStreams, samples: bytearray, listed: list[Stream], wanted: str) -> None:
+    for _, _, starts, ends, sizes, *_ in listed:
         if not len(starts) or ends[0] <= starts[0]:
             continue
         channels = max(round(sizes[0] / ((ends[0] - starts[0]) * SAMPLE_RATE * 4)), 1)
         decoded.audio_times, decoded.audio_counts = starts, (sizes / (4 * channels)).astype(np.int64)
         whole = len(samples) // (4 * channels) * channels
+        heard = np.frombuffer(samples, "<f4", whole).reshape(-1, channels)
+        if wanted == "first":
+            decoded.samples = heard[:, 0].copy()
+            continue
         # ffmpeg's own downmix to one channel is louder by the square root of two.
         with np.errstate(over="ignore", invalid="ignore"):
-            decoded.samples = np.frombuffer(samples, "<f4", whole).reshape(-1, channels).mean(axis=1, dtype=np.float32)
-
-
-def first_error(log: str, path: Path, codec: str | None = None) -> str:
-    """Return the first error of a log as one line, the same at every run: without addresses, contexts and paths.
-
-    Args:
-        log: ffmpeg's standard error.
-        path: the clip, whose name is taken out.
-        codec: name of the codec whose own errors come first, if any.
-    """
-    lines = log.replace(f"file:{path.absolute()}", "the file").splitlines()
-    errors = [line for line in lines if ERROR.search(line)]
-    own = [line for line in errors if codec and f"[{codec} @" in line]
-    text = ERROR.split((own or errors or [""])[0])[-1]
-    if NO_CONTAINER.search(text):
-        return "a playlist, a still picture or the like, no container of video or sound"
-    return re.sub(r"\s+", " ", re.sub(r" ?@ 0x[0-9a-f]+", "", text)).strip().rstrip(".")
-
-
-def due_to_limit(cause: str) -> bool:
-    """Return whether a clip failed, or lacks a modality, because of its `Limits`; with others it might not."""
-    return re.search(r"\ballowed\b|exceeds specified max pixel count", cause) is not None
-
-
-def complains(log: str) -> bool:
-    """Return whether a log tells of an error, or of packets that are cut or damaged."""
-    return any(ERROR.search(line) or DAMAGED_PACKET.search(line) for line in log.splitlines())
-
-
-def decoder_failed(log: str, kind: str) -> bool:
-    """Return whether the decoder of `"video"` or `"audio"` rejected a packet or gave a damaged frame."""
-    said = r"\[(?:error|fatal)\]|\[warning\] corrupt decoded frame"
-    return re.search(rf"\[{kind[0]}ist#\S+ @ \w+\] \[dec:\S+ @ \w+\] (?:{said})", log) is not None
+            decoded.samples = heard.mean(axis=1, dtype=np.float32)
+            decoded.peaks = np.maximum(heard.max(axis=1), -heard.min(axis=1)) if channels > 1 else decoded.peaks

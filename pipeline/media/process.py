@@ -19,6 +19,7 @@ from ..errors import InputError, MachineError
 
 PIPE_BYTES = 1 << 20  # the most an unprivileged process may ask for
 READ_BYTES = 1 << 18
+DECODER = 3 / 4  # share of a clip's memory for the process that decodes it; the rest is for what this one collects
 OUT_OF_TIME = "decoding was stopped: it took longer than the time allowed"
 MEMORY_REFUSED = re.compile(
     rb"Cannot allocate memory|get_buffer\(\) failed|pthread_create\(\) failed|thread_encoder_init failed"
@@ -84,7 +85,7 @@ def run_ffmpeg(
         names: the pipes that the command writes, beside the log.
         sizes: most bytes by name; `log` is standard error.
         deadline: `time.monotonic()` at which the process is killed.
-        max_memory: bytes of address space, beyond which it is refused more and fails by itself (Linux).
+        max_memory: bytes for the clip. The process is refused address space beyond its share and fails (Linux).
 
     Returns:
         What came through each pipe and, as `log`, through standard error.
@@ -136,7 +137,8 @@ def _start(command: Sequence[str], pipes: Sequence[int], max_memory: int) -> sub
     )
     if hasattr(resource, "prlimit"):
         with contextlib.suppress(ProcessLookupError):  # it is done already
-            resource.prlimit(process.pid, resource.RLIMIT_AS, (max_memory, max_memory))
+            share = int(max_memory * DECODER)
+            resource.prlimit(process.pid, resource.RLIMIT_AS, (share, share))
     return process
 
 

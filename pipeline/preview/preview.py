@@ -21,6 +21,7 @@ STRIP_SEGMENTS = 8  # evenly spaced from a clip's first to its last
 SIDE, MEL_HEIGHT, GAP = 96, 64, 2  # pixels of one segment's pictures, and between them
 LOWEST_DB = -80.0  # white; 0 dB is black, as the networks see it
 EDGE = 200  # light grey, between pictures that may be white themselves
+LACKING = "Clips without a modality or with a remark"
 QUALITY = 80  # of JPEG
 
 
@@ -29,7 +30,7 @@ class Shown:
     """The clips on a page, as sorted indices: every failed one, and of the others as many as were asked for."""
 
     failed: np.ndarray
-    lacking: np.ndarray  # without one modality
+    lacking: np.ndarray  # without one modality, or with a remark on one
     complete: np.ndarray
     all_lacking: int
     all_complete: int
@@ -43,7 +44,7 @@ class Shown:
         """Say in one line how much is shown."""
         parts = [
             f"{len(self.failed)} failed",
-            f"{count_text(len(self.lacking), self.all_lacking)} without a modality",
+            f"{count_text(len(self.lacking), self.all_lacking)} without a modality or with a remark",
             f"{count_text(len(self.complete), self.all_complete)} complete",
         ]
         sample = f"; {self.left_out} left out, those shown balanced over classes (--limit shows more)"
@@ -58,9 +59,9 @@ def count_text(shown: int, there: int) -> str:
 def choose_clips(store: FeatureStore, limit: int) -> Shown:
     """Choose every failed clip and ``limit`` others, balanced over classes.
 
-    Clips that lack a modality are at most half of the others, unless there are too few complete ones.
+    Clips that lack a modality or have a remark are at most half of the others, unless there are too few complete ones.
     """
-    done, whole = store.done, store.present.all(1)
+    done, whole = store.done, store.present.all(1) & (store.error == "")
     lacking, complete = np.flatnonzero(done & ~whole), np.flatnonzero(done & whole)
     some = balanced(store, lacking, max(limit // 2, limit - len(complete)))
     others = balanced(store, complete, limit - len(some))
@@ -142,7 +143,7 @@ def _features(store: FeatureStore, shown: Shown) -> dict:
     most = max(len(shown.lacking) + len(shown.complete), 1)
     groups = [("Conspicuous clips", conspicuous[:most], len(conspicuous))]
     if shown.all_lacking:
-        groups.insert(0, ("Clips without a modality", shown.lacking, shown.all_lacking))
+        groups.insert(0, (LACKING, shown.lacking, shown.all_lacking))
     counts = [f"{f.modality} {count_text(len(f.projected), np.isfinite(f.norm).sum())}" for f in found]
     return {
         "names": [*CLIP_COLUMNS, *(f"{features.modality} norm" for features in found), "remarks"],
@@ -173,7 +174,7 @@ def _rows(store: FeatureStore, found: Sequence[Features], clips: np.ndarray) -> 
 
 def _strips(store: FeatureStore, shown: Shown) -> dict:
     """Draw the clips that did not fail: those that lack a modality, then the others."""
-    groups = [("Clips without a modality", shown.lacking, shown.all_lacking)]
+    groups = [(LACKING, shown.lacking, shown.all_lacking)]
     groups += [("Complete clips", shown.complete, shown.all_complete)]
     return {
         "segments": STRIP_SEGMENTS,

@@ -19,6 +19,7 @@ from uuid import uuid4
 from ..console import amount, say
 from ..encoders.images import BATCH_CLIPS
 from ..errors import InputError, MachineError
+from ..files import work_folder
 from . import extract, parts
 from .connect import GPU, WORKER_SECONDS, workers_of
 from .extract import Outcome, decode, encode, process, wants_gpu
@@ -150,8 +151,8 @@ def checked(client, plan: Plan) -> Iterator[Expected]:
     token = plan.stores / WORK / f"{uuid4().hex}.token"
     first = next((index for index, source in enumerate(plan.sources) if not source.fault), 0)
     clip = (plan.collection.root / plan.collection.clips[first].path).absolute()
-    token.parent.mkdir(parents=True, exist_ok=True)
-    token.touch()
+    work_folder(token.parent, plan.stores)
+    token.touch(exist_ok=False)
     try:
         expected = Expected(tuple(parts.versions().items()), token, clip)
         for address, fault in client.run(_fault, expected).items():

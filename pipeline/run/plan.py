@@ -1,6 +1,5 @@
 """Plan a preprocessing run before it starts: the stores to make, their fingerprints, one task for each content."""
 
-import contextlib
 import hashlib
 import json
 from collections import defaultdict
@@ -16,7 +15,7 @@ from ..console import name_some, say
 from ..encoders import Weights
 from ..encoders.images import load_backbone
 from ..errors import MACHINE_ERRNOS, MachineError
-from ..files import sha256_of, write_json
+from ..files import remove_tree, sha256_of, user_cache, write_json
 from ..media import decode as media
 from ..media import ffmpeg, logmel
 from ..media.decode import check_file
@@ -46,7 +45,7 @@ class Source:
     fault: str = ""
 
 
-def read_sources(collection: Collection, max_bytes: int, follow_links: bool, cache_file: Path) -> list[Source]:
+def read_sources(collection: Collection, max_bytes: int, follow_links: bool) -> list[Source]:
     """Hash each clip's file.
 
     A file that is not regular, is empty, too large or cannot be opened costs its clip, not the run. So does a link that
@@ -56,7 +55,6 @@ def read_sources(collection: Collection, max_bytes: int, follow_links: bool, cac
         collection: the clips.
         max_bytes: of the largest file.
         follow_links: read links that lead out of the root.
-        cache_file: JSON with the hashes of earlier runs by path, size and time of change; updated.
 
     Returns:
         A source for each clip, in order.
@@ -65,11 +63,7 @@ def read_sources(collection: Collection, max_bytes: int, follow_links: bool, cac
         MachineError: the disk or network failed.
     """
     root = collection.root.resolve()
-    try:
-        known = dict(json.loads(cache_file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        known = {}
-    known = {key: entry for key, entry in known.items() if isinstance(entry, list) and len(entry) == 3}
+    known = _known_hashes(root)
 
     def read(path: Path) -> tuple[Source, str, list]:
         try:
@@ -92,14 +86,35 @@ def read_sources(collection: Collection, max_bytes: int, follow_links: bool, cac
         results = list(pool.map(read, [collection.root / clip.path for clip in collection.clips]))
     fresh = {real: entry for _, real, entry in results if real}
     if any(known.get(real) != entry for real, entry in fresh.items()):
-        with contextlib.suppress(OSError):  # a folder that others may only read: hash again next time
-            write_json(cache_file, known | fresh)
+        _keep_hashes(root, known | fresh)
     return [source for source, _, _ in results]
+
+
+# The hashes of earlier runs: of each path its size, time of change and sha256. They are the user's own, not the stores'
+# folder's, where a wrong line of somebody else would give one clip another's features.
+
+
+def _hash_file(root: Path) -> Path:
+    return user_cache() / f"sha256-{_sha256(str(root))[:16]}.json"
+
+
+def _known_hashes(root: Path) -> dict[str, list]:
+    try:
+        known = dict(json.loads(_hash_file(root).read_text(encoding="utf-8")))
+    except (OSError, RuntimeError, ValueError, TypeError):  # RuntimeError: a user without a home
+        return {}
+    return {path: entry for path, entry in known.items() if isinstance(entry, list) and len(entry) == 3}
+
+
+def _keep_hashes(root: Path, known: Mapping[str, list]) -> None:
+    try:
+        write_json(_hash_file(root), known)
+    except (OSError, RuntimeError) as error:
+        say(f"note: the clips' hashes are not kept, so that the next run reads every clip again ({error})")
 
 
 # ---- The plan ----
 
-HASH_CACHE = Path(".cache") / "sha256.json"
 MEDIA_SPEC = {
     "segments": media.SEGMENTS,
     "segment_seconds": media.SEGMENT_SECONDS,
@@ -223,7 +238,7 @@ class Plan:
     def media_rows(self) -> dict[str, Row]:
         """Return, for each content (sha256) with media in a finished store, the row there."""
         rows: dict[str, Row] = {}
-        for donor in donors(self.stores, store.MEDIA, MEDIA_SPEC):
+        for donor in donors(self.stores, store.MEDIA, media_spec(self.limits)):
             path, revision = donor.store.path, donor.store.attrs["revision"]
             for content, row in donor.rows(self.retry_failed).items():
                 rows.setdefault(content, Row(path, row, revision))
@@ -237,6 +252,11 @@ class Plan:
                 path, source = root / self.collection.clips[rows[0]].path, self.sources[rows[0]]
                 tasks.append(Task(key, rows, root, path, lacking, self.media_rows.get(key), self.limits, source))
         return tasks
+
+
+def media_spec(limits: Limits) -> dict:
+    """Return what determines the media of a clip: constants, and what was asked for beside the defaults."""
+    return MEDIA_SPEC | limits.spec()
 
 
 def make_plan(
@@ -268,16 +288,16 @@ def make_plan(
         InputError: unknown features, weights that cannot be loaded, a store that cannot be opened.
     """
     stores = stores.absolute()
-    sources = read_sources(collection, limits.max_bytes, follow_links, stores / HASH_CACHE)
-    clips = zip(collection.clips, sources, strict=True)
+    sources = read_sources(collection, limits.max_bytes, follow_links)
+    clips, spec = zip(collection.clips, sources, strict=True), media_spec(limits)
     rows = [[c.clip_id, c.label, c.subject, c.columns, source.sha256] for c, source in clips]
-    content = _fingerprint(store.SCHEMA, rows, collection.classes, collection.synthetic, MEDIA_SPEC)
+    content = _fingerprint(store.SCHEMA, rows, collection.classes, collection.synthetic, spec)
 
     def output(name: str, fingerprint: str, spec: Mapping, **more: object) -> Output:
         folder = store.store_name(collection.dataset, name, fingerprint)
         return Output(name, fingerprint, stores / folder, stores / WORK / folder, json.loads(json.dumps(spec)), **more)
 
-    outputs = [output(store.MEDIA, content, MEDIA_SPEC)] if request.media else []
+    outputs = [output(store.MEDIA, content, spec)] if request.media else []
     wanted = {} if request.media == "only" else request.weights
     if wanted:
         say(f"loading {name_some(wanted)} …")
@@ -288,8 +308,8 @@ def make_plan(
         facts = {"weights_hash": backbone.spec["weights_hash"], "dimension": backbone.dimension}
         facts |= {"weights": weights, "precision": request.precision, "device": device}
         fingerprint = _fingerprint(content, backbone.spec, weights.name, store.FEATURE_CODEC)
-        spec = MEDIA_SPEC | {"backbone": backbone.spec, "codec": store.FEATURE_CODEC}
-        outputs.append(output(name, fingerprint, spec, **facts))
+        of_features = {"backbone": backbone.spec, "codec": store.FEATURE_CODEC}
+        outputs.append(output(name, fingerprint, spec | of_features, **facts))
     for each in outputs:
         if each.replaced.exists():
             with only_one(each.lock, each.final.name):
@@ -305,11 +325,11 @@ def recover(output: Output) -> None:
     """Clean up after a killed run: bring back a revision that has no successor, remove work on a finished store."""
     if output.replaced.exists():
         if output.final.exists():
-            store.remove_tree(output.replaced)
+            remove_tree(output.replaced)
         else:
             output.replaced.rename(output.final)
     for work in leftovers(output):
-        store.remove_tree(work)
+        remove_tree(work)
 
 
 def leftovers(output: Output) -> list[Path]:

@@ -13,6 +13,8 @@ import numpy as np
 import zarr
 
 from ..console import say_once
+from ..errors import InputError
+from ..files import check_work
 from ..media.ffmpeg import due_to_limit
 from ..stores import store
 from ..stores.store import WORK
@@ -47,7 +49,7 @@ def _results(plan: Plan, output: Output, wanted: Set[str]) -> Results:
     for donor in donors(plan.stores, output.features, output.spec, output.dimension):
         yield from _from_store(donor, output, wanted, plan.retry_failed)
     for work in sorted((plan.stores / WORK).glob("*/")):
-        if work != output.work:
+        if work != output.work and not work.is_symlink():
             yield from _from_work(work, output, wanted, plan.retry_failed)
 
 
@@ -77,6 +79,11 @@ def _from_store(donor: Donor, output: Output, wanted: Set[str], retry_failed: bo
 def _from_work(work: Path, output: Output, wanted: Set[str], retry_failed: bool) -> Results:
     """Read the unfinished work of another fingerprint; its process may be at work, or remove the folder meanwhile."""
     built = work / "store.zarr"
+    try:
+        check_work(work)
+    except InputError as error:
+        say_once(f"not usable: {error}")
+        return
     try:
         group = zarr.open_group(built, mode="r")
         if group.attrs["features"] != output.features or group.attrs["spec"] != output.spec:

@@ -16,7 +16,7 @@ import zarr
 from ..console import amount, say, say_once
 from ..encoders.images import BATCH_CLIPS
 from ..errors import MACHINE_ERRNOS, InputError, MachineError
-from ..files import write_json
+from ..files import check_work, remove_tree, work_folder, write_json
 from ..media.ffmpeg import due_to_limit
 from ..stores import store
 from ..stores.claim import Claim, only_one
@@ -153,14 +153,15 @@ def _set_aside(output: Output) -> None:
     if output.final.exists() and not store.revision_at(output.final):
         state = "damaged" if (output.final / store.COMPLETE).is_file() else "incomplete"
         aside = output.lock.with_suffix(".set-aside")
-        store.remove_tree(aside)
+        remove_tree(aside)
         output.final.rename(aside)
         say(f"note: {output.final} was {state}; it is made again and the old one kept as {aside}")
 
 
 def _prepare(plan: Plan, output: Output) -> None:
     """Make the work folder; of a media store the arrays, whose chunks the workers write (one clip is one chunk)."""
-    (output.work / "clips").mkdir(parents=True, exist_ok=True)
+    work_folder(output.work / "clips", plan.stores)
+    check_work(output.work)
     for partial in output.work.rglob("*.partial"):
         partial.unlink(missing_ok=True)  # of a worker that is just ending
     group = store.open_group(output.work / "store.zarr")
@@ -248,7 +249,7 @@ def finish(
         raise _too_many(failed, max_failures, f"{plan.collection.clips[row].path}: {table['error'][row]}")
     if output.revision > 1 and _unchanged(output, table):
         say(f"{output.final.name}: the same clips failed again, as before; revision {output.revision - 1} stays")
-        store.remove_tree(output.work)
+        remove_tree(output.work)
         return
     collection = plan.collection
     store.write_table(group, table, present)
@@ -260,8 +261,8 @@ def finish(
     replaced = output.replaced if output.revision > 1 else None
     store.publish(built, output.final, replaced, check)
     if replaced:
-        store.remove_tree(replaced)
-    store.remove_tree(output.work)
+        remove_tree(replaced)
+    remove_tree(output.work)
 
 
 def now() -> str:

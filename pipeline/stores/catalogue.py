@@ -85,11 +85,21 @@ def store_facts(store: FeatureStore) -> dict:
         "arrays": arrays,
         "failures": _causes(store, ~done),
         "lacking": _causes(store, done & ~store.present.all(1)),
+        "remarks": _causes(store, with_remarks(store)),
         "spec": store.attrs["spec"],
         "splits": {"seeds": store.shape("split")[0], "settings": store.attrs["settings"]},
         "versions": store.attrs["versions"],
         "run": run_record(store.path),
     }
+
+
+def with_remarks(store: FeatureStore) -> np.ndarray:
+    """Return which clips have something recorded of a modality that they have, such as damaged frames: bool [clip]."""
+    noted = np.zeros(len(store.error), bool)
+    for clip in np.flatnonzero(store.done & (store.error != "")):
+        there = zip(store.modalities, store.present[clip], strict=True)
+        noted[clip] = any(present and f"{modality}: " in store.error[clip] for modality, present in there)
+    return noted
 
 
 def _causes(store: FeatureStore, clips: np.ndarray) -> list[dict]:
@@ -169,6 +179,7 @@ def description(facts: Mapping) -> Table:
         ("by", run.get("command") or "an unknown command"),
         *(("failed", f"{clip['clip_id']}: {clip['cause']}") for clip in facts["failures"]),
         *(("lacking", f"{clip['clip_id']}: {clip['cause']}") for clip in facts["lacking"]),
+        *(("remark", f"{clip['clip_id']}: {clip['cause']}") for clip in facts["remarks"]),
     ]
     table = Table.grid("", Column(overflow="fold"), padding=(0, 2))
     for name, value in pairs:

@@ -21,7 +21,8 @@ from pathlib import Path
 
 from ..console import printable, say
 from ..errors import InputError
-from .remote import Place, is_local
+from ..files import planted, temporary_beside, work_folder
+from .remote import NotRegularError, Place, is_local, open_regular, read_document
 
 BEAT = 10.0  # seconds between signs of life
 DEAD = 60.0  # seconds without one after which a claim is taken over
@@ -155,9 +156,10 @@ class Claim:
         if not is_local(self.file):
             self.file.write_bytes(data, new=new)
             return
-        temporary = self.file.with_name(f"{self.file.name}.{self.document['token']}.partial")
-        temporary.write_bytes(data)
+        temporary = temporary_beside(self.file)
         try:
+            with temporary.open("xb") as file:
+                file.write(data)
             if new:
                 self._link(temporary)
             temporary.replace(self.file)
@@ -166,16 +168,21 @@ class Claim:
 
 
 def holder_of(file: Place) -> str | None:
-    """Return whom a claim's file names, in words; None where there is no such file."""
+    """Return whom a claim's file names, in words; None where there is no such file.
+
+    InputError: it is a link or a pipe.
+    """
     document = _read(file)
     return None if document is None else _holder(document)
 
 
 def _read(file: Place) -> dict | None:
     try:
-        content = file.read_bytes()
+        content = read_document(file)
     except FileNotFoundError:
         return None
+    except NotRegularError:
+        raise planted(file) from None
     try:
         document = json.loads(content)
         return document if isinstance(document, dict) else {}
@@ -219,11 +226,16 @@ def only_one(file: Path, what: str) -> Iterator[Claim]:
 
     The kernel's lock does this at once, among the processes it reaches. A network file system may have none, or let
     each machine lock for itself alone: so there is a claim beside it (FILE.json), which other machines watch.
-    InputError: another process holds it, which is named.
+    InputError: another process holds it, which is named; it is a link or a pipe, or in a linked work folder.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
+    ours = file.parent.name.startswith(".")  # else it is the user's, and may be a link
+    work_folder(file.parent, file.parent.parent if ours else file.parent)
     claim = Claim(file.with_name(f"{file.name}.json"), f"{what} is being made")
-    with file.open("a+") as lock:
+    try:
+        lock = open_regular(file, "ab")
+    except NotRegularError:
+        raise planted(file) from None
+    with lock:
         alone = True
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -23,7 +23,7 @@ import numpy as np
 from ..clips.manifest import COLUMN_NAME, WORDS_HINT, faulty_words
 from ..console import name_some, say
 from ..errors import InputError
-from ..files import sha256_of, write_json
+from ..files import sha256_of, work_folder, write_json
 from . import store
 from .checksums import RUN
 from .feature_files import FeatureFile, read_feature_file
@@ -367,7 +367,7 @@ def _publish(
     """Build beside the final path, then rename; on an error nothing stays behind."""
     unfinished = final.parent / store.WORK
     made = [folder for folder in (unfinished, *unfinished.parents) if not folder.exists()]
-    unfinished.mkdir(parents=True, exist_ok=True)
+    work_folder(unfinished, final.parent)
     work = Path(tempfile.mkdtemp(prefix=f"{final.name}.", dir=unfinished))
     try:
         group = store.open_group(work / "store.zarr")

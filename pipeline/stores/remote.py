@@ -1,13 +1,13 @@
-"""The places of stores: a folder (local or NFS), or a URL, read and written through fsspec.
+"""The places of stores: a folder (local or NFS), or a URL.
 
-s3://BUCKET/FOLDER        read and written; keys and endpoint as botocore finds them (AWS_ACCESS_KEY_ID, AWS_PROFILE,
-                          AWS_ENDPOINT_URL, ~/.aws, …)
+s3://BUCKET/FOLDER        read and written; keys and endpoint as botocore finds them (AWS_PROFILE, ~/.aws, …)
 http(s)://HOST/FOLDER     read only; user and password from ~/.netrc, proxies from the environment
 
 Secrets never stand in a place's name, so that results, messages and logs may show it.
 """
 
 import errno
+import html
 import os
 import re
 import stat
@@ -16,21 +16,19 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, TypeVar
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote, urljoin, urlsplit
 from urllib.request import url2pathname
 
 from ..errors import InputError, MachineError
 
 BLOCK_BYTES = 1 << 20  # bytes read at once
 DOCUMENT_BYTES = 64 << 20  # bytes: no JSON document of a store is larger
+INDEX_BYTES = 4 << 20  # bytes of the page that lists a folder
 AT_ONCE = 4  # files under way at the same time
-CONTACT = 10  # seconds a server may take to answer at all
-CONNECT, READ = 3, 30  # seconds one that has answered may take to accept, and to answer
+CONNECT, READ = 9, 30  # seconds that a web server may take to accept, and to go on
 SCHEMES = ("s3", "http", "https")
-REMOTE_EXTRA = "pip install 'mlemiss[remote]'"
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
@@ -47,8 +45,7 @@ Place.register(Path)
 
 @dataclass(frozen=True, order=True)
 class Remote(Place):
-    """A file or folder behind a URL. Errors name the URL: MachineError where the server cannot be reached, else
-    InputError."""
+    """A file or folder behind a URL. Errors name it: MachineError where the server is out of reach, else InputError."""
 
     url: str  # without secrets, query or trailing slash
 
@@ -80,14 +77,10 @@ class Remote(Place):
 
     @property
     def fs(self) -> Any:
-        """Return fsspec's file system of this scheme, after a first contact with the server."""
-        scheme, _, rest = self.url.partition("://")
-        return _contacted(scheme, rest.partition("/")[0])
+        """Return s3fs's file system, after a first contact with the server (s3 only)."""
+        from .s3 import contacted
 
-    @property
-    def storage_options(self) -> dict:
-        """Return what opens the URL with fsspec, beside the URL itself."""
-        return _options(self.url.partition(":")[0])
+        return contacted(urlsplit(self.url).netloc)
 
     def read_bytes(self) -> bytes:
         """Read a small file whole. InputError: it is larger than any document of a store."""
@@ -106,19 +99,19 @@ class Remote(Place):
 
         InputError: an HTTP server that shows no index of the folder.
         """
-        try:
-            with reaching(self):
-                urls = self.fs.ls(f"{self.url}/", detail=False)
-        except FileNotFoundError:
-            if not self.is_http:
-                return
-            raise InputError(
-                f"no list of what is in {self}: the server has no such folder, or shows no index page of it.\n"
-                f"Name a store itself, {self}/NAME.zarr, which needs none."
-            ) from None
-        names = {url.rstrip("/").rpartition("/")[2] for url in urls}
-        for name in sorted(unquote(name) if self.is_http else name for name in names):
-            if name not in ("", ".", "..") and not set(name) & set("/\\?#"):  # of the page's own making
+        if not self.is_http:
+            names = {name.rstrip("/") for name in _s3_files(self, "/")}
+        else:
+            try:
+                page = read_document(Remote(f"{self.url}/"), INDEX_BYTES)
+            except FileNotFoundError:
+                raise InputError(
+                    f"no list of what is in {self}: the server has no such folder, or shows no index page of it.\n"
+                    f"Name a store itself, {self}/NAME.zarr, which needs none."
+                ) from None
+            names = _linked(page.decode(errors="replace"), f"{self.url}/")
+        for name in sorted(names):
+            if name not in ("", ".", "..") and not set(name) & set("/\\?#"):
                 yield self / name
 
     def write_bytes(self, data: bytes, new: bool = False) -> None:
@@ -194,21 +187,25 @@ def local_folder(where: Place, option: str) -> Path:
 
 
 class NotRegularError(OSError):
-    """A file of a store is a link, which may lead out of it, or a pipe or device, which may never end."""
+    """A file is a link, which may lead elsewhere, or a pipe, folder or device, which may never end."""
 
 
-def open_regular(file: Path) -> IO[bytes]:
-    """Open a file of a store for reading. NotRegularError: it is a link, a pipe, a folder or the like."""
+def open_regular(file: Path, mode: str = "rb") -> IO[bytes]:
+    """Open a file that may be somebody else's. NotRegularError: it is a link, a pipe, a folder or the like."""
+    return open(file, mode, opener=_open_regular)
+
+
+def _open_regular(file: Path, flags: int) -> int:
     try:
-        opened = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        opened = os.open(file, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO):  # ENXIO: a socket
-            raise NotRegularError(errno.ELOOP, "a link or socket, not a regular file", str(file)) from None
-        raise
+        if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):  # ENXIO: a socket, or a pipe nobody reads
+            raise
+        raise NotRegularError(errno.ELOOP, "a link, socket or the like, not a regular file", str(file)) from None
     if not stat.S_ISREG(os.fstat(opened).st_mode):
         os.close(opened)
         raise NotRegularError(errno.EINVAL, "a pipe, folder or device, not a regular file", str(file))
-    return os.fdopen(opened, "rb")
+    return opened
 
 
 def file_of(store: Place, name: str) -> Place:
@@ -236,7 +233,7 @@ def read_document(file: Place, most: int = DOCUMENT_BYTES) -> bytes:
 
 
 class _TooLongError(Exception):
-    """A file goes on beyond what was asked for: no more of it is read."""
+    """A file goes on beyond what was asked for."""
 
 
 def read_blocks(file: Place, take: Callable[[bytes], object], most: int | None = None) -> None:
@@ -260,22 +257,13 @@ def read_blocks(file: Place, take: Callable[[bytes], object], most: int | None =
             raise _TooLongError
 
     with suppress(_TooLongError), reaching(file):
-        if not is_local(file) and file.is_http:
-            file.fs.get_file(file.url, _Sink(count), chunk_size=BLOCK_BYTES)  # one request, whatever the size
+        if not is_local(file):
+            for block in _web_blocks(file.url) if file.is_http else _s3_blocks(file):
+                count(block)
             return
-        opened = open_regular(file) if is_local(file) else file.fs.open(file.url, "rb", block_size=8 * BLOCK_BYTES)
-        with opened as stream:
+        with open_regular(file) as stream:
             while block := stream.read(BLOCK_BYTES):
                 count(block)
-
-
-class _Sink:
-    """An object that fsspec takes for an open file; fsspec only writes to it."""
-
-    read = close = tell = None
-
-    def __init__(self, write: Callable[[bytes], object]):
-        self.write = write
 
 
 def file_sizes(folder: Place) -> dict[str, int]:
@@ -286,10 +274,14 @@ def file_sizes(folder: Place) -> dict[str, int]:
     if is_local(folder):
         states = ((path.relative_to(folder).as_posix(), path.lstat()) for path in folder.rglob("*"))
         return {name: state.st_size for name, state in states if not stat.S_ISDIR(state.st_mode)}
+    return _s3_files(folder)
+
+
+def _s3_files(folder: Remote, delimiter: str = "") -> dict[str, int]:
+    from .s3 import listed
+
     with reaching(folder):
-        entries = folder.fs.find(folder.url, detail=True)
-    below = folder.url.removeprefix("s3://") + "/"
-    return {name.removeprefix(below): entry["size"] for name, entry in entries.items()}
+        return listed(folder.fs, folder.url, delimiter)
 
 
 def in_parallel(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
@@ -303,55 +295,44 @@ def in_parallel(function: Callable[[Item], Result], items: Iterable[Item]) -> It
             pool.shutdown(cancel_futures=True)
 
 
-# ---- file systems and their errors ----
+# ---- servers ----
+
+LINK = re.compile(r"""\bhref\s{0,9}=\s{0,9}["']([^"'<>]{1,2000})["']""", re.IGNORECASE)  # bounded, so in linear time
 
 
-@lru_cache
-def _options(scheme: str) -> dict:
-    if scheme == "s3":
-        tries = {"mode": "standard", "total_max_attempts": 3}
-        config = {"connect_timeout": CONNECT, "read_timeout": READ, "retries": tries}
-        return {"use_listings_cache": False, "config_kwargs": config}
-    try:
-        from aiohttp import ClientTimeout
-    except ImportError:
-        raise _not_installed(scheme, "aiohttp") from None
-    timeout = ClientTimeout(total=None, sock_connect=3 * CONNECT, sock_read=READ)
-    return {"simple_links": False, "client_kwargs": {"timeout": timeout, "trust_env": True}}
+def _s3_blocks(file: Remote) -> Iterator[bytes]:
+    from .s3 import object_blocks
+
+    return object_blocks(file.fs, file.url)
 
 
-@lru_cache
-def _file_system(scheme: str) -> Any:
-    import fsspec
+def _web_blocks(url: str) -> Iterator[bytes]:
+    from urllib3 import Retry, Timeout
 
-    options = _options(scheme)
-    try:
-        file_system = fsspec.filesystem(scheme, **options)
-    except ImportError:
-        raise _not_installed(scheme, "s3fs" if scheme == "s3" else "aiohttp") from None
-    if scheme == "s3":
-        file_system.retries = 2  # of what botocore has tried already
-    return file_system
+    from .. import web
 
-
-@lru_cache
-def _contacted(scheme: str, host: str) -> Any:
-    """Return the file system of a scheme after a first question to the server, so that one that hangs is found soon."""
-    from fsspec.asyn import sync
-
-    fs, root = _file_system(scheme), Remote(f"{scheme}://{host}")
-    question = (fs._exists, f"{root}/") if root.is_http else (fs._call_s3, "head_bucket")
-    try:
-        sync(fs.loop, *question, timeout=CONTACT, **({} if root.is_http else {"Bucket": host}))
-    except TimeoutError:
-        raise ConnectionError(f"no answer within {CONTACT} s") from None
-    except OSError:
-        pass  # an answer: the next question tells more
-    return fs
+    again = Retry(0, read=1, redirect=False)  # a connection that was kept open may have been closed meanwhile
+    with web.answer(url, again, Timeout(connect=CONNECT, read=READ), login=True) as response:
+        if response.status in (404, 410):
+            raise FileNotFoundError(errno.ENOENT, "not on the server", url)
+        if response.status != 200:
+            raise web.WebError(f"{response.status} {response.reason}", response.status)
+        yield from web.blocks(response)
 
 
-def _not_installed(scheme: str, package: str) -> InputError:
-    return InputError(f"{scheme}:// needs the package {package}, which is not installed.\nInstall it: {REMOTE_EXTRA}")
+def _linked(page: str, url: str) -> set[str]:
+    """Return the names of what is right below a URL, by the links of its index page."""
+    names = set()
+    for link in LINK.findall(page):
+        with suppress(ValueError):
+            there, base = urlsplit(urljoin(url, html.unescape(link))), urlsplit(url)
+            folder, _, name = there.path.rstrip("/").rpartition("/")
+            if there.netloc == base.netloc and unquote(folder) == unquote(base.path.rstrip("/")):
+                names.add(unquote(name))
+    return names
+
+
+# ---- errors ----
 
 
 @contextmanager
@@ -372,7 +353,7 @@ def reaching(where: Place) -> Iterator[None]:
 
 
 def _explain(where: Remote, error: Exception) -> InputError | MachineError | None:
-    """Return the error to show a person for one of fsspec, s3fs, botocore or aiohttp; None: it is another error."""
+    """Return the error to show a person for one of urllib3, s3fs, botocore or aiohttp; None: it is another error."""
     code = (getattr(error.__cause__, "response", None) or {}).get("Error", {}).get("Code")
     status, library = getattr(error, "status", None), type(error).__module__.partition(".")[0]
     said = str(error) or type(error).__name__
@@ -391,7 +372,11 @@ def _explain(where: Remote, error: Exception) -> InputError | MachineError | Non
         return InputError(f"{where}: {said}.\nSet AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE.")
     if status is not None or code is not None:
         return InputError(f"{where}: the server refused ({said}).\nTry again; if it stays, ask who runs the server.")
-    if library in ("aiohttp", "botocore", "aiobotocore") or isinstance(error, OSError) or "endpoint" in said:
+    if type(error).__name__ == "TooSlowError":
+        return MachineError(f"{where}: the server is too slow ({said}).\nTry again later, or ask who runs the server.")
+    if type(error).__name__ == "WebError":
+        return InputError(f"{where}: {said}.\nSee whether the address is right; name the one it should lead to.")
+    if library in ("urllib3", "aiohttp", "botocore", "aiobotocore") or isinstance(error, OSError) or "endpoint" in said:
         at = urlsplit(where.url).netloc if where.is_http else endpoint
         check = "the address and the network" if where.is_http else "AWS_ENDPOINT_URL and the network"
         return MachineError(f"{where}: cannot reach {at} ({said}).\nCheck {check}, and that the server runs.")

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..console import BYTES, Progress, name_some, note_if_private, printable, say
 from ..errors import InputError
-from ..files import whole_file, write_json
+from ..files import check_work, planted, remove_tree, whole_file, work_folder, write_json
 from .checksums import COMPLETE, OWN, PUSHING, RUN, checksum, parse_complete, read_marker
 from .claim import Claim, only_one
 from .remote import (
@@ -33,7 +33,7 @@ from .remote import (
     read_document,
 )
 from .schema import FILE, parse_json
-from .store import WORK, read_attributes, remove_tree, run_record
+from .store import WORK, read_attributes, run_record
 
 SAME_IN_COPIES = ("dataset", "features", "fingerprint")
 LONGEST_COMMAND = 200  # characters of a command that an error shows
@@ -181,7 +181,7 @@ def push(store: Place, destination: Place) -> Transfer:
         done = _transfer(source, _Folder(source, destination / store.name))
         note_if_private(done.path)
         return done
-    return _transfer(source, _Bucket(source, _writable(destination) / store.name))
+    return _transfer(source, _Bucket(source, writable(destination) / store.name))
 
 
 def pull(source: Place, stores: Path) -> Transfer:
@@ -198,7 +198,8 @@ def pull(source: Place, stores: Path) -> Transfer:
     return _transfer(finished, _Folder(finished, stores / source.name))
 
 
-def _writable(folder: Remote) -> Remote:
+def writable(folder: Remote) -> Remote:
+    """Return a place that stores can be pushed to. InputError: it can only be read."""
     if folder.is_http:
         raise InputError(
             f"{folder} can only be read, as everything behind http.\nPush to s3://BUCKET/FOLDER, or to a folder that a "
@@ -221,11 +222,13 @@ class _Folder:
 
     def prepare(self, older: FinishedStore | None) -> None:
         """Go on with an unfinished copy, if there is one. InputError: there is no room."""
+        if self.final.is_symlink() and older is None:
+            raise planted(self.final)
         if older is None and self.final.is_dir():
             _refuse_newer_remains(self.source, self.final)
             if not self.built.exists():
                 self.final.rename(self.built)  # a copy that was cut short, or damaged: what is right in it stays
-        self.built.mkdir(parents=True, exist_ok=True)
+        check_work(work_folder(self.built, self.final.parent))
         needed = self.source.size - sum(file_sizes(self.built).values())
         free = shutil.disk_usage(self.built).free
         if needed > free:
@@ -332,7 +335,7 @@ def _transfer(source: FinishedStore, target: _Folder | _Bucket) -> Transfer:
             """Return whether the file had to be sent."""
             claim.check()
             recorded = source.files[name]
-            if sizes.get(name) == recorded["bytes"] and checksum(target.built / name) == recorded:
+            if sizes.get(name) == recorded["bytes"] and checksum(target.built / name, recorded["bytes"]) == recorded:
                 return False
             target.receive(name)
             return True
@@ -357,14 +360,6 @@ def _transfer(source: FinishedStore, target: _Folder | _Bucket) -> Transfer:
 
 
 # ---- preprocess into a shared place ----
-
-
-def shared_and_local(stores: Place, local: Path) -> tuple[Remote | None, Path]:
-    """Return where `preprocess --stores` shares its stores, if anywhere, and the folder it works in.
-
-    InputError: nothing can be written there.
-    """
-    return (None, stores) if is_local(stores) else (_writable(stores), local)
 
 
 def push_made(stores: Sequence[str], shared: Remote) -> list[str]:

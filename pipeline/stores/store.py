@@ -17,7 +17,6 @@ last; then the folder is renamed. Readers refuse a store without that marker. A 
 """
 
 import os
-import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -391,8 +390,3 @@ class FeatureStore:
         if stored and np.array_equal(among, self._stored_splits[seed] == TRAIN):
             return self.chunks.read("missing", (self.attrs["settings"].index(spec.name), seed))
         return missing_clips(self.clip_id, self.label, among, spec, seed, self.modalities)
-
-
-def remove_tree(path: Path) -> None:
-    """Delete a folder of ours if it is there."""
-    shutil.rmtree(path, ignore_errors=True)

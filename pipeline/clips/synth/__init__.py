@@ -291,7 +291,6 @@ ENCODING = {
 
 def _encode(path, frames, waveform, comment):
     """Write `frames`, uint8 [frame, row, column, 3] RGB, and `waveform`, float [samples], as an mp4 or avi."""
-    partial = path.with_name(f".{path.name}.partial")
     with tempfile.TemporaryDirectory() as folder:
         sound = Path(folder) / "sound.wav"
         with wave.open(str(sound), "wb") as file:
@@ -301,7 +300,7 @@ def _encode(path, frames, waveform, comment):
             mono = np.round(32767 * waveform).astype("<i2")
             file.writeframes(np.repeat(mono, 2).tobytes())  # two identical channels, as RAVDESS has
         height, width = frames.shape[1:3]
-        pictures = Path(folder) / "pictures.yuv"
+        pictures, clip = Path(folder) / "pictures.yuv", Path(folder) / "clip"
         pictures.write_bytes(b"".join(cv2.cvtColor(frame, cv2.COLOR_RGB2YUV_I420).tobytes() for frame in frames))
         command = f"""
             -nostdin -loglevel error -y -threads 1
@@ -309,11 +308,12 @@ def _encode(path, frames, waveform, comment):
             {ENCODING[path.suffix]} -flags +bitexact -fflags +bitexact -map_metadata -1 -metadata COMMENT
             -f {path.suffix[1:]} CLIP
         """.split()
-        given = {"PICTURES": str(pictures), "SOUND": str(sound), "COMMENT": f"comment={comment}", "CLIP": str(partial)}
+        given = {"PICTURES": str(pictures), "SOUND": str(sound), "COMMENT": f"comment={comment}", "CLIP": str(clip)}
         command = [ffmpeg_binary(), *(given.get(word, word) for word in command)]
         result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
-    if result.returncode:
-        partial.unlink(missing_ok=True)
+        if result.returncode == 0:
+            with whole_file(path) as file:
+                file.write(clip.read_bytes())
+            return
         reason = result.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
         raise RuntimeError(f"synth: {path}: ffmpeg ended with status {result.returncode}: {reason[0]}")
-    partial.replace(path)
