@@ -220,7 +220,7 @@ SOUNDS = {  # suffix: codec
     "amr": "libopencore_amrnb -ar 8000", "wma": "wmav2", "wv": "wavpack", "tta": "tta", "voc": "pcm_s16le",
 }  # fmt: skip
 PICTURES = {  # suffix: options
-    "y4m": "-pix_fmt yuv420p", "ivf": "-c:v libvpx -deadline realtime -b:v 1M", "gif": "-r 25", "apng": "-c:v apng",
+    "y4m": "-pix_fmt yuv420p", "ivf": "-c:v libvpx -deadline realtime -b:v 1M", "gif": "-vf fps=25:round=up", "apng": "-c:v apng",
     "h264": H264 + "-bf 0",
 }  # fmt: skip
 MP4, MKV = partial(coded, "mp4", H264 + "-c:a aac"), partial(coded, "mkv", H264 + "-c:a aac")
