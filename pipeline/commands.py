@@ -126,7 +126,7 @@ def preprocess(
     max_failures: options.MaxFailuresOption = None,
     clip_timeout: options.TimeoutOption = 600,
     clip_seconds: options.LengthOption = 1800,
-    clip_pixels: Annotated[int, typer.Option(min=1, help="Largest picture, width times height.")] = 8192 * 8192,
+    clip_pixels: options.PixelsOption = 8192 * 8192,
     clip_bytes: Annotated[int, typer.Option(min=1, help="Largest file, in bytes.")] = 8 << 30,
     clip_memory: options.MemoryOption = 4 << 30,
     max_damaged: options.DamagedOption = 3,

@@ -63,10 +63,11 @@ RetryOption = Annotated[
 MaxFailuresOption = Annotated[
     int | None, typer.Option(min=0, help="More failed clips than this are an error, and nothing is published.")
 ]
-TINY = 0.001  # seconds: the least of a time limit
-TimeoutOption = Annotated[float, typer.Option(min=TINY, help="Seconds a clip may take to decode.")]
-LengthOption = Annotated[float, typer.Option(min=TINY, help="Longest clip, in seconds.")]
-MemoryOption = Annotated[int, typer.Option(min=1, help="Memory that decoding a clip may take, in bytes.")]
+TINY, AGES = 0.001, 1e9  # seconds: the least and the most of a time limit
+TimeoutOption = Annotated[float, typer.Option(min=TINY, max=AGES, help="Seconds a clip may take to decode.")]
+LengthOption = Annotated[float, typer.Option(min=TINY, max=AGES, help="Longest clip, in seconds.")]
+PixelsOption = Annotated[int, typer.Option(min=1, max=2**31 - 1, help="Largest picture, width times height.")]
+MemoryOption = Annotated[int, typer.Option(min=1, max=1 << 50, help="Memory that decoding a clip may take, in bytes.")]
 DamagedOption = Annotated[
     int, typer.Option(min=0, max=30, help="Most damaged frames of the 30 with which the picture is used.")
 ]

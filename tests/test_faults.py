@@ -221,6 +221,9 @@ def test_limits_are_checked(synthetic_ravdess, mlemiss):
     for option in ("--clip-timeout", "--clip-seconds", "--clip-pixels", "--clip-bytes", "--clip-memory"):
         result = mlemiss("preprocess", "--dataset", "ravdess", "--root", synthetic_ravdess, option, 0)
         assert result.returncode == 2 and option in result.stderr
+    for option, value in (("--clip-timeout", "inf"), ("--clip-memory", 10**23), ("--clip-pixels", 2**31)):
+        result = mlemiss("preprocess", "--dataset", "ravdess", "--root", synthetic_ravdess, option, value)
+        assert result.returncode == 2 and f"'{option}': Input should be less" in result.stderr
     result = mlemiss("preprocess", "--dataset", "ravdess", "--root", synthetic_ravdess, "--max-failures", -1)
     assert result.returncode == 2 and "'--max-failures': Input should be greater" in result.stderr
 

@@ -108,6 +108,25 @@ def test_the_run_and_the_store_tell_of_damage(damaged, tmp_path, mlemiss):
     assert told in page.read_text()
 
 
+def test_damage_that_only_the_container_tells_of_is_recorded(tmp_path):
+    whole, hurt = tmp_path / "whole.ogg", tmp_path / "hurt.ogg"
+    run_ffmpeg(*SOUND, "-c:a", "libvorbis", whole)
+    content = bytearray(whole.read_bytes())
+    content[len(content) * 3 // 4] ^= 0xFF
+    hurt.write_bytes(content)
+    assert "audio" not in read_clip(whole).causes
+    clip = read_clip(hurt)
+    assert clip.logmel is not None and clip.causes["audio"] == "the sound may be damaged: CRC mismatch!"
+
+
+def test_an_error_belongs_to_the_stream_that_it_names():
+    log = "[h264 @ 0x1] [error] left block\n[warning] x\n[mp3float @ 0x2] [error] Header  missing.\n"
+    assert parse.error_of(log, "video", "h264") == "left block"
+    assert parse.error_of(log, "audio", "mp3") == "Header missing"
+    assert parse.error_of(log, "audio", "aac") == ""
+    assert parse.error_of("[in#0/ogg @ 0x1] [error] CRC mismatch!", "audio", "aac") == "CRC mismatch!"
+
+
 # --- channels and streams ---------------------------------------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ from ..errors import MACHINE_ERRNOS, MachineError, is_machine_fault
 from ..files import absent_content, foreign_content
 from .ffmpeg import DecodedStreams, Limits, Listing, Packets, decode_streams, find_damage, list_packets
 from .logmel import SAMPLE_RATE, cut_segments, segment_logmel
-from .parse import complains, decoder_failed, first_error
+from .parse import complains, decoder_failed, error_of, first_error
 from .process import ClipError, DecoderError, ffmpeg_binary
 
 SEGMENTS = 30
@@ -272,8 +272,8 @@ def _assemble(path: Path, listing: Listing, decoded: DecodedStreams, limits: Lim
             clip.duration = round(float(decoded.audio_ends.max() - zero), 9)
     fault = _audio_fault(path, listing, decoded, zero, np.inf if clip.frames is None else clip.duration)
     if fault is None:
-        fault = _take_sound(clip, decoded, zero)
-    if fault is not None:
+        fault = _take_sound(clip, decoded, zero) or _sound_blemish(path, listing, decoded)
+    if fault:
         clip.causes["audio"] = fault
     if clip.frames is None and clip.waveform is None:
         clip.duration = 0.0
@@ -337,8 +337,16 @@ def _blemish(path: Path, listing: Listing, decoded: DecodedStreams, chosen: np.n
     if count := int(decoded.damaged[chosen].sum()):
         return f"{count} of {SEGMENTS} frames are damaged"
     codec = listing.streams["video"].codec
-    why = first_error(decoded.log, path, codec) if f"[{codec} @" in decoded.log else ""
+    why = (
+        first_error(decoded.log, path, codec) if f"[{codec} @" in decoded.log else error_of(decoded.log, "video", codec)
+    )
     return why and f"frames may be damaged, which ones the decoder does not tell: {why}"
+
+
+def _sound_blemish(path: Path, listing: Listing, decoded: DecodedStreams) -> str:
+    """Return what may be wrong with sound that was decoded to its end, if its decoder or the container said so."""
+    why = error_of(decoded.log, "audio", listing.streams["audio"].codec)
+    return why and f"the sound may be damaged: {why}"
 
 
 def _lost_pictures(packets: Packets, decoded: DecodedStreams) -> np.ndarray:

@@ -181,6 +181,14 @@ def complains(log: str) -> bool:
     return any(ERROR.search(line) or DAMAGED_PACKET.search(line) for line in log.splitlines())
 
 
+def error_of(log: str, kind: str, codec: str) -> str:
+    """Return the first error that the container or the decoder of `"video"` or `"audio"` reported, or nothing."""
+    origin = re.compile(rf"\[(?:in#0|{kind[0]}ist#|{re.escape(codec)}(?:float)? @)")
+    errors = (line for line in log.splitlines() if ERROR.search(line) and origin.match(line))
+    text = ERROR.split(next(errors, ""))[-1]
+    return re.sub(r"\s+", " ", text).strip().rstrip(".")
+
+
 def decoder_failed(log: str, kind: str) -> bool:
     """Return whether the decoder of `"video"` or `"audio"` rejected a packet or gave a damaged frame."""
     said = r"\[(?:error|fatal)\]|\[warning\] corrupt decoded frame"
