@@ -187,7 +187,8 @@ def _decode(path: Path, listing: Listing, limits: Limits, deadline: float) -> De
     if len(decoded.frame_times):
         truth, _ = _choose_frames(decoded.frame_times, decoded.frame_durations, _time_zero(decoded))
         if not np.isin(truth, decoded.imaged).all():
-            again = decode(("video",), np.unique(decoded.frame_times[truth]))
+            # Bridged, a stream's timestamps depend on the other one's, so that both are decoded again.
+            again = decode(kinds if listing.bridged else ("video",), np.unique(decoded.frame_times[truth]))
             decoded.images, decoded.imaged = again.images, again.imaged
         lacking = np.setdiff1d(truth, decoded.imaged)
         if len(lacking):  # where the stream changes, the deinterlacer does not give the frame that it holds

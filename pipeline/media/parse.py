@@ -119,6 +119,8 @@ def declared_end(log: str) -> float | None:
     if match is None or "Estimating duration from bitrate" in log:
         return None
     hours, minutes, seconds, start = map(float, match.groups())
+    if "Input #0, matroska" in log:  # which counts from 0, not from the first timestamp
+        start = 0.0
     return start + 3600 * hours + 60 * minutes + seconds
 
 
