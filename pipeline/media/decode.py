@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import MACHINE_ERRNOS, MachineError, is_machine_fault
 from ..files import absent_content, foreign_content
-from .ffmpeg import DecodedStreams, Limits, Listing, Packets, decode_streams, find_damage, list_packets
+from .ffmpeg import DecodedStreams, Limits, Listing, Packets, decode_streams, find_damaged_frames, list_packets
 from .logmel import SAMPLE_RATE, cut_segments, segment_logmel
 from .parse import complains, decoder_failed, first_error
 from .process import ClipError, DecoderError, ffmpeg_binary
@@ -198,7 +198,7 @@ def _decode(path: Path, listing: Listing, limits: Limits, deadline: float) -> De
             decoded.images, decoded.imaged = np.concatenate([decoded.images, again.images])[order], imaged[order]
         decoded.damaged = np.zeros(len(decoded.frame_times), bool)
         if decoder_failed(decoded.log, "video"):  # only then is it worth another pass
-            found = find_damage(path, listing.maps["video"], **how)[: len(decoded.damaged)]
+            found = find_damaged_frames(path, listing.maps["video"], **how)[: len(decoded.damaged)]
             decoded.damaged[: len(found)] = found
     return decoded
 

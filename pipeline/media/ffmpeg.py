@@ -307,7 +307,7 @@ def decode_streams(
     return decoded
 
 
-def find_damage(path: Path, stream: str, limits: Limits, deadline: float, bridged: bool) -> np.ndarray:
+def find_damaged_frames(path: Path, stream: str, limits: Limits, deadline: float, bridged: bool) -> np.ndarray:
     """Decode the pictures once more to learn which of them are damaged: see `damaged_pictures`.
 
     Args:
