@@ -277,6 +277,38 @@ def riff_end(path: Path) -> float | None:
     return None
 
 
+HEAD_BYTES, BLOCK_BYTES = 64, 1 << 20
+# How files begin whose readers see only the first where several are joined end to end.
+HEADS = [
+    re.compile(head, re.DOTALL)
+    for head in (
+        rb"RIFF.{4}WAVE(?:fmt |JUNK|bext|LIST)",
+        rb"RIFF.{4}AVI LIST",
+        rb"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\0\0",  # W64
+        rb"FORM.{4}AIF[FC](?:COMM|FVER)",
+        rb"caff\0\x01\0\0desc",
+        rb"FLV\x01[\x01\x04\x05]\0\0\0\x09\0\0\0\0",
+        rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9\0\xaa\0\x62\xce\x6c",  # ASF
+        rb"\x06\x0e\x2b\x34\x02\x05\x01\x01\x0d\x01\x02\x01\x01\x02",  # MXF, the header's partition
+        rb"\.RMF\0\0\0\x12\0",
+    )
+]
+
+
+def is_joined(path: Path) -> bool:
+    """Return whether another file of the same kind follows the first one in a file."""
+    with path.open("rb") as file:
+        block = file.read(BLOCK_BYTES)
+        head = next((head for head in HEADS if head.match(block)), None)
+        start = 1
+        while head and block:
+            if head.search(block, start):
+                return True
+            rest = file.read(BLOCK_BYTES)
+            block, start = (block[-HEAD_BYTES:] + rest if rest else b""), 0
+    return False
+
+
 def is_cut_mp3(path: Path) -> bool:
     """Return whether an mp3 holds fewer bytes than its first frame says."""
     with path.open("rb") as file:

@@ -396,7 +396,7 @@ def test_a_run_tells_notes_and_causes_and_goes_on(tmp_path, mlemiss):
     (tmp_path / "mine.csv").write_text("clip_id,path,label,subject\n" + rows)
     arguments = ("--dataset", tmp_path / "mine.csv", "--stores", tmp_path / "stores", "--media", "only", "--workers", 0)
     result = mlemiss("preprocess", *arguments, "--json")
-    assert result.returncode == 1 and "note: long.mkv: its header promises 9.00 s" in result.stderr
+    assert result.returncode == 1 and "note: long.mkv: clip: its header promises 9.00 s" in result.stderr
     causes = {failure["path"]: failure["cause"] for failure in json.loads(result.stdout)["failed"]}
     assert sorted(causes) == ["nan.wav", "pointer.mp4"]
     assert "not finite" in causes["nan.wav"] and "Git LFS" in causes["pointer.mp4"]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mlemiss.pipeline import files
 from mlemiss.pipeline.media import parse
 from mlemiss.pipeline.media.decode import read_clip
 from mlemiss.pipeline.media.ffmpeg import Limits
@@ -220,6 +221,55 @@ def test_stills_and_lists_are_no_clips(tmp_path, name):
     assert "a playlist, a still picture or the like" in clip.causes["visual"]
 
 
+# --- files joined end to end ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("suffix", "video"),
+    [
+        ("wav", False),
+        ("aiff", False),
+        ("caf", False),
+        ("w64", False),
+        ("flv", True),
+        ("wmv", True),
+        ("avi", True),
+        ("mxf", True),
+    ],
+)
+def test_a_second_file_at_the_end_is_told(tmp_path, suffix, video):
+    codecs = {"mxf": ("-c:v", "mpeg2video")}
+    one, two = tmp_path / f"one.{suffix}", tmp_path / f"two.{suffix}"
+    run_ffmpeg(*(PICTURE if video else SOUND), *codecs.get(suffix, ()), one)
+    two.write_bytes(2 * one.read_bytes())
+    assert "another file is joined to its end" in read_clip(two).note and read_clip(one).note == ""
+
+
+def test_a_head_across_two_blocks_is_found(tmp_path):
+    head = b"FLV\x01\x05\0\0\0\x09\0\0\0\0"
+    for at in (files.BLOCK_BYTES - 5, files.BLOCK_BYTES, 2 * files.BLOCK_BYTES + 3):
+        path = tmp_path / "clip.flv"
+        path.write_bytes(head.ljust(at, b"x") + head)
+        assert files.is_joined(path)
+    path.write_bytes(head + b"x" * 3 * files.BLOCK_BYTES)
+    assert not files.is_joined(path)
+
+
+@pytest.mark.slow
+def test_a_note_is_on_record(tmp_path, mlemiss):
+    run_ffmpeg(*SOUND, tmp_path / "one.wav")
+    (tmp_path / "two.wav").write_bytes(2 * (tmp_path / "one.wav").read_bytes())
+    manifest = tmp_path / "clips.csv"
+    manifest.write_text("clip_id,path,label,subject\na,one.wav,x,\nb,two.wav,y,\n")
+    places = ["--dataset", manifest, "--root", tmp_path, "--stores", tmp_path / "stores", "--workers", 0]
+    done = mlemiss("preprocess", *places, "--media", "only", "--json")
+    store = FeatureStore.open(json.loads(done.stdout)["stores"][0])
+    told = "clip: another file is joined to its end"
+    assert told in store.error[1] and told not in store.error[0]
+    assert "note: two.wav: visual: no video stream; clip: another file is joined to its end" in done.stderr
+
+
 # --- listings and memory ----------------------------------------------------------------------------------------------
 
 
@@ -249,7 +299,7 @@ def test_listings_are_parsed_as_line_by_line(packets, block):
     for decoding, presented, lasts, size, flags in packets:
         flagged = f", F={flags}" + ", S=1, 8" * (size % 2) if flags else ""
         lines.append(f"0, {decoding:10d}, {presented:10d}, {lasts:8d}, {size:8d}, 0x0123cdef{flagged}")
-    with mock.patch.object(parse, "BLOCK", block):
+    with mock.patch.object(parse, "PARSED_BYTES", block):
         (stream,) = parse.parse_framecrc(bytearray("\n".join(lines), "ascii"), math.inf)
     expected = parse_slowly("\n".join(lines[2:]))
     found = zip(stream.starts * 1000, stream.ends * 1000, stream.sizes, strict=True)

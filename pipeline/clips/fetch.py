@@ -199,7 +199,8 @@ class Repeats(Retry):
 
     def increment(self, method=None, url=None, response=None, error=None, **internal):
         """Count one more failed attempt. MachineError: it was the last."""
-        cause = f"{response.status} {response.reason}" if response else getattr(error, "args", [error])[0]
+        cause = f"{response.status} {response.reason}" if response else str(getattr(error, "args", [error])[0])
+        cause = re.sub(r"^\w+\([^)]*\): ", "", cause)  # urllib3 begins with the connection's repr
         try:
             following = super().increment(method, url, response, error, **internal)
         except MaxRetryError:

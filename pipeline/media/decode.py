@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import MACHINE_ERRNOS, MachineError, is_machine_fault
 from ..files import absent_content, foreign_content
-from .ffmpeg import DecodedStreams, Limits, Listing, Packets, decode_streams, find_damage, list_packets
+from .ffmpeg import DecodedStreams, Limits, Listing, Packets, decode_streams, find_damaged_frames, list_packets
 from .logmel import SAMPLE_RATE, cut_segments, segment_logmel
 from .parse import complains, decoder_failed, error_of, first_error
 from .process import ClipError, DecoderError, ffmpeg_binary
@@ -187,7 +187,8 @@ def _decode(path: Path, listing: Listing, limits: Limits, deadline: float) -> De
     if len(decoded.frame_times):
         truth, _ = _choose_frames(decoded.frame_times, decoded.frame_durations, _time_zero(decoded))
         if not np.isin(truth, decoded.imaged).all():
-            again = decode(("video",), np.unique(decoded.frame_times[truth]))
+            # Bridged, a stream's timestamps depend on the other one's, so that both are decoded again.
+            again = decode(kinds if listing.bridged else ("video",), np.unique(decoded.frame_times[truth]))
             decoded.images, decoded.imaged = again.images, again.imaged
         lacking = np.setdiff1d(truth, decoded.imaged)
         if len(lacking):  # where the stream changes, the deinterlacer does not give the frame that it holds
@@ -197,7 +198,7 @@ def _decode(path: Path, listing: Listing, limits: Limits, deadline: float) -> De
             decoded.images, decoded.imaged = np.concatenate([decoded.images, again.images])[order], imaged[order]
         decoded.damaged = np.zeros(len(decoded.frame_times), bool)
         if decoder_failed(decoded.log, "video"):  # only then is it worth another pass
-            found = find_damage(path, listing.maps["video"], **how)[: len(decoded.damaged)]
+            found = find_damaged_frames(path, listing.maps["video"], **how)[: len(decoded.damaged)]
             decoded.damaged[: len(found)] = found
     return decoded
 

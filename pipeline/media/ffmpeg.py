@@ -13,7 +13,7 @@ from typing import Literal
 import ffmpeg
 import numpy as np
 
-from ..files import encrypted_kinds, is_cut_mp3, riff_end
+from ..files import encrypted_kinds, is_cut_mp3, is_joined, riff_end
 from .logmel import SAMPLE_RATE
 from .parse import (
     CHAINED,
@@ -45,6 +45,7 @@ DECLARED_TOLERANCE = 0.25  # seconds by which a header may overstate a clip: no 
 RESTART = 0.1  # seconds by which timestamps go back where ffmpeg takes it for a new beginning
 BRIDGED_GAP = 0.5  # seconds, the longest pause in streams whose timestamps start again
 SECOND_NOTE = "it has a second index, as files joined end to end have; only the first is read"
+JOINED_NOTE = "another file is joined to its end; what is not of the first is lost or late"
 RAW_NOTE = "a raw stream has no clock of its own: its pictures last as long as it says, or 1/25 s where it does not"
 NON_MONOTONIC = re.compile(
     r"ost#0:(\d{1,4})/copy @ \w+\] (?:\[\w+\] )?Non-monotonic DTS; previous: (-?\d{1,19}), current: (-?\d{1,19})",
@@ -210,7 +211,8 @@ def list_packets(path: Path, limits: Limits, deadline: float) -> Listing:
     unusable = {k: f"the {k} stream holds nothing{truncated}" for k, packets in streams if not len(packets.times)}
     unusable |= {kind: f"the {kind} is encrypted" for kind in encrypted_kinds(path)}
     usable = {kind: packets for kind, packets in streams if kind not in unusable}
-    note = RAW_NOTE if RAW.search(log) else SECOND_NOTE if SECOND.search(log) else ""
+    found = {RAW_NOTE: RAW.search(log), SECOND_NOTE: SECOND.search(log)}
+    note = "; ".join(note for note, said in (found | {JOINED_NOTE: is_joined(path)}).items() if said)
     return Listing(usable, unusable, promised, cut, note, bridged, maps)
 
 
@@ -305,7 +307,7 @@ def decode_streams(
     return decoded
 
 
-def find_damage(path: Path, stream: str, limits: Limits, deadline: float, bridged: bool) -> np.ndarray:
+def find_damaged_frames(path: Path, stream: str, limits: Limits, deadline: float, bridged: bool) -> np.ndarray:
     """Decode the pictures once more to learn which of them are damaged: see `damaged_pictures`.
 
     Args:

@@ -20,7 +20,7 @@ LINES = re.compile(rb"(?:" + LINE + rb"|\n)*+")
 DISCARDED = re.compile(CRC + rb", F=0x[0-9A-F]{0,7}[4-7C-F](?:,[^\n]*)?\n")  # decoded, but not presented
 PRESENTED = re.compile(CRC + rb"[^\n]*\n")
 HEAD = re.compile(rb"^#(\w+)(?: (\d{1,4}))?: (.*)\n", re.MULTILINE)
-BLOCK = 1 << 20  # bytes that are parsed at once
+PARSED_BYTES = 1 << 20  # bytes that are parsed at once
 NO_TICKS = 1 << 62  # a timestamp beyond it is none: ffmpeg writes -2**63 where it has none
 LATEST = 1e10  # seconds: later than any clock of recordings, which count from 1970 at most
 # A clip's own text (titles, languages) is in logs: what searches there is anchored or bounded, and takes linear time.
@@ -78,10 +78,10 @@ def parse_framecrc(text: bytearray, deadline: float) -> list[Stream]:
 
 
 def _blocks(text: bytearray) -> Iterator[bytes]:
-    """Yield whole lines, about BLOCK bytes at a time."""
+    """Yield whole lines, about PARSED_BYTES bytes at a time."""
     at = 0
     while at < len(text):
-        end = text.find(b"\n", at + BLOCK) + 1 or len(text)
+        end = text.find(b"\n", at + PARSED_BYTES) + 1 or len(text)
         yield bytes(text[at:end]) + b"\n" * (text[end - 1 : end] != b"\n")
         at = end
 
@@ -119,6 +119,8 @@ def declared_end(log: str) -> float | None:
     if match is None or "Estimating duration from bitrate" in log:
         return None
     hours, minutes, seconds, start = map(float, match.groups())
+    if "Input #0, matroska" in log:  # which counts from 0, not from the first timestamp
+        start = 0.0
     return start + 3600 * hours + 60 * minutes + seconds
 
 

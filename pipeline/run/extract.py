@@ -82,8 +82,6 @@ def decode(task: Task) -> Decoded:
         if _changed(task):  # the results must not be saved under the hash of the earlier content
             _check_root(task.root)
             clip = _unreadable("the file changed after its content was hashed")
-        elif clip.note:
-            note = f"note: {task.path.name}: {clip.note}"
     return Decoded(clip, time.perf_counter() - start, note)
 
 
@@ -171,6 +169,7 @@ def _part(output: Output, clip: media.ClipMedia, features: dict[str, np.ndarray 
         cause = f"{output.features} gave features beyond float16 or not finite"
         return Part((False, False), cause, failed=True, duration=clip.duration)
     causes = sorted(clip.causes.items(), reverse=True)
+    causes += [("clip", clip.note)] if clip.note and any(present) else []
     cause = "; ".join(f"{modality}: {why}" if modality else why for modality, why in causes)
     return Part(present, cause, failed=not any(present), duration=clip.duration, arrays=arrays)
 

@@ -94,11 +94,11 @@ def store_facts(store: FeatureStore) -> dict:
 
 
 def with_remarks(store: FeatureStore) -> np.ndarray:
-    """Return which clips have something recorded of a modality that they have, such as damaged frames: bool [clip]."""
+    """Return which clips have something recorded beside what they lack, such as damaged frames: bool [clip]."""
     noted = np.zeros(len(store.error), bool)
     for clip in np.flatnonzero(store.done & (store.error != "")):
-        there = zip(store.modalities, store.present[clip], strict=True)
-        noted[clip] = any(present and f"{modality}: " in store.error[clip] for modality, present in there)
+        there = [name for name, has in zip(store.modalities, store.present[clip], strict=True) if has]
+        noted[clip] = any(f"{name}: " in store.error[clip] for name in (*there, "clip"))
     return noted
 
 
