@@ -270,6 +270,12 @@ def test_a_note_is_on_record(tmp_path, mlemiss):
     assert "note: two.wav: visual: no video stream; clip: another file is joined to its end" in done.stderr
 
 
+def test_a_picture_beyond_the_limit_is_called_so_and_leaves_the_sound(tmp_path):
+    run_ffmpeg(*PICTURE, *SOUND, "-c:v", "libx264", "-pix_fmt", "yuv420p", tmp_path / "clip.mkv")
+    clip = read_clip(tmp_path / "clip.mkv", Limits(max_pixels=100))
+    assert "176x144 exceeds specified max pixel count 100" in clip.causes["visual"] and clip.logmel is not None
+
+
 # --- listings and memory ----------------------------------------------------------------------------------------------
 
 

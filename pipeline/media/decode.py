@@ -20,7 +20,7 @@ from ..files import absent_content, foreign_content
 from .ffmpeg import DecodedStreams, Limits, Listing, Packets, decode_streams, find_damaged_frames, list_packets
 from .logmel import SAMPLE_RATE, cut_segments, segment_logmel
 from .parse import complains, decoder_failed, error_of, first_error
-from .process import ClipError, DecoderError, ffmpeg_binary
+from .process import OUT_OF_TIME, ClipError, DecoderError, ffmpeg_binary
 
 SEGMENTS = 30
 SEGMENT_SECONDS = 0.5
@@ -139,7 +139,10 @@ def _read(path: Path, limits: Limits) -> _Clip:
     deadline = time.monotonic() + limits.timeout
     check_file(path, limits.max_bytes)
     listing = list_packets(path, limits, deadline)
-    return _assemble(path, listing, _decode(path, listing, limits, deadline), limits)
+    clip = _assemble(path, listing, _decode(path, listing, limits, deadline), limits)
+    if time.monotonic() > deadline:  # what is done here takes time, too
+        raise ClipError(OUT_OF_TIME)
+    return clip
 
 
 def check_file(path: Path, max_bytes: int) -> None:

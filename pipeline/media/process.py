@@ -21,6 +21,7 @@ PIPE_BYTES = 1 << 20  # the most an unprivileged process may ask for
 READ_BYTES = 1 << 18
 DECODER = 3 / 4  # share of a clip's memory for the process that decodes it; the rest is for what this one collects
 OUT_OF_TIME = "decoding was stopped: it took longer than the time allowed"
+TOO_LARGE = b"exceeds specified max pixel count"
 MEMORY_REFUSED = re.compile(
     rb"Cannot allocate memory|get_buffer\(\) failed|pthread_create\(\) failed|thread_encoder_init failed"
 )
@@ -149,7 +150,8 @@ def _check_status(status: int, log: bytes, max_memory: int) -> None:
             f"ffmpeg was ended from outside or could not start (status {status}): out of memory?\n"
             "Run the same command again, with fewer --workers or less --clip-memory: finished clips are kept."
         )
-    if status < 0 or MEMORY_REFUSED.search(log):  # a library that is refused memory may crash
+    refused = MEMORY_REFUSED.search(log) and TOO_LARGE not in log  # a picture beyond --clip-pixels gets no buffer
+    if status < 0 or refused:  # a library that is refused memory may crash
         raise DecoderError(
             f"the decoder crashed, or needs more than the {max_memory / 2**30:.3g} GiB of memory allowed"
         )
