@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 from mlemiss.pipeline.clips.synth import synthesize
@@ -137,7 +138,7 @@ def main() -> int:
         print(f"{'kind':28}" + "".join(f"{verb:>19}" for verb in verbs) + f"{'most MB':>10}")
         worst, wrong = {"seconds": 0.0, "mb": 0.0}, {}
         with ThreadPoolExecutor(chosen.at_once) as pool:
-            for kind, results in zip(["(good)", *kinds], [usual, *pool.map(one, enumerate(kinds))], strict=True):
+            for kind, results in zip(["(good)", *kinds], chain([usual], pool.map(one, enumerate(kinds))), strict=True):
                 cells = "".join(f"{f'{status} {seconds:.1f} s':>19}" for status, seconds, _ in results.values())
                 print(f"{kind:28}{cells}{max(memory for *_, memory in results.values()):10.0f}", flush=True)
                 light = [result for verb, result in results.items() if verb not in HEAVY]
