@@ -14,6 +14,7 @@ from mlemiss.pipeline.stores.claim import only_one
 from mlemiss.pipeline.stores.store import FeatureStore
 
 from . import preprocessing
+from .hostile_stores import hostile
 from .preprocessing import NETWORK, content, kill_at
 
 
@@ -45,6 +46,21 @@ def counting(tmp_path) -> tuple[dict[str, str], Path]:
     )
     program.chmod(0o755)
     return {"MLEMISS_FFMPEG": str(program)}, log
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["blosc bomb", "noise in features"])
+def test_chunks_that_are_none_cost_their_store(grown, tmp_path, mlemiss, kind):
+    """A colleague's store whose checksums are right, and whose chunks are none: the clips are computed again."""
+    assert mlemiss(*options(grown, tmp_path / "good")).returncode == 0
+    good = {each.name.split("-")[1]: each for each in (tmp_path / "good").glob("*.zarr")}
+    name = next(iter(good))
+    hostile(good[name], tmp_path / "stores", kind)
+    next((grown / "Actor_01").glob("*.mp4")).unlink()
+    result = mlemiss(*options(grown, tmp_path / "stores"))
+    assert result.returncode == 0 and f"not usable: {good[name].name}" in result.stderr, result.stderr
+    assert mlemiss(*options(grown, tmp_path / "fresh")).returncode == 0
+    assert content(tmp_path / "fresh").items() <= content(tmp_path / "stores").items()
 
 
 @pytest.mark.slow

@@ -110,7 +110,7 @@ def merged_versions(several: Iterable[Mapping[str, str]]) -> dict[str, str]:
 
 
 class DamagedError(InputError):
-    """A store's bytes are not those of its checksums; the message is one line."""
+    """A store's bytes are not those of its checksums, or no chunk; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,11 @@ class Donor:
         """
         self._check([name for array in names for name in self._chunks(f"{array}/c/{block}/")])
         size = self.store.clips_a_chunk(names[0])
-        return [self.store.read(name, slice(block * size, (block + 1) * size)) for name in names]
+        try:
+            return [self.store.read(name, slice(block * size, (block + 1) * size)) for name in names]
+        except InputError as error:
+            why = why_not(self.store.path, error)
+            raise DamagedError(f"not usable: {self.store.path.name}, {why}; its clips are decoded again") from None
 
     def _chunks(self, prefix: str) -> list[str]:
         return [name for name in self.store.chunks.files if name.startswith(prefix)] or [f"{prefix}…"]
