@@ -187,6 +187,14 @@ def test_what_is_a_private_address(address, private):
     assert web.is_private(address) is private
 
 
+def test_a_connection_that_was_closed_meanwhile_is_opened_again(impatient, monkeypatch):
+    monkeypatch.setattr("urllib3.connectionpool.is_connection_dropped", lambda _: False)  # not seen beforehand
+    with serving(x=answer(b"first")) as server:
+        for _ in range(3):  # the server closes after each answer, and says nothing of it
+            assert read_document(Remote(f"{server.url}/x")) == b"first"
+            time.sleep(0.01)
+
+
 @pytest.fixture
 def outside_and_inside(monkeypatch, impatient):
     """Two servers: 127.0.0.1 counts as a public address, 127.0.0.2, or inside.example, as a private one."""

@@ -311,7 +311,9 @@ def _web_blocks(url: str) -> Iterator[bytes]:
 
     from .. import web
 
-    again = Retry(0, read=1, redirect=False)  # a connection that was kept open may have been closed meanwhile
+    again = Retry(
+        2, connect=0, status=0, other=0, redirect=False
+    )  # a connection that was kept open may have been closed meanwhile
     with web.answer(url, again, Timeout(connect=CONNECT, read=READ), login=True) as response:
         if response.status in (404, 410):
             raise FileNotFoundError(errno.ENOENT, "not on the server", url)
