@@ -92,12 +92,14 @@ def on_this_machine(workers: int, report: Path | None, dashboard: bool, tasks: S
     loopback = {"host": "127.0.0.1", "dashboard_address": page, "worker_dashboard_address": page}
     with (
         dask.config.set(SETTINGS | _start_method(tasks)),
-        LocalCluster(n_workers=workers, security=True, **loopback, **options) as cluster,
+        # Its workers start inside, so that an interruption meanwhile ends those that are there.
+        LocalCluster(n_workers=0, security=True, **loopback, **options) as cluster,
         Client(cluster) as client,
     ):
+        cluster.scale(workers)
         _add_gpu_workers(cluster, gpus)
-        say(f"{amount(workers, 'worker')}{on_gpus}" + (f"; dashboard at {cluster.dashboard_link}" if dashboard else ""))
         client.wait_for_workers(workers + gpus, timeout=WORKER_SECONDS)
+        say(f"{amount(workers, 'worker')}{on_gpus}" + (f"; dashboard at {cluster.dashboard_link}" if dashboard else ""))
         yield from on_cluster(client, None, report, tasks)
 
 
