@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -291,3 +293,15 @@ def test_nothing_listens_beyond_loopback_or_answers_without_keys(synthetic_ravde
         time.sleep(0.05)
     assert client.wait() == 0 and listening == {"127.0.0.1"}
     assert sys.platform != "linux" or (len(servers) == 1 and threads == {1})
+
+
+@pytest.mark.slow
+def test_an_interruption_while_workers_start_ends_with_its_line(synthetic_ravdess, tmp_path, mlemiss):
+    arguments = options(synthetic_ravdess, tmp_path / "stores", "--limit", 4, "--workers", 2, "--media", "only")
+    for pause in (0.2, 1.0):
+        client = mlemiss.start(*arguments)
+        client.until("waiting for 2 worker processes")
+        time.sleep(pause)
+        os.kill(client.pid, signal.SIGTERM)
+        assert client.wait() == 128 + signal.SIGTERM
+        assert client.stderr.splitlines()[-1].startswith("interrupted;"), client.stderr
