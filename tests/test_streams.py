@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 import time
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -121,11 +122,14 @@ def test_damage_that_only_the_container_tells_of_is_recorded(tmp_path):
 
 
 def test_an_error_belongs_to_the_stream_that_it_names():
+    path = Path("clip.ogg")
     log = "[h264 @ 0x1] [error] left block\n[warning] x\n[mp3float @ 0x2] [error] Header  missing.\n"
-    assert parse.error_of(log, "video", "h264") == "left block"
-    assert parse.error_of(log, "audio", "mp3") == "Header missing"
-    assert parse.error_of(log, "audio", "aac") == ""
-    assert parse.error_of("[in#0/ogg @ 0x1] [error] CRC mismatch!", "audio", "aac") == "CRC mismatch!"
+    assert parse.error_of(log, path, "video", "h264") == "left block"
+    assert parse.error_of(log, path, "audio", "mp3") == "Header missing"
+    assert parse.error_of(log, path, "audio", "aac") == ""
+    assert parse.error_of("[in#0/ogg @ 0x1] [error] CRC mismatch!", path, "audio", "aac") == "CRC mismatch!"
+    placed = f"[in#0/ogg @ 0x1] [error] file:{path.absolute()}: bad page @ 0x2f"
+    assert parse.error_of(placed, path, "audio", "aac") == "the file: bad page"  # the same at every run
 
 
 # --- channels and streams ---------------------------------------------------------------------------------------------

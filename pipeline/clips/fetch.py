@@ -1,7 +1,7 @@
 """Download the zips that a dataset declares (`manifest.Download`), verify them and unpack their clips.
 
 Killed or cut off at any time, the same call goes on where it was. A zip that is not what its record says costs its part
-of the dataset. Developed against local servers that answer as Zenodo's API is documented to, never a record itself.
+of the dataset. Developed against local servers that answer as Zenodo's API is documented to, never against one.
 """
 
 import hashlib
@@ -230,7 +230,8 @@ def _blocks(url: str, start: int = 0, size: int = 0, anywhere: bool = True) -> I
     """Yield the content of a URL from an offset on, as offset and block; go on where the connection is cut.
 
     Where the server cannot go on, it sends everything: the offset is 0 again. `size`, in bytes, tells a cut from the
-    end where the server says no length. ZipError: it has no such file. MachineError: it never gets on."""
+    end where the server says no length. ZipError: it has no such file. MachineError: it never gets on.
+    """
     repeats, most = REPEATS, start
     while True:
         try:

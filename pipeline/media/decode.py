@@ -261,7 +261,8 @@ def _assemble(path: Path, listing: Listing, decoded: DecodedStreams, limits: Lim
     _check_length(max(ends) - zero, limits)
     clip.note, promised = listing.note, listing.promised
     if promised is not None and not listing.cut and not complains(decoded.log):
-        clip.note = f"its header promises {promised - zero:.2f} s; it ends at {max(ends) - zero:.2f} s without an error"
+        told = f"its header promises {promised - zero:.2f} s; it ends at {max(ends) - zero:.2f} s without an error"
+        clip.note = "; ".join(filter(None, (listing.note, told)))
         listing = replace(listing, promised=None)
     fault = _video_fault(path, listing, decoded, zero, limits)
     if fault is None:
@@ -340,16 +341,13 @@ def _blemish(path: Path, listing: Listing, decoded: DecodedStreams, chosen: np.n
     """Return what is wrong with the chosen frames, if anything."""
     if count := int(decoded.damaged[chosen].sum()):
         return f"{count} of {SEGMENTS} frames are damaged"
-    codec = listing.streams["video"].codec
-    why = (
-        first_error(decoded.log, path, codec) if f"[{codec} @" in decoded.log else error_of(decoded.log, "video", codec)
-    )
+    why = error_of(decoded.log, path, "video", listing.streams["video"].codec)
     return why and f"frames may be damaged, which ones the decoder does not tell: {why}"
 
 
 def _sound_blemish(path: Path, listing: Listing, decoded: DecodedStreams) -> str:
     """Return what may be wrong with sound that was decoded to its end, if its decoder or the container said so."""
-    why = error_of(decoded.log, "audio", listing.streams["audio"].codec)
+    why = error_of(decoded.log, path, "audio", listing.streams["audio"].codec)
     return why and f"the sound may be damaged: {why}"
 
 

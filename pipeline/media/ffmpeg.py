@@ -353,4 +353,5 @@ def _read_sound(decoded: DecodedStreams, samples: bytearray, listed: list[Stream
         # ffmpeg's own downmix to one channel is louder by the square root of two.
         with np.errstate(over="ignore", invalid="ignore"):
             decoded.samples = heard.mean(axis=1, dtype=np.float32)
-            decoded.peaks = np.maximum(heard.max(axis=1), -heard.min(axis=1)) if channels > 1 else decoded.peaks
+            if channels > 1:
+                decoded.peaks = np.maximum(heard.max(axis=1), -heard.min(axis=1))

@@ -169,13 +169,12 @@ def first_error(log: str, path: Path, codec: str | None = None) -> str:
         path: the clip, whose name is taken out.
         codec: name of the codec whose own errors come first, if any.
     """
-    lines = log.replace(f"file:{path.absolute()}", "the file").splitlines()
-    errors = [line for line in lines if ERROR.search(line)]
+    errors = _errors(log, path)
     own = [line for line in errors if codec and f"[{codec} @" in line]
-    text = ERROR.split((own or errors or [""])[0])[-1]
+    text = _message((own or errors or [""])[0])
     if NO_CONTAINER.search(text):
         return "a playlist, a still picture or the like, no container of video or sound"
-    return re.sub(r"\s+", " ", re.sub(r" ?@ 0x[0-9a-f]+", "", text)).strip().rstrip(".")
+    return text
 
 
 def complains(log: str) -> bool:
@@ -183,12 +182,18 @@ def complains(log: str) -> bool:
     return any(ERROR.search(line) or DAMAGED_PACKET.search(line) for line in log.splitlines())
 
 
-def error_of(log: str, kind: str, codec: str) -> str:
-    """Return the first error that the container or the decoder of `"video"` or `"audio"` reported, or nothing."""
+def error_of(log: str, path: Path, kind: str, codec: str) -> str:
+    """Return the first error of the container or the decoder of `"video"` or `"audio"`, as `first_error` does."""
     origin = re.compile(rf"\[(?:in#0|{kind[0]}ist#|{re.escape(codec)}(?:float)? @)")
-    errors = (line for line in log.splitlines() if ERROR.search(line) and origin.match(line))
-    text = ERROR.split(next(errors, ""))[-1]
-    return re.sub(r"\s+", " ", text).strip().rstrip(".")
+    return _message(next((line for line in _errors(log, path) if origin.match(line)), ""))
+
+
+def _errors(log: str, path: Path) -> list[str]:
+    return [line for line in log.replace(f"file:{path.absolute()}", "the file").splitlines() if ERROR.search(line)]
+
+
+def _message(line: str) -> str:
+    return re.sub(r"\s+", " ", re.sub(r" ?@ 0x[0-9a-f]+", "", ERROR.split(line)[-1])).strip().rstrip(".")
 
 
 def decoder_failed(log: str, kind: str) -> bool:

@@ -311,9 +311,8 @@ def _web_blocks(url: str) -> Iterator[bytes]:
 
     from .. import web
 
-    again = Retry(
-        2, connect=0, status=0, other=0, redirect=False
-    )  # a connection that was kept open may have been closed meanwhile
+    # Twice more, as connections that were kept open may have been closed meanwhile.
+    again = Retry(2, connect=0, status=0, other=0, redirect=False)
     with web.answer(url, again, Timeout(connect=CONNECT, read=READ), login=True) as response:
         if response.status in (404, 410):
             raise FileNotFoundError(errno.ENOENT, "not on the server", url)
@@ -356,6 +355,8 @@ def reaching(where: Place) -> Iterator[None]:
 
 def _explain(where: Remote, error: Exception) -> InputError | MachineError | None:
     """Return the error to show a person for one of urllib3, s3fs, botocore or aiohttp; None: it is another error."""
+    from .. import web
+
     code = (getattr(error.__cause__, "response", None) or {}).get("Error", {}).get("Code")
     status, library = getattr(error, "status", None), type(error).__module__.partition(".")[0]
     said = str(error) or type(error).__name__
@@ -374,9 +375,9 @@ def _explain(where: Remote, error: Exception) -> InputError | MachineError | Non
         return InputError(f"{where}: {said}.\nSet AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE.")
     if status is not None or code is not None:
         return InputError(f"{where}: the server refused ({said}).\nTry again; if it stays, ask who runs the server.")
-    if type(error).__name__ == "TooSlowError":
+    if isinstance(error, web.TooSlowError):
         return MachineError(f"{where}: the server is too slow ({said}).\nTry again later, or ask who runs the server.")
-    if type(error).__name__ == "WebError":
+    if isinstance(error, web.WebError):
         return InputError(f"{where}: {said}.\nSee whether the address is right; name the one it should lead to.")
     if library in ("urllib3", "aiohttp", "botocore", "aiobotocore") or isinstance(error, OSError) or "endpoint" in said:
         at = urlsplit(where.url).netloc if where.is_http else endpoint
