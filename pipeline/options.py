@@ -48,7 +48,7 @@ ClassesOption = Annotated[
     typer.Option(help="Other classes than the dataset's own, a comma list in the order of their label codes."),
 ]
 WorkersOption = Annotated[
-    int | None, typer.Option(min=0, help="Worker processes (default: all cores); 0: serial, in this process.")
+    int | None, typer.Option(min=0, max=4096, help="Worker processes (default: all cores); 0: serial, in this process.")
 ]
 SchedulerOption = Annotated[
     str | None, typer.Option(metavar="ADDRESS", help="An existing Dask cluster instead (docs/cluster.md).")
@@ -67,7 +67,7 @@ TINY, AGES = 0.001, 1e9  # seconds: the least and the most of a time limit
 TimeoutOption = Annotated[float, typer.Option(min=TINY, max=AGES, help="Seconds a clip may take to decode.")]
 LengthOption = Annotated[float, typer.Option(min=TINY, max=AGES, help="Longest clip, in seconds.")]
 PixelsOption = Annotated[int, typer.Option(min=1, max=2**31 - 1, help="Largest picture, width times height.")]
-MemoryOption = Annotated[int, typer.Option(min=1, max=1 << 50, help="Memory that decoding a clip may take, in bytes.")]
+MemoryOption = Annotated[int, typer.Option(min=10**8, max=1 << 50, help="Memory that reading a clip may take, bytes.")]
 DamagedOption = Annotated[
     int, typer.Option(min=0, max=30, help="Most damaged frames of the 30 with which the picture is used.")
 ]

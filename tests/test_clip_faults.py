@@ -405,6 +405,7 @@ def test_a_run_tells_notes_and_causes_and_goes_on(tmp_path, mlemiss):
 # --- files that are not what their names say --------------------------------------------------------------------------
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+MP4_HEAD = b"\0\0\0\x20ftypisom\0\0\2\0isomiso2avc1mp41\0\0\0\x08free"
 PAGE = b"\n<!DOCTYPE html>\n<html><body>Sign in</body></html>"
 OTHER_KINDS = {
     POINTER: "a Git LFS pointer",
@@ -427,7 +428,10 @@ def zipped():
     return file.getvalue()
 
 
-@pytest.mark.parametrize(("content", "named"), [*OTHER_KINDS.items(), (zipped(), "a zip archive")])
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [*OTHER_KINDS.items(), (zipped(), "a zip archive"), (b"see README\n", "is no mp4"), (MP4_HEAD, "the file is cut")],
+)
 def test_a_file_that_is_no_clip_is_named(tmp_path, content, named):
     (tmp_path / "clip.mp4").write_bytes(content)
     causes = media.read_clip(tmp_path / "clip.mp4").causes

@@ -28,6 +28,7 @@ WHO = r"[^]\n]{1,99} @ \w{1,20}"
 ERROR = re.compile(rf"^(?:\[{WHO}\] )*\[(?:error|fatal)\] (?!.*pipe:\d)")
 DAMAGED_PACKET = re.compile(r"corrupt input packet|Packet corrupt|[Tt]runcat|prematurely")
 NO_CONTAINER = re.compile(r"Format not on whitelist|Not detecting m3u8/hls")
+NO_INDEX = "moov atom not found"
 CHAINED = re.compile(r"Changing stream parameters in multistream ogg|failed to create or replace stream")
 RAW = re.compile(r"Input #0, (?:av1|avs2|avs3|cavsvideo|dirac|evc|h264|hevc|m4v|mpegvideo|obu|vc1|vvc), from", re.ASCII)
 SECOND = re.compile(r"Found duplicated MOOV Atom")
@@ -174,6 +175,8 @@ def first_error(log: str, path: Path, codec: str | None = None) -> str:
     text = _message((own or errors or [""])[0])
     if NO_CONTAINER.search(text):
         return "a playlist, a still picture or the like, no container of video or sound"
+    if text == NO_INDEX:
+        return f"{text}: the mp4's index, which comes last; the file is cut, was never finished, or is no mp4"
     return text
 
 
