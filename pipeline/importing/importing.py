@@ -202,6 +202,8 @@ def _gather(request: Request) -> ImportedClips:
     for source in sources:
         _collect(source, main.clips, collected, made_by)
         notes += source.notes if source is not main else []
+    if rules.confidence is not None and not any(source.faces for source in sources):
+        raise InputError("--confidence is about OpenFace's files, and none of these is one.\nLeave it out.")
     features = {modality: one.segments() for modality, one in collected.items()}
     segments = max(values.shape[1] for values in features.values())
     digests = [source.digest() for source in sources]

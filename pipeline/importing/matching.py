@@ -56,19 +56,25 @@ def _nearest(ids: Sequence[str], others: Sequence[str]) -> str:
     """Return the first ids, each with the nearest of others: `'a1' (nearest: 'b1')`."""
     told = []
     for clip in ids[:TOLD]:
-        near = get_close_matches(clip, others, 1, 0.5)
-        told.append(f"{clip!r}" + f" (nearest on the other side: {near[0]!r})" * bool(near))
+        near = _near(clip, others)
+        told.append(f"{clip!r} (nearest on the other side: {near!r})" if near else f"{clip!r}")
     return ", ".join(told) + f" and {len(ids) - TOLD} more" * (len(ids) > TOLD)
+
+
+def _near(clip: str, others: Sequence[str]) -> str:
+    """Return the id that one might be meant for: one that is a part of the other, else one of similar letters."""
+    parts = [other for other in others if other in clip or clip in other]
+    return next(iter(get_close_matches(clip, parts or others, 1, 0.1 if parts else 0.5)), "")
 
 
 def _affix(ids: Sequence[str], others: Sequence[str]) -> str:
     """Return what one side has before or after the other's ids, if that is what makes them differ."""
     for longer, shorter in ((ids, others), (others, ids)):
-        near = get_close_matches(longer[0], shorter, 1, 0.3) if longer else []
-        if near and near[0] in longer[0] and near[0] != longer[0]:
-            before, _, after = longer[0].partition(near[0])
+        near = _near(longer[0], shorter) if longer else ""
+        if near and near in longer[0]:
+            before, _, after = longer[0].partition(near)
             known = set(shorter)
-            fitting = [c for c in longer if c[len(before) : len(c) - len(after)] in known and c.startswith(before)]
+            fitting = [c for c in longer if c.startswith(before) and c[len(before) : len(c) - len(after)] in known]
             said = " and ".join(f"{text!r} {where}" for text, where in ((before, "before"), (after, "after")) if text)
             return f"; {amount(len(fitting), 'id')} would match without {said} them"
     return ""

@@ -51,6 +51,7 @@ class Table:
         self.clips = list(self._rows)
         self._values = {modality: self._join(names) for modality, names in self.columns.items()}
         self._kept, self._why = vouched(file.face, rules, file.path)
+        self.faces = bool(file.face)
 
     def _check(self) -> None:
         file = self.file
@@ -160,14 +161,12 @@ def _rows_of_clips(file: FeatureFile, ids: np.ndarray) -> dict[str, np.ndarray]:
 def vouched(face: Mapping[str, np.ndarray], rules: Rules, path: Path) -> tuple[np.ndarray | None, str]:
     """Return which of OpenFace's rows show a face, bool [row], and what the others are; None: it says nothing.
 
-    InputError: several faces in one file, or no confidence where one was asked for.
+    InputError: several faces in one file, or no confidence.
     """
-    if rules.confidence is not None and "confidence" not in face:
-        if face or path.suffix == ".csv":
-            raise InputError(f"{path} has no column confidence, which --confidence is about.\nLeave that out.")
-        return None, ""
     if not face:
         return None, ""
+    if "confidence" not in face:
+        raise InputError(f"{path} is OpenFace's, and has no column confidence.\nWrite it again with OpenFace 2.")
     if len(faces := np.unique(face.get("face_id", []))) > 1:
         raise InputError(
             f"{path} is about {len(faces)} faces (face_id {name_some(map('{:g}'.format, faces))}): one row for each.\n"
@@ -175,8 +174,8 @@ def vouched(face: Mapping[str, np.ndarray], rules: Rules, path: Path) -> tuple[n
         )
     sure = face["confidence"] >= (rules.confidence or 0.0)
     tracked = face["success"] == 1 if "success" in face else np.ones_like(sure)
-    why = "without success" + f" or below confidence {rules.confidence:g}" * (rules.confidence is not None)
-    return sure & tracked, why
+    below = "" if rules.confidence is None else f" or below confidence {rules.confidence:g}"
+    return sure & tracked, f"without success{below}"
 
 
 def open_table(path: Path, maps: Maps, clip: str | None, rules: Rules) -> Table:
@@ -187,7 +186,7 @@ def open_table(path: Path, maps: Maps, clip: str | None, rules: Rules) -> Table:
     patterns = list(dict.fromkeys(name for names in maps.values() for name in names))
     file = read_feature_file(path, patterns, (), clip, rules.confidence is not None)
     ids = file.texts[file.clip]
-    if file.clip != clip:
+    if file.tool:
         ids = np.array([MEDIA_ENDING.sub("", re.split(r"[/\\]", name.strip("'"))[-1]) for name in ids.tolist()])
     return Table(file, maps, ids, rules)
 
@@ -212,6 +211,7 @@ class Folder:
         self.clips = list(self._files)
         self._digest = hashlib.sha256()
         self.columns: dict[str, list[str]] = {}
+        self.faces = False  # whether OpenFace made the files, once one was read
         self._width = (0, "")  # of the first file, and its name
         if self.kind == NPY:
             if len(maps) > 1 or [name for names in maps.values() for name in names] not in ([""], ["*"]):
@@ -274,6 +274,7 @@ class Folder:
                 f"\nExpected files that one program wrote with the same options."
             )
         kept, why = vouched(file.face, self._rules, path)
+        self.faces = bool(file.face)
         for modality, names in columns.items():
             yield modality, Steps.of(np.stack([file.numbers[name] for name in names], 1), kept, why), names
 
