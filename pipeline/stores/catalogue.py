@@ -257,8 +257,8 @@ def how_to_make(features: str, dataset: str) -> str:
     return f"mlemiss store import FILE --dataset {dataset} --features {features} --map …"
 
 
-def find_store(folder: Place, features: str, dataset: str | None = None) -> Place:
-    """Return the one usable store of these features in a folder; say which cannot be used.
+def find_store(folder: Place, features: str, dataset: str | None = None, modality: str | None = None) -> Place:
+    """Return the one usable store of these features, and with this modality, in a folder; say which cannot be used.
 
     InputError: none or several fit (they are listed).
     """
@@ -267,7 +267,9 @@ def find_store(folder: Place, features: str, dataset: str | None = None) -> Plac
     fitting = [
         (path, attrs)
         for path, attrs in everything
-        if attrs["features"] == features and dataset in (None, attrs["dataset"])
+        if attrs["features"] == features
+        and dataset in (None, attrs["dataset"])
+        and (modality is None or modality in attrs["modalities"])
     ]
     if dataset is None and len(datasets) > 1:
         raise InputError(
@@ -285,7 +287,7 @@ def find_store(folder: Place, features: str, dataset: str | None = None) -> Plac
         say_once(f"not usable: {path.name}, {why_not(path, error)}")
     if len(opened) == 1:
         return opened[0].path
-    wanted = f"{features} features" + (f" of {dataset}" if dataset else "")
+    wanted = f"{features} features" + (f" with {modality}" if modality else "") + (f" of {dataset}" if dataset else "")
     if not fitting:
         there = ", ".join(path.name for path, _ in everything) or "none"
         raise InputError(
