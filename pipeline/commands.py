@@ -314,7 +314,7 @@ def preview(
 ) -> int:
     """Look at a store: one page that opens offline, failures first; frames and log-Mels, or norms and a projection."""
     from .preview.preview import write_preview
-    from .stores.joined import open_store
+    from .stores.catalogue import open_store
 
     store = open_store(path)
     out = writable_file(out or Path(f"{store.path.resolve().name.removesuffix('.zarr')}.html"), "--out")
@@ -366,7 +366,7 @@ def masks(
     split: Annotated[str, typer.Option(help="clip, or a column whose equal values stay together.")] = "clip",
 ) -> int:
     """Export splits and masks as CSV, for other software and for `train --splits FILE --masks FILE`."""
-    from .stores.joined import open_store
+    from .stores.catalogue import open_store
     from .stores.mask_files import export_masks
 
     writable_folder(out, "--out")

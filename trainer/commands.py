@@ -134,7 +134,7 @@ def train(
 ) -> int:
     """Train every combination of the repeatable options, each with N seeds; print and keep the results."""
     from ..pipeline.encoders import DEFAULT
-    from ..pipeline.stores.joined import open_features, open_store, parse_features
+    from ..pipeline.stores.catalogue import open_features, open_store, parse_features
     from ..pipeline.stores.mask_files import read_given
     from ..pipeline.stores.masks import parse_missing
     from ..pipeline.stores.store import MEDIA
@@ -203,7 +203,7 @@ def reproduce(
     as_json: JsonOption = False,
 ) -> int:
     """Run one of the paper's tables or figures and set our numbers beside the paper's; run again, it goes on."""
-    from ..pipeline.stores.joined import open_store, parse_features
+    from ..pipeline.stores.catalogue import open_store, parse_features
     from .experiments import paper, side_by_side
     from .experiments import reproduce as job
 
@@ -253,7 +253,7 @@ def predict(
     import torch
 
     from ..pipeline.encoders import resolve_device
-    from ..pipeline.stores.joined import open_store
+    from ..pipeline.stores.catalogue import open_store
     from . import methods
     from .experiments import weights
 

@@ -1,82 +1,18 @@
 """Join stores of one data set on the clip's id: each modality's features from a store of its own."""
 
 import hashlib
-import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from ..console import amount, comma_list, name_some
+from ..console import amount, name_some
 from ..errors import InputError
-from .catalogue import find_store
 from .masks import MODALITIES, Missing, missing_clips, split_clips, stored_settings
-from .remote import Place, parse_place
 from .schema import STORED_SEEDS
 from .store import CLIP_DONE, CLIP_FAILED, MEDIA, FeatureStore
-
-MODALITY = re.compile(r"([^\W\d]\w*)=(.+)", re.DOTALL)
-Wanted = str | tuple[tuple[str, str], ...]  # the name of features, or (modality, name or path) of each modality
-
-
-def parse_features(texts: Sequence[str]) -> list[Wanted]:
-    """Parse what `--features` asks for, each once.
-
-    Args:
-        texts: lists of names, or of `MODALITY=NAME` for each modality, where a `.zarr` path may stand for a name.
-            Alternatives, `visual=A|B,audio=C`, are combined with each other.
-
-    Raises:
-        InputError: nothing named, a modality twice, or a name without one beside others with one.
-    """
-    wanted: list[Wanted] = []
-    for text in texts:
-        if "=" in text:
-            choices: dict[str, list[str]] = {}
-            for part in text.split(","):
-                match = MODALITY.fullmatch(part.strip())
-                names = [name.strip() for name in match[2].split("|")] if match else []
-                if match is None or not all(names) or match[1] in choices:
-                    raise InputError(
-                        f"features {text!r}, at {part.strip()!r}: expected MODALITY=NAME for each modality, once.\n"
-                        f"For example visual=resnet50,audio=vgg16, or visual=A|B,audio=C for both combinations."
-                    )
-                choices[match[1]] = names
-            wanted += (tuple(zip(choices, names, strict=True)) for names in itertools.product(*choices.values()))
-        else:
-            wanted += comma_list([text])
-    return list(dict.fromkeys(wanted))
-
-
-def open_features(wanted: Wanted, folder: Place, dataset: str | None = None) -> FeatureStore:
-    """Open the store of some features in a folder, or join those of each modality.
-
-    InputError: none or several fit, or they cannot be joined.
-    """
-    if isinstance(wanted, str):
-        return FeatureStore.open(find_store(folder, wanted, dataset))
-    paths = {
-        modality: parse_place(name) if _is_path(name) else find_store(folder, name, dataset, modality)
-        for modality, name in wanted
-    }
-    opened = {path: FeatureStore.open(path) for path in dict.fromkeys(paths.values())}
-    return JoinedStore({modality: opened[path] for modality, path in paths.items()})
-
-
-def open_store(text: str | Place) -> FeatureStore:
-    """Open one store by its path or URL, or join several: `visual=PATH,audio=PATH`. InputError as `open_features`."""
-    if not MODALITY.fullmatch(str(text)):
-        return FeatureStore.open(text)
-    wanted, *others = parse_features([str(text)])
-    if others or not all(_is_path(name) for _, name in wanted):
-        raise InputError(f"{text}: expected one store's path for each modality, as in visual=A.zarr,audio=B.zarr.")
-    return open_features(wanted, Path())
-
-
-def _is_path(name: str) -> bool:
-    return "://" in name or name.rstrip("/").endswith(".zarr")
 
 
 class JoinedStore(FeatureStore):

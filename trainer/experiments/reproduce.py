@@ -9,9 +9,8 @@ from ...pipeline.clips.datasets import expected_clips
 from ...pipeline.console import amount, say
 from ...pipeline.encoders import keep_freed_memory, resolve_device
 from ...pipeline.errors import InputError
-from ...pipeline.stores.catalogue import find_store, stores_in
+from ...pipeline.stores.catalogue import Wanted, find_store, open_features, stores_in
 from ...pipeline.stores.claim import only_one
-from ...pipeline.stores.joined import Wanted, open_features
 from ...pipeline.stores.remote import Place
 from ...pipeline.stores.store import MEDIA, FeatureStore
 from ..end_to_end.end_to_end import EndToEnd, MediaClips

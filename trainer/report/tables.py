@@ -144,9 +144,8 @@ def weights_text(weights: str | None, trained: bool = False) -> str:
         return f"from {weights} weights"
     if weights is None:
         return "weights not recorded"
-    if weights == "random":
-        return "RANDOM weights, never trained"
-    return f"{weights} weights" + ", the RANDOM ones never trained" * are_random(weights)
+    some = ", the RANDOM ones never trained" * are_random(weights)
+    return "RANDOM weights, never trained" if weights == "random" else f"{weights} weights{some}"
 
 
 def sections(documents: Sequence[dict]) -> list[Section]:
