@@ -66,14 +66,26 @@ def test_shredded_frames_from_the_field():
 
 
 def test_frames_between_two_are_damaged_by_the_one_that_follows():
-    kinds = ["1", "3", "2", "3", "3", "2!", "3", "2", "1", "3", "2"]  # I, B and P; `!` is called damaged
+    kinds = ["1", "3", "2", "3", "3", "2!", "3", "2", "1", "3", "2", "3", "1!"]  # I, B and P; `!` is called damaged
     lines = []
     for kind in kinds:
         lines += ["[dec:h264] [warning] corrupt decoded frame"] * kind.endswith("!")
         lines.append(f"decoder -> pts:1 pts_time:0.1 keyframe:{int(kind[0] == '1')} frame_type:{kind[0]} time_base:1/9")
-    expected = [False, False, False, True, True, True, True, True, False, False, False]
+    expected = [*3 * [False], *5 * [True], *3 * [False], True, True]
     assert parse.damaged_pictures("\n".join(lines)).tolist() == expected
     assert parse.damaged_pictures("").tolist() == []
+
+
+def test_pictures_before_a_damaged_key_frame_are_damaged_with_it(tmp_path):
+    """In open groups of pictures, as MPEG-2 has them, they are predicted from it."""
+    whole, hurt = tmp_path / "whole.mkv", tmp_path / "hurt.mkv"
+    counting_clip(whole, 2.0, "-c:v", "mpeg2video", "-bf", 2, "-g", 12, "-sc_threshold", 1_000_000_000)
+    # A key frame comes before the two that are shown before it: packet 34 is picture 36.
+    run_ffmpeg("-i", whole, "-c", "copy", "-bsf:v", "noise=amount=if(eq(n\\,34)\\,20\\,0)", hurt)
+    clips = [read_clip(path, ANY_DAMAGE) for path in (whole, hurt)]
+    differs = np.abs(clips[0].frames.astype(int) - clips[1].frames).mean(axis=(1, 2, 3)) > 1
+    assert differs.any() and clips[1].frame_times[differs].min() < 36 / 30 - 0.01
+    assert int(clips[1].causes["visual"].split()[0]) >= differs.sum()
 
 
 @pytest.mark.slow
@@ -127,6 +139,7 @@ def test_an_error_belongs_to_the_stream_that_it_names():
     assert parse.error_of(log, path, "video", "h264") == "left block"
     assert parse.error_of(log, path, "audio", "mp3") == "Header missing"
     assert parse.error_of(log, path, "audio", "aac") == ""
+    assert parse.error_of("[dca @ 0x1] [error] Invalid data\n", path, "audio", "dts") == "Invalid data"
     assert parse.error_of("[in#0/ogg @ 0x1] [error] CRC mismatch!", path, "audio", "aac") == "CRC mismatch!"
     placed = f"[in#0/ogg @ 0x1] [error] file:{path.absolute()}: bad page @ 0x2f"
     assert parse.error_of(placed, path, "audio", "aac") == "the file: bad page"  # the same at every run
