@@ -133,6 +133,17 @@ def test_damage_that_only_the_container_tells_of_is_recorded(tmp_path):
     assert clip.logmel is not None and clip.causes["audio"] == "the sound may be damaged: CRC mismatch!"
 
 
+@pytest.mark.parametrize(("suffix", "codec"), [("flac", "flac"), ("tta", "tta"), ("ac3", "ac3"), ("mka", "wavpack")])
+def test_a_wrong_checksum_of_sound_is_recorded(tmp_path, suffix, codec):
+    """One bit, which these codecs decode to noise."""
+    whole, hurt = tmp_path / f"whole.{suffix}", tmp_path / f"hurt.{suffix}"
+    run_ffmpeg("-f", "lavfi", "-i", "anoisesrc=d=2:r=48000:a=0.3:seed=1", "-c:a", codec, whole)
+    content = bytearray(whole.read_bytes())
+    content[len(content) * 3 // 4] ^= 0x10
+    hurt.write_bytes(content)
+    assert "audio" not in read_clip(whole).causes and "CRC" in read_clip(hurt).causes["audio"]
+
+
 def test_an_error_belongs_to_the_stream_that_it_names():
     path = Path("clip.ogg")
     log = "[h264 @ 0x1] [error] left block\n[warning] x\n[mp3float @ 0x2] [error] Header  missing.\n"
