@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from mlemiss.pipeline import files
 from mlemiss.pipeline.media import parse
 from mlemiss.pipeline.media.decode import read_clip
-from mlemiss.pipeline.media.ffmpeg import Limits
+from mlemiss.pipeline.media.ffmpeg import STOPS_TURNING, Limits
 from mlemiss.pipeline.media.process import ClipError
 from mlemiss.pipeline.stores.store import FeatureStore
 
@@ -25,6 +25,22 @@ from .test_clip_faults import FAULTS, counting_clip, needs_field_faults, run_ffm
 PICTURE = ("-f", "lavfi", "-i", "testsrc2=s=176x144:r=25:d=2")
 SOUND = ("-f", "lavfi", "-i", "sine=440:r=48000:d=2")
 ANY_DAMAGE = Limits(max_damaged=30)
+
+
+# --- pictures that the stream turns -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("turns", "followed"), [((90, 0), False), ((0, 90), True), ((90, 90), True)])
+def test_pictures_that_stop_being_turned_are_no_picture(tmp_path, turns, followed):
+    path = tmp_path / "turns.ts"
+    with path.open("wb") as file:
+        for number, turn in enumerate(turns):
+            sei = f"h264_metadata=display_orientation=insert:rotate={turn}"
+            codec = ["-c:v", "libx264", "-preset", "ultrafast", "-c:a", "mp2", "-bsf:v", sei]
+            run_ffmpeg(*PICTURE, *SOUND, *codec, "-output_ts_offset", 2 * number, tmp_path / "part.ts")
+            file.write((tmp_path / "part.ts").read_bytes())
+    causes = read_clip(path).causes
+    assert causes == ({} if followed else {"visual": STOPS_TURNING})
 
 
 # --- damage inside pictures -------------------------------------------------------------------------------------------
@@ -360,7 +376,7 @@ PEAK = """
 import sys
 from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
 import librosa.filters, mlemiss.pipeline.media.decode as media
-from mlemiss.pipeline.media.ffmpeg import Limits
+from mlemiss.pipeline.media.ffmpeg import STOPS_TURNING, Limits
 before = getrusage(RUSAGE_SELF).ru_maxrss
 clip = media.read_clip(sys.argv[1], Limits(max_memory=int(sys.argv[2])))
 most = getrusage(RUSAGE_SELF).ru_maxrss - before + getrusage(RUSAGE_CHILDREN).ru_maxrss

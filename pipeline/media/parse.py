@@ -3,6 +3,7 @@
 Both come from the process that reads a hostile file: every number is checked for what it may be.
 """
 
+import itertools
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +32,9 @@ NO_CONTAINER = re.compile(r"Format not on whitelist|Not detecting m3u8/hls")
 NO_INDEX = "moov atom not found"
 CHAINED = re.compile(r"Changing stream parameters in multistream ogg|failed to create or replace stream")
 RAW = re.compile(r"Input #0, (?:av1|avs2|avs3|cavsvideo|dirac|evc|h264|hevc|m4v|mpegvideo|obu|vc1|vvc), from", re.ASCII)
+STREAMED = re.compile(r"Input #0, (?:h264|mpegts), from")  # whose pictures only the stream turns
+TURN = re.compile(rb"Display Matrix, +36, 0x([0-9a-f]{8})")  # of a packet, with its checksum
+UPRIGHT = b"00740042"  # the checksum of a turn by nothing
 SECOND = re.compile(r"Found duplicated MOOV Atom")
 NO_STREAM = "does not contain any stream"
 # With -debug_ts: a picture, after the warning if it is damaged. What begins the line may be mixed up with another line.
@@ -166,6 +170,12 @@ def damaged_pictures(log: str) -> np.ndarray:
     for i in reversed(range(len(damaged) - 1)):
         damaged[i] |= between[i] and damaged[i + 1]
     return damaged
+
+
+def stops_turning(listing: bytes) -> bool:
+    """Return whether pictures are turned and later ones are not: a framecrc listing with the turns they ask for."""
+    turned = [turn != UPRIGHT for turn in TURN.findall(listing)]
+    return any(before and not after for before, after in itertools.pairwise(turned))
 
 
 def first_error(log: str, path: Path, codec: str | None = None) -> str:
