@@ -320,6 +320,12 @@ def test_a_picture_beyond_the_limit_is_called_so_and_leaves_the_sound(tmp_path):
     assert "176x144 exceeds specified max pixel count 100" in clip.causes["visual"] and clip.logmel is not None
 
 
+def test_a_decoder_without_memory_is_told_once(tmp_path):
+    run_ffmpeg(*PICTURE, *SOUND, "-c:v", "mpeg4", tmp_path / "clip.mkv")
+    causes = read_clip(tmp_path / "clip.mkv", Limits(max_memory=280 << 20)).causes
+    assert causes["visual"].endswith("needs more than the 0.273 GiB of memory allowed") and "[" not in causes["visual"]
+
+
 # --- listings and memory ----------------------------------------------------------------------------------------------
 
 
@@ -392,3 +398,27 @@ def test_memory_of_decoder_and_python_stays_within_the_limit(tmp_path, made, mem
     done = subprocess.run([sys.executable, "-c", PEAK, path, str(memory << 20)], capture_output=True, text=True)
     most, told = done.stdout.strip().split(";")
     assert int(most) < (memory + 100) << 20 and bool(told) != fits and told.endswith("allowed") != fits
+
+
+CPU = """
+import sys
+from resource import RUSAGE_CHILDREN, getrusage
+from mlemiss.pipeline.media import decode
+from mlemiss.pipeline.media.ffmpeg import Limits
+clip = decode.read_clip(sys.argv[1], Limits(max_memory=int(sys.argv[2]) << 20))
+print(getrusage(RUSAGE_CHILDREN).ru_stime, clip.logmel is not None)
+"""
+
+
+@pytest.mark.slow
+def test_little_memory_costs_the_decoder_no_time(tmp_path):
+    run_ffmpeg("-filter_complex", "sine=440:d=15:r=48000,asetnsamples=16", "-c:a", "pcm_s16le", tmp_path / "clip.mkv")
+    spent = []
+    for memory in (512, 4096):
+        done = subprocess.run(
+            [sys.executable, "-c", CPU, tmp_path / "clip.mkv", str(memory)], capture_output=True, text=True
+        )
+        seconds, read = done.stdout.split()
+        assert read == "True"
+        spent.append(float(seconds))
+    assert spent[0] < 4 * spent[1] + 0.5

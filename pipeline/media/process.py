@@ -137,7 +137,8 @@ def _start(command: Sequence[str], pipes: Sequence[int], max_memory: int) -> sub
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         pass_fds=pipes,
-        env=environment | {"AV_LOG_FORCE_NOCOLOR": "1"},
+        # With an arena for each thread, each call of malloc asks the kernel in vain where address space is scarce.
+        env=environment | {"AV_LOG_FORCE_NOCOLOR": "1", "MALLOC_ARENA_MAX": "2"},
     )
     if hasattr(resource, "prlimit"):
         with contextlib.suppress(ProcessLookupError):  # it is done already
