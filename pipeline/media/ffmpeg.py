@@ -65,14 +65,14 @@ DEINTERLACE = "bwdif=mode=send_frame:deint=interlaced,"
 VIDEO_FILTERS = "select={select},crop=min(iw\\,ih/sar):min(ih\\,iw*sar),scale={size}:{size}:flags=" + SCALER
 # The commands, which a test compares: of an mp4 (others are probed more), frames at 0.1 s and 0.3 s.
 # List the packets:
-#   ffmpeg -analyzeduration 0 -copyts -format_whitelist CONTAINERS -max_pixels 67108864 -probesize 32
-#   -protocol_whitelist file -threads 1 -i file:CLIP
+#   ffmpeg -analyzeduration 0 -copyts -err_detect crccheck -format_whitelist CONTAINERS -max_pixels 67108864
+#   -probesize 32 -protocol_whitelist file -threads 1 -i file:CLIP
 #   -map 0:V:0? -map 0:a:0? -f framecrc -codec copy -flush_packets 0 pipe:PACKETS
 #   -nostdin -hide_banner -nostats -loglevel repeat+level+info -filter_threads 1
 #
 # Decode, once, into five pipes:
-#   ffmpeg -analyzeduration 0 -copyts -format_whitelist CONTAINERS -max_pixels 67108864 -probesize 32
-#   -protocol_whitelist file -threads 1 -i file:CLIP
+#   ffmpeg -analyzeduration 0 -copyts -err_detect crccheck -format_whitelist CONTAINERS -max_pixels 67108864
+#   -probesize 32 -protocol_whitelist file -threads 1 -i file:CLIP
 #   -map 0:V:0 -f tee -enc_time_base filter -fps_mode passthrough -pix_fmt gbrp -vcodec rawvideo
 #     -vf bwdif=mode=send_frame:deint=interlaced,select=lt(abs(t-0.1)\,1e-05)+lt(abs(t-0.3)\,1e-05),
 #     crop=min(iw\,ih/sar):min(ih\,iw*sar),scale=256:256:flags=bilinear+accurate_rnd+full_chroma_int+bitexact
@@ -172,6 +172,7 @@ def _input(path: Path, limits: Limits, bridged: bool):
         protocol_whitelist="file",
         format_whitelist=CONTAINERS,
         max_pixels=limits.max_pixels,
+        err_detect="crccheck",  # what has checksums of its own, such as FLAC and AC-3, tells of damage
         **probing | ({} if bridged else {"copyts": None}),
     )
 

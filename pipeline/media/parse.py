@@ -40,6 +40,11 @@ NO_STREAM = "does not contain any stream"
 # With -debug_ts: a picture, after the warning if it is damaged. What begins the line may be mixed up with another line.
 DECODED = re.compile(r"(corrupt decoded frame)|decoder -> pts:.{0,300}? keyframe:([01]) frame_type:(\d)")
 STREAM = re.compile(r"(?m)^\[info\] +Stream #0:(\d{1,4})\S*: (Video|Audio): (.*)$", re.ASCII)
+# Decoders that call themselves otherwise than their codec: by the codec.
+DECODERS = {"av1": "libdav1d", "flv1": "flv", "msmpeg4v3": "msmpeg4", "roq": "roqvideo"}
+DECODERS |= {"amr_nb": "amrnb", "amr_wb": "amrwb", "atrac3p": "atrac3plus", "dts": "dca", "mp4als": "als"}
+DECODERS |= {"musepack7": "mpc7", "musepack8": "mpc8", "ra_144": "real_144", "ra_288": "real_288"}
+DECODERS |= {"adpcm_g722": "g722", "adpcm_g726": "g726", "adpcm_g726le": "g726le"}
 BETWEEN = "3"  # type of a frame that is predicted from both sides
 INPUT_STREAM = r"(?m)^\[info\] +Stream #0:\d+.{0,300}?: (?:Video|Audio|Subtitle|Data): (?!.* q=)"
 
@@ -144,7 +149,8 @@ def default_streams(log: str) -> dict[str, str]:
 def damaged_pictures(log: str) -> np.ndarray:
     """Return which pictures the decoder of a log with -debug_ts calls damaged, or predicts from damaged ones.
 
-    Damage lasts until the next key frame; frames predicted from both sides have it from the one that follows, too.
+    Damage lasts until the next key frame; frames predicted from both sides have it from the one that follows, too, even
+    if that is a key frame (as in open groups of pictures).
 
     Returns:
         bool [frames] in order of presentation.
@@ -162,7 +168,7 @@ def damaged_pictures(log: str) -> np.ndarray:
     for i in range(1, len(damaged)):
         damaged[i] |= damaged[i - 1] and not keys[i]
     for i in reversed(range(len(damaged) - 1)):
-        damaged[i] |= between[i] and damaged[i + 1] and not keys[i + 1]
+        damaged[i] |= between[i] and damaged[i + 1]
     return damaged
 
 
@@ -181,7 +187,7 @@ def first_error(log: str, path: Path, codec: str | None = None) -> str:
         codec: name of the codec whose own errors come first, if any.
     """
     errors = _errors(log, path)
-    own = [line for line in errors if codec and f"[{codec} @" in line]
+    own = [line for line in errors if codec and f"[{DECODERS.get(codec, codec)} @" in line]
     text = _message((own or errors or [""])[0])
     if NO_CONTAINER.search(text):
         return "a playlist, a still picture or the like, no container of video or sound"
@@ -197,7 +203,8 @@ def complains(log: str) -> bool:
 
 def error_of(log: str, path: Path, kind: str, codec: str) -> str:
     """Return the first error of the container or the decoder of `"video"` or `"audio"`, as `first_error` does."""
-    origin = re.compile(rf"\[(?:in#0|{kind[0]}ist#|{re.escape(codec)}(?:float)? @)")
+    decoder = re.escape(DECODERS.get(codec, codec))
+    origin = re.compile(rf"\[(?:in#0|{kind[0]}ist#|{decoder}(?:float)? @)")
     return _message(next((line for line in _errors(log, path) if origin.match(line)), ""))
 
 
