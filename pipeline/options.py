@@ -79,3 +79,31 @@ ChannelsOption = Annotated[
 LinksOption = Annotated[
     bool, typer.Option("--follow-links", help="Read clips and enter folders that are links to elsewhere.")
 ]
+
+# ---- store import ----
+
+MapOption = Annotated[
+    list[str],
+    typer.Option(
+        "--map",
+        help="MODALITY=ARRAY for each: arrays, columns or globs of them (visual=face_*); @FILE or @FOLDER after.",
+    ),
+]
+ClipOption = Annotated[
+    str | None, typer.Option(help="Clip ids (default: row numbers); rows that share one are its segments.")
+]
+SegmentsOption = Annotated[
+    int | None,
+    typer.Option(min=1, max=10000, help="Average a clip's steps over so many windows (default: 30 where they vary)."),
+]
+PoolOption = Annotated[
+    Literal["mean", "mean+std"] | None, typer.Option(help="Average over the whole clip; the deviation, too.")
+]
+NotFiniteOption = Annotated[
+    Literal["error", "missing", "drop"],
+    typer.Option(help="Values not finite or beyond float16: the clip is missing, or the step left out."),
+]
+ZeroOption = Annotated[Literal["keep", "missing"], typer.Option(help="Steps that are all zero: missing, so left out.")]
+ConfidenceOption = Annotated[
+    float | None, typer.Option(min=0, max=1, help="Leave out OpenFace's frames of less confidence.")
+]

@@ -23,12 +23,12 @@ from mlemiss.pipeline.clips.manifest import read_manifest
 from mlemiss.pipeline.encoders import Weights
 from mlemiss.pipeline.encoders.images import load_backbone
 from mlemiss.pipeline.errors import InputError, MachineError, is_machine_fault
+from mlemiss.pipeline.importing.feature_files import read_feature_file
 from mlemiss.pipeline.media import decode as media
 from mlemiss.pipeline.media import ffmpeg, parse
 from mlemiss.pipeline.media.process import ClipError, DecoderError, ffmpeg_binary
 from mlemiss.pipeline.run import extract
 from mlemiss.pipeline.run.plan import Output
-from mlemiss.pipeline.stores.feature_files import read_feature_file
 
 SIZE, BITS, RATE = 256, 8, 30  # pixels a side, bars, frames per second
 FAULTS = Path(os.environ.get("MLEMISS_SHARED_DATA", "/nonexistent")) / "field_faults"

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mlemiss.pipeline.errors import InputError
-from mlemiss.pipeline.stores import importing
+from mlemiss.pipeline.importing import importing
+from mlemiss.pipeline.importing.importing import Request, import_features, parse_maps
 from mlemiss.pipeline.stores.checksums import damaged_files
-from mlemiss.pipeline.stores.importing import Request, import_features, parse_maps
 from mlemiss.pipeline.stores.store import FeatureStore
 
 CLIPS, SEGMENTS = 24, 3
