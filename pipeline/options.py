@@ -67,7 +67,9 @@ TINY, AGES = 0.001, 1e9  # seconds: the least and the most of a time limit
 TimeoutOption = Annotated[float, typer.Option(min=TINY, max=AGES, help="Seconds a clip may take to decode.")]
 LengthOption = Annotated[float, typer.Option(min=TINY, max=AGES, help="Longest clip, in seconds.")]
 PixelsOption = Annotated[int, typer.Option(min=1, max=2**31 - 1, help="Largest picture, width times height.")]
-MemoryOption = Annotated[int, typer.Option(min=10**8, max=1 << 50, help="Memory that reading a clip may take, bytes.")]
+MemoryOption = Annotated[
+    int, typer.Option(min=5 * 10**8, max=1 << 50, help="Memory that reading a clip may take, bytes.")
+]
 DamagedOption = Annotated[
     int, typer.Option(min=0, max=30, help="Most damaged frames of the 30 with which the picture is used.")
 ]

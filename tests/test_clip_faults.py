@@ -411,6 +411,7 @@ OTHER_KINDS = {
     POINTER: "a Git LFS pointer",
     b"/annex/objects/SHA256E-s12--4d7a.mp4\n": "a git-annex pointer",
     PAGE: "a web page",
+    100 * b"\r\n" + PAGE: "a web page",
     b"<html><head><title>404 Not Found</title>": "a web page",
     b'<?xml version="1.0"?><Error><Code>NoSuchKey</Code></Error>': "an XML document",
     b'{"message": "Not found"}': "a JSON document",

@@ -218,7 +218,7 @@ def _decode_kinds(
     try:
         return decode_streams(path, {kind: maps[kind] for kind in kinds}, wanted, limits, deadline, **how)
     except DecoderError as error:
-        return DecodedStreams(log=f"[error] {error}")
+        return DecodedStreams(log=f"[error] {error}\n")
 
 
 def _check_length(seconds: float, limits: Limits) -> None:
