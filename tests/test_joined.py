@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from mlemiss.pipeline.errors import InputError
 from mlemiss.pipeline.stores.catalogue import open_features, open_store, parse_features
-from mlemiss.pipeline.stores.importing import Request, import_features
+from mlemiss.pipeline.importing.importing import Request, import_features
 from mlemiss.pipeline.stores.joined import JoinedStore
 from mlemiss.pipeline.stores.mask_files import export_masks, read_given
 from mlemiss.pipeline.stores.masks import TRAIN, parse_missing
