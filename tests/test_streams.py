@@ -149,6 +149,20 @@ def test_damage_that_only_the_container_tells_of_is_recorded(tmp_path):
     assert clip.logmel is not None and clip.causes["audio"] == "the sound may be damaged: CRC mismatch!"
 
 
+def test_packets_that_a_transport_stream_lacks_are_recorded(tmp_path):
+    """H.264 may be decoded without a word where some of its bytes are gone; the packets are numbered."""
+    whole, hurt = tmp_path / "whole.ts", tmp_path / "hurt.ts"
+    run_ffmpeg(*PICTURE, "-c:v", "libx264", "-pix_fmt", "yuv420p", whole)
+    content, size = whole.read_bytes(), 188
+    at = len(content) // size // 2 * size
+    hurt.write_bytes(content[:at] + content[at + 3 * size :])
+    assert read_clip(whole).causes == {"audio": "no audio stream"}
+    assert "damaged" in read_clip(hurt).causes["visual"]
+    log = "[in#0/mpegts @ 0x1] [warning] corrupt input packet in stream 0\n"
+    assert "packets of the transport stream" in parse.error_of(log, hurt, "video", "h264")
+    assert parse.error_of(log, hurt, "video", "h264", joined=True) == ""
+
+
 @pytest.mark.parametrize(("suffix", "codec"), [("flac", "flac"), ("tta", "tta"), ("ac3", "ac3"), ("mka", "wavpack")])
 def test_a_wrong_checksum_of_sound_is_recorded(tmp_path, suffix, codec):
     """One bit, which these codecs decode to noise."""
