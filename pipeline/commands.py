@@ -314,9 +314,9 @@ def preview(
 ) -> int:
     """Look at a store: one page that opens offline, failures first; frames and log-Mels, or norms and a projection."""
     from .preview.preview import write_preview
-    from .stores.store import FeatureStore
+    from .stores.catalogue import open_store
 
-    store = FeatureStore.open(path)
+    store = open_store(path)
     out = writable_file(out or Path(f"{store.path.resolve().name.removesuffix('.zarr')}.html"), "--out")
     shown, size = write_preview(store, out, limit)
     say(f"{shown.text()}\n{out}: {size / 1e6:.1f} MB")
@@ -366,11 +366,11 @@ def masks(
     split: Annotated[str, typer.Option(help="clip, or a column whose equal values stay together.")] = "clip",
 ) -> int:
     """Export splits and masks as CSV, for other software and for `train --splits FILE --masks FILE`."""
+    from .stores.catalogue import open_store
     from .stores.mask_files import export_masks
-    from .stores.store import FeatureStore
 
     writable_folder(out, "--out")
-    store = FeatureStore.open(path)
+    store = open_store(path)
     settings = comma_list(missing) if missing else store.attrs["settings"]
     for written in export_masks(store, out, seeds, settings, split):
         print_path(written)

@@ -43,6 +43,11 @@ def backbone_names() -> dict[str, str]:
     return names
 
 
+def are_random(weights: str | None) -> bool:
+    """Return whether weights, by name, are random: all of them, or a modality's (`visual imagenet, audio random`)."""
+    return "random" in re.findall(r"\w+", weights or "")
+
+
 def is_backbone(features: str) -> bool:
     """Return whether `preprocess` can make these features; others are imported."""
     return features in backbone_names() or features.startswith("timm:")

@@ -245,6 +245,7 @@ class FeatureStore:
         self.synthetic: bool = self.attrs["synthetic"]  # drawn clips, not recorded ones
         self.modalities: tuple[str, ...] = tuple(self.attrs["modalities"])
         self.classes: tuple[str, ...] = tuple(self.attrs["classes"])
+        self.joined: dict | None = None  # of each modality's own store, see joined.py
         self.given: dict | None = None  # files that stand in for its splits and masks: see mask_files.py
 
     @classmethod
