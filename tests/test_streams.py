@@ -39,8 +39,9 @@ def test_pictures_that_stop_being_turned_are_no_picture(tmp_path, turns, followe
             codec = ["-c:v", "libx264", "-preset", "ultrafast", "-c:a", "mp2", "-bsf:v", sei]
             run_ffmpeg(*PICTURE, *SOUND, *codec, "-output_ts_offset", 2 * number, tmp_path / "part.ts")
             file.write((tmp_path / "part.ts").read_bytes())
-    causes = read_clip(path).causes
-    assert causes == ({} if followed else {"visual": STOPS_TURNING})
+    clip = read_clip(path)
+    assert (clip.frames is not None) == followed and clip.logmel is not None
+    assert (clip.causes["visual"] == STOPS_TURNING) != followed
 
 
 # --- damage inside pictures -------------------------------------------------------------------------------------------
@@ -147,6 +148,20 @@ def test_damage_that_only_the_container_tells_of_is_recorded(tmp_path):
     assert "audio" not in read_clip(whole).causes
     clip = read_clip(hurt)
     assert clip.logmel is not None and clip.causes["audio"] == "the sound may be damaged: CRC mismatch!"
+
+
+def test_packets_that_a_transport_stream_lacks_are_recorded(tmp_path):
+    """H.264 may be decoded without a word where some of its bytes are gone; the packets are numbered."""
+    whole, hurt = tmp_path / "whole.ts", tmp_path / "hurt.ts"
+    run_ffmpeg(*PICTURE, "-c:v", "libx264", "-pix_fmt", "yuv420p", whole)
+    content, size = whole.read_bytes(), 188
+    at = len(content) // size // 2 * size
+    hurt.write_bytes(content[:at] + content[at + 3 * size :])
+    assert read_clip(whole).causes == {"audio": "no audio stream"}
+    assert "damaged" in read_clip(hurt).causes["visual"]
+    log = "[in#0/mpegts @ 0x1] [warning] corrupt input packet in stream 0\n"
+    assert parse.error_of(log, hurt, "video", "h264") == parse.LACKING
+    assert parse.error_of(log, hurt, "video", "h264", joined=True) == ""
 
 
 @pytest.mark.parametrize(("suffix", "codec"), [("flac", "flac"), ("tta", "tta"), ("ac3", "ac3"), ("mka", "wavpack")])

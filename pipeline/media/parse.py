@@ -28,6 +28,8 @@ LATEST = 1e10  # seconds: later than any clock of recordings, which count from 1
 WHO = r"[^]\n]{1,99} @ \w{1,20}"
 ERROR = re.compile(rf"^(?:\[{WHO}\] )*\[(?:error|fatal)\] (?!.*pipe:\d)")
 DAMAGED_PACKET = re.compile(r"corrupt input packet|Packet corrupt|[Tt]runcat|prematurely")
+LACKING = "packets of the transport stream are lacking, or it was joined of several"
+GAP = re.compile(r"(?m)^\[in#0/mpegts @ \w{1,20}\] \[warning\] corrupt input packet")  # by their numbers
 NO_CONTAINER = re.compile(r"Format not on whitelist|Not detecting m3u8/hls")
 NO_INDEX = "moov atom not found"
 CHAINED = re.compile(r"Changing stream parameters in multistream ogg|failed to create or replace stream")
@@ -201,11 +203,15 @@ def complains(log: str) -> bool:
     return any(ERROR.search(line) or DAMAGED_PACKET.search(line) for line in log.splitlines())
 
 
-def error_of(log: str, path: Path, kind: str, codec: str) -> str:
-    """Return the first error of the container or the decoder of `"video"` or `"audio"`, as `first_error` does."""
+def error_of(log: str, path: Path, kind: str, codec: str, joined: bool = False) -> str:
+    """Return the first error of the container or the decoder of `"video"` or `"audio"`, as `first_error` does.
+
+    That the packets of a transport stream do not count on is one, unless that is known to be ``joined`` of several.
+    """
     decoder = re.escape(DECODERS.get(codec, codec))
     origin = re.compile(rf"\[(?:in#0|{kind[0]}ist#|{decoder}(?:float)? @)")
-    return _message(next((line for line in _errors(log, path) if origin.match(line)), ""))
+    told = _message(next((line for line in _errors(log, path) if origin.match(line)), ""))
+    return told or (LACKING if GAP.search(log) and not joined else "")
 
 
 def _errors(log: str, path: Path) -> list[str]:
