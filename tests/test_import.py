@@ -527,3 +527,19 @@ def test_six_views_of_digits(tmp_path, mlemiss):
     assert predicted.returncode == 0 and predicted.stdout.count("\n") == 2001, predicted.stderr
     told = mlemiss("train", "--features", "views", "--missing", "smell:0.5")
     assert told.returncode == 2 and "modalities are pixels, fourier, profiles" in told.stderr
+
+
+@pytest.mark.slow
+def test_a_clip_level_modality_is_stored_once_and_counts_for_every_segment(tmp_path, mlemiss):
+    """A vector a clip beside five segments trains to the numbers of that vector five times."""
+    rng, label = np.random.default_rng(0), np.arange(60) % 3
+    face, text = rng.normal(label[:, None, None], 1, (60, 5, 4)), rng.normal(label[:, None], 1, (60, 3))
+    found = []
+    for name, values in (("once", text), ("repeated", np.repeat(text[:, None], 5, 1))):
+        np.savez(tmp_path / f"{name}.npz", face=face, text=values, emotion=label)
+        store = load(tmp_path / f"{name}.npz", tmp_path / name, maps=("visual=face", "audio=text"))
+        assert FeatureStore.open(store).shape("audio") == (60, 1 if name == "once" else 5, 3)
+        quick = ["--missing", "audio:0.5", "--seeds", 1, "--epochs", 2, "--json"]
+        (result,) = json.loads(mlemiss("train", "--store", store, *quick).stdout)["results"]
+        found.append(result["test_accuracy"])
+    assert found[0] == found[1]

@@ -142,7 +142,7 @@ def import_features(request: Request, stores: Path) -> Path:
     table, classes = _table(request.file, clips, present, halves)
     fingerprint = _fingerprint(table, classes, halves)
     final = stores / store.store_name(request.dataset, request.features, fingerprint)
-    segments = next(iter(halves.values())).shape[1]
+    segments = max(values.shape[1] for values in halves.values())
     widths = ", ".join(f"{values.shape[2]} {modality}" for modality, values in halves.items())
     lacking = ", ".join(f"{int((~has).sum())} lack {modality}" for modality, has in by_modality.items())
     say(f"{request.file}: {len(present)} clips of {segments} segment(s), {len(classes)} classes, {widths} features")
@@ -205,11 +205,10 @@ def _gather(request: Request) -> ImportedClips:
     if rules.confidence is not None and not any(source.faces for source in sources):
         raise InputError("--confidence is about OpenFace's files, and none of these is one.\nLeave it out.")
     features = {modality: one.segments() for modality, one in collected.items()}
-    segments = max(values.shape[1] for values in features.values())
     digests = [source.digest() for source in sources]
     return ImportedClips(
         table,
-        {m: np.repeat(v, segments, 1) if v.shape[1] < segments else v for m, v in features.items()},
+        features,
         {modality: list(one.names) for modality, one in collected.items()},
         {modality: made_by[modality].columns[modality] for modality in request.modalities},
         {modality: one.causes for modality, one in collected.items()},
