@@ -3,6 +3,7 @@
 A feature store holds what the trainer reads, a media store what another backbone can be computed from:
 
     features  visual, audio   float16 [clip, segment, feature]        NaN where missing
+                                                                      segment may be 1 beside others of several
     media     frames          uint8   [clip, segment, row, column, channel]
               logmel          float16 [clip, segment, channel, mel, time]
     both      present         bool    [clip, modality]
