@@ -191,7 +191,8 @@ class Collector:
         self.short += len(values) < (self.windows or 0)
         spread = rules.pool == "mean+std" and self.windows is not None
         whole = self.windows is None and kept.all()
-        self.values[clip] = values if whole else average(values, kept, self.windows or len(values), spread)
+        averaged = () if whole else average(values, kept, self.windows or len(values), spread)
+        self.values[clip] = values if whole else averaged.astype(values.dtype)
 
     def _count(self, clip: int, values: np.ndarray, bad: np.ndarray) -> None:
         at = f", {self.step} {{step}}" if len(values) > 1 else ""
