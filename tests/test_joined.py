@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from mlemiss.pipeline.errors import InputError
-from mlemiss.pipeline.importing.importing import Request, import_features, parse_maps
+from mlemiss.pipeline.importing.importing import Request, import_features
+from mlemiss.pipeline.importing.sources import Map
 from mlemiss.pipeline.stores.catalogue import open_features, open_store, parse_features
 from mlemiss.pipeline.stores.joined import JoinedStore
 from mlemiss.pipeline.stores.mask_files import export_masks, read_given
@@ -39,7 +40,7 @@ def stored(folder, name: str, data: SimpleNamespace, modalities: dict, dataset: 
     """Import features {modality: [clip, …]} as a store of their own."""
     path = folder / f"{name}.npz"
     np.savez(path, label=data.label, clip=data.clip, subject=data.subject, **modalities)
-    maps = parse_maps([f"{modality}={modality}" for modality in modalities])
+    maps = tuple(Map(modality, modality) for modality in modalities)
     request = Request(path, dataset, name, maps, label="label", clip="clip", subject="subject")
     return FeatureStore.open(import_features(request, folder / "stores"))
 
