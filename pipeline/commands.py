@@ -108,9 +108,10 @@ def preprocess(
     mean: options.MeanOption = None,
     std: options.StdOption = None,
     precision: Annotated[
-        Literal["fp32", "tf32", "bf16"], typer.Option(help="Of the CNNs; tf32 is of CUDA GPUs.")
+        Literal["fp32", "tf32", "bf16"], typer.Option(help="Of the networks; tf32 is of CUDA GPUs.")
     ] = "fp32",
     media: options.MediaOption = None,
+    waveform: options.WaveformOption = False,
     stores: options.StoresOption = Path("stores"),
     classes: options.ClassesOption = None,
     local: Annotated[Path, typer.Option(help="Folder to work in where --stores is a URL.")] = Path("stores"),
@@ -136,9 +137,10 @@ def preprocess(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Estimate time and disk, compute nothing.")] = False,
     as_json: options.JsonOption = False,
 ) -> int:
-    """Decode clips, compute CNN features of every segment, cache them in Zarr stores."""
+    """Decode clips, compute features of every segment, cache them in Zarr stores."""
     from . import preprocess as job
     from .encoders import DEFAULT, parse_weights
+    from .encoders.names import list_requests
     from .stores import share
 
     if dry_run and as_json:
@@ -146,10 +148,12 @@ def preprocess(
     limits = job.Limits(clip_timeout, clip_seconds, clip_pixels, clip_bytes, clip_memory, max_damaged, channels)
     shared, stores = (None, stores) if is_local(stores) else (share.writable(stores), local)
     writable_folder(stores, "--stores", read_only=True)
-    chosen = parse_weights(comma_list(weights or ["imagenet"]), comma_list(features or list(DEFAULT)), mean, std)
+    _check_media(media, waveform)
+    requests = list_requests(comma_list(features or list(DEFAULT)))
+    chosen = parse_weights(comma_list(weights or ["imagenet"]), requests, mean, std)
     summary = job.preprocess(
         job.ClipRequest(dataset, root, comma_list(classes) if classes else None, limit, limits, follow_links),
-        job.FeatureRequest(chosen, precision, media),
+        job.FeatureRequest(chosen, precision, media, waveform),
         stores,
         where=_where(job, workers, scheduler, (tls_ca, tls_cert, tls_key), performance_report, dashboard, device),
         failures=job.FailurePolicy(retry_failed, max_failures),
@@ -160,6 +164,13 @@ def preprocess(
         return DONE
     job.print_summary(summary)
     return _finish(summary, shared, as_json)
+
+
+def _check_media(media: str | None, waveform: bool) -> None:
+    if waveform and media is None:
+        raise InputError(
+            "--waveform is of the media store.\nGive --media keep or --media only with it, or leave it out."
+        )
 
 
 def _finish(summary, shared, as_json: bool) -> int:
