@@ -140,7 +140,6 @@ def preprocess(
     """Decode clips, compute features of every segment, cache them in Zarr stores."""
     from . import preprocess as job
     from .encoders import DEFAULT, parse_weights
-    from .encoders.names import list_requests
     from .stores import share
 
     if dry_run and as_json:
@@ -148,9 +147,7 @@ def preprocess(
     limits = job.Limits(clip_timeout, clip_seconds, clip_pixels, clip_bytes, clip_memory, max_damaged, channels)
     shared, stores = (None, stores) if is_local(stores) else (share.writable(stores), local)
     writable_folder(stores, "--stores", read_only=True)
-    _check_media(media, waveform)
-    requests = list_requests(comma_list(features or list(DEFAULT)))
-    chosen = parse_weights(comma_list(weights or ["imagenet"]), requests, mean, std)
+    chosen = parse_weights(comma_list(weights or ["imagenet"]), comma_list(features or list(DEFAULT)), mean, std)
     summary = job.preprocess(
         job.ClipRequest(dataset, root, comma_list(classes) if classes else None, limit, limits, follow_links),
         job.FeatureRequest(chosen, precision, media, waveform),
@@ -162,20 +159,14 @@ def preprocess(
     )
     if summary is None:
         return DONE
-    job.print_summary(summary)
     return _finish(summary, shared, as_json)
 
 
-def _check_media(media: str | None, waveform: bool) -> None:
-    if waveform and media is None:
-        raise InputError(
-            "--waveform is of the media store.\nGive --media keep or --media only with it, or leave it out."
-        )
-
-
 def _finish(summary, shared, as_json: bool) -> int:
+    from .preprocess import print_summary
     from .stores import share
 
+    print_summary(summary)
     if shared:
         summary.stores = share.push_made(summary.stores, shared)
     if as_json:

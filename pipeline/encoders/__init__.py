@@ -13,7 +13,7 @@ from pathlib import Path
 from ..errors import InputError
 from .names import BACKBONES as BACKBONES
 from .names import DEFAULT as DEFAULT
-from .names import Channels, Weights, brings_weights, split_layers, split_request
+from .names import Channels, Weights, brings_weights, list_requests, split_layers, split_request
 from .names import resolve_tag as resolve_tag
 
 
@@ -36,7 +36,7 @@ def parse_weights(
     normalised = _normalisation(mean, std)
     chosen: dict[str, Weights] = {}
     default: Weights | None = None
-    names = {request: split_request(request)[1] for request in features}
+    names = {request: split_request(request)[1] for request in list_requests(features)}
     pictures = [request for request, name in names.items() if not brings_weights(name)]
     for text in texts:
         name = next((n for n in {*names, *names.values()} if text.startswith(f"{n}=")), "")

@@ -57,6 +57,10 @@ class FeatureRequest:
     media: MediaMode | None = None
     waveform: bool = False
 
+    def __post_init__(self):
+        if self.waveform and self.media is None:
+            raise InputError("--waveform is of the media store.\nGive --media keep or only with it, or leave it out.")
+
 
 @dataclass(frozen=True)
 class Output:
