@@ -35,12 +35,15 @@ CLASSES, SEGMENTS, CHUNK = 6, 30, 32
 VGG16 = 4096
 
 
-def make_store(folder: Path, clips: int, width: int) -> Path:
+def make_store(
+    folder: Path, clips: int, width: int, features: str = "", modalities: tuple[str, ...] = ("visual", "audio")
+) -> Path:
     """A store of random features, the segments of a clip alike."""
-    rng = np.random.default_rng(0)
-    name = f"random-{width}-0"
+    features = features or str(width)
+    rng = np.random.default_rng(len(features))
+    name = f"random-{features}-0"
     group = open_group(folder / f".{name}")
-    for modality in ("visual", "audio"):
+    for modality in modalities:
         shape, dimensions = (clips, SEGMENTS, width), ["clip", "segment", "feature"]
         array = create_array(group, modality, shape, (min(CHUNK, clips), *shape[1:]), "float16", dimensions)
         for first in range(0, clips, CHUNK):
@@ -52,9 +55,11 @@ def make_store(folder: Path, clips: int, width: int) -> Path:
     text = {"subject": [f"s{i % 24}" for i in range(clips)], "status": ["done"] * clips}
     text |= {"clip_id": [f"{i:05d}" for i in range(clips)], "error": [""] * clips, "sha256": [""] * clips}
     table = {n: np.array(v) for n, v in text.items()} | {"label": np.arange(clips) % CLASSES}
-    write_table(group, table, np.ones((clips, 2), bool))
+    table["duration"] = np.full(clips, 3.0)
+    write_table(group, table, np.ones((clips, len(modalities)), bool), modalities)
     classes = [f"class {c}" for c in range(CLASSES)]
-    group.attrs.update(attributes("random", str(width), "0", classes, {}, {"name": "random", "hash": "0"}, {}))
+    weights = {"name": "random", "hash": "0"}
+    group.attrs.update(attributes("random", features, "0", classes, {}, weights, {}, modalities=modalities))
     publish(folder / f".{name}", folder / f"{name}.zarr")
     return folder / f"{name}.zarr"
 

@@ -316,9 +316,9 @@ def preview(
 ) -> int:
     """Look at a store: one page that opens offline, failures first; frames and log-Mels, or norms and a projection."""
     from .preview.preview import write_preview
-    from .stores.store import FeatureStore
+    from .stores.catalogue import open_store
 
-    store = FeatureStore.open(path)
+    store = open_store(path)
     out = writable_file(out or Path(f"{store.path.resolve().name.removesuffix('.zarr')}.html"), "--out")
     shown, size = write_preview(store, out, limit)
     say(f"{shown.text()}\n{out}: {size / 1e6:.1f} MB")
@@ -328,31 +328,32 @@ def preview(
 
 @store_app.command(name="import")
 def import_(
-    file: Annotated[Path, typer.Argument(metavar="FILE.npz|.parquet|.csv", help="Features of all clips.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE.npz|.csv|.arff|.parquet", help="Labels of all clips.")],
     dataset: Annotated[str, typer.Option(help="What to call the data set.")],
     features: Annotated[str, typer.Option(help="What to call these features, for `train --features`.")],
-    map_: Annotated[
-        list[str],
-        typer.Option("--map", help="MODALITY=ARRAY for each: arrays, columns or globs of columns (visual=face_*)."),
-    ],
+    map_: options.MapOption,
     label: Annotated[str, typer.Option(help="Array or column of the classes, words or whole numbers.")],
-    clip: Annotated[
-        str | None, typer.Option(help="Clip ids (default: row numbers); rows that share one are its segments.")
-    ] = None,
+    clip: options.ClipOption = None,
     subject: Annotated[str | None, typer.Option(help="Who is seen and heard, for `train --split subject`.")] = None,
     column: Annotated[
         list[str] | None, typer.Option(help="More arrays or columns with one value a clip to keep, repeated or a list.")
     ] = None,
+    segments: options.SegmentsOption = None,
+    pool: options.PoolOption = None,
+    not_finite: options.NotFiniteOption = "error",
+    zero: options.ZeroOption = "keep",
+    confidence: options.ConfidenceOption = None,
     stores: options.FolderOption = Path("stores"),
 ) -> int:
     """Make a store of features computed elsewhere; prints its path. See docs/own-features.md."""
-    from .stores.importing import Request, import_features, parse_maps
+    from .importing.importing import Request, import_features, parse_maps
+    from .importing.steps import Rules
 
     stores = local_folder(stores, "--stores")
     writable_folder(stores, "--stores", read_only=True)
     columns = tuple(comma_list(column)) if column else ()
-    maps = parse_maps(comma_list(map_))
-    request = Request(file, dataset, features, maps, label=label, clip=clip, subject=subject, columns=columns)
+    maps, rules = parse_maps(comma_list(map_)), Rules(segments, pool, not_finite, zero, confidence)
+    request = Request(file, dataset, features, maps, label, clip, subject, columns, rules)
     print_path(import_features(request, stores))
     return DONE
 
@@ -368,11 +369,11 @@ def masks(
     split: Annotated[str, typer.Option(help="clip, or a column whose equal values stay together.")] = "clip",
 ) -> int:
     """Export splits and masks as CSV, for other software and for `train --splits FILE --masks FILE`."""
+    from .stores.catalogue import open_store
     from .stores.mask_files import export_masks
-    from .stores.store import FeatureStore
 
     writable_folder(out, "--out")
-    store = FeatureStore.open(path)
+    store = open_store(path)
     settings = comma_list(missing) if missing else store.attrs["settings"]
     for written in export_masks(store, out, seeds, settings, split):
         print_path(written)

@@ -277,7 +277,7 @@ def riff_end(path: Path) -> float | None:
     return None
 
 
-HEAD_BYTES, BLOCK_BYTES = 64, 1 << 20
+LONGEST_HEAD, BLOCK_BYTES = 64, 1 << 20  # of HEADS; read at once
 # How files begin whose readers see only the first where several are joined end to end.
 HEADS = [
     re.compile(head, re.DOTALL)
@@ -305,7 +305,7 @@ def is_joined(path: Path) -> bool:
             if head.search(block, start):
                 return True
             rest = file.read(BLOCK_BYTES)
-            block, start = (block[-HEAD_BYTES:] + rest if rest else b""), 0
+            block, start = (block[-LONGEST_HEAD:] + rest if rest else b""), 0
     return False
 
 

@@ -58,7 +58,7 @@ ClassesOption = Annotated[
     typer.Option(help="Other classes than the dataset's own, a comma list in the order of their label codes."),
 ]
 WorkersOption = Annotated[
-    int | None, typer.Option(min=0, help="Worker processes (default: all cores); 0: serial, in this process.")
+    int | None, typer.Option(min=0, max=4096, help="Worker processes (default: all cores); 0: serial, in this process.")
 ]
 SchedulerOption = Annotated[
     str | None, typer.Option(metavar="ADDRESS", help="An existing Dask cluster instead (docs/cluster.md).")
@@ -77,7 +77,9 @@ TINY, AGES = 0.001, 1e9  # seconds: the least and the most of a time limit
 TimeoutOption = Annotated[float, typer.Option(min=TINY, max=AGES, help="Seconds a clip may take to decode.")]
 LengthOption = Annotated[float, typer.Option(min=TINY, max=AGES, help="Longest clip, in seconds.")]
 PixelsOption = Annotated[int, typer.Option(min=1, max=2**31 - 1, help="Largest picture, width times height.")]
-MemoryOption = Annotated[int, typer.Option(min=1, max=1 << 50, help="Memory that decoding a clip may take, in bytes.")]
+MemoryOption = Annotated[
+    int, typer.Option(min=5 * 10**8, max=1 << 50, help="Memory that reading a clip may take, bytes.")
+]
 DamagedOption = Annotated[
     int, typer.Option(min=0, max=30, help="Most damaged frames of the 30 with which the picture is used.")
 ]
@@ -86,4 +88,32 @@ ChannelsOption = Annotated[
 ]
 LinksOption = Annotated[
     bool, typer.Option("--follow-links", help="Read clips and enter folders that are links to elsewhere.")
+]
+
+# ---- store import ----
+
+MapOption = Annotated[
+    list[str],
+    typer.Option(
+        "--map",
+        help="MODALITY=ARRAY for each: arrays, columns or globs of them (visual=face_*); @FILE or @FOLDER after.",
+    ),
+]
+ClipOption = Annotated[
+    str | None, typer.Option(help="Clip ids (default: row numbers); rows that share one are its segments.")
+]
+SegmentsOption = Annotated[
+    int | None,
+    typer.Option(min=1, max=10000, help="Average a clip's steps over so many windows (default: 30 where they vary)."),
+]
+PoolOption = Annotated[
+    Literal["mean", "mean+std"] | None, typer.Option(help="Average over the whole clip; the deviation, too.")
+]
+NotFiniteOption = Annotated[
+    Literal["error", "missing", "drop"],
+    typer.Option(help="Values not finite or beyond float16: the clip is missing, or the step left out."),
+]
+ZeroOption = Annotated[Literal["keep", "missing"], typer.Option(help="Steps that are all zero: missing, so left out.")]
+ConfidenceOption = Annotated[
+    float | None, typer.Option(min=0, max=1, help="Leave out OpenFace's frames of less confidence.")
 ]

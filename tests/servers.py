@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from mlemiss.pipeline.stores import s3
+from mlemiss.pipeline import s3
 
 KEYS = {"AWS_ACCESS_KEY_ID": "testkey", "AWS_SECRET_ACCESS_KEY": "testsecret"}
 STALE = 1.1  # seconds after which rclone looks at its folder again; with 0 it hangs

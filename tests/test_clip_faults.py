@@ -23,12 +23,12 @@ from mlemiss.pipeline.clips.manifest import read_manifest
 from mlemiss.pipeline.encoders import Weights
 from mlemiss.pipeline.encoders.load import load_encoder
 from mlemiss.pipeline.errors import InputError, MachineError, is_machine_fault
+from mlemiss.pipeline.importing.feature_files import read_feature_file
 from mlemiss.pipeline.media import decode as media
 from mlemiss.pipeline.media import ffmpeg, parse
 from mlemiss.pipeline.media.process import ClipError, DecoderError, ffmpeg_binary
 from mlemiss.pipeline.run import extract
 from mlemiss.pipeline.run.plan import Output
-from mlemiss.pipeline.stores.feature_files import read_feature_file
 
 SIZE, BITS, RATE = 256, 8, 30  # pixels a side, bars, frames per second
 FAULTS = Path(os.environ.get("MLEMISS_SHARED_DATA", "/nonexistent")) / "field_faults"
@@ -402,11 +402,13 @@ def test_a_run_tells_notes_and_causes_and_goes_on(tmp_path, mlemiss):
 # --- files that are not what their names say --------------------------------------------------------------------------
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+MP4_HEAD = b"\0\0\0\x20ftypisom\0\0\2\0isomiso2avc1mp41\0\0\0\x08free"
 PAGE = b"\n<!DOCTYPE html>\n<html><body>Sign in</body></html>"
 OTHER_KINDS = {
     POINTER: "a Git LFS pointer",
     b"/annex/objects/SHA256E-s12--4d7a.mp4\n": "a git-annex pointer",
     PAGE: "a web page",
+    100 * b"\r\n" + PAGE: "a web page",
     b"<html><head><title>404 Not Found</title>": "a web page",
     b'<?xml version="1.0"?><Error><Code>NoSuchKey</Code></Error>': "an XML document",
     b'{"message": "Not found"}': "a JSON document",
@@ -424,7 +426,10 @@ def zipped():
     return file.getvalue()
 
 
-@pytest.mark.parametrize(("content", "named"), [*OTHER_KINDS.items(), (zipped(), "a zip archive")])
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [*OTHER_KINDS.items(), (zipped(), "a zip archive"), (b"see README\n", "is no mp4"), (MP4_HEAD, "the file is cut")],
+)
 def test_a_file_that_is_no_clip_is_named(tmp_path, content, named):
     (tmp_path / "clip.mp4").write_bytes(content)
     causes = media.read_clip(tmp_path / "clip.mp4").causes

@@ -36,7 +36,7 @@ def commands(page: str) -> list[str]:
 
 def small(command: str, folder: Path) -> list[str]:
     """Return the command with a small network of random weights and few epochs in place of what takes minutes."""
-    command = re.sub(r"resnet50(,timm:\w+)?", SMALL, command).replace("/mnt/team", str(folder / "team"))
+    command = re.sub(r"resnet50(,timm:\w+)?|resnet34|vgg16", SMALL, command).replace("/mnt/team", str(folder / "team"))
     arguments = shlex.split(command, comments=True)
     arguments = [found for word in arguments for found in _matching(folder, word)]  # as a shell
     if arguments[1] == "preprocess":

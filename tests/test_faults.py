@@ -221,7 +221,8 @@ def test_limits_are_checked(synthetic_ravdess, mlemiss):
     for option in ("--clip-timeout", "--clip-seconds", "--clip-pixels", "--clip-bytes", "--clip-memory"):
         result = mlemiss("preprocess", "--dataset", "ravdess", "--root", synthetic_ravdess, option, 0)
         assert result.returncode == 2 and option in result.stderr
-    for option, value in (("--clip-timeout", "inf"), ("--clip-memory", 10**23), ("--clip-pixels", 2**31)):
+    most = {"--clip-timeout": "inf", "--clip-memory": 10**23, "--clip-pixels": 2**31, "--workers": 10**8}
+    for option, value in most.items():
         result = mlemiss("preprocess", "--dataset", "ravdess", "--root", synthetic_ravdess, option, value)
         assert result.returncode == 2 and f"'{option}': Input should be less" in result.stderr
     result = mlemiss("preprocess", "--dataset", "ravdess", "--root", synthetic_ravdess, "--max-failures", -1)

@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import pickle
-import re
 import shlex
 import sys
 from pathlib import Path
@@ -12,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mlemiss.pipeline.errors import InputError
-from mlemiss.pipeline.stores import importing
+from mlemiss.pipeline.importing import importing
+from mlemiss.pipeline.importing.importing import Request, import_features, parse_maps
 from mlemiss.pipeline.stores.checksums import damaged_files
-from mlemiss.pipeline.stores.importing import Request, import_features, parse_maps
 from mlemiss.pipeline.stores.store import FeatureStore
 
 CLIPS, SEGMENTS = 24, 3
@@ -456,23 +455,6 @@ def test_an_imported_store_trains_as_any_other(npz, mlemiss):
     assert bad.returncode == 2 and "--dataset 'a/b'" in bad.stderr and "Traceback" not in bad.stderr
 
 
-def openface_and_opensmile(folder, actors=5):
-    """Made-up files as the two tools write them: a row a frame with spaces in the header, a row a clip."""
-    rng = np.random.default_rng(0)
-    (folder / "openface").mkdir()
-    voices = ["file,start,end,F0_mean,jitter"]
-    for actor in range(actors):
-        for emotion in ("happy", "sad"):
-            clip = f"{actor}_{emotion}_1"
-            frames = [
-                f"{i}, 0, 0.98, {int(actor != 3)}, {a:.2f}, {b:.2f}, 1" for i, (a, b) in enumerate(rng.random((25, 2)))
-            ]
-            head = "frame, face_id, confidence, success, AU01_r, AU02_r, AU01_c"
-            (folder / "openface" / f"{clip}.csv").write_text("\n".join([head, *frames]))
-            voices.append(f"clips/{clip}.wav,0 days,0 days 00:00:03,{rng.random()},{rng.random()}")
-    (folder / "opensmile.csv").write_text("\n".join(voices))
-
-
 @pytest.mark.slow
 def test_what_was_trained_on_one_file_predicts_another(npz, tmp_path, mlemiss):
     """New clips come in a new file, whose hash cannot be the trained one's; other columns are refused.
@@ -494,24 +476,6 @@ def test_what_was_trained_on_one_file_predicts_another(npz, tmp_path, mlemiss):
     swapped = load(tmp_path / "new.npz", tmp_path / "swapped", maps=("visual=other", "audio=voice"))
     refused = mlemiss("predict", "run", "--store", swapped)
     assert refused.returncode == 2 and "trained on visual ['face'], found ['other']" in refused.stderr, refused.stderr
-
-
-@pytest.mark.slow
-def test_the_documents_examples_run(tmp_path, monkeypatch, mlemiss):
-    text = (Path(__file__).parent.parent / "docs" / "own-features.md").read_text(encoding="utf-8")
-    text = text[text.index("## From other tools") : text.index("## Splits and masks")]
-    openface_and_opensmile(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    for language, block in re.findall(r"```(\w+)\n(.*?)```", text, flags=re.S):
-        if language == "python":
-            exec(block, {})
-        else:
-            result = mlemiss(*shlex.split(block)[1:])
-            assert result.returncode == 0, result.stderr
-    own, speech = (FeatureStore.open(p) for p in sorted((tmp_path / "stores").glob("*.zarr")))
-    assert own.read("visual").shape == (10, 10, 2) and own.read("audio").shape == (10, 10, 2)
-    assert list(own.present[:, 0]) == [subject != "3" for subject in own.subject]  # no frame of actor 3 had a face
-    assert speech.read("audio").shape == (20, 1, 768) and list(np.flatnonzero(~speech.present[:, 1])) == [1]
 
 
 @pytest.mark.slow
@@ -563,3 +527,19 @@ def test_six_views_of_digits(tmp_path, mlemiss):
     assert predicted.returncode == 0 and predicted.stdout.count("\n") == 2001, predicted.stderr
     told = mlemiss("train", "--features", "views", "--missing", "smell:0.5")
     assert told.returncode == 2 and "modalities are pixels, fourier, profiles" in told.stderr
+
+
+@pytest.mark.slow
+def test_a_clip_level_modality_is_stored_once_and_counts_for_every_segment(tmp_path, mlemiss):
+    """A vector a clip beside five segments trains to the numbers of that vector five times."""
+    rng, label = np.random.default_rng(0), np.arange(60) % 3
+    face, text = rng.normal(label[:, None, None], 1, (60, 5, 4)), rng.normal(label[:, None], 1, (60, 3))
+    found = []
+    for name, values in (("once", text), ("repeated", np.repeat(text[:, None], 5, 1))):
+        np.savez(tmp_path / f"{name}.npz", face=face, text=values, emotion=label)
+        store = load(tmp_path / f"{name}.npz", tmp_path / name, maps=("visual=face", "audio=text"))
+        assert FeatureStore.open(store).shape("audio") == (60, 1 if name == "once" else 5, 3)
+        quick = ["--missing", "audio:0.5", "--seeds", 1, "--epochs", 2, "--json"]
+        (result,) = json.loads(mlemiss("train", "--store", store, *quick).stdout)["results"]
+        found.append(result["test_accuracy"])
+    assert found[0] == found[1]

@@ -1,5 +1,6 @@
 """Decoding: frames and sound against an independent decoder, and what becomes of broken, odd and hostile files."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -421,6 +422,29 @@ def test_no_ffmpeg_is_the_users_to_know(clips, monkeypatch):
     monkeypatch.undo()
     ffmpeg_binary.cache_clear()
     assert ffmpeg_version()
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ("ffmpeg version 5.1.9-0+deb12u1 Copyright", "is ffmpeg 5.1.9-0[+]deb12u1, which is too old"),
+        ("ffmpeg version n6.1 Copyright", "too old"),
+        ("nothing", "is no ffmpeg"),
+        ("ffmpeg version 7.0.2-static x", ""),
+        ("ffmpeg version N-118-g1a2b3c x", ""),
+    ],
+)
+def test_an_ffmpeg_that_is_too_old_is_the_users_to_know(tmp_path, monkeypatch, said, why):
+    """Each clip would lose its picture, as the commands need options of version 7."""
+    program = tmp_path / "ffmpeg"
+    program.write_text(f"#!/bin/sh\necho '{said}'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("MLEMISS_FFMPEG", str(program))
+    ffmpeg_binary.cache_clear()
+    with pytest.raises(InputError, match=f"{why}.*\nTo go on, install ffmpeg 7.0") if why else contextlib.nullcontext():
+        assert ffmpeg_version.__wrapped__() == said.split()[2]
+    monkeypatch.undo()
+    ffmpeg_binary.cache_clear()
 
 
 # --- real files that decoders trip over -------------------------------------------------------------------------------

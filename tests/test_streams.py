@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from mlemiss.pipeline import files
 from mlemiss.pipeline.media import parse
 from mlemiss.pipeline.media.decode import read_clip
-from mlemiss.pipeline.media.ffmpeg import Limits
+from mlemiss.pipeline.media.ffmpeg import STOPS_TURNING, Limits
 from mlemiss.pipeline.media.process import ClipError
 from mlemiss.pipeline.stores.store import FeatureStore
 
@@ -25,6 +25,23 @@ from .test_clip_faults import FAULTS, counting_clip, needs_field_faults, run_ffm
 PICTURE = ("-f", "lavfi", "-i", "testsrc2=s=176x144:r=25:d=2")
 SOUND = ("-f", "lavfi", "-i", "sine=440:r=48000:d=2")
 ANY_DAMAGE = Limits(max_damaged=30)
+
+
+# --- pictures that the stream turns -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("turns", "followed"), [((90, 0), False), ((0, 90), True), ((90, 90), True)])
+def test_pictures_that_stop_being_turned_are_no_picture(tmp_path, turns, followed):
+    path = tmp_path / "turns.ts"
+    with path.open("wb") as file:
+        for number, turn in enumerate(turns):
+            sei = f"h264_metadata=display_orientation=insert:rotate={turn}"
+            codec = ["-c:v", "libx264", "-preset", "ultrafast", "-c:a", "mp2", "-bsf:v", sei]
+            run_ffmpeg(*PICTURE, *SOUND, *codec, "-output_ts_offset", 2 * number, tmp_path / "part.ts")
+            file.write((tmp_path / "part.ts").read_bytes())
+    clip = read_clip(path)
+    assert (clip.frames is not None) == followed and clip.logmel is not None
+    assert (clip.causes["visual"] == STOPS_TURNING) != followed
 
 
 # --- damage inside pictures -------------------------------------------------------------------------------------------
@@ -66,14 +83,26 @@ def test_shredded_frames_from_the_field():
 
 
 def test_frames_between_two_are_damaged_by_the_one_that_follows():
-    kinds = ["1", "3", "2", "3", "3", "2!", "3", "2", "1", "3", "2"]  # I, B and P; `!` is called damaged
+    kinds = ["1", "3", "2", "3", "3", "2!", "3", "2", "1", "3", "2", "3", "1!"]  # I, B and P; `!` is called damaged
     lines = []
     for kind in kinds:
         lines += ["[dec:h264] [warning] corrupt decoded frame"] * kind.endswith("!")
         lines.append(f"decoder -> pts:1 pts_time:0.1 keyframe:{int(kind[0] == '1')} frame_type:{kind[0]} time_base:1/9")
-    expected = [False, False, False, True, True, True, True, True, False, False, False]
+    expected = [*3 * [False], *5 * [True], *3 * [False], True, True]
     assert parse.damaged_pictures("\n".join(lines)).tolist() == expected
     assert parse.damaged_pictures("").tolist() == []
+
+
+def test_pictures_before_a_damaged_key_frame_are_damaged_with_it(tmp_path):
+    """In open groups of pictures, as MPEG-2 has them, they are predicted from it."""
+    whole, hurt = tmp_path / "whole.mkv", tmp_path / "hurt.mkv"
+    counting_clip(whole, 2.0, "-c:v", "mpeg2video", "-bf", 2, "-g", 12, "-sc_threshold", 1_000_000_000)
+    # A key frame comes before the two that are shown before it: packet 34 is picture 36.
+    run_ffmpeg("-i", whole, "-c", "copy", "-bsf:v", "noise=amount=if(eq(n\\,34)\\,20\\,0)", hurt)
+    clips = [read_clip(path, ANY_DAMAGE) for path in (whole, hurt)]
+    differs = np.abs(clips[0].frames.astype(int) - clips[1].frames).mean(axis=(1, 2, 3)) > 1
+    assert differs.any() and clips[1].frame_times[differs].min() < 36 / 30 - 0.01
+    assert int(clips[1].causes["visual"].split()[0]) >= differs.sum()
 
 
 @pytest.mark.slow
@@ -121,12 +150,38 @@ def test_damage_that_only_the_container_tells_of_is_recorded(tmp_path):
     assert clip.logmel is not None and clip.causes["audio"] == "the sound may be damaged: CRC mismatch!"
 
 
+def test_packets_that_a_transport_stream_lacks_are_recorded(tmp_path):
+    """H.264 may be decoded without a word where some of its bytes are gone; the packets are numbered."""
+    whole, hurt = tmp_path / "whole.ts", tmp_path / "hurt.ts"
+    run_ffmpeg(*PICTURE, "-c:v", "libx264", "-pix_fmt", "yuv420p", whole)
+    content, size = whole.read_bytes(), 188
+    at = len(content) // size // 2 * size
+    hurt.write_bytes(content[:at] + content[at + 3 * size :])
+    assert read_clip(whole).causes == {"audio": "no audio stream"}
+    assert "damaged" in read_clip(hurt).causes["visual"]
+    log = "[in#0/mpegts @ 0x1] [warning] corrupt input packet in stream 0\n"
+    assert parse.error_of(log, hurt, "video", "h264") == parse.LACKING
+    assert parse.error_of(log, hurt, "video", "h264", joined=True) == ""
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [("flac", "flac"), ("tta", "tta"), ("ac3", "ac3"), ("mka", "wavpack")])
+def test_a_wrong_checksum_of_sound_is_recorded(tmp_path, suffix, codec):
+    """One bit, which these codecs decode to noise."""
+    whole, hurt = tmp_path / f"whole.{suffix}", tmp_path / f"hurt.{suffix}"
+    run_ffmpeg("-f", "lavfi", "-i", "anoisesrc=d=2:r=48000:a=0.3:seed=1", "-c:a", codec, whole)
+    content = bytearray(whole.read_bytes())
+    content[len(content) * 3 // 4] ^= 0x10
+    hurt.write_bytes(content)
+    assert "audio" not in read_clip(whole).causes and "CRC" in read_clip(hurt).causes["audio"]
+
+
 def test_an_error_belongs_to_the_stream_that_it_names():
     path = Path("clip.ogg")
     log = "[h264 @ 0x1] [error] left block\n[warning] x\n[mp3float @ 0x2] [error] Header  missing.\n"
     assert parse.error_of(log, path, "video", "h264") == "left block"
     assert parse.error_of(log, path, "audio", "mp3") == "Header missing"
     assert parse.error_of(log, path, "audio", "aac") == ""
+    assert parse.error_of("[dca @ 0x1] [error] Invalid data\n", path, "audio", "dts") == "Invalid data"
     assert parse.error_of("[in#0/ogg @ 0x1] [error] CRC mismatch!", path, "audio", "aac") == "CRC mismatch!"
     placed = f"[in#0/ogg @ 0x1] [error] file:{path.absolute()}: bad page @ 0x2f"
     assert parse.error_of(placed, path, "audio", "aac") == "the file: bad page"  # the same at every run
@@ -280,6 +335,12 @@ def test_a_picture_beyond_the_limit_is_called_so_and_leaves_the_sound(tmp_path):
     assert "176x144 exceeds specified max pixel count 100" in clip.causes["visual"] and clip.logmel is not None
 
 
+def test_a_decoder_without_memory_is_told_once(tmp_path):
+    run_ffmpeg(*PICTURE, *SOUND, "-c:v", "mpeg4", tmp_path / "clip.mkv")
+    causes = read_clip(tmp_path / "clip.mkv", Limits(max_memory=280 << 20)).causes
+    assert causes["visual"].endswith("needs more than the 0.273 GiB of memory allowed") and "[" not in causes["visual"]
+
+
 # --- listings and memory ----------------------------------------------------------------------------------------------
 
 
@@ -336,7 +397,7 @@ PEAK = """
 import sys
 from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
 import librosa.filters, mlemiss.pipeline.media.decode as media
-from mlemiss.pipeline.media.ffmpeg import Limits
+from mlemiss.pipeline.media.ffmpeg import STOPS_TURNING, Limits
 before = getrusage(RUSAGE_SELF).ru_maxrss
 clip = media.read_clip(sys.argv[1], Limits(max_memory=int(sys.argv[2])))
 most = getrusage(RUSAGE_SELF).ru_maxrss - before + getrusage(RUSAGE_CHILDREN).ru_maxrss
@@ -352,3 +413,27 @@ def test_memory_of_decoder_and_python_stays_within_the_limit(tmp_path, made, mem
     done = subprocess.run([sys.executable, "-c", PEAK, path, str(memory << 20)], capture_output=True, text=True)
     most, told = done.stdout.strip().split(";")
     assert int(most) < (memory + 100) << 20 and bool(told) != fits and told.endswith("allowed") != fits
+
+
+CPU = """
+import sys
+from resource import RUSAGE_CHILDREN, getrusage
+from mlemiss.pipeline.media import decode
+from mlemiss.pipeline.media.ffmpeg import Limits
+clip = decode.read_clip(sys.argv[1], Limits(max_memory=int(sys.argv[2]) << 20))
+print(getrusage(RUSAGE_CHILDREN).ru_stime, clip.logmel is not None)
+"""
+
+
+@pytest.mark.slow
+def test_little_memory_costs_the_decoder_no_time(tmp_path):
+    run_ffmpeg("-filter_complex", "sine=440:d=15:r=48000,asetnsamples=16", "-c:a", "pcm_s16le", tmp_path / "clip.mkv")
+    spent = []
+    for memory in (512, 4096):
+        done = subprocess.run(
+            [sys.executable, "-c", CPU, tmp_path / "clip.mkv", str(memory)], capture_output=True, text=True
+        )
+        seconds, read = done.stdout.split()
+        assert read == "True"
+        spent.append(float(seconds))
+    assert spent[0] < 4 * spent[1] + 0.5

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import pytest
-from mlemiss.pipeline import web
+from mlemiss.pipeline import s3, web
 from mlemiss.pipeline.clips import fetch
 from mlemiss.pipeline.errors import InputError, MachineError
-from mlemiss.pipeline.stores import remote, s3
+from mlemiss.pipeline.stores import remote
 from mlemiss.pipeline.stores.catalogue import catalogue
 from mlemiss.pipeline.stores.checksums import checksum
 from mlemiss.pipeline.stores.remote import Remote, read_document

@@ -48,7 +48,8 @@ CompileOption = Annotated[
 FeaturesOption = Annotated[
     list[str] | None,
     typer.Option(
-        help="Cached features, repeated or a comma list (default: the paper's three; reproduce: what is there of them)."
+        help="Cached features, repeated or a comma list (default: the paper's three; reproduce: what is there of them);"
+        " or of each modality its own: visual=A,audio=B, with alternatives visual=A|B."
     ),
 ]
 FusionOption = Annotated[
@@ -133,10 +134,10 @@ def train(
 ) -> int:
     """Train every combination of the repeatable options, each with N seeds; print and keep the results."""
     from ..pipeline.encoders import DEFAULT
-    from ..pipeline.stores.catalogue import find_store
+    from ..pipeline.stores.catalogue import open_features, open_store, parse_features
     from ..pipeline.stores.mask_files import read_given
     from ..pipeline.stores.masks import parse_missing
-    from ..pipeline.stores.store import MEDIA, FeatureStore
+    from ..pipeline.stores.store import MEDIA
     from .experiments import train as job
     from .experiments.grid import Grid
 
@@ -148,9 +149,9 @@ def train(
     for text in [missing_test, *([] if masks else texts)]:
         parse_missing(text, modalities=None)  # wrong ones are told before any store is looked for
     settings = Settings(epochs, _batch_size(batch_size, trunk), lr, weight_decay, hidden, dim, marginal)
-    names = [MEDIA] if trunk else comma_list(features or list(DEFAULT))
-    paths = _named_stores(store, features) or [find_store(stores, name, dataset) for name in names]
-    found = list(map(FeatureStore.open, paths))
+    wanted = [MEDIA] if trunk else parse_features(features or list(DEFAULT))
+    found = list(map(open_store, _named_stores(store, features)))
+    found = found or [open_features(one, stores, dataset) for one in wanted]
     files = read_given(splits, masks, tuple(dict.fromkeys(name for one in found for name in one.modalities)))
     specs = [files.setting(text) for text in texts]
     held_out, splits_by = files.held_out(missing_test), [files.split_name(split)]
@@ -202,13 +203,13 @@ def reproduce(
     as_json: JsonOption = False,
 ) -> int:
     """Run one of the paper's tables or figures and set our numbers beside the paper's; run again, it goes on."""
-    from ..pipeline.stores.store import FeatureStore
+    from ..pipeline.stores.catalogue import open_store, parse_features
     from .experiments import paper, side_by_side
     from .experiments import reproduce as job
 
     wanted = paper.find_exhibit(exhibit)
     how = {"frozen": frozen, "augment": augment, "backbone_lr": backbone_lr, "compiled": compiled}
-    named = comma_list(features) if features else None
+    named = parse_features(features) if features else None
     if wanted.end_to_end and named:
         raise InputError(f"--features names cached features; {exhibit} trains a backbone.\nName it: --end-to-end.")
     if end_to_end and not wanted.end_to_end:
@@ -220,7 +221,7 @@ def reproduce(
     out = writable_folder(out or Path("runs") / wanted.name, "--out")
     if budget is not None and not budget > 0:
         raise InputError(f"a budget of {budget} hours is out of range: expected more than 0.")
-    opened, absent = list(map(FeatureStore.open, _named_stores(store, features))), []
+    opened, absent = list(map(open_store, _named_stores(store, features))), []
     if not opened:
         opened, absent = job.choose_stores(wanted, stores, dataset, named)
     grid = wanted.grid(comma_list(fusion) if fusion else (), comma_list(split) if split else (), seeds)
@@ -252,7 +253,7 @@ def predict(
     import torch
 
     from ..pipeline.encoders import resolve_device
-    from ..pipeline.stores.store import FeatureStore
+    from ..pipeline.stores.catalogue import open_store
     from . import methods
     from .experiments import weights
 
@@ -260,7 +261,7 @@ def predict(
         writable_file(out, "--out")
     wanted = {"method": methods.resolve(method) if method else None, "fusion": fusion, "cell": cell}
     wanted["missing"] = _missing_name(missing) if missing else None
-    where, opened = torch.device(resolve_device(device)), FeatureStore.open(store)
+    where, opened = torch.device(resolve_device(device)), open_store(store)
     path, header = weights.choose(run, opened.features, **wanted)
     say(f"{header['method']} {header['fusion']}, missing {header['missing']}, {len(header['seeds'])} seeds")
     predictions = weights.predict(path, header, opened, where)

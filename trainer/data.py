@@ -140,7 +140,8 @@ class Clips:
 class Dataset:
     """The features of a store's usable clips as float16 rows on a device, as they are stored, shared by all runs.
 
-    features: M tensors [clip * S, D_m]; entries of clips that lack the modality may hold anything. label: [clip].
+    features: M tensors [clip * S, D_m], or [clip, D_m] of a modality with one segment a clip; entries of clips that
+    lack the modality may hold anything. label: [clip].
     finite: bool [clip, M], whether all of a clip's values are.
     """
 
@@ -148,9 +149,10 @@ class Dataset:
         self.clips, self.device = clips, torch.device(device)
         self.label = torch.as_tensor(clips.label, device=self.device)
         self.features, self._means, self._spreads, finite = [], [], [], []
+        self._segments = [clips.store.shape(modality)[1] for modality in clips.modalities]
+        self.segments = max(self._segments)
         for modality in clips.modalities:
             rows, means, spreads = _load(clips, modality)
-            self.segments = rows.shape[1]
             finite.append(spreads.isfinite().all(1).numpy())  # float16's squares cannot overflow there
             self._means.append(means.to(self.device))
             self._spreads.append(spreads.to(self.device))
@@ -168,6 +170,12 @@ class Dataset:
                 f"Check the store with `mlemiss store verify` and preprocess again."
             )
 
+    def gather(self, m: int, rows: Tensor) -> Tensor:
+        """Return modality m of rows [R, n]: float32 [R, n, D_m]. One with a segment a clip has it in every segment."""
+        if self._segments[m] != self.segments:
+            rows = torch.div(rows, self.segments, rounding_mode="floor")
+        return self.features[m].index_select(0, rows.flatten()).float().unflatten(0, rows.shape)
+
     def runs(self, runs: Sequence[Run], rows: Rows) -> "Runs":
         """Return these runs, to be trained side by side on the clips that ``rows`` chooses."""
         return Runs(self, runs, rows)
@@ -178,10 +186,11 @@ class Dataset:
         Only those clips are read. A feature that is constant there keeps a deviation of 1.
         """
         chosen = torch.as_tensor(clips, device=self.device)
-        count = max(int(clips.sum()), 1) * self.segments
+        segments = self._segments[m]
+        count = max(int(clips.sum()), 1) * segments
         means, spreads = (values[m][chosen].to(exact_type(self.device)) for values in (self._means, self._spreads))
         mean = means.mean(0) if len(means) else torch.zeros_like(means.sum(0))
-        std = ((self.segments * (means - mean).square_().sum(0) + spreads.sum(0)) / count).sqrt()
+        std = ((segments * (means - mean).square_().sum(0) + spreads.sum(0)) / count).sqrt()
         return mean.float(), usable_deviation(mean, std)
 
 
@@ -318,7 +327,7 @@ class Runs(Blueprint):
 
     def gather_modality(self, m: int, rows: Tensor, observed: Tensor) -> Tensor:
         """Return one modality of rows [R, n]: [R, n, D], NaN where not observed (bool [R, n])."""
-        x = self.dataset.features[m].index_select(0, rows.flatten()).float().unflatten(0, rows.shape)
+        x = self.dataset.gather(m, rows)
         return x.masked_fill_(~observed[..., None], torch.nan) if self._anything_missing[m] else x
 
     def batch(self, rows: Tensor, weight: Tensor, patterns: Patterns | None = None) -> Batch:

@@ -124,7 +124,7 @@ def faulty_words(words: Iterable[str]) -> str:
     for word in sorted(counts):
         if word in NO_WORDS:
             return f"{word!r} stands for no value ({amount(counts[word], 'clip')})"
-        alike.setdefault(_plain(word), []).append(word)
+        alike.setdefault(plain_text(word), []).append(word)
     for several in alike.values():
         if len(several) > 1:
             counted = ", ".join(f"{word!r} ({amount(counts[word], 'clip')})" for word in several)
@@ -132,7 +132,7 @@ def faulty_words(words: Iterable[str]) -> str:
     return ""
 
 
-def _plain(word: str) -> str:
+def plain_text(word: str) -> str:
     """Return a key that is equal for words that a reader would take for the same."""
     text = " ".join(unicodedata.normalize("NFKC", word).casefold().split())
     return format(Decimal(text).normalize(), "f") if NUMBER.fullmatch(text) else text

@@ -17,6 +17,11 @@ from .names import Channels, Weights, brings_weights, list_requests, split_layer
 from .names import resolve_tag as resolve_tag
 
 
+def are_random(weights: str | None) -> bool:
+    """Return whether weights, by name, are random: all of them, or a modality's (`visual imagenet, audio random`)."""
+    return "random" in re.findall(r"\w+", weights or "")
+
+
 def parse_weights(
     texts: Sequence[str], features: Sequence[str], mean: str | None = None, std: str | None = None
 ) -> dict[str, Weights]:

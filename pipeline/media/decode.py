@@ -222,7 +222,7 @@ def _decode_kinds(
     try:
         return decode_streams(path, {kind: maps[kind] for kind in kinds}, wanted, limits, deadline, **how)
     except DecoderError as error:
-        return DecodedStreams(log=f"[error] {error}")
+        return DecodedStreams(log=f"[error] {error}\n")
 
 
 def _check_length(seconds: float, limits: Limits) -> None:
@@ -345,13 +345,13 @@ def _blemish(path: Path, listing: Listing, decoded: DecodedStreams, chosen: np.n
     """Return what is wrong with the chosen frames, if anything."""
     if count := int(decoded.damaged[chosen].sum()):
         return f"{count} of {SEGMENTS} frames are damaged"
-    why = error_of(decoded.log, path, "video", listing.streams["video"].codec)
+    why = error_of(decoded.log, path, "video", listing.streams["video"].codec, listing.bridged)
     return why and f"frames may be damaged, which ones the decoder does not tell: {why}"
 
 
 def _sound_blemish(path: Path, listing: Listing, decoded: DecodedStreams) -> str:
     """Return what may be wrong with sound that was decoded to its end, if its decoder or the container said so."""
-    why = error_of(decoded.log, path, "audio", listing.streams["audio"].codec)
+    why = error_of(decoded.log, path, "audio", listing.streams["audio"].codec, listing.bridged)
     return why and f"the sound may be damaged: {why}"
 
 

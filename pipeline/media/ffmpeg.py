@@ -21,6 +21,7 @@ from .parse import (
     NO_STREAM,
     RAW,
     SECOND,
+    STREAMED,
     Stream,
     complains,
     damaged_pictures,
@@ -28,6 +29,7 @@ from .parse import (
     default_streams,
     first_error,
     parse_framecrc,
+    stops_turning,
 )
 from .process import ClipError, run_ffmpeg
 
@@ -47,6 +49,8 @@ BRIDGED_GAP = 0.5  # seconds, the longest pause in streams whose timestamps star
 SECOND_NOTE = "it has a second index, as files joined end to end have; only the first is read"
 JOINED_NOTE = "another file is joined to its end; what is not of the first is lost or late"
 RAW_NOTE = "a raw stream has no clock of its own: its pictures last as long as it says, or 1/25 s where it does not"
+TURNS = {"bsf:v": "h264_metadata=display_orientation=extract"}
+STOPS_TURNING = "its pictures are turned up to a point and not from then on, which ffmpeg does not follow"
 NON_MONOTONIC = re.compile(
     r"ost#0:(\d{1,4})/copy @ \w+\] (?:\[\w+\] )?Non-monotonic DTS; previous: (-?\d{1,19}), current: (-?\d{1,19})",
     re.ASCII,
@@ -61,14 +65,14 @@ DEINTERLACE = "bwdif=mode=send_frame:deint=interlaced,"
 VIDEO_FILTERS = "select={select},crop=min(iw\\,ih/sar):min(ih\\,iw*sar),scale={size}:{size}:flags=" + SCALER
 # The commands, which a test compares: of an mp4 (others are probed more), frames at 0.1 s and 0.3 s.
 # List the packets:
-#   ffmpeg -analyzeduration 0 -copyts -format_whitelist CONTAINERS -max_pixels 67108864 -probesize 32
-#   -protocol_whitelist file -threads 1 -i file:CLIP
+#   ffmpeg -analyzeduration 0 -copyts -err_detect crccheck -format_whitelist CONTAINERS -max_pixels 67108864
+#   -probesize 32 -protocol_whitelist file -threads 1 -i file:CLIP
 #   -map 0:V:0? -map 0:a:0? -f framecrc -codec copy -flush_packets 0 pipe:PACKETS
 #   -nostdin -hide_banner -nostats -loglevel repeat+level+info -filter_threads 1
 #
 # Decode, once, into five pipes:
-#   ffmpeg -analyzeduration 0 -copyts -format_whitelist CONTAINERS -max_pixels 67108864 -probesize 32
-#   -protocol_whitelist file -threads 1 -i file:CLIP
+#   ffmpeg -analyzeduration 0 -copyts -err_detect crccheck -format_whitelist CONTAINERS -max_pixels 67108864
+#   -probesize 32 -protocol_whitelist file -threads 1 -i file:CLIP
 #   -map 0:V:0 -f tee -enc_time_base filter -fps_mode passthrough -pix_fmt gbrp -vcodec rawvideo
 #     -vf bwdif=mode=send_frame:deint=interlaced,select=lt(abs(t-0.1)\,1e-05)+lt(abs(t-0.3)\,1e-05),
 #     crop=min(iw\,ih/sar):min(ih\,iw*sar),scale=256:256:flags=bilinear+accurate_rnd+full_chroma_int+bitexact
@@ -168,6 +172,7 @@ def _input(path: Path, limits: Limits, bridged: bool):
         protocol_whitelist="file",
         format_whitelist=CONTAINERS,
         max_pixels=limits.max_pixels,
+        err_detect="crccheck",  # what has checksums of its own, such as FLAC and AC-3, tells of damage
         **probing | ({} if bridged else {"copyts": None}),
     )
 
@@ -210,6 +215,9 @@ def list_packets(path: Path, limits: Limits, deadline: float) -> Listing:
     truncated = ": the file is truncated" if promised and cut else ""
     unusable = {k: f"the {k} stream holds nothing{truncated}" for k, packets in streams if not len(packets.times)}
     unusable |= {kind: f"the {kind} is encrypted" for kind in encrypted_kinds(path)}
+    if any(packets.codec == "h264" for _, packets in streams) and STREAMED.search(log):
+        listed = _copy_packets(path, [maps["video"]], limits, deadline, bridged, **TURNS)
+        unusable |= {"video": STOPS_TURNING} if stops_turning(listed["packets"]) else {}
     usable = {kind: packets for kind, packets in streams if kind not in unusable}
     found = {RAW_NOTE: RAW.search(log), SECOND_NOTE: SECOND.search(log)}
     note = "; ".join(note for note, said in (found | {JOINED_NOTE: is_joined(path)}).items() if said)
@@ -228,14 +236,7 @@ def _restarts(streams: list, log: str) -> bool:
 def _list(
     path: Path, which: Iterable[str], limits: Limits, deadline: float, bridged: bool = False
 ) -> tuple[list[tuple[str, Packets]], str]:
-    def outputs(urls):
-        source = _input(path, limits, bridged)
-        streams = [source[f"{name}?"] for name in which]
-        listed = ffmpeg.output(*streams, urls["packets"], codec="copy", format="framecrc", flush_packets=0)
-        return _command(listed, loglevel="info")
-
-    sizes = dict.fromkeys(("packets", "log"), limits.max_memory // LIST)
-    received = run_ffmpeg(outputs, ("packets",), sizes, deadline, limits.max_memory)
+    received = _copy_packets(path, which, limits, deadline, bridged)
     log = received["log"].decode("utf-8", "replace")
     streams = parse_framecrc(received["packets"], deadline)
     if not streams:
@@ -245,6 +246,19 @@ def _list(
             else f"not readable: {first_error(log, path) or 'no reason given'}"
         )
     return [(each.kind, Packets(each.codec, each.starts, each.ends, each.timed, each.unit)) for each in streams], log
+
+
+def _copy_packets(
+    path: Path, which: Iterable[str], limits: Limits, deadline: float, bridged: bool, **how: str
+) -> dict[str, bytearray]:
+    def outputs(urls):
+        source = _input(path, limits, bridged)
+        streams = [source[f"{name}?"] for name in which]
+        listed = ffmpeg.output(*streams, urls["packets"], codec="copy", format="framecrc", flush_packets=0, **how)
+        return _command(listed, loglevel="info")
+
+    sizes = dict.fromkeys(("packets", "log"), limits.max_memory // LIST)
+    return run_ffmpeg(outputs, ("packets",), sizes, deadline, limits.max_memory)
 
 
 def decode_streams(

@@ -3,6 +3,7 @@
 Both come from the process that reads a hostile file: every number is checked for what it may be.
 """
 
+import itertools
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,14 +28,25 @@ LATEST = 1e10  # seconds: later than any clock of recordings, which count from 1
 WHO = r"[^]\n]{1,99} @ \w{1,20}"
 ERROR = re.compile(rf"^(?:\[{WHO}\] )*\[(?:error|fatal)\] (?!.*pipe:\d)")
 DAMAGED_PACKET = re.compile(r"corrupt input packet|Packet corrupt|[Tt]runcat|prematurely")
+LACKING = "packets of the transport stream are lacking, or it was joined of several"
+GAP = re.compile(r"(?m)^\[in#0/mpegts @ \w{1,20}\] \[warning\] corrupt input packet")  # by their numbers
 NO_CONTAINER = re.compile(r"Format not on whitelist|Not detecting m3u8/hls")
+NO_INDEX = "moov atom not found"
 CHAINED = re.compile(r"Changing stream parameters in multistream ogg|failed to create or replace stream")
 RAW = re.compile(r"Input #0, (?:av1|avs2|avs3|cavsvideo|dirac|evc|h264|hevc|m4v|mpegvideo|obu|vc1|vvc), from", re.ASCII)
+STREAMED = re.compile(r"Input #0, (?:h264|mpegts), from")  # whose pictures only the stream turns
+TURN = re.compile(rb"Display Matrix, +36, 0x([0-9a-f]{8})")  # of a packet, with its checksum
+UPRIGHT = b"00740042"  # the checksum of a turn by nothing
 SECOND = re.compile(r"Found duplicated MOOV Atom")
 NO_STREAM = "does not contain any stream"
 # With -debug_ts: a picture, after the warning if it is damaged. What begins the line may be mixed up with another line.
 DECODED = re.compile(r"(corrupt decoded frame)|decoder -> pts:.{0,300}? keyframe:([01]) frame_type:(\d)")
 STREAM = re.compile(r"(?m)^\[info\] +Stream #0:(\d{1,4})\S*: (Video|Audio): (.*)$", re.ASCII)
+# Decoders that call themselves otherwise than their codec: by the codec.
+DECODERS = {"av1": "libdav1d", "flv1": "flv", "msmpeg4v3": "msmpeg4", "roq": "roqvideo"}
+DECODERS |= {"amr_nb": "amrnb", "amr_wb": "amrwb", "atrac3p": "atrac3plus", "dts": "dca", "mp4als": "als"}
+DECODERS |= {"musepack7": "mpc7", "musepack8": "mpc8", "ra_144": "real_144", "ra_288": "real_288"}
+DECODERS |= {"adpcm_g722": "g722", "adpcm_g726": "g726", "adpcm_g726le": "g726le"}
 BETWEEN = "3"  # type of a frame that is predicted from both sides
 INPUT_STREAM = r"(?m)^\[info\] +Stream #0:\d+.{0,300}?: (?:Video|Audio|Subtitle|Data): (?!.* q=)"
 
@@ -139,7 +151,8 @@ def default_streams(log: str) -> dict[str, str]:
 def damaged_pictures(log: str) -> np.ndarray:
     """Return which pictures the decoder of a log with -debug_ts calls damaged, or predicts from damaged ones.
 
-    Damage lasts until the next key frame; frames predicted from both sides have it from the one that follows, too.
+    Damage lasts until the next key frame; frames predicted from both sides have it from the one that follows, too, even
+    if that is a key frame (as in open groups of pictures).
 
     Returns:
         bool [frames] in order of presentation.
@@ -157,8 +170,14 @@ def damaged_pictures(log: str) -> np.ndarray:
     for i in range(1, len(damaged)):
         damaged[i] |= damaged[i - 1] and not keys[i]
     for i in reversed(range(len(damaged) - 1)):
-        damaged[i] |= between[i] and damaged[i + 1] and not keys[i + 1]
+        damaged[i] |= between[i] and damaged[i + 1]
     return damaged
+
+
+def stops_turning(listing: bytes) -> bool:
+    """Return whether pictures are turned and later ones are not: a framecrc listing with the turns they ask for."""
+    turned = [turn != UPRIGHT for turn in TURN.findall(listing)]
+    return any(before and not after for before, after in itertools.pairwise(turned))
 
 
 def first_error(log: str, path: Path, codec: str | None = None) -> str:
@@ -170,10 +189,12 @@ def first_error(log: str, path: Path, codec: str | None = None) -> str:
         codec: name of the codec whose own errors come first, if any.
     """
     errors = _errors(log, path)
-    own = [line for line in errors if codec and f"[{codec} @" in line]
+    own = [line for line in errors if codec and f"[{DECODERS.get(codec, codec)} @" in line]
     text = _message((own or errors or [""])[0])
     if NO_CONTAINER.search(text):
         return "a playlist, a still picture or the like, no container of video or sound"
+    if text == NO_INDEX:
+        return f"{text}: the mp4's index, which comes last; the file is cut, was never finished, or is no mp4"
     return text
 
 
@@ -182,10 +203,15 @@ def complains(log: str) -> bool:
     return any(ERROR.search(line) or DAMAGED_PACKET.search(line) for line in log.splitlines())
 
 
-def error_of(log: str, path: Path, kind: str, codec: str) -> str:
-    """Return the first error of the container or the decoder of `"video"` or `"audio"`, as `first_error` does."""
-    origin = re.compile(rf"\[(?:in#0|{kind[0]}ist#|{re.escape(codec)}(?:float)? @)")
-    return _message(next((line for line in _errors(log, path) if origin.match(line)), ""))
+def error_of(log: str, path: Path, kind: str, codec: str, joined: bool = False) -> str:
+    """Return the first error of the container or the decoder of `"video"` or `"audio"`, as `first_error` does.
+
+    That the packets of a transport stream do not count on is one, unless that is known to be ``joined`` of several.
+    """
+    decoder = re.escape(DECODERS.get(codec, codec))
+    origin = re.compile(rf"\[(?:in#0|{kind[0]}ist#|{decoder}(?:float)? @)")
+    told = _message(next((line for line in _errors(log, path) if origin.match(line)), ""))
+    return told or (LACKING if GAP.search(log) and not joined else "")
 
 
 def _errors(log: str, path: Path) -> list[str]:

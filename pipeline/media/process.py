@@ -17,6 +17,8 @@ import ffmpeg
 
 from ..errors import InputError, MachineError
 
+OLDEST = 7  # version of ffmpeg: those before lack `-enc_time_base filter`, and tell otherwise of damage
+INSTALL = f"install ffmpeg {OLDEST}.0 or newer, or name one in MLEMISS_FFMPEG"
 PIPE_BYTES = 1 << 20  # the most an unprivileged process may ask for
 READ_BYTES = 1 << 18
 DECODER = 3 / 4  # share of a clip's memory for the process that decodes it; the rest is for what this one collects
@@ -53,18 +55,19 @@ def ffmpeg_binary() -> str:
     try:
         return imageio_ffmpeg.get_ffmpeg_exe()
     except RuntimeError as error:
-        raise InputError("ffmpeg: none found; install ffmpeg 5.1 or newer, or name one in MLEMISS_FFMPEG") from error
+        raise InputError(f"ffmpeg: none found; {INSTALL}") from error
 
 
 @functools.cache
 def ffmpeg_version() -> str:
-    """Return the version of `ffmpeg_binary()`, such as `n9.0.2`."""
+    """Return the version of `ffmpeg_binary()`, such as `n9.0.2`. InputError: it is too old, or no ffmpeg."""
     done = subprocess.run([ffmpeg_binary(), "-version"], capture_output=True, text=True, errors="replace")
     words = done.stdout.split()
     if done.returncode or words[:2] != ["ffmpeg", "version"] or len(words) < 3:
-        raise InputError(
-            f"{ffmpeg_binary()} is no ffmpeg.\nInstall ffmpeg 5.1 or newer, or name one in MLEMISS_FFMPEG."
-        )
+        raise InputError(f"{ffmpeg_binary()} is no ffmpeg.\nTo go on, {INSTALL}.")
+    number = re.match(r"n?(\d{1,9})\.", words[2])  # builds between two versions have a date or hash instead
+    if number and int(number[1]) < OLDEST:
+        raise InputError(f"{ffmpeg_binary()} is ffmpeg {words[2]}, which is too old.\nTo go on, {INSTALL}.")
     return words[2]
 
 
@@ -134,7 +137,8 @@ def _start(command: Sequence[str], pipes: Sequence[int], max_memory: int) -> sub
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         pass_fds=pipes,
-        env=environment | {"AV_LOG_FORCE_NOCOLOR": "1"},
+        # With an arena for each thread, each call of malloc asks the kernel in vain where address space is scarce.
+        env=environment | {"AV_LOG_FORCE_NOCOLOR": "1", "MALLOC_ARENA_MAX": "2"},
     )
     if hasattr(resource, "prlimit"):
         with contextlib.suppress(ProcessLookupError):  # it is done already

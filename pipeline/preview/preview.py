@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ..encoders import are_random
 from ..media.decode import segment_centres
 from ..page import TEMPLATES, render, write_page
 from ..stores.store import MEDIA, FeatureStore
@@ -83,7 +84,7 @@ def write_preview(store: FeatureStore, out: Path, limit: int) -> tuple[Shown, in
     facts = {
         "title": f"{store.dataset}: {'frames and log-Mels' if is_media else f'{store.features} features'}",
         "synthetic": store.synthetic,
-        "untrained": store.weights.get("name") == "random",
+        "untrained": are_random(store.weights.get("name")),
         "facts": _facts(store, shown),
         "classes": _classes(store),
         "failures": {"names": [*CLIP_COLUMNS, "cause"], "rows": failures},

@@ -1,8 +1,11 @@
 """List stores, wherever they are: a row each for `store ls`, all about one for `store info`; find the one asked for."""
 
 import datetime
+import itertools
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -11,12 +14,15 @@ from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
 
-from ..console import amount, name_some, printable, say, say_once
+from ..console import amount, comma_list, name_some, printable, say, say_once
 from ..encoders.names import is_encoder
 from ..errors import InputError
 from .checksums import COMPLETE, UNEXPECTED
-from .remote import Place, in_parallel, is_local
+from .remote import Place, in_parallel, is_local, parse_place
 from .store import MEDIA, FeatureStore, read_attributes, run_record
+
+MODALITY = re.compile(r"([^\W\d]\w*)=(.+)", re.DOTALL)
+Wanted = str | tuple[tuple[str, str], ...]  # the name of features, or (modality, name or path) of each modality
 
 
 def catalogue(folder: Place) -> tuple[list[dict], list[tuple[Place, str]]]:
@@ -257,8 +263,8 @@ def how_to_make(features: str, dataset: str) -> str:
     return f"mlemiss store import FILE --dataset {dataset} --features {features} --map …"
 
 
-def find_store(folder: Place, features: str, dataset: str | None = None) -> Place:
-    """Return the one usable store of these features in a folder; say which cannot be used.
+def find_store(folder: Place, features: str, dataset: str | None = None, modality: str | None = None) -> Place:
+    """Return the one usable store of these features, and with this modality, in a folder; say which cannot be used.
 
     InputError: none or several fit (they are listed).
     """
@@ -267,7 +273,9 @@ def find_store(folder: Place, features: str, dataset: str | None = None) -> Plac
     fitting = [
         (path, attrs)
         for path, attrs in everything
-        if attrs["features"] == features and dataset in (None, attrs["dataset"])
+        if attrs["features"] == features
+        and dataset in (None, attrs["dataset"])
+        and (modality is None or modality in attrs["modalities"])
     ]
     if dataset is None and len(datasets) > 1:
         raise InputError(
@@ -285,7 +293,7 @@ def find_store(folder: Place, features: str, dataset: str | None = None) -> Plac
         say_once(f"not usable: {path.name}, {why_not(path, error)}")
     if len(opened) == 1:
         return opened[0].path
-    wanted = f"{features} features" + (f" of {dataset}" if dataset else "")
+    wanted = f"{features} features" + (f" with {modality}" if modality else "") + (f" of {dataset}" if dataset else "")
     if not fitting:
         there = ", ".join(path.name for path, _ in everything) or "none"
         raise InputError(
@@ -296,3 +304,63 @@ def find_store(folder: Place, features: str, dataset: str | None = None) -> Plac
         f"{store.path} ({len(store.clip_id)} clips, weights {store.weights.get('name')})" for store in opened
     )
     raise InputError(f"{len(opened)} stores of {wanted} fit: {rows}.\nChoose one with --store PATH.")
+
+
+def parse_features(texts: Sequence[str]) -> list[Wanted]:
+    """Parse what `--features` asks for, each once.
+
+    Args:
+        texts: lists of names, or of `MODALITY=NAME` for each modality, where a `.zarr` path may stand for a name.
+            Alternatives, `visual=A|B,audio=C`, are combined with each other.
+
+    Raises:
+        InputError: nothing named, a modality twice, or a name without one beside others with one.
+    """
+    wanted: list[Wanted] = []
+    for text in texts:
+        if "=" in text:
+            choices: dict[str, list[str]] = {}
+            for part in text.split(","):
+                match = MODALITY.fullmatch(part.strip())
+                names = [name.strip() for name in match[2].split("|")] if match else []
+                if match is None or not all(names) or match[1] in choices:
+                    raise InputError(
+                        f"features {text!r}, at {part.strip()!r}: expected MODALITY=NAME for each modality, once.\n"
+                        f"For example visual=resnet50,audio=vgg16, or visual=A|B,audio=C for both combinations."
+                    )
+                choices[match[1]] = names
+            wanted += (tuple(zip(choices, names, strict=True)) for names in itertools.product(*choices.values()))
+        else:
+            wanted += comma_list([text])
+    return list(dict.fromkeys(wanted))
+
+
+def open_features(wanted: Wanted, folder: Place, dataset: str | None = None) -> FeatureStore:
+    """Open the store of some features in a folder, or join those of each modality.
+
+    InputError: none or several fit, or they cannot be joined.
+    """
+    if isinstance(wanted, str):
+        return FeatureStore.open(find_store(folder, wanted, dataset))
+    paths = {
+        modality: parse_place(name) if _is_path(name) else find_store(folder, name, dataset, modality)
+        for modality, name in wanted
+    }
+    from .joined import JoinedStore  # which most runs need not
+
+    opened = {path: FeatureStore.open(path) for path in dict.fromkeys(paths.values())}
+    return JoinedStore({modality: opened[path] for modality, path in paths.items()})
+
+
+def open_store(text: str | Place) -> FeatureStore:
+    """Open one store by its path or URL, or join several: `visual=PATH,audio=PATH`. InputError as `open_features`."""
+    if not MODALITY.fullmatch(str(text)):
+        return FeatureStore.open(text)
+    wanted, *others = parse_features([str(text)])
+    if others or not all(_is_path(name) for _, name in wanted):
+        raise InputError(f"{text}: expected one store's path for each modality, as in visual=A.zarr,audio=B.zarr.")
+    return open_features(wanted, Path())
+
+
+def _is_path(name: str) -> bool:
+    return "://" in name or name.rstrip("/").endswith(".zarr")

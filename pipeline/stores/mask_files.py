@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -203,24 +204,26 @@ def _unknown_clip(path: Path, line: int, clip: str, store: FeatureStore) -> Inpu
 # ---- train with them ----
 
 
-class StoreWithFiles(FeatureStore):
+class StoreWithFiles:
     """A store whose splits or masks come from files; in all else the store itself."""
 
     def __init__(self, store: FeatureStore, splits: SplitsFile | None, masks: MasksFile | None):
-        super().__init__(store.path, store.chunks)
-        self.splits, self.masks = splits, masks
+        self.store, self.splits, self.masks = store, splits, masks
         files = {"splits": splits, "masks": masks}
         self.given = {kind: {"file": f.path.name, "sha256": f.sha256} for kind, f in files.items() if f} or None
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
+
     def split(self, seed: int, by: str = "clip") -> np.ndarray:
         """Return the file's split, or the one of a store without files: int8 [clip]."""
-        return self.splits.part(self, seed) if self.splits else super().split(seed, by)
+        return self.splits.part(self, seed) if self.splits else self.store.split(seed, by)
 
     def missing(self, spec: Missing | Setting, seed: int, among: np.ndarray) -> np.ndarray:
         """Return what a setting's rows hide, of clips in whatever part, or what a spec hides: bool [clip, modality]."""
         if isinstance(spec, Setting):
             return self.masks.mask(self, spec.name, seed)
-        return super().missing(spec, seed, among)
+        return self.store.missing(spec, seed, among)
 
 
 @dataclass(frozen=True)
@@ -264,7 +267,9 @@ class GivenFiles:
             )
         return spec
 
-    def apply(self, store: FeatureStore, seeds: int, settings: Sequence[Missing | Setting]) -> FeatureStore:
+    def apply(
+        self, store: FeatureStore, seeds: int, settings: Sequence[Missing | Setting]
+    ) -> FeatureStore | StoreWithFiles:
         """Return the store with these splits and masks. InputError: they do not fit it in some of the seeds from 0."""
         if self.splits is None and self.masks is None:
             return store

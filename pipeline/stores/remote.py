@@ -78,7 +78,7 @@ class Remote(Place):
     @property
     def fs(self) -> Any:
         """Return s3fs's file system, after a first contact with the server (s3 only)."""
-        from .s3 import contacted
+        from ..s3 import contacted
 
         return contacted(urlsplit(self.url).netloc)
 
@@ -278,7 +278,7 @@ def file_sizes(folder: Place) -> dict[str, int]:
 
 
 def _s3_files(folder: Remote, delimiter: str = "") -> dict[str, int]:
-    from .s3 import listed
+    from ..s3 import listed
 
     with reaching(folder):
         return listed(folder.fs, folder.url, delimiter)
@@ -301,7 +301,7 @@ LINK = re.compile(r"""\bhref\s{0,9}=\s{0,9}["']([^"'<>]{1,2000})["']""", re.IGNO
 
 
 def _s3_blocks(file: Remote) -> Iterator[bytes]:
-    from .s3 import object_blocks
+    from ..s3 import object_blocks
 
     return object_blocks(file.fs, file.url)
 

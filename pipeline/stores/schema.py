@@ -328,6 +328,8 @@ def _check_arrays(attrs: Mapping, arrays: Mapping[str, ArraySchema]) -> None:
             found = f"{_shown(array.dtype)} {_shown(list(array.dimensions))}"
             raise _WrongError(f"has {_shown(name)} as {found}, expected {dtype} {list(dimensions)}")
         for dimension, size in zip(dimensions, array.shape, strict=True):
+            if dimension == "segment" and size == 1 and not media:
+                continue  # a whole clip's features, which count for each segment of the other modalities
             if dimension == "segment":
                 sizes.setdefault(dimension, size)
             if size != sizes.get(dimension, size) or (size == 0 and dimension != "setting"):

@@ -1,11 +1,11 @@
 """The Zarr v3 stores: create, write, publish, open, verify.
 
-A feature store holds what the trainer reads, a media store what another backbone can be computed from:
-
+A feature store holds what the trainer reads, a media store what encoders are computed from (and where asked for the
+waveform, float32 [clip, sample], of which a clip's own duration counts):
     features  visual, audio   float16 [clip, segment, feature]        NaN where missing
+                                                                      segment may be 1 beside others of several
     media     frames          uint8   [clip, segment, row, column, channel]
               logmel          float16 [clip, segment, channel, mel, time]
-              waveform        float32 [clip, sample]                  where asked for; a clip's own length counts
     both      present         bool    [clip, modality]
               label           int16   [clip] into attribute ``classes``
               duration        float64 [clip]                          seconds
@@ -89,7 +89,7 @@ def create_array(
 
 
 def cut_array(array: zarr.Array, size: int) -> None:
-    """Shorten an array's last axis; chunks beyond, which were never written, are not looked for one by one."""
+    """Shorten an array's last axis; chunks beyond, which were never written, are not looked for."""
     sync(array.async_array.resize((*array.shape[:-1], size), delete_outside_chunks=False))
 
 
@@ -252,6 +252,7 @@ class FeatureStore:
         self.synthetic: bool = self.attrs["synthetic"]  # drawn clips, not recorded ones
         self.modalities: tuple[str, ...] = tuple(self.attrs["modalities"])
         self.classes: tuple[str, ...] = tuple(self.attrs["classes"])
+        self.joined: dict | None = None  # of each modality's own store, see joined.py
         self.given: dict | None = None  # files that stand in for its splits and masks: see mask_files.py
 
     @classmethod
@@ -341,7 +342,7 @@ class FeatureStore:
 
     @property
     def segment_arrays(self) -> tuple[str, ...]:
-        """Return the names of the large arrays: a modality's features, or frames and log-Mels (and waveforms)."""
+        """Return the names of the large arrays: a modality's features, or media."""
         return tuple(name for name, array in self.arrays.items() if not array.is_small)
 
     def shape(self, name: str) -> tuple[int, ...]:

@@ -318,6 +318,7 @@ def describe_cell(cell: Cell, settings: Settings) -> dict:
         "store": store.fingerprint,
         "revision": store.attrs.get("revision"),
         **cell.clips.describe(),
+        "joined": store.joined,  # of each modality's own store
         "synthetic": store.synthetic,
         "method": cell.method,
         "reference": not kind.fuses,

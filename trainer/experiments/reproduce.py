@@ -9,7 +9,7 @@ from ...pipeline.clips.datasets import expected_clips
 from ...pipeline.console import amount, say
 from ...pipeline.encoders import keep_freed_memory, resolve_device
 from ...pipeline.errors import InputError
-from ...pipeline.stores.catalogue import find_store, stores_in
+from ...pipeline.stores.catalogue import Wanted, find_store, open_features, stores_in
 from ...pipeline.stores.claim import only_one
 from ...pipeline.stores.remote import Place
 from ...pipeline.stores.store import MEDIA, FeatureStore
@@ -25,7 +25,7 @@ from .run_folder import RunFolder
 
 
 def choose_stores(
-    exhibit: Exhibit, folder: Place, dataset: str | None, features: Sequence[str] | None
+    exhibit: Exhibit, folder: Place, dataset: str | None, features: Sequence[Wanted] | None
 ) -> tuple[list[FeatureStore], list[str]]:
     """Return the stores to run on, and which are absent: of the named features, else of the exhibit's.
 
@@ -37,7 +37,7 @@ def choose_stores(
     if dataset is None and any(attrs["dataset"] == exhibit.dataset for attrs in there):
         dataset = exhibit.dataset
     if features:
-        return [FeatureStore.open(find_store(folder, name, dataset)) for name in features], []
+        return [open_features(one, folder, dataset) for one in features], []
     wanted = (MEDIA,) if exhibit.end_to_end else exhibit.features
     made = f"mlemiss preprocess --dataset {dataset or exhibit.dataset}" + " --media only" * exhibit.end_to_end
     chosen, absent = [], []

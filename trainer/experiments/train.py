@@ -12,6 +12,7 @@ import torch
 from ...pipeline.console import amount, say, writable_folder
 from ...pipeline.encoders import keep_freed_memory, resolve_device
 from ...pipeline.errors import InputError
+from ...pipeline.stores.catalogue import missing_counts
 from ...pipeline.stores.claim import only_one
 from ...pipeline.stores.store import FeatureStore
 from ..end_to_end.end_to_end import EndToEnd
@@ -59,7 +60,9 @@ def train(
     where = torch.device(resolve_device(device))
     for store in stores:
         made_with = "" if end_to_end else f", weights {store.weights.get('name')}"
-        say(f"store {store.path}: {amount(len(store.clip_id), 'clip')}{made_with}")
+        lacking = dict(zip(store.modalities, (~store.present).sum(0).tolist(), strict=True)) if store.joined else {}
+        without = f"; without {missing_counts(lacking)}" * any(lacking.values())
+        say(f"store {store.path}: {amount(len(store.clip_id), 'clip')}{made_with}{without}")
     say(f"device {where}; {amount(len(grid.seeds), 'seed')}; {_listed(asdict(settings))}")
     if end_to_end:
         say(f"end to end: {_listed(end_to_end.describe())}")

@@ -72,7 +72,8 @@ def parts_of(method: Method, owners: Sequence[Sequence[int]]) -> list[TrainedRun
 def describe_inputs(store: FeatureStore) -> dict:
     """Return what weights that are trained on a store's features depend on."""
     widths = {modality: store.shape(modality)[-1] for modality in store.modalities}
-    return {"modalities": list(store.modalities), "widths": widths, "spec": store.attrs.get("spec") or {}}
+    spec = store.attrs.get("spec") or {}
+    return {"modalities": list(store.modalities), "widths": widths, "spec": spec, "joined": store.joined}
 
 
 def save(path: Path, described: Mapping, parts: Sequence[TrainedRuns]) -> None:
@@ -200,10 +201,10 @@ def choose(run: Path, features: str, **wanted: str | None) -> tuple[Path, dict]:
     same = [(path, header) for path, header in fitting if header["features"] == features]
     if not same:
         there = ", ".join(dict.fromkeys(header["features"] for _, header in fitting))
-        raise InputError(
-            f"the weights in {run} take {there} features, and the store has {features} features.\n"
-            f"Name a store of the same features, or make one: `{how_to_make(there.split(', ')[0], 'NAME')}`."
-        )
+        how = f"Name a store of the same features, or make one: `{how_to_make(there.split(', ')[0], 'NAME')}`."
+        if "=" in there:
+            how = "Join stores of these features: `--store visual=PATH,audio=PATH`."
+        raise InputError(f"the weights in {run} take {there} features, and the store has {features} features.\n{how}")
     if len(same) > 1:
         raise InputError(
             f"several trained cells in {run} fit: {_listed(same)}.\n"
@@ -239,16 +240,27 @@ def check_store(header: Mapping, store: FeatureStore) -> None:
     for name, what in (("modalities", "the modalities"), ("widths", "features a modality")):
         if here[name] != header[name]:
             raise differs(what, header[name], here[name])
-    trained, found = (_comparable(one["spec"], one["modalities"]) for one in (header, here))
-    for name in sorted(trained.keys() | found.keys()):
-        if trained.get(name) != found.get(name):
-            raise differs(name.replace("_", " "), trained.get(name), found.get(name))
-    theirs = (header["weights"], header["weights_hash"])
-    ours = (store.weights.get("name"), store.weights.get("hash"))
-    if theirs[0] == ours[0] == IMPORTED:
-        return  # the hash is the imported file's, and another one's clips are what is to be predicted
-    if theirs[1] != ours[1] or (ours[0] != theirs[0] and "random" in (ours[0], theirs[0])):
-        raise differs("features of weights", f"{theirs[0]} ({theirs[1]})", f"{ours[0]} ({ours[1]})")
+    header = {"joined": None} | dict(header)
+    here |= {"weights": store.weights.get("name"), "weights_hash": store.weights.get("hash")}
+    for theirs, ours in zip(_sources(header), _sources(here), strict=True):
+        trained, found = (_comparable(one["spec"], one["modalities"]) for one in (theirs, ours))
+        for name in sorted(trained.keys() | found.keys()):
+            if trained.get(name) != found.get(name):
+                raise differs(name.replace("_", " "), trained.get(name), found.get(name))
+        names = (theirs["weights"], ours["weights"])
+        if names == (IMPORTED, IMPORTED):
+            continue  # the hash is the imported file's, and another one's clips are what is to be predicted
+        if theirs["weights_hash"] != ours["weights_hash"] or (names[0] != names[1] and "random" in names):
+            said = (f"{one['weights']} ({one['weights_hash']})" for one in (theirs, ours))
+            raise differs("features of weights", *said)
+
+
+def _sources(inputs: Mapping) -> list[Mapping]:
+    """Return the inputs that weights depend on, store by store where several were joined."""
+    joined, spec = inputs["joined"], inputs["spec"]
+    if not joined:
+        return [inputs]
+    return [{**one, "spec": spec[name], "modalities": [name]} for name, one in joined.items()]
 
 
 def _comparable(spec: Mapping, modalities: Sequence[str]) -> dict:
@@ -291,12 +303,13 @@ def predict(path: Path, header: Mapping, store: FeatureStore, device: torch.devi
 @torch.no_grad()
 def _probabilities(method: Method, values: Sequence[np.ndarray], observed: np.ndarray, device: torch.device) -> Tensor:
     """Return the mean over segments, [R, clip, C]. values: per modality [clip, S, D]; observed: [clip, M]."""
-    R, S = len(method.runs), values[0].shape[1]
+    R, S = len(method.runs), max(part.shape[1] for part in values)
     size = max(ROWS_AT_ONCE // (R * S), 1)
     blocks = []
     for start in range(0, len(observed), size):
         seen = torch.as_tensor(observed[start : start + size], device=device).repeat_interleave(S, 0)  # [n, M]
-        x = [torch.as_tensor(part[start : start + size], device=device).float().flatten(0, 1) for part in values]
+        x = [torch.as_tensor(part[start : start + size], device=device).float() for part in values]
+        x = [part.expand(-1, S, -1).flatten(0, 1) for part in x]  # one segment a clip counts for every segment
         x = [rows.masked_fill(~seen[:, m, None], torch.nan).expand(R, -1, -1) for m, rows in enumerate(x)]
         log_probability = method.predict(x, seen.expand(R, -1, -1))  # [R, n, C]
         blocks.append(log_probability.exp().unflatten(1, (-1, S)).mean(2))

@@ -172,6 +172,11 @@ def _facts(documents: Sequence[dict], parts: Sequence[Section], comparisons: Seq
     facts = {
         "Data": [part.data for part in parts],
         "Features": [f"{source_text(r)}, hash {r.get('weights_hash')}, store {r['store']}" for r in firsts],
+        "Joined": [
+            f"{name}: {one['features']}, store {one['store']}, revision {one['revision']}"
+            for r in firsts
+            for name, one in (r.get("joined") or {}).items()
+        ],
         "Split": [
             f"by {part.of('split')}"
             + (f" {by_clip.format(by_clip_text(part.compared(comparisons)))}" if part.of("split") == "clip" else "")

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ...pipeline.console import plain
+from ...pipeline.encoders import are_random
 from ...pipeline.files import whole_file, write_csv
 from .comparisons import SIGNIFICANT, family_key, family_of, least_p, several_marginals, side, significant, units_text
 
@@ -88,7 +89,7 @@ class Section:
     def untrained(self) -> bool:
         """Return whether the features come from networks that were never trained."""
         trained = self.results[0].get("end_to_end") and not self.results[0]["end_to_end"]["frozen"]
-        return self.of("weights") == "random" and not trained
+        return are_random(self.of("weights")) and not trained
 
     @property
     def data(self) -> str:
@@ -143,7 +144,8 @@ def weights_text(weights: str | None, trained: bool = False) -> str:
         return f"from {weights} weights"
     if weights is None:
         return "weights not recorded"
-    return "RANDOM weights, never trained" if weights == "random" else f"{weights} weights"
+    some = ", the RANDOM ones never trained" * are_random(weights)
+    return "RANDOM weights, never trained" if weights == "random" else f"{weights} weights{some}"
 
 
 def sections(documents: Sequence[dict]) -> list[Section]:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from ..errors import InputError
-from ..web import BLOCK, PACE, SLOW_SECONDS, TooSlowError
+from .errors import InputError
+from .web import BLOCK, PACE, SLOW_SECONDS, TooSlowError
 
 CONTACT = 10  # seconds a server may take to answer at all
 CONNECT, READ = 3, 30  # seconds one that has answered may take to accept, and to go on
