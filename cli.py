@@ -122,9 +122,9 @@ def list_(
 
         rows = {name: methods.summary(name) for name in methods.method_names()}
     elif kind == "features":
-        from .pipeline.encoders import backbone_names
+        from .pipeline.encoders.names import listed_encoders
 
-        rows = backbone_names()
+        rows = listed_encoders()
     else:
         from .pipeline.clips.datasets import dataset_names
 
@@ -132,8 +132,12 @@ def list_(
     if as_json:
         print_json(rows)
     else:
-        for name, summary in rows.items():
-            print(f"{name:14} {summary}")
+        width = max(14, *map(len, rows))
+        for name, row in rows.items():
+            facts = row if isinstance(row, dict) else {"summary": row}
+            print(f"{name:{width}} {facts['summary']}")
+            if more := [f"{key} {value}" for key, value in facts.items() if key != "summary" and value]:
+                print(f"{'':{width}} {'; '.join(more)}")
     return DONE
 
 

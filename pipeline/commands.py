@@ -108,9 +108,10 @@ def preprocess(
     mean: options.MeanOption = None,
     std: options.StdOption = None,
     precision: Annotated[
-        Literal["fp32", "tf32", "bf16"], typer.Option(help="Of the CNNs; tf32 is of CUDA GPUs.")
+        Literal["fp32", "tf32", "bf16"], typer.Option(help="Of the networks; tf32 is of CUDA GPUs.")
     ] = "fp32",
     media: options.MediaOption = None,
+    waveform: options.WaveformOption = False,
     stores: options.StoresOption = Path("stores"),
     classes: options.ClassesOption = None,
     local: Annotated[Path, typer.Option(help="Folder to work in where --stores is a URL.")] = Path("stores"),
@@ -136,7 +137,7 @@ def preprocess(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Estimate time and disk, compute nothing.")] = False,
     as_json: options.JsonOption = False,
 ) -> int:
-    """Decode clips, compute CNN features of every segment, cache them in Zarr stores."""
+    """Decode clips, compute features of every segment, cache them in Zarr stores."""
     from . import preprocess as job
     from .encoders import DEFAULT, parse_weights
     from .stores import share
@@ -149,7 +150,7 @@ def preprocess(
     chosen = parse_weights(comma_list(weights or ["imagenet"]), comma_list(features or list(DEFAULT)), mean, std)
     summary = job.preprocess(
         job.ClipRequest(dataset, root, comma_list(classes) if classes else None, limit, limits, follow_links),
-        job.FeatureRequest(chosen, precision, media),
+        job.FeatureRequest(chosen, precision, media, waveform),
         stores,
         where=_where(job, workers, scheduler, (tls_ca, tls_cert, tls_key), performance_report, dashboard, device),
         failures=job.FailurePolicy(retry_failed, max_failures),
@@ -158,13 +159,14 @@ def preprocess(
     )
     if summary is None:
         return DONE
-    job.print_summary(summary)
     return _finish(summary, shared, as_json)
 
 
 def _finish(summary, shared, as_json: bool) -> int:
+    from .preprocess import print_summary
     from .stores import share
 
+    print_summary(summary)
     if shared:
         summary.stores = share.push_made(summary.stores, shared)
     if as_json:

@@ -30,10 +30,16 @@ RootOption = Annotated[
     Path | None, typer.Option(help="Folder of the raw clips (default: $MLEMISS_DATA/DATASET or data/DATASET).")
 ]
 BackbonesOption = Annotated[
-    list[str] | None, typer.Option(help="Backbones, repeated or a comma list (default: the paper's three).")
+    list[str] | None,
+    typer.Option(
+        metavar="[MODALITY=]NAME",
+        help="Encoders (`list features`), repeated or a comma list, such as visual=timm:NAME,audio=hf:FOLDER@-4 "
+        "(default: the paper's three).",
+    ),
 ]
 WeightsOption = Annotated[
-    list[str] | None, typer.Option(help="imagenet (default), random, FILE, or NAME=FILE for one of several.")
+    list[str] | None,
+    typer.Option(help="Of networks of pictures: imagenet (default), random, FILE, or NAME=FILE for one of several."),
 ]
 MeanOption = Annotated[
     str | None,
@@ -42,6 +48,10 @@ MeanOption = Annotated[
 StdOption = Annotated[str | None, typer.Option(metavar="R,G,B", help="Their standard deviation.")]
 MediaOption = Annotated[
     Literal["keep", "only"] | None, typer.Option(help="keep: cache frames and log-Mels too; only: nothing else.")
+]
+WaveformOption = Annotated[
+    bool,
+    typer.Option("--waveform", help="The media store keeps the sound, too; it does where an encoder hears it."),
 ]
 ClassesOption = Annotated[
     list[str] | None,

@@ -1,6 +1,7 @@
 """The whole preprocessing job: dataset, plan, run, closing summary."""
 
 import datetime
+import math
 import platform
 import shlex
 import shutil
@@ -18,7 +19,8 @@ import numpy as np
 from .clips.datasets import collect
 from .clips.manifest import Collection, limit_clips
 from .console import Progress, amount, name_some, say
-from .encoders import resolve_device, resolve_tag
+from .encoders import resolve_device
+from .encoders.names import stored_requests
 from .errors import InputError
 from .files import write_json
 from .media import decode as media
@@ -138,8 +140,7 @@ def preprocess(
     if stores.exists() and not stores.is_dir():
         raise InputError(f"--stores {stores} is a file: expected a folder for the stores, made if absent.")
     collection = _collect(clips)
-    for name in features.weights:
-        resolve_tag(name)
+    features = replace(features, weights=stored_requests(features.weights))
     with connect.connected(where.scheduler) if where.scheduler else nullcontext() as client:
         options = {"limits": clips.limits, "follow_links": clips.follow_links, "retry_failed": failures.retry}
         options["device"] = _device(where.device, features, client)
@@ -202,6 +203,9 @@ def _announce(plan: Plan) -> None:
         made_by = f"weights {output.weights.name} ({output.weights_hash})" if output.weights else "frames and log-Mels"
         say(f"store {output.final}: {made_by}, {state}")
         if output.weights:
+            made = ", ".join(f"{modality} from {kind}" for modality, kind in output.inputs.items())
+            say(f"  {made}: {output.dimension} features")
+        if "mean" in output.spec.get("backbone", {}):
             mean, std = (name_some(output.spec["backbone"][key]) for key in ("mean", "std"))
             say(f"  pictures normalised with mean {mean} and deviation {std}")
     cached = sum(source.sha256 in plan.media_rows for source in plan.sources)
@@ -325,8 +329,9 @@ def _estimate(plan: Plan, workers: int) -> None:
         say("dry run: nothing left to do")
         return
     media_bytes = FRAME_SIZE**2 * 3 + 2 * 3 * logmel.N_MELS * logmel.MEL_FRAMES  # a segment
-    segment = sum(2 * 2 * output.dimension if output.weights else media_bytes for output in plan.unfinished())
-    size = len(plan.collection.clips) * media.SEGMENTS * segment
+    features = sum(2 * math.prod(shape) for o in plan.unfinished() if o.weights for shape in o.shapes.values())
+    kept = sum(not output.weights for output in plan.unfinished()) * media.SEGMENTS * media_bytes
+    size = len(plan.collection.clips) * (features + kept)
     for task in tasks[:2]:  # the first one warms up
         decoding, encoding = _time_clip(task)
     total = (decoding + encoding) * len(tasks) / workers

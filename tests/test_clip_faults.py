@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlemiss.pipeline.clips.manifest import read_manifest
 from mlemiss.pipeline.encoders import Weights
-from mlemiss.pipeline.encoders.images import load_backbone
+from mlemiss.pipeline.encoders.load import load_encoder
 from mlemiss.pipeline.errors import InputError, MachineError, is_machine_fault
 from mlemiss.pipeline.importing.feature_files import read_feature_file
 from mlemiss.pipeline.media import decode as media
@@ -251,17 +251,14 @@ class FailingNetwork:
     def __init__(self, error, broken=False):
         self.error, self.broken = error, broken
 
-    def visual(self, clips):
-        if self.broken or any(frames.max() > 250 for frames in clips):
+    def encode(self, kind, clips):
+        if kind == "frames" and (self.broken or any(frames.max() > 250 for frames in clips)):
             raise self.error
         return [np.zeros((30, 1), np.float16) for _ in clips]
 
-    def audio(self, clips):
-        return [None for _ in clips]
-
 
 def network_output(monkeypatch, network):
-    monkeypatch.setattr(extract, "load_backbone", lambda *_: network)
+    monkeypatch.setattr(extract, "load_encoder", lambda *_: network)
     network.spec = {"weights_hash": ""}
     return Output("resnet34", "0" * 16, Path("final"), Path("work"), {}, Weights("random"), dimension=1)
 
@@ -445,7 +442,7 @@ def test_a_file_that_is_no_weights_is_named(tmp_path, suffix, content, named):
     path = tmp_path / f"weights{suffix}"
     path.write_bytes(content)
     with pytest.raises(InputError, match=named):
-        load_backbone("resnet34", Weights(path.name, str(path)))
+        load_encoder("resnet34", Weights(path.name, str(path)))
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".npz", ".parquet"])

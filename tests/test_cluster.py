@@ -16,7 +16,8 @@ from distributed.security import Security
 from mlemiss.pipeline.errors import InputError, MachineError
 from mlemiss.pipeline.media.decode import DEFAULT_LIMITS
 from mlemiss.pipeline.run import cluster, connect, extract
-from mlemiss.pipeline.run.plan import Output, Source, Task
+from mlemiss.pipeline.run.plan import Output, Task
+from mlemiss.pipeline.run.sources import Source
 from mlemiss.pipeline.stores.checksums import damaged_files
 
 from .preprocessing import SIX, content, options, staged

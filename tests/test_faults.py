@@ -17,7 +17,7 @@ import pytest
 from mlemiss.pipeline.clips.datasets import collect
 from mlemiss.pipeline.media.process import ffmpeg_binary
 from mlemiss.pipeline.run.parts import Part
-from mlemiss.pipeline.run.plan import read_sources
+from mlemiss.pipeline.run.sources import read_sources
 from mlemiss.pipeline.stores.store import FeatureStore
 
 from .preprocessing import NETWORK, SIX, SMALL, content, left_running, options, staged

@@ -11,7 +11,8 @@ from mlemiss.pipeline.clips.datasets import collect, dataset_names, expected_cli
 from mlemiss.pipeline.clips.manifest import Clip, Collection, files_below, limit_clips, read_manifest
 from mlemiss.pipeline.errors import InputError
 from mlemiss.pipeline.files import write_csv
-from mlemiss.pipeline.run.plan import FeatureRequest, make_plan, read_sources
+from mlemiss.pipeline.run.plan import FeatureRequest, make_plan
+from mlemiss.pipeline.run.sources import read_sources
 
 HEADER = "clip_id,path,label,subject"
 

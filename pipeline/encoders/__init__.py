@@ -1,46 +1,20 @@
-"""The registry of encoders: their names, the weights that are asked for, and what they are computed on.
+"""The encoders that clips' features are made with: the weights that are asked for, and what they are computed on.
 
-`vgg16`, `resnet34` and `resnet50` are the paper's, with torchvision's ImageNet weights under their full timm tags;
-`timm:NAME` is any other timm model. What they compute is in `images`.
+Their names are in `names`; `load` makes any of them, and only there are their libraries imported.
 """
 
 import ctypes
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from importlib.metadata import entry_points
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import InputError
-
-# name -> (full timm tag, one line). The bare name `resnet50` hides some 18 sets of weights, so tags are pinned.
-BACKBONES = {
-    "vgg16": ("vgg16.tv_in1k", "VGG-16 without its classifier, 4096 features (Simonyan & Zisserman 2015)"),
-    "resnet34": ("resnet34.tv_in1k", "ResNet-34, global average pool, 512 features (He et al. 2016)"),
-    "resnet50": ("resnet50.tv_in1k", "ResNet-50, global average pool, 2048 features (He et al. 2016)"),
-}
-DEFAULT = ("vgg16", "resnet34", "resnet50")
-
-
-Channels = tuple[float, float, float]  # of a picture in [0, 1]: red, green, blue; of a log-Mel image level and deltas
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Where a backbone's weights come from: `imagenet`, `random`, or a file; and what pictures they were trained on."""
-
-    name: str  # imagenet, random, or the file's name
-    file: str | None = None
-    mean: Channels | None = None  # subtracted from pictures, which are divided by the deviation then;
-    std: Channels | None = None  # None: what timm says of the tag
-
-
-def backbone_names() -> dict[str, str]:
-    """Return a line for each name: built-in ones, then installed plug-ins (entry-point group `mlemiss.features`)."""
-    names = {name: summary for name, (_, summary) in BACKBONES.items()}
-    names |= {plugin.name: f"plug-in {plugin.value}" for plugin in entry_points(group="mlemiss.features")}
-    return names
+from .names import BACKBONES as BACKBONES
+from .names import DEFAULT as DEFAULT
+from .names import Channels, Weights, brings_weights, list_requests, split_layers, split_request
+from .names import resolve_tag as resolve_tag
 
 
 def are_random(weights: str | None) -> bool:
@@ -48,61 +22,32 @@ def are_random(weights: str | None) -> bool:
     return "random" in re.findall(r"\w+", weights or "")
 
 
-def is_backbone(features: str) -> bool:
-    """Return whether `preprocess` can make these features; others are imported."""
-    return features in backbone_names() or features.startswith("timm:")
-
-
-def resolve_tag(features: str) -> str:
-    """Return the full timm tag of a feature name, for example `resnet50.tv_in1k`. InputError: an unknown name.
-
-    A plug-in is an entry point `NAME = "package.module:TAG"` naming a str: the tag of a model it registered with timm.
-    """
-    if features in BACKBONES:
-        return BACKBONES[features][0]
-    for plugin in entry_points(group="mlemiss.features"):
-        if plugin.name == features:
-            return plugin.load()
-    if features.startswith("timm:"):
-        import timm
-
-        name = features.removeprefix("timm:")
-        architecture, _, tag = name.partition(".")
-        if timm.is_model(architecture) and (not tag or name in timm.list_models(architecture, pretrained=True)):
-            config = timm.models.get_pretrained_cfg(name)
-            return f"{architecture}.{config.tag}" if config and config.tag else architecture
-        known = timm.list_models(architecture, pretrained=True) or timm.list_models(f"*{architecture}*")
-        raise InputError(
-            f"unknown timm model {name!r}" + (f"; did you mean {', '.join(known[:6])}?" if known else ".") + "\n"
-            "`python -c 'import timm; print(timm.list_models())'` lists all of them."
-        )
-    raise InputError(
-        f"unknown features {features!r}: expected {', '.join(backbone_names())} or timm:NAME.\n"
-        "`mlemiss list features` describes them."
-    )
-
-
 def parse_weights(
     texts: Sequence[str], features: Sequence[str], mean: str | None = None, std: str | None = None
 ) -> dict[str, Weights]:
-    """Parse which weights each backbone is to have.
+    """Parse which weights each encoder is to have.
+
+    Encoders that are no networks of pictures bring their own; `NAME=random` gives those of `hf:` random ones.
 
     Args:
         texts: such as `random`, `w.pth` or `resnet50=w.pth`.
-        features: the requested backbones.
+        features: the requested encoders, with the modality they are to make or without (`visual=resnet50`).
         mean: of the pictures that the weights were trained on, such as `0.5,0.5,0.5`; None: what timm says.
         std: their standard deviation; None with ``mean``.
 
     Raises:
-        InputError: weights that are nowhere, or for no backbone, or for several; no three numbers from 0 to 1.
+        InputError: weights that are nowhere, or for no encoder, or for several; no three numbers from 0 to 1.
     """
     normalised = _normalisation(mean, std)
     chosen: dict[str, Weights] = {}
     default: Weights | None = None
+    names = {request: split_request(request)[1] for request in list_requests(features)}
+    pictures = [request for request, name in names.items() if not brings_weights(name)]
     for text in texts:
-        name, separator, value = text.partition("=")
-        if not (separator and (name in features or not Path(text).is_file())):
-            name, value = "", text
+        name = next((n for n in {*names, *names.values()} if text.startswith(f"{n}=")), "")
+        value = text.removeprefix(f"{name}=") if name else text
+        if not name and "=" in text and not Path(text).is_file():
+            name, _, value = text.rpartition("=")
         if value in ("imagenet", "random"):
             weights = Weights(value)
         elif Path(value).is_file() and Path(value).name not in ("imagenet", "random"):
@@ -112,20 +57,37 @@ def parse_weights(
                 f"weights {text!r}: {value!r} is neither imagenet nor random nor a file that is there.\n"
                 "Name a safetensors or torch file, or NAME=FILE for one of several backbones."
             )
-        if name and name not in features:
+        several = [request for request in names if name in (request, names[request])]
+        if name and not several:
             raise InputError(f"weights {text!r}: {name!r} is not among the requested features {', '.join(features)}.")
+        if any(brings_weights(names[r]) and not (names[r].startswith("hf:") and value == "random") for r in several):
+            raise InputError(
+                f"weights {text!r}: {name} has weights of its own.\n"
+                "Leave it out; those of hf: may be random instead (NAME=random)."
+            )
         if not name and default is not None:
             raise InputError(f"weights given twice, as {default.name!r} and {text!r}.\nFor several use NAME=FILE.")
-        if name:
-            chosen[name] = weights
-        else:
+        chosen |= dict.fromkeys(several, weights)
+        if not name:
             default = weights
-    if default is not None and default.file and len(set(features) - set(chosen)) > 1:
+    if default is not None and default.file and len({names[r] for r in set(pictures) - set(chosen)}) > 1:
         raise InputError(
             f"one weights file {default.name!r} for {len(features)} backbones ({', '.join(features)}).\n"
             "Say which one it is for: --weights NAME=FILE."
         )
-    return {name: replace(chosen.get(name, default or Weights("imagenet")), **normalised) for name in features}
+    usual = default or Weights("imagenet")
+    of_pictures = {request: replace(chosen.get(request, usual), **normalised) for request in pictures}
+    return {r: of_pictures[r] if r in of_pictures else _own_weights(name, chosen.get(r)) for r, name in names.items()}
+
+
+def _own_weights(features: str, chosen: Weights | None) -> Weights:
+    """Return the weights of an encoder that brings them; of `hf:` with the folder that they lie in."""
+    if not features.startswith("hf:"):
+        return Weights(features)
+    source, _ = split_layers(features)
+    folder = Path(source).expanduser().resolve()
+    name = f"hf:{folder.name}" if folder.is_dir() else f"hf:{source}"
+    return Weights(chosen.name if chosen else name, str(folder) if folder.is_dir() else None)
 
 
 def _normalisation(mean: str | None, std: str | None) -> dict[str, Channels]:

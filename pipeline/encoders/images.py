@@ -6,12 +6,12 @@ bilinearly to the network's own input.
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import Weights, check_precision, resolve_tag, round_products
+from . import Weights, check_precision, round_products
+from .names import PICTURES, SEGMENTS, Encoder, resolve_tag
 from .weights import load_network, weights_hash
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ DELTA_RANGES = (10.0, 5.0)
 
 # Images a pass: a clip's segments; on a CUDA GPU those of several clips, and the last pass filled up, so that a clip's
 # bytes do not depend on what it is computed with.
-CPU_IMAGES = 30
+CPU_IMAGES = SEGMENTS
 BATCH_CLIPS = 8
 GPU_IMAGES = BATCH_CLIPS * CPU_IMAGES
 EXECUTION = {
@@ -48,7 +48,7 @@ def logmel_pictures(logmel: "torch.Tensor") -> "torch.Tensor":
     return torch.cat([level, *deltas], 1).clamp(0, 1)
 
 
-class Backbone:
+class Backbone(Encoder):
     """A named network without its classifier, in evaluation mode, with its weights: pictures in, features out.
 
     Args:
@@ -66,6 +66,8 @@ class Backbone:
     Raises:
         InputError: an unknown name; weights that cannot be had or do not fit; a precision that the device has not.
     """
+
+    inputs = PICTURES
 
     def __init__(self, features: str, weights: Weights, precision: str = "fp32", device: str = "cpu"):
         import timm
@@ -100,6 +102,10 @@ class Backbone:
         resized = interpolate(pictures, self.spec["input_size"], mode="bilinear", align_corners=False)
         mean, std = (torch.tensor(self.spec[k], device=pictures.device)[:, None, None] for k in ("mean", "std"))
         return (resized - mean) / std
+
+    def encode(self, kind: str, batch: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Compute the features of several clips' `frames` or `logmel`: float16 [segment, feature] each."""
+        return self.visual(batch) if kind == "frames" else self.audio(batch)
 
     def visual(self, clips: Sequence[np.ndarray | None]) -> list[np.ndarray | None]:
         """Compute the features of each clip's frames: uint8 [segment, row, column, 3] -> float16 [segment, feature].
@@ -153,9 +159,3 @@ class Backbone:
                 self._compiled = torch.jit.freeze(torch.jit.trace(model, example[:2], check_trace=False))
             self.model = None  # the frozen copy holds the weights
         return self._compiled
-
-
-@lru_cache(maxsize=8)
-def load_backbone(features: str, weights: Weights, precision: str = "fp32", device: str = "cpu") -> Backbone:
-    """Return a backbone, loaded once a process."""
-    return Backbone(features, weights, precision, device)

@@ -27,6 +27,7 @@ RANDOM_SEED = 0
 UNPICKLING_ERRORS = (OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError)
 UNPICKLING_ERRORS += (AssertionError, pickle.UnpicklingError, struct.error)
 HUB_TIMEOUT = 5.0  # seconds for the hub's first answer; the hub client alone would retry for most of a minute
+MODEL_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model*.bin"]  # of a transformer
 WRAPPERS = ("state_dict", "model", "model_state_dict")  # a checkpoint's key of the state dict, the first that is there
 COUNTER = "num_batches_tracked"  # of batch norms: no part of what they compute
 
@@ -64,16 +65,23 @@ def load_network(tag: str, weights: Weights) -> tuple["torch.nn.Module", list[st
     # Loading without the classifier is lenient, so check that nothing kept its random initial value.
     if absent := [name for name, digest in own.items() if digest not in set(in_file.values())]:
         raise _misfit(path, tag, tensors, absent)
-    if broken := [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]:
-        raise InputError(
-            f"weights file {path}: {amount(len(broken), 'tensor')} with NaN or infinite values: {name_some(broken)}.\n"
-            "The training that wrote it diverged, or the file is damaged: give another one."
-        )
+    check_finite(model, f"weights file {path}")
     if weights.file:  # the hub's files are their tags' own
         renamed = {digest for name, digest in own.items() if name not in in_file}
         left = (name for name, digest in in_file.items() if name not in state and digest not in renamed)
         notes += _left_over(path, tag, model, [name for name in left if COUNTER not in name])
     return model.eval(), notes
+
+
+def check_finite(model: "torch.nn.Module", what: str) -> None:
+    """Check that all of a model's tensors are finite. InputError: some are not; ``what`` says whose they are."""
+    import torch
+
+    if broken := [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]:
+        raise InputError(
+            f"{what}: {amount(len(broken), 'tensor')} with NaN or infinite values: {name_some(broken)}.\n"
+            "The training that wrote it diverged, or the file is damaged: give another one."
+        )
 
 
 def weights_hash(model: "torch.nn.Module") -> str:
@@ -163,38 +171,75 @@ def _state_dict(path: Path, loaded: object) -> tuple[Mapping, list[str]]:
 def _imagenet_file(tag: str) -> Path:
     """The pinned weights from the hub's cache, else downloaded. InputError within seconds where neither can be."""
     import timm
-    from huggingface_hub import constants, hf_hub_download, hf_hub_url
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub import constants
 
     config = timm.models.get_pretrained_cfg(tag)
     repository = config.hf_hub_id if config else None
     why = "timm has no pretrained weights under this tag"
     for filename in ("model.safetensors", "pytorch_model.bin") if repository else ():
-        try:
-            return Path(hf_hub_download(repository, filename, local_files_only=True))
-        except LocalEntryNotFoundError:
-            why = "not in the cache, and the hub is switched off (HF_HUB_OFFLINE)"
-        except OSError as error:
-            why = f"the cache cannot be used ({error.strerror}: {error.filename}; HF_HOME names another)"
-            break
-        if constants.HF_HUB_OFFLINE:
-            continue
-        try:  # one quick question first: the hub client retries an unreachable hub many times
-            request = urllib.request.Request(hf_hub_url(repository, filename), method="HEAD")
-            urllib.request.urlopen(request, timeout=HUB_TIMEOUT).close()
-            return Path(hf_hub_download(repository, filename, etag_timeout=HUB_TIMEOUT))
-        except urllib.error.HTTPError as error:
-            why = f"not in the cache, and the hub answered {error.code} for {repository}/{filename}"
-        except (OSError, HfHubHTTPError) as error:
-            why = f"not in the cache, and the hub cannot be reached ({getattr(error, 'reason', error)})"
-            if getattr(error, "filename", None):
-                why = f"the cache cannot be used ({error.strerror}: {error.filename}; HF_HOME names another)"
+        found, why, goes_on = _from_hub(repository, filename)
+        if found:
+            return found
+        if not goes_on:
             break
     raise InputError(
         f"no ImageNet weights for {tag}: {why}; cache folder: {constants.HF_HUB_CACHE}.\n"
         f"Name a weights file instead (--weights FILE, end to end --init FILE; safetensors or torch), or random for an "
         "untrained network."
     )
+
+
+def _from_hub(repository: str, filename: str) -> tuple[Path | None, str, bool]:
+    """Return a file of the hub, from its cache or downloaded; else why not, and whether another file may be there."""
+    from huggingface_hub import constants, hf_hub_download, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(repository, filename, local_files_only=True)), "", False
+    except LocalEntryNotFoundError:
+        pass
+    except OSError as error:
+        return None, f"the cache cannot be used ({error.strerror}: {error.filename}; HF_HOME names another)", False
+    if constants.HF_HUB_OFFLINE:
+        return None, "not in the cache, and the hub is switched off (HF_HUB_OFFLINE)", True
+    try:  # one quick question first: the hub client retries an unreachable hub many times
+        request = urllib.request.Request(hf_hub_url(repository, filename), method="HEAD")
+        urllib.request.urlopen(request, timeout=HUB_TIMEOUT).close()
+        return Path(hf_hub_download(repository, filename, etag_timeout=HUB_TIMEOUT)), "", False
+    except urllib.error.HTTPError as error:
+        return None, f"not in the cache, and the hub answered {error.code} for {repository}/{filename}", True
+    except (OSError, HfHubHTTPError) as error:
+        if getattr(error, "filename", None):
+            return None, f"the cache cannot be used ({error.strerror}: {error.filename}; HF_HOME names another)", False
+        return None, f"not in the cache, and the hub cannot be reached ({getattr(error, 'reason', error)})", False
+
+
+def hub_folder(name: str, features: str) -> Path:
+    """Return the folder of a model of the hub: from its cache, else downloaded.
+
+    InputError: it is nowhere, within seconds where the hub cannot be reached.
+    """
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    config, why, _ = _from_hub(name, "config.json")
+    if config and not _has_weights(config.parent):
+        why = "its weights are not in the cache, and the hub is switched off (HF_HUB_OFFLINE)"
+        if not constants.HF_HUB_OFFLINE:
+            try:
+                snapshot_download(name, allow_patterns=MODEL_FILES, etag_timeout=HUB_TIMEOUT)
+            except (OSError, HfHubHTTPError) as error:
+                why = f"its weights cannot be downloaded ({error})"
+    if config and _has_weights(config.parent):
+        return config.parent
+    raise InputError(
+        f"no model for {features}: {why or 'it has no weights'}; cache folder: {constants.HF_HUB_CACHE}.\n"
+        "Name the folder of a copy instead (hf:FOLDER), or another model."
+    )
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
 
 
 def _is_torch_archive(path: Path) -> bool:

@@ -47,6 +47,8 @@ class ClipMedia:
         duration: T in seconds, 0.0 if neither modality is there.
         frame_times: float64 [30] timestamps of the frames in seconds after time 0, or None.
         note: what is odd about a clip that was read nevertheless, or nothing.
+        waveform: float32 [round(16000 T)], mono, 16 kHz, from time 0 to T, or None where the sound is missing.
+        text: what is said in it, of the manifest; None where no text is read.
     """
 
     frames: np.ndarray | None
@@ -55,6 +57,8 @@ class ClipMedia:
     duration: float
     frame_times: np.ndarray | None = None
     note: str = ""
+    waveform: np.ndarray | None = None
+    text: str | None = None
 
 
 @dataclass
@@ -103,7 +107,8 @@ def read_clip(path: str | os.PathLike, limits: Limits = DEFAULT_LIMITS) -> ClipM
         logmel, clip.causes = heard.logmel, clip.causes | heard.causes
     if clip.frames is None and logmel is None:
         clip.duration = 0.0
-    return ClipMedia(clip.frames, logmel, clip.causes, clip.duration, clip.frame_times, clip.note)
+    waveform = None if logmel is None else clip.waveform
+    return ClipMedia(clip.frames, logmel, clip.causes, clip.duration, clip.frame_times, clip.note, waveform)
 
 
 def read_waveform(path: str | os.PathLike, limits: Limits = DEFAULT_LIMITS) -> np.ndarray | None:
@@ -111,8 +116,7 @@ def read_waveform(path: str | os.PathLike, limits: Limits = DEFAULT_LIMITS) -> n
 
     None where the sound is missing; arguments and errors as for `read_clip`.
     """
-    path = Path(path)
-    return _guarded(path, lambda: _read(path, limits)).waveform
+    return read_clip(path, limits).waveform
 
 
 def _guarded(path: Path, stage: Callable[[], _Clip], modalities: Sequence[str] = ("visual", "audio")) -> _Clip:

@@ -156,7 +156,8 @@ def checked(client, plan: Plan) -> Iterator[Expected]:
     work_folder(token.parent, plan.stores)
     token.touch(exist_ok=False)
     try:
-        expected = Expected(tuple(parts.versions().items()), token, clip)
+        libraries = sorted({name for output in plan.outputs for name in output.libraries})
+        expected = Expected(tuple(parts.versions(tuple(libraries)).items()), token, clip)
         for address, fault in client.run(_fault, expected).items():
             if fault:
                 raise InputError(f"worker {address} {fault}")
@@ -168,7 +169,7 @@ def checked(client, plan: Plan) -> Iterator[Expected]:
 @lru_cache(maxsize=1)
 def _fault(expected: Expected) -> str:
     """Return the fault of the worker that this runs on, empty if there is none."""
-    versions = parts.versions()
+    versions = parts.versions(tuple(name for name, _ in expected.versions))
     for name, version in expected.versions:
         if versions.get(name) != version:
             return (
@@ -337,7 +338,7 @@ class _Schedule:
         cause = "the worker process died on this clip twice (out of memory?)"
         for task in fatal:
             for output in task.outputs:
-                Part((False, False), cause, failed=True).save(output.part(task.key))
+                Part((False,) * len(output.modalities), cause, failed=True).save(output.part(task.key))
             yield Outcome(task.rows, cause)
 
     def _alone(self, task: Task) -> Outcome | None:

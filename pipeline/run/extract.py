@@ -5,8 +5,9 @@ the machine (a full disk, no ffmpeg) is raised.
 """
 
 import platform
+import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -16,14 +17,16 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from ..encoders import keep_freed_memory, use_one_thread
-from ..encoders.images import Backbone, load_backbone
+from ..encoders.load import load_encoder
+from ..encoders.names import INPUTS, Encoder
 from ..errors import InputError, MachineError, is_machine_fault
 from ..media import decode as media
 from ..media.ffmpeg import FRAME_SIZE
-from ..media.logmel import MEL_FRAMES, N_MELS
+from ..media.logmel import MEL_FRAMES, N_MELS, SAMPLE_RATE
 from ..stores import store
-from .parts import Donor, Part, write_media
-from .plan import Output, Row, Task, stamp_of
+from .parts import Donor, Part, versions, write_media
+from .plan import Output, Row, Task
+from .sources import stamp_of
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ BLANK = media.ClipMedia(
     np.zeros((media.SEGMENTS, 3, N_MELS, MEL_FRAMES), np.float16),
     {},
     0.0,
+    waveform=np.zeros(SAMPLE_RATE, np.float32),
+    text="a",
 )
 Executor = Callable[[Sequence[Task]], Iterator[Outcome]]  # runs tasks, yields their outcomes as they end
 
@@ -70,11 +75,14 @@ def decode(task: Task) -> Decoded:
     threadpool_limits(1)  # BLAS: more threads would change the last bits of log-Mels, and a store's bytes
     start = time.perf_counter()
     clip, note = None, ""
+    if task.text is not None:
+        causes = {} if task.text else {"text": "the manifest has none"}
+        return Decoded(media.ClipMedia(None, None, causes, 0.0, text=task.text), 0.0)
     if task.source.fault:
         clip = _unreadable(task.source.fault)
     elif task.media:
         try:
-            clip = _cached_media(task.media)
+            clip = _cached_media(task.media, {name for output in task.outputs for name in _needed(output)})
         except InputError as error:
             note = f"note: {error}"
     if clip is None:
@@ -82,6 +90,8 @@ def decode(task: Task) -> Decoded:
         if _changed(task):  # the results must not be saved under the hash of the earlier content
             _check_root(task.root)
             clip = _unreadable("the file changed after its content was hashed")
+        if not any(output.waveform for output in task.outputs):
+            clip = replace(clip, waveform=None)  # it would travel to another worker
     return Decoded(clip, time.perf_counter() - start, note)
 
 
@@ -121,7 +131,7 @@ def encode(tasks: Sequence[Task], decoded: Sequence[Decoded]) -> list[Outcome]:
         for i, part in zip(lacking, parts, strict=True):
             clip, task = decoded[i].clip, tasks[i]
             if output.features == store.MEDIA and not part.failed:
-                write_media(work, task.rows, clip.frames, clip.logmel)
+                write_media(work, task.rows, clip.frames, clip.logmel, clip.waveform)
             replace(part, row=task.rows[0]).save(output.part(task.key))
             failed[i] = part.cause if part.failed else failed[i]
         seconds["write"] += time.perf_counter() - start
@@ -133,56 +143,71 @@ def encode(tasks: Sequence[Task], decoded: Sequence[Decoded]) -> list[Outcome]:
 
 
 def compute(output: Output, clips: Sequence[media.ClipMedia]) -> list[Part]:
-    """Compute the results of several clips in one store. A clip that its network fails at costs only itself."""
+    """Compute the results of several clips in one store. A clip that its encoder fails at costs only itself."""
     if output.weights is None:  # media alone need no torch
         return [_part(output, clip, {}) for clip in clips]
     use_one_thread()
-    backbone = _backbone(output)
+    encoder = _encoder(output)
     try:
-        return _encode(output, backbone, clips)
+        return _encode(output, encoder, clips)
     except Exception as error:
         if is_machine_fault(error):
             raise
     parts = []
     for clip in clips:
         try:
-            parts += _encode(output, backbone, [clip])
+            parts += _encode(output, encoder, [clip])
         except Exception as error:
             if is_machine_fault(error):
                 raise
-            _encode(output, backbone, [BLANK])  # raises if the network or its device is broken
-            cause = f"{output.features}: an unforeseen error ({type(error).__name__})"
-            parts.append(Part((False, False), cause, failed=True, duration=clip.duration))
+            _encode(output, encoder, [BLANK])  # raises if the network or its device is broken
+            parts.append(_failed(output, clip, f": an unforeseen error ({type(error).__name__})"))
     return parts
 
 
-def _encode(output: Output, backbone: Backbone, clips: Sequence[media.ClipMedia]) -> list[Part]:
-    visual = backbone.visual([clip.frames for clip in clips])
-    audio = backbone.audio([clip.logmel for clip in clips])
-    return [_part(output, clip, {"visual": v, "audio": a}) for clip, v, a in zip(clips, visual, audio, strict=True)]
+def _encode(output: Output, encoder: Encoder, clips: Sequence[media.ClipMedia]) -> list[Part]:
+    found: list[dict[str, np.ndarray]] = [{} for _ in clips]
+    for modality, kind in output.inputs.items():
+        there = [i for i, clip in enumerate(clips) if _has(clip, kind)]
+        values = encoder.encode(kind, [getattr(clips[i], kind) for i in there]) if there else []
+        for i, each in zip(there, values, strict=True):
+            with np.errstate(over="ignore"):  # what float16 cannot hold is infinite, and told below
+                found[i][modality] = np.asarray(each, np.float16)
+    return [_part(output, clip, arrays) for clip, arrays in zip(clips, found, strict=True)]
 
 
-def _part(output: Output, clip: media.ClipMedia, features: dict[str, np.ndarray | None]) -> Part:
-    present = (clip.frames is not None, clip.logmel is not None)
-    arrays = {modality: values for modality, values in features.items() if values is not None}
+def _has(clip: media.ClipMedia, kind: str) -> bool:
+    """Return whether a clip has what an encoder is to be given."""
+    return bool(clip.text) if kind == "text" else getattr(clip, kind) is not None
+
+
+def _failed(output: Output, clip: media.ClipMedia, why: str) -> Part:
+    nothing = (False,) * len(output.modalities)
+    return Part(nothing, f"{output.features}{why}", True, clip.duration, versions=versions(output.libraries))
+
+
+def _part(output: Output, clip: media.ClipMedia, arrays: dict[str, np.ndarray]) -> Part:
     if any(not np.isfinite(values).all() for values in arrays.values()):
-        cause = f"{output.features} gave features beyond float16 or not finite"
-        return Part((False, False), cause, failed=True, duration=clip.duration)
-    causes = sorted(clip.causes.items(), reverse=True)
+        return _failed(output, clip, " gave features beyond float16 or not finite")
+    present = tuple(_has(clip, kind) for kind in output.inputs.values())
+    told = {INPUTS[kind] for kind in output.inputs.values()} if any(present) or clip.duration else clip.causes
+    causes = [(modality, why) for modality, why in sorted(clip.causes.items(), reverse=True) if modality in {"", *told}]
     causes += [("clip", clip.note)] if clip.note and any(present) else []
     cause = "; ".join(f"{modality}: {why}" if modality else why for modality, why in causes)
-    return Part(present, cause, failed=not any(present), duration=clip.duration, arrays=arrays)
+    # A clip that has the other modality did not fail: it lacks this one.
+    failed = not any(present) and not clip.duration and clip.text is None
+    return Part(present, cause, failed, clip.duration, arrays, versions(output.libraries))
 
 
-def _backbone(output: Output) -> Backbone:
-    backbone = load_backbone(output.features, output.weights, output.precision, output.device)
-    weights_hash = backbone.spec["weights_hash"]
+def _encoder(output: Output) -> Encoder:
+    encoder = load_encoder(output.features, output.weights, output.precision, output.device)
+    weights_hash = encoder.spec["weights_hash"]
     if weights_hash != output.weights_hash:
         raise InputError(
             f"the weights of {output.features} have hash {weights_hash} on this worker and "
             f"{output.weights_hash} in the plan.\nGive every worker the same weights file and the same versions."
         )
-    return backbone
+    return encoder
 
 
 @lru_cache(maxsize=4)
@@ -191,14 +216,35 @@ def _open_media(path: Path, revision: int) -> Donor:
     return Donor.open(path)
 
 
-def _cached_media(row: Row) -> media.ClipMedia:
-    """Read a clip from a media store: the same bytes that decoding gave. InputError: they are damaged."""
+def _needed(output: Output) -> Sequence[str]:
+    """Return which of a clip's media a store is computed from, or keeps."""
+    if output.weights:
+        return tuple(output.inputs.values())
+    return (*output.inputs.values(), *(["waveform"] if output.waveform else []))
+
+
+def _cached_media(row: Row, needed: Set[str]) -> media.ClipMedia:
+    """Read what is needed of a clip from a media store: the bytes that decoding gave. InputError: they are damaged."""
     donor = _open_media(row.store, row.revision)
     opened = donor.store
     visual, audio = opened.present[row.index]
+    told, duration = str(opened.error[row.index]), float(opened.duration[row.index])
+    causes, note = _causes(told)
     return media.ClipMedia(
-        frames=donor.block(["frames"], row.index)[0][0] if visual else None,
-        logmel=donor.block(["logmel"], row.index)[0][0] if audio else None,
-        causes={"": str(opened.error[row.index])} if opened.error[row.index] else {},  # of one or both modalities
-        duration=float(opened.duration[row.index]),
+        frames=donor.block(["frames"], row.index)[0][0] if visual and "frames" in needed else None,
+        logmel=donor.block(["logmel"], row.index)[0][0] if audio and "logmel" in needed else None,
+        causes=causes,
+        duration=duration,
+        note=note,
+        waveform=donor.waveform(row.index) if audio and "waveform" in needed else None,
     )
+
+
+def _causes(told: str) -> tuple[dict[str, str], str]:
+    """Take what is recorded of a clip apart again: the cause of each modality, and the note."""
+    _, *parts = re.split(r"(?:^|; )(visual|audio|clip): ", told)
+    causes = dict(zip(parts[::2], parts[1::2], strict=True))
+    if told != "; ".join(f"{name}: {why}" for name, why in causes.items()):
+        return {"": told}, ""
+    note = causes.pop("clip", "")
+    return causes, note

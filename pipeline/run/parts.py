@@ -6,9 +6,10 @@ Also the finished stores that such results are taken from.
 import json
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,15 @@ from ..files import whole_file
 from ..media import ffmpeg, logmel
 from ..media.decode import SEGMENTS
 from ..media.ffmpeg import due_to_limit
+from ..media.logmel import SAMPLE_RATE
 from ..media.process import ffmpeg_version
 from ..stores.catalogue import stores_in, why_not
 from ..stores.checksums import find_damage
 from ..stores.masks import MODALITIES
+from ..stores.schema import WAVEFORM
 from ..stores.store import MEDIA, FeatureStore, open_group
 
+FACTS = frozenset({"present", "failed", "duration", "row", "cause", "versions"})  # of a part, beside its arrays
 UNREADABLE = (OSError, ValueError, KeyError, zipfile.BadZipFile)  # of a part or store that is damaged or absent
 
 
@@ -60,30 +64,44 @@ class Part:
                 cause=str(saved["cause"]),
                 failed=bool(saved["failed"]),
                 duration=float(saved["duration"]),
-                arrays={name: saved[name] for name in MODALITIES if name in saved},
+                arrays={name: saved[name] for name in saved.files if name not in FACTS},
                 versions=json.loads(str(saved["versions"])),
                 row=int(saved["row"]),
             )
 
 
-def clip_shapes(features: str, dimension: int = 0) -> dict[str, tuple[int, ...]]:
-    """Return the shape of one clip in each array of a store: of frames and log-Mels, or of features that wide."""
-    if features == MEDIA:
-        frame = (ffmpeg.FRAME_SIZE, ffmpeg.FRAME_SIZE, 3)
-        return {"frames": (SEGMENTS, *frame), "logmel": (SEGMENTS, 3, logmel.N_MELS, logmel.MEL_FRAMES)}
-    return dict.fromkeys(MODALITIES, (SEGMENTS, dimension))
+MEDIA_SHAPES = {  # of one clip
+    "frames": (SEGMENTS, ffmpeg.FRAME_SIZE, ffmpeg.FRAME_SIZE, 3),
+    "logmel": (SEGMENTS, 3, logmel.N_MELS, logmel.MEL_FRAMES),
+}
+WAVEFORM_CHUNK = 30 * SAMPLE_RATE  # samples
 
 
-def write_media(work: Path, rows: Sequence[int], frames: np.ndarray | None, logmel: np.ndarray | None) -> None:
-    """Write a clip's media into an unfinished media store: one chunk a row and array, so that each has one writer.
+def samples_of(duration: float) -> int:
+    """Return the number of samples of a clip's waveform, from its duration in seconds."""
+    return round(duration * SAMPLE_RATE)
+
+
+def write_media(
+    work: Path,
+    rows: Sequence[int],
+    frames: np.ndarray | None,
+    logmel: np.ndarray | None,
+    waveform: np.ndarray | None = None,
+) -> None:
+    """Write a clip's media into an unfinished media store: chunks of one row each, so that each has one writer.
 
     Args:
         work: the store's work folder.
         rows: of all clips that have this content.
         frames: uint8 [segment, row, column, channel], None where the clip has no picture.
         logmel: float16 [segment, channel, mel, time], None where the clip has no sound.
+        waveform: float32 [sample], kept if the store has an array for it.
     """
     group = open_group(work / "store.zarr", "r+")
+    if waveform is not None and WAVEFORM in group:
+        for row in rows:
+            group[WAVEFORM][row, : len(waveform)] = waveform
     for name, values, filler in (("frames", frames, 0), ("logmel", logmel, np.nan)):
         array = group[name]
         for row in rows:
@@ -91,10 +109,16 @@ def write_media(work: Path, rows: Sequence[int], frames: np.ndarray | None, logm
 
 
 @cache
-def versions() -> Mapping[str, str]:
-    """Return the versions of what determines the bytes: this package, the libraries that compute, ffmpeg."""
-    libraries = ("mlemiss", "numpy", "librosa", "torch", "timm", "zarr")
-    return {name: version(name) for name in libraries} | {"ffmpeg": ffmpeg_version()}
+def versions(more: tuple[str, ...] = ()) -> Mapping[str, str]:
+    """Return the versions of what determines the bytes: this package, the libraries that compute, ffmpeg.
+
+    ``more`` names further libraries; one that is not installed has no version.
+    """
+    found = {name: version(name) for name in ("mlemiss", "numpy", "librosa", "torch", "timm", "zarr")}
+    for name in more:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found | {"ffmpeg": ffmpeg_version()}
 
 
 def merged_versions(several: Iterable[Mapping[str, str]]) -> dict[str, str]:
@@ -146,13 +170,24 @@ class Donor:
         Raises:
             DamagedError: a chunk is damaged.
         """
-        self._check([name for array in names for name in self._chunks(f"{array}/c/{block}/")])
         size = self.store.clips_a_chunk(names[0])
+        chunks = [name for array in names for name in self._chunks(f"{array}/c/{block}/")]
+        return self._read(chunks, dict.fromkeys(names, slice(block * size, (block + 1) * size)))
+
+    def _read(self, chunks: Sequence[str], parts: Mapping[str, slice | tuple[int, slice]]) -> list[np.ndarray]:
+        """Read parts of arrays that lie in these chunks. DamagedError: a chunk is damaged."""
+        self._check(chunks)
         try:
-            return [self.store.read(name, slice(block * size, (block + 1) * size)) for name in names]
+            return [self.store.chunks.read(name, at) for name, at in parts.items()]
         except InputError as error:
             why = why_not(self.store.path, error)
             raise DamagedError(f"not usable: {self.store.path.name}, {why}; its clips are decoded again") from None
+
+    def waveform(self, row: int) -> np.ndarray:
+        """Read a clip's sound from a media store that keeps it: float32 [sample]. DamagedError: a chunk is damaged."""
+        size = samples_of(float(self.store.duration[row]))
+        chunks = [f"{WAVEFORM}/c/{row}/{chunk}" for chunk in range(-(-size // WAVEFORM_CHUNK))]
+        return self._read(chunks, {WAVEFORM: (row, slice(0, size))})[0]
 
     def _chunks(self, prefix: str) -> list[str]:
         return [name for name in self.store.chunks.files if name.startswith(prefix)] or [f"{prefix}…"]
@@ -165,16 +200,24 @@ class Donor:
             )
 
 
-def donors(stores: Path, features: str, spec: Mapping, dimension: int = 0) -> Iterator[Donor]:
-    """Open the finished stores of these features and this spec; name one that cannot be used once and skip it."""
+def donors(stores: Path, features: str, spec: Mapping, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Donor]:
+    """Open the finished stores of these features and this spec; name one that cannot be used once and skip it.
+
+    Args:
+        stores: their folder.
+        features: their name, or `media`.
+        spec: theirs.
+        shapes: of one clip in each array, whose names are the modalities if these are no media.
+    """
+    modalities = MODALITIES if features == MEDIA else tuple(shapes)
     for path, attrs in stores_in(stores):
-        if (attrs["features"], attrs["spec"], tuple(attrs["modalities"])) == (features, spec, MODALITIES):
+        if (attrs["features"], attrs["spec"], tuple(attrs["modalities"])) == (features, spec, modalities):
             try:
                 donor = Donor.open(path)
             except InputError as error:
                 say_once(f"not usable: {path.name}, {why_not(path, error)}")
                 continue
-            if any(donor.store.shape(name)[1:] != shape for name, shape in clip_shapes(features, dimension).items()):
+            if any(donor.store.shape(name)[1:] != shape for name, shape in shapes.items()):
                 say_once(f"not usable: {path.name}, its features or media have other shapes than its spec says")
                 continue
             yield donor

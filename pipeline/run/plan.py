@@ -1,10 +1,8 @@
 """Plan a preprocessing run before it starts: the stores to make, their fingerprints, one task for each content."""
 
-import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,107 +11,19 @@ from typing import Literal
 from ..clips.manifest import Collection
 from ..console import name_some, say
 from ..encoders import Weights
-from ..encoders.images import load_backbone
-from ..errors import MACHINE_ERRNOS, MachineError
-from ..files import remove_tree, sha256_of, user_cache, write_json
+from ..encoders.load import load_encoder
+from ..encoders.names import PICTURES, Encoder, inputs_for, split_request
+from ..errors import InputError
+from ..files import remove_tree
 from ..media import decode as media
 from ..media import ffmpeg, logmel
-from ..media.decode import check_file
 from ..media.ffmpeg import Limits, due_to_limit
-from ..media.process import ClipError
 from ..stores import store
 from ..stores.claim import only_one
+from ..stores.schema import SOUND, WAVEFORM
 from ..stores.store import WORK
-from .parts import donors
-
-UNREAD = "unread"  # in place of the sha256 of a file that may not be read
-Stamp = tuple[int, int]  # size in bytes, time of the last change in nanoseconds
-
-
-def stamp_of(path: Path) -> Stamp:
-    """Return a file's size and time of change. OSError: the file is gone."""
-    state = path.stat()
-    return state.st_size, state.st_mtime_ns
-
-
-@dataclass(frozen=True)
-class Source:
-    """A clip's file: the sha256 of its content and its stamp then; or why the file must not be opened."""
-
-    sha256: str
-    stamp: Stamp | None = None
-    fault: str = ""
-
-
-def read_sources(collection: Collection, max_bytes: int, follow_links: bool) -> list[Source]:
-    """Hash each clip's file.
-
-    A file that is not regular, is empty, too large or cannot be opened costs its clip, not the run. So does a link that
-    leads out of the root: a data set from elsewhere must not make this machine read its own files.
-
-    Args:
-        collection: the clips.
-        max_bytes: of the largest file.
-        follow_links: read links that lead out of the root.
-
-    Returns:
-        A source for each clip, in order.
-
-    Raises:
-        MachineError: the disk or network failed.
-    """
-    root = collection.root.resolve()
-    known = _known_hashes(root)
-
-    def read(path: Path) -> tuple[Source, str, list]:
-        try:
-            real = path.resolve()
-            if not follow_links and not real.is_relative_to(root):
-                raise ClipError("a link that leaves the root, which --follow-links allows")
-            check_file(path, max_bytes)
-            stamp = stamp_of(path)
-            entry = known.get(str(real), [])
-            digest = entry[2] if entry[:2] == [*stamp] else sha256_of(path)
-            return Source(digest, stamp), str(real), [*stamp, digest]
-        except ClipError as error:
-            return Source(UNREAD, fault=str(error)), "", []
-        except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError in Python 3.11 and 3.12
-            if getattr(error, "errno", None) in MACHINE_ERRNOS:
-                raise MachineError(f"{path}: {error.strerror}.\nMend the disk or network and run again.") from None
-            return Source(UNREAD, fault=getattr(error, "strerror", None) or "a loop of links"), "", []
-
-    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
-        results = list(pool.map(read, [collection.root / clip.path for clip in collection.clips]))
-    fresh = {real: entry for _, real, entry in results if real}
-    if any(known.get(real) != entry for real, entry in fresh.items()):
-        _keep_hashes(root, known | fresh)
-    return [source for source, _, _ in results]
-
-
-# The hashes of earlier runs: of each path its size, time of change and sha256. They are the user's own, not the stores'
-# folder's, where a wrong line of somebody else would give one clip another's features.
-
-
-def _hash_file(root: Path) -> Path:
-    return user_cache() / f"sha256-{_sha256(str(root))[:16]}.json"
-
-
-def _known_hashes(root: Path) -> dict[str, list]:
-    try:
-        known = dict(json.loads(_hash_file(root).read_text(encoding="utf-8")))
-    except (OSError, RuntimeError, ValueError, TypeError):  # RuntimeError: a user without a home
-        return {}
-    return {path: entry for path, entry in known.items() if isinstance(entry, list) and len(entry) == 3}
-
-
-def _keep_hashes(root: Path, known: Mapping[str, list]) -> None:
-    try:
-        write_json(_hash_file(root), known)
-    except (OSError, RuntimeError) as error:
-        say(f"note: the clips' hashes are not kept, so that the next run reads every clip again ({error})")
-
-
-# ---- The plan ----
+from .parts import FACTS, MEDIA_SHAPES, donors
+from .sources import UNREAD, Source, read_sources, sha256_text
 
 MEDIA_SPEC = {
     "segments": media.SEGMENTS,
@@ -136,19 +46,25 @@ class FeatureRequest:
     """The stores that a run is asked for.
 
     Args:
-        weights: of each backbone by its name.
-        precision: of the backbones.
+        weights: of each encoder by its name, as `stored_requests` gives them: `NAME`, or `MODALITY=NAME`.
+        precision: of the networks.
         media: `keep` a media store beside the features, or make `only` that.
+        waveform: the media store keeps the sound, too; it does so anyway where an encoder hears it.
     """
 
     weights: Mapping[str, Weights] = field(default_factory=dict)
     precision: Precision = "fp32"
     media: MediaMode | None = None
+    waveform: bool = False
+
+    def __post_init__(self):
+        if self.waveform and self.media is None:
+            raise InputError("--waveform is of the media store.\nGive --media keep or only with it, or leave it out.")
 
 
 @dataclass(frozen=True)
 class Output:
-    """One store to make: the media store (no weights) or one backbone's features."""
+    """One store to make: the media store (no weights) or one encoder's features."""
 
     features: str
     fingerprint: str
@@ -160,7 +76,30 @@ class Output:
     dimension: int = 0
     precision: str = "fp32"
     device: str = "cpu"
+    inputs: Mapping[str, str] = field(default_factory=lambda: PICTURES)  # modality -> what it is computed from
+    segments: int = media.SEGMENTS
+    libraries: tuple[str, ...] = ()  # whose versions count beside those of every store
     revision: int = 1  # above 1: replaces the finished store, whose failed clips are tried again
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Return the names of the store's modalities, in order."""
+        return tuple(self.inputs)
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Return the shape of one clip in each array; a waveform has none that all clips share."""
+        return dict.fromkeys(self.inputs, (self.segments, self.dimension)) if self.weights else MEDIA_SHAPES
+
+    @property
+    def waveform(self) -> bool:
+        """Return whether a clip's waveform is needed: to be heard, or to be kept."""
+        return WAVEFORM in (self.inputs.values() if self.weights else self.spec)
+
+    @property
+    def reads_text(self) -> bool:
+        """Return whether the store is made of the manifest's texts alone."""
+        return "text" in self.inputs.values()
 
     @property
     def finished(self) -> bool:
@@ -203,6 +142,7 @@ class Task:
     media: Row | None  # read the media from here instead of decoding
     limits: Limits
     source: Source
+    text: str | None = None  # in place of the file, for stores that are made of texts
 
 
 @dataclass(frozen=True)
@@ -220,15 +160,25 @@ class Plan:
     def keys(self) -> tuple[str, ...]:
         """Return each clip's key: the sha256 of its content; a file that may not be read has a key of its own."""
         clips = zip(self.collection.clips, self.sources, strict=True)
-        return tuple(f"{UNREAD}-{_sha256(c.clip_id)}" if source.fault else source.sha256 for c, source in clips)
+        return tuple(f"{UNREAD}-{sha256_text(c.clip_id)}" if source.fault else source.sha256 for c, source in clips)
 
     @cached_property
     def rows(self) -> dict[str, tuple[int, ...]]:
         """Return, for each key, its rows on the clip axis: clips of equal content share their result."""
-        rows = defaultdict(list)
-        for row, key in enumerate(self.keys):
-            rows[key].append(row)
-        return {key: tuple(several) for key, several in rows.items()}
+        return _rows(self.keys)
+
+    @cached_property
+    def texts(self) -> tuple[str, ...]:
+        """Return each clip's text, the manifest's column `text`; empty where there is none."""
+        return tuple(dict(clip.columns).get("text", "").strip() for clip in self.collection.clips)
+
+    def keys_of(self, output: Output) -> tuple[str, ...]:
+        """Return each clip's key in a store: of a store made of texts, the sha256 of the text."""
+        return tuple(map(sha256_text, self.texts)) if output.reads_text else self.keys
+
+    def rows_of(self, output: Output) -> dict[str, tuple[int, ...]]:
+        """Return, for each key in a store, its rows on the clip axis."""
+        return _rows(self.keys_of(output)) if output.reads_text else self.rows
 
     def unfinished(self) -> tuple[Output, ...]:
         """Return the stores that are not published yet."""
@@ -236,9 +186,14 @@ class Plan:
 
     @cached_property
     def media_rows(self) -> dict[str, Row]:
-        """Return, for each content (sha256) with media in a finished store, the row there."""
+        """Return, for each content (sha256) with media in a finished store, the row there.
+
+        Where a waveform is needed, only stores that keep it count.
+        """
+        heard = any(output.waveform for output in self.unfinished())
+        specs = [media_spec(self.limits, waveform=True)] + ([] if heard else [media_spec(self.limits)])
         rows: dict[str, Row] = {}
-        for donor in donors(self.stores, store.MEDIA, media_spec(self.limits)):
+        for donor in (donor for spec in specs for donor in donors(self.stores, store.MEDIA, spec, MEDIA_SHAPES)):
             path, revision = donor.store.path, donor.store.attrs["revision"]
             for content, row in donor.rows(self.retry_failed).items():
                 rows.setdefault(content, Row(path, row, revision))
@@ -246,17 +201,29 @@ class Plan:
 
     def tasks(self) -> list[Task]:
         """Return a task for each content that some store lacks."""
-        tasks, unfinished, root = [], self.unfinished(), self.collection.root.absolute()
-        for key, rows in self.rows.items():
-            if lacking := tuple(output for output in unfinished if not output.part(key).is_file()):
-                path, source = root / self.collection.clips[rows[0]].path, self.sources[rows[0]]
-                tasks.append(Task(key, rows, root, path, lacking, self.media_rows.get(key), self.limits, source))
+        tasks, root = [], self.collection.root.absolute()
+        reading = [output for output in self.unfinished() if output.reads_text]
+        watching = [output for output in self.unfinished() if not output.reads_text]
+        for outputs in filter(None, (watching, reading)):
+            for key, rows in self.rows_of(outputs[0]).items():
+                if lacking := tuple(output for output in outputs if not output.part(key).is_file()):
+                    path, source = root / self.collection.clips[rows[0]].path, self.sources[rows[0]]
+                    text = self.texts[rows[0]] if outputs is reading else None
+                    cached = None if outputs is reading else self.media_rows.get(key)
+                    tasks.append(Task(key, rows, root, path, lacking, cached, self.limits, source, text))
         return tasks
 
 
-def media_spec(limits: Limits) -> dict:
+def _rows(keys: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    rows = defaultdict(list)
+    for row, key in enumerate(keys):
+        rows[key].append(row)
+    return {key: tuple(several) for key, several in rows.items()}
+
+
+def media_spec(limits: Limits, waveform: bool = False) -> dict:
     """Return what determines the media of a clip: constants, and what was asked for beside the defaults."""
-    return MEDIA_SPEC | limits.spec()
+    return MEDIA_SPEC | limits.spec() | ({WAVEFORM: SOUND[0]} if waveform else {})
 
 
 def make_plan(
@@ -272,13 +239,13 @@ def make_plan(
     """Decide which stores to make and where.
 
     The fingerprints hash the clips (content, id, label, columns), the spec of segments and log-Mels and, for features,
-    the backbone, its weights and the precision: what determines the bytes, never paths.
+    the encoder, its weights and the precision: what determines the bytes, never paths.
 
     Args:
         collection: the clips.
         stores: folder of the stores.
         request: which stores.
-        device: where the backbones run.
+        device: where the networks run.
         limits: of each clip.
         follow_links: read links that lead out of the clips' root.
         retry_failed: a finished store with clips that failed, or lack a modality because of a limit, gets its next
@@ -291,25 +258,23 @@ def make_plan(
     sources = read_sources(collection, limits.max_bytes, follow_links)
     clips, spec = zip(collection.clips, sources, strict=True), media_spec(limits)
     rows = [[c.clip_id, c.label, c.subject, c.columns, source.sha256] for c, source in clips]
-    content = _fingerprint(store.SCHEMA, rows, collection.classes, collection.synthetic, spec)
+
+    def content(spec: Mapping) -> str:
+        return _fingerprint(store.SCHEMA, rows, collection.classes, collection.synthetic, spec)
 
     def output(name: str, fingerprint: str, spec: Mapping, **more: object) -> Output:
         folder = store.store_name(collection.dataset, name, fingerprint)
         return Output(name, fingerprint, stores / folder, stores / WORK / folder, json.loads(json.dumps(spec)), **more)
 
-    outputs = [output(store.MEDIA, content, spec)] if request.media else []
-    wanted = {} if request.media == "only" else request.weights
-    if wanted:
-        say(f"loading {name_some(wanted)} …")
-    for name, weights in wanted.items():
-        backbone = load_backbone(name, weights, request.precision, device)
-        for note in backbone.notes:
-            say(f"note: {note}")
-        facts = {"weights_hash": backbone.spec["weights_hash"], "dimension": backbone.dimension}
-        facts |= {"weights": weights, "precision": request.precision, "device": device}
-        fingerprint = _fingerprint(content, backbone.spec, weights.name, store.FEATURE_CODEC)
-        of_features = {"backbone": backbone.spec, "codec": store.FEATURE_CODEC}
-        outputs.append(output(name, fingerprint, spec | of_features, **facts))
+    outputs = []
+    for name, encoder, facts in _encoders(collection, request, device):
+        codec = store.FEATURE_CODEC
+        asked = [] if facts["inputs"] == PICTURES else [facts["inputs"]]  # the paper's are in no fingerprint
+        fingerprint = _fingerprint(content(spec), encoder.spec, facts["weights"].name, codec, *asked)
+        outputs.append(output(name, fingerprint, spec | {"backbone": encoder.spec, "codec": codec}, **facts))
+    if request.media:
+        kept = media_spec(limits, _keeps_waveform(collection, request, outputs))
+        outputs.insert(0, output(store.MEDIA, content(kept), kept))
     for each in outputs:
         if each.replaced.exists():
             with only_one(each.lock, each.final.name):
@@ -319,6 +284,54 @@ def make_plan(
     if retry_failed:
         outputs = list(map(_next_revision, outputs))
     return Plan(collection, tuple(sources), tuple(outputs), stores, limits, retry_failed)
+
+
+def _encoders(collection: Collection, request: FeatureRequest, device: str) -> Iterator[tuple[str, Encoder, dict]]:
+    """Load what was asked for; yield its name, the encoder, and what an output says of it."""
+    wanted = {} if request.media == "only" else request.weights
+    if wanted:
+        say(f"loading {name_some(wanted)} …")
+    for requested, weights in wanted.items():
+        modality, name = split_request(requested)
+        encoder = load_encoder(name, weights, request.precision, device)
+        for note in encoder.notes:
+            say(f"note: {note}")
+        inputs = inputs_for(encoder, modality, requested)
+        _check_inputs(collection, inputs)
+        yield (
+            name,
+            encoder,
+            {
+                "weights": weights,
+                "weights_hash": encoder.spec["weights_hash"],
+                "dimension": encoder.dimension,
+                "segments": encoder.segments,
+                "precision": request.precision,
+                "device": device if encoder.spec.get("device", "cpu") != "cpu" else "cpu",
+                "inputs": inputs,
+                "libraries": encoder.libraries,
+            },
+        )
+
+
+def _keeps_waveform(collection: Collection, request: FeatureRequest, outputs: Sequence[Output]) -> bool:
+    """Return whether the media store keeps the sound. InputError: the manifest has a column of that name."""
+    kept = request.waveform or any(output.waveform for output in outputs)
+    if kept and WAVEFORM in dict(collection.clips[0].columns):
+        raise InputError(f"the manifest's column {WAVEFORM!r} has the name of the media store's sound.\nRename it.")
+    return kept
+
+
+def _check_inputs(collection: Collection, inputs: Mapping[str, str]) -> None:
+    """Check that there is text to read, and that a modality has no name of the store's own."""
+    for modality in inputs:
+        if modality in (store.RESERVED | FACTS | {"subject", "none", "only"}) - set(PICTURES):
+            raise InputError(f"--features {modality}=…: {modality} is a name of the store's own.\nName it otherwise.")
+    if "text" in inputs.values() and not any(dict(clip.columns).get("text", "").strip() for clip in collection.clips):
+        raise InputError(
+            f"no clip of {collection.dataset} has a text.\n"
+            "Add a column `text` with what is said in each clip to the CSV (--dataset FILE.csv)."
+        )
 
 
 def recover(output: Output) -> None:
@@ -351,9 +364,5 @@ def _next_revision(output: Output) -> Output:
     return replace(output, revision=revision, work=output.work.with_name(f"{output.final.name}.{revision}"))
 
 
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _fingerprint(*parts: object) -> str:
-    return _sha256(json.dumps(parts, sort_keys=True, ensure_ascii=True))[:12]
+    return sha256_text(json.dumps(parts, sort_keys=True, ensure_ascii=True))[:12]

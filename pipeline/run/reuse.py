@@ -17,12 +17,13 @@ from ..errors import InputError
 from ..files import check_work
 from ..media.ffmpeg import due_to_limit
 from ..stores import store
+from ..stores.schema import WAVEFORM
 from ..stores.store import WORK
-from .parts import UNREADABLE, DamagedError, Donor, Part, donors, write_media
+from .parts import UNREADABLE, WAVEFORM_CHUNK, DamagedError, Donor, Part, donors, samples_of, write_media
 from .plan import Output, Plan
 
 MEDIA_ARRAYS = ("frames", "logmel")
-Media = tuple[np.ndarray | None, ...]  # frames and log-Mels of a clip, None where it lacks them
+Media = tuple[np.ndarray | None, ...]  # frames, log-Mels and waveform of a clip, None where it lacks them
 Results = Iterator[tuple[str, Part, Media | None]]  # key, result, media of a media store
 
 
@@ -32,21 +33,22 @@ def fill(plan: Plan) -> int:
     Returns:
         The number of clips whose results were taken over.
     """
-    filled: set[str] = set()
+    filled: set[int] = set()
     for output in plan.unfinished():
-        wanted = {key for key in plan.rows if not output.part(key).is_file()}
+        every = plan.rows_of(output)
+        wanted = {key for key in every if not output.part(key).is_file()}
         for key, part, media in _results(plan, output, wanted):
-            rows = plan.rows[key]
+            rows = every[key]
             if media is not None:
                 write_media(output.work, rows, *media)
             replace(part, row=rows[0]).save(output.part(key))
             wanted.remove(key)
-            filled.add(key)
-    return sum(len(plan.rows[key]) for key in filled)
+            filled.update(rows)
+    return len(filled)
 
 
 def _results(plan: Plan, output: Output, wanted: Set[str]) -> Results:
-    for donor in donors(plan.stores, output.features, output.spec, output.dimension):
+    for donor in donors(plan.stores, output.features, output.spec, output.shapes):
         yield from _from_store(donor, output, wanted, plan.retry_failed)
     for work in sorted((plan.stores / WORK).glob("*/")):
         if work != output.work and not work.is_symlink():
@@ -56,7 +58,7 @@ def _results(plan: Plan, output: Output, wanted: Set[str]) -> Results:
 def _from_store(donor: Donor, output: Output, wanted: Set[str], retry_failed: bool) -> Results:
     """Read a finished store, a chunk of clips at a time; skip damaged chunks."""
     opened, media = donor.store, output.features == store.MEDIA
-    names = MEDIA_ARRAYS if media else store.MODALITIES
+    names = MEDIA_ARRAYS if media else output.modalities
     size = opened.clips_a_chunk(names[0])
     blocks: dict[int, dict[str, int]] = defaultdict(dict)
     for key, row in donor.rows(retry_failed).items():
@@ -73,7 +75,14 @@ def _from_store(donor: Donor, output: Output, wanted: Set[str], retry_failed: bo
             clip = {n: v[row % size] for n, v, has in zip(names, values, present, strict=True) if has}
             facts = {"duration": float(opened.duration[row]), "versions": opened.attrs.get("versions") or {}}
             part = Part(present, str(opened.error[row]), arrays={} if media else clip, **facts)
-            yield key, part, tuple(map(clip.get, names)) if media else None
+            heard = None
+            if media and output.waveform and present[1]:
+                try:
+                    heard = donor.waveform(row)
+                except DamagedError as error:
+                    say_once(f"note: {error}")
+                    continue
+            yield key, part, (*map(clip.get, names), heard) if media else None
 
 
 def _from_work(work: Path, output: Output, wanted: Set[str], retry_failed: bool) -> Results:
@@ -86,7 +95,9 @@ def _from_work(work: Path, output: Output, wanted: Set[str], retry_failed: bool)
         return
     try:
         group = zarr.open_group(built, mode="r")
-        if group.attrs["features"] != output.features or group.attrs["spec"] != output.spec:
+        modalities = group.attrs.get("modalities", list(store.MODALITIES))
+        made = (group.attrs["features"], group.attrs["spec"], modalities)
+        if made != (output.features, output.spec, list(output.modalities)):
             return
     except UNREADABLE:  # also the work of an earlier version, which is computed again
         return
@@ -108,4 +119,9 @@ def _media_of(built: Path, group: zarr.Group, part: Part) -> Media:
         media.append(group[name][part.row] if present else None)
         # zarr reads an absent chunk as fill values, so look afterwards whether the chunk was there
         (built / name / "c").joinpath(str(part.row), *"0" * (group[name].ndim - 1)).stat()
+    size = samples_of(part.duration)
+    heard = WAVEFORM in group and part.present[1]
+    media.append(group[WAVEFORM][part.row, :size] if heard else None)
+    for chunk in range(-(-size // WAVEFORM_CHUNK) if heard else 0):
+        (built / WAVEFORM / "c" / str(part.row) / str(chunk)).stat()
     return tuple(media)

@@ -20,10 +20,10 @@ from ..files import check_work, remove_tree, work_folder, write_json
 from ..media.ffmpeg import due_to_limit
 from ..stores import store
 from ..stores.claim import Claim, only_one
-from ..stores.schema import FEATURES, MEDIA_ARRAYS
+from ..stores.schema import FEATURES, MEDIA_ARRAYS, SOUND, WAVEFORM
 from . import reuse
 from .extract import Executor, Outcome, decode, encode, wants_gpu
-from .parts import UNREADABLE, Part, clip_shapes, merged_versions
+from .parts import UNREADABLE, WAVEFORM_CHUNK, Part, merged_versions, samples_of
 from .plan import Output, Plan, Task, leftovers, recover
 
 
@@ -59,7 +59,7 @@ def claimed(plan: Plan, max_failures: int | None = None) -> Iterator[list[Claim]
 
 def lacking(plan: Plan) -> list[Task]:
     """Take over the results that are available, and return the tasks that are left; call it while `claimed`."""
-    resumed = any(output.part(key).is_file() for output in plan.unfinished() for key in plan.rows)
+    resumed = any(output.part(key).is_file() for output in plan.unfinished() for key in plan.rows_of(output))
     if reused := reuse.fill(plan):
         say(f"{reused} of {amount(len(plan.keys), 'clip')} taken over from results of the same content and spec")
     tasks = plan.tasks()
@@ -165,12 +165,16 @@ def _prepare(plan: Plan, output: Output) -> None:
     for partial in output.work.rglob("*.partial"):
         partial.unlink(missing_ok=True)  # of a worker that is just ending
     group = store.open_group(output.work / "store.zarr")
-    group.attrs.put({"features": output.features, "spec": output.spec})  # shows other runs what they can take over
+    # shows other runs what they can take over
+    group.attrs.put({"features": output.features, "spec": output.spec, "modalities": list(output.modalities)})
     if output.features == store.MEDIA:
-        for name, shape in clip_shapes(output.features).items():
+        for name, shape in output.shapes.items():
             if name not in group:
                 dtype, dimensions = MEDIA_ARRAYS[name]
                 store.create_array(group, name, (len(plan.keys), *shape), (1, *shape), dtype, dimensions)
+        if output.waveform and WAVEFORM not in group:  # as long as a clip may be, until the longest is known
+            shape = (len(plan.keys), samples_of(plan.limits.max_seconds))
+            store.create_array(group, WAVEFORM, shape, (1, WAVEFORM_CHUNK), *SOUND)
     if plan.retry_failed:
         for key, part in _parts(plan, output):
             if part.failed or due_to_limit(part.cause):
@@ -179,7 +183,7 @@ def _prepare(plan: Plan, output: Output) -> None:
 
 def _parts(plan: Plan, output: Output) -> Iterator[tuple[str, Part]]:
     """Read the results that are there."""
-    for key in plan.rows:
+    for key in plan.rows_of(output):
         with suppress(*UNREADABLE):
             yield key, Part.load(output.part(key))
 
@@ -191,7 +195,8 @@ def _failed_already(plan: Plan, allowed: int) -> int:
     """Count the clips that failed in an earlier run over the same work. InputError: more than allowed."""
     causes = {}
     for output in plan.unfinished():
-        causes |= {row: part.cause for key, part in _parts(plan, output) if part.failed for row in plan.rows[key]}
+        rows = plan.rows_of(output)
+        causes |= {row: part.cause for key, part in _parts(plan, output) if part.failed for row in rows[key]}
     if len(causes) > allowed:
         row = max(causes)
         raise _too_many(len(causes), allowed, f"{plan.collection.clips[row].path}: {causes[row]}")
@@ -252,10 +257,13 @@ def finish(
         remove_tree(output.work)
         return
     collection = plan.collection
-    store.write_table(group, table, present)
+    store.write_table(group, table, present, output.modalities)
+    if output.waveform and not output.weights:
+        store.cut_array(group[WAVEFORM], max(1, samples_of(table["duration"].max())))
     weights = {"name": output.weights.name, "hash": output.weights_hash} if output.weights else None
     described = (collection.dataset, output.features, output.fingerprint, list(collection.classes), output.spec)
-    group.attrs.put(store.attributes(*described, weights, versions, collection.synthetic, output.revision))
+    more = (collection.synthetic, output.revision, output.modalities)
+    group.attrs.put(store.attributes(*described, weights, versions, *more))
     if record is not None:
         write_json(built / store.RUN, {**record, "finished": now()})
     replaced = output.replaced if output.revision > 1 else None
@@ -291,13 +299,14 @@ def load_parts(output: Output, keys: Sequence[str]) -> list[Part]:
 def _gather(plan: Plan, output: Output, group: zarr.Group) -> tuple[dict[str, Sequence], np.ndarray, dict[str, str]]:
     """Write the clips' features chunk by chunk; return the table, presence (bool [clip, modality]) and versions."""
     clips, count = plan.collection.clips, len(plan.keys)
-    present = np.zeros((count, len(store.MODALITIES)), bool)
+    keys = plan.keys_of(output)
+    present = np.zeros((count, len(output.modalities)), bool)
     status, error = np.empty(count, object), np.empty(count, object)
     duration = np.zeros(count)
     versions: dict[str, str] = {}
     arrays = _feature_arrays(group, output, count) if output.weights else {}
     for first in range(0, count, store.FEATURE_CHUNK):
-        parts = load_parts(output, plan.keys[first : first + store.FEATURE_CHUNK])
+        parts = load_parts(output, keys[first : first + store.FEATURE_CHUNK])
         rows = slice(first, first + len(parts))
         present[rows] = [part.present for part in parts]
         status[rows] = [store.CLIP_FAILED if part.failed else store.CLIP_DONE for part in parts]
@@ -312,7 +321,7 @@ def _gather(plan: Plan, output: Output, group: zarr.Group) -> tuple[dict[str, Se
         "clip_id": [clip.clip_id for clip in clips],
         "label": [classes.index(clip.label) for clip in clips],
         "subject": [clip.subject for clip in clips],
-        "sha256": [source.sha256 for source in plan.sources],
+        "sha256": list(keys) if output.reads_text else [source.sha256 for source in plan.sources],
         "status": status,
         "error": error,
         "duration": duration,
@@ -331,5 +340,5 @@ def _feature_arrays(group: zarr.Group, output: Output, clips: int) -> dict[str, 
     rows, (dtype, dimensions) = min(store.FEATURE_CHUNK, clips), FEATURES
     return {
         modality: store.create_array(group, modality, (clips, *shape), (rows, *shape), dtype, dimensions)
-        for modality, shape in clip_shapes(output.features, output.dimension).items()
+        for modality, shape in output.shapes.items()
     }

@@ -15,7 +15,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from ..console import amount, comma_list, name_some, printable, say, say_once
-from ..encoders import is_backbone
+from ..encoders.names import is_encoder
 from ..errors import InputError
 from .checksums import COMPLETE, UNEXPECTED
 from .remote import Place, in_parallel, is_local, parse_place
@@ -258,7 +258,7 @@ def how_to_make(features: str, dataset: str) -> str:
     """Return the command that makes a store of these features."""
     if features == MEDIA:
         return f"mlemiss preprocess --dataset {dataset} --media only"
-    if is_backbone(features):
+    if is_encoder(features):
         return f"mlemiss preprocess --dataset {dataset} --features {features}"
     return f"mlemiss store import FILE --dataset {dataset} --features {features} --map …"
 

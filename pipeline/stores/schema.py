@@ -120,8 +120,10 @@ MEDIA_ARRAYS = {
     "frames": ("uint8", ("clip", "segment", "row", "column", "channel")),
     "logmel": ("float16", ("clip", "segment", "channel", "mel", "time")),
 }
+WAVEFORM = "waveform"  # of a media store that keeps the sound, too
+SOUND = ("float32", ("clip", "sample"))
 FEATURES = ("float16", ("clip", "segment", "feature"))
-ITEM_BYTES = {"bool": 1, "int8": 1, "uint8": 1, "int16": 2, "float16": 2, "float64": 8}
+ITEM_BYTES = {"bool": 1, "int8": 1, "uint8": 1, "int16": 2, "float16": 2, "float32": 4, "float64": 8}
 DECODERS = {"bytes", "vlen-utf8"}
 COMPRESSORS = {"zstd", "blosc"}
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -140,7 +142,7 @@ class ArraySchema:
     @property
     def is_small(self) -> bool:
         """Return whether this is a part of the table: no features and no media."""
-        return "segment" not in self.dimensions
+        return not {"segment", "sample"} & set(self.dimensions)
 
     @property
     def chunk_counts(self) -> tuple[int, ...]:
@@ -202,7 +204,7 @@ class Schema:
         A clip without picture or sound has no chunk of media.
         """
         for name, array in self.arrays.items():
-            if name in MEDIA_ARRAYS:
+            if name in MEDIA_ARRAYS or not (array.is_small or "segment" in array.dimensions):
                 continue
             if math.prod(array.chunk_counts) > len(files):
                 return f"{name}/c/…"
@@ -311,6 +313,8 @@ def _check_arrays(attrs: Mapping, arrays: Mapping[str, ArraySchema]) -> None:
     if set(attrs["modalities"]) & set(TABLE) or (media and attrs["modalities"] != list(MODALITIES)):
         raise _WrongError(f"has modalities {_shown(attrs['modalities'])}, which are none")
     expected = dict(TABLE) | (MEDIA_ARRAYS if media else dict.fromkeys(attrs["modalities"], FEATURES))
+    if media and arrays.get(WAVEFORM) and not arrays[WAVEFORM].is_small:
+        expected[WAVEFORM] = SOUND
     if absent := sorted(set(expected) - set(arrays)):
         raise _WrongError(f"lacks the array {_shown(absent[0])}")
     sizes = {"modality": len(attrs["modalities"]), "setting": len(attrs["settings"]), "seed": STORED_SEEDS}

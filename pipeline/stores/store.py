@@ -1,7 +1,7 @@
 """The Zarr v3 stores: create, write, publish, open, verify.
 
-A feature store holds what the trainer reads, a media store what another backbone can be computed from:
-
+A feature store holds what the trainer reads, a media store what encoders are computed from (and where asked for the
+waveform, float32 [clip, sample], of which a clip's own duration counts):
     features  visual, audio   float16 [clip, segment, feature]        NaN where missing
                                                                       segment may be 1 beside others of several
     media     frames          uint8   [clip, segment, row, column, channel]
@@ -28,6 +28,7 @@ import numpy as np
 import zarr
 import zarr.errors
 from zarr.codecs import BloscCodec
+from zarr.core.sync import sync
 
 from ..errors import InputError
 from ..files import write_json
@@ -66,7 +67,7 @@ RESERVED = frozenset(
 
 def store_name(dataset: str, features: str, fingerprint: str) -> str:
     """Return a store's folder name; ``timm:NAME`` becomes ``timm.NAME``, as file names should have no colon."""
-    return f"{dataset}-{features.replace(':', '.').replace('/', '.')}-{fingerprint}.zarr"
+    return f"{dataset}-{features.translate(dict.fromkeys(map(ord, ':/@+'), '.'))}-{fingerprint}.zarr"
 
 
 def open_group(path: Path, mode: str = "a") -> zarr.Group:
@@ -85,6 +86,11 @@ def create_array(
     return group.create_array(
         name, shape=shape, chunks=chunks, dtype=dtype, dimension_names=dimensions, overwrite=True, **options
     )
+
+
+def cut_array(array: zarr.Array, size: int) -> None:
+    """Shorten an array's last axis; chunks beyond, which were never written, are not looked for."""
+    sync(array.async_array.resize((*array.shape[:-1], size), delete_outside_chunks=False))
 
 
 def write_table(
@@ -331,12 +337,12 @@ class FeatureStore:
     @cached_property
     def columns(self) -> dict[str, np.ndarray]:
         """Return the manifest's columns a split can keep together, subject included: name -> str [clip]."""
-        names = set(self.arrays) - RESERVED - set(self.modalities)
+        names = {name for name, array in self.arrays.items() if array.is_small} - RESERVED - set(self.modalities)
         return {name: self._strings(name) for name in sorted(names)}
 
     @property
     def segment_arrays(self) -> tuple[str, ...]:
-        """Return the names of the arrays [clip, segment, …]: a modality's features, or frames and log-Mels."""
+        """Return the names of the large arrays: a modality's features, or media."""
         return tuple(name for name, array in self.arrays.items() if not array.is_small)
 
     def shape(self, name: str) -> tuple[int, ...]:
