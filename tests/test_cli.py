@@ -334,6 +334,6 @@ def test_signals_end_as_an_interrupt_does(number, tmp_path, mlemiss):
     for _ in range(3):  # a second one does not break off the cleaning up
         os.kill(running.pid, number)
         time.sleep(0.05)
-    assert running.wait() == 128 + number
+    assert running.wait() == 128 + number, running.stderr
     assert "cleaned up" in running.stdout and running.stderr.endswith("interrupted\n")
     assert not list(tmp_path.glob("x.lock.json"))

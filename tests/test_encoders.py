@@ -279,6 +279,7 @@ def test_weights_are_of_networks_of_pictures():
             parse_weights([text], ["voice", "hf:some/model"])
 
 
+@pytest.mark.slow
 def test_every_encoder_is_listed(mlemiss):
     rows = json.loads(mlemiss("list", "features", "--json").stdout)
     assert rows == listed_encoders()
