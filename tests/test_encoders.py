@@ -2,8 +2,11 @@
 
 import importlib.util
 import json
+import os
 import shutil
-from types import SimpleNamespace
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from mlemiss.pipeline.encoders import Weights, names, parse_weights
 from mlemiss.pipeline.encoders.load import load_encoder
 from mlemiss.pipeline.encoders.names import Encoder, listed_encoders, stored_requests
 from mlemiss.pipeline.errors import InputError
-from mlemiss.pipeline.media.decode import segment_starts
+from mlemiss.pipeline.media.decode import read_waveform, segment_starts
 
 from .models import write_bert, write_hubert, write_whisper
 from .preprocessing import SMALL
@@ -321,3 +324,50 @@ def test_plug_ins(plugins, waveform):
 
 
 # ---- stores ----
+
+
+# ---- encoders of a whole clip's sound ----
+
+SHARED = Path(os.environ.get("MLEMISS_SHARED_DATA", "nowhere"))
+SPEAKER = sorted(SHARED.glob("ravdess_sample/Actor_05/0[13]-01-*"))
+OTHERS = sorted(path for name in ("sample.mp4", "nasa_13013.mp4") for path in SHARED.rglob(name))
+
+
+@needs("opensmile")
+def test_egemaps_are_opensmiles():
+    import opensmile
+
+    waveform = np.random.default_rng(0).normal(size=32000).astype("float32") / 30
+    (found,) = load_encoder("egemaps", Weights("egemaps")).encode("waveform", [waveform])
+    smile = opensmile.Smile(opensmile.FeatureSet.eGeMAPSv02, opensmile.FeatureLevel.Functionals)
+    np.testing.assert_array_equal(found, smile.process_signal(waveform, 16000).to_numpy(np.float32))
+    assert found.shape == (1, 88) and np.isfinite(found).all()
+
+
+@needs("resemblyzer")
+def test_voices_are_resemblyzers(monkeypatch):
+    monkeypatch.setitem(sys.modules, "webrtcvad", ModuleType("webrtcvad"))  # which cuts silences out, and is not called
+    from resemblyzer import VoiceEncoder
+    from resemblyzer.audio import normalize_volume
+
+    random, voice = np.random.default_rng(0), load_encoder("voice", Weights("voice"))
+    for seconds, loudness in ((0.5, 0.01), (1.7, 0.3), (4.0, 0.001)):
+        waveform = (loudness * np.cumsum(random.normal(size=int(16000 * seconds))) / 50).astype("float32")
+        louder = normalize_volume(waveform, -30, increase_only=True)
+        expected = VoiceEncoder("cpu", verbose=False).embed_utterance(louder)
+        (found,) = voice.encode("waveform", [waveform])
+        np.testing.assert_allclose(found[0], expected, atol=1e-5)
+
+
+@pytest.mark.slow
+@needs("resemblyzer")
+@pytest.mark.skipif(not SPEAKER or not OTHERS, reason="no clips of a speaker and of others")
+def test_a_speaker_is_closer_to_himself_than_to_others():
+    encoder = load_encoder("voice", Weights("voice"))
+
+    def heard(paths: list[Path]) -> np.ndarray:
+        waveforms = [waveform for path in paths if (waveform := read_waveform(path)) is not None]
+        return np.concatenate(encoder.encode("waveform", waveforms))
+
+    same, others = heard(SPEAKER), heard(OTHERS)
+    assert len(same) > 3 and (same @ same.T).min() > (same @ others.T).max()
