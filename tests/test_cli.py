@@ -310,7 +310,8 @@ def test_closed_streams_get_no_file_and_a_reader_that_left_ends_no_work(toy, mle
 
 
 WAITS = """
-import time
+import signal, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as if not under nohup
 from mlemiss.pipeline.stores import catalogue
 from mlemiss.pipeline.stores.claim import only_one
 from pathlib import Path

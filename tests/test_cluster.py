@@ -47,7 +47,9 @@ class DaskProcesses:
     def older_worker(self) -> Running:
         """Start a worker that has another version of torch."""
         script = self.forks.folder / "older.py"
-        script.write_text("import mlemiss.pipeline.run.parts as parts; parts.versions = lambda: {'torch': '0.1'}")
+        script.write_text(
+            "import mlemiss.pipeline.run.parts as parts; parts.versions = lambda more=(): {'torch': '0.1'}"
+        )
         return self.worker("--preload", str(script))
 
 
