@@ -33,8 +33,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import training
-from mlemiss.pipeline.encoders import DEFAULT, Weights, keep_freed_memory, resolve_device
+from mlemiss.pipeline.encoders import Weights, keep_freed_memory, resolve_device
 from mlemiss.pipeline.encoders.images import GPU_IMAGES, Backbone
+from mlemiss.pipeline.encoders.names import DEFAULT
 from mlemiss.pipeline.stores.masks import parse_missing
 from mlemiss.trainer.data import Clips, Dataset, RunSpec
 from mlemiss.trainer.experiments.experiments import run_grid

@@ -18,8 +18,9 @@ def serve(features: str, stage: bool, connection) -> None:
     """In a process of its own: build and warm up, then time one batch whenever asked."""
     import timm
     import torch
-    from mlemiss.pipeline.encoders import Weights, keep_freed_memory, resolve_tag, use_one_thread
+    from mlemiss.pipeline.encoders import Weights, keep_freed_memory, use_one_thread
     from mlemiss.pipeline.encoders.images import Backbone
+    from mlemiss.pipeline.encoders.names import resolve_tag
 
     if stage:
         keep_freed_memory()

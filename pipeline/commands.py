@@ -139,7 +139,7 @@ def preprocess(
 ) -> int:
     """Decode clips, compute features of every segment, cache them in Zarr stores."""
     from . import preprocess as job
-    from .encoders import DEFAULT, parse_weights
+    from .encoders import names, parse_weights
     from .stores import share
 
     if dry_run and as_json:
@@ -147,7 +147,7 @@ def preprocess(
     limits = job.Limits(clip_timeout, clip_seconds, clip_pixels, clip_bytes, clip_memory, max_damaged, channels)
     shared, stores = (None, stores) if is_local(stores) else (share.writable(stores), local)
     writable_folder(stores, "--stores", read_only=True)
-    chosen = parse_weights(comma_list(weights or ["imagenet"]), comma_list(features or list(DEFAULT)), mean, std)
+    chosen = parse_weights(comma_list(weights or ["imagenet"]), comma_list(features or list(names.DEFAULT)), mean, std)
     summary = job.preprocess(
         job.ClipRequest(dataset, root, comma_list(classes) if classes else None, limit, limits, follow_links),
         job.FeatureRequest(chosen, precision, media, waveform),

@@ -9,8 +9,9 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from mlemiss.pipeline.encoders import BACKBONES, Weights, parse_weights, resolve_device, resolve_tag
+from mlemiss.pipeline.encoders import Weights, parse_weights, resolve_device
 from mlemiss.pipeline.encoders.images import Backbone, logmel_pictures
+from mlemiss.pipeline.encoders.names import BACKBONES, resolve_tag
 from mlemiss.pipeline.errors import InputError
 
 SMALL = "timm:mobilenetv3_small_050"

@@ -133,7 +133,7 @@ def train(
     as_json: JsonOption = False,
 ) -> int:
     """Train every combination of the repeatable options, each with N seeds; print and keep the results."""
-    from ..pipeline.encoders import DEFAULT
+    from ..pipeline.encoders.names import DEFAULT
     from ..pipeline.stores.catalogue import open_features, open_store, parse_features
     from ..pipeline.stores.mask_files import read_given
     from ..pipeline.stores.masks import parse_missing
@@ -328,7 +328,8 @@ def _end_to_end(backbone: str | None, init: str | None, **given) -> "EndToEnd | 
             option = stray[0].replace("_", "-").replace("compiled", "compile")
             raise InputError(f"--{option} belongs to training end to end.\nName a backbone with --end-to-end.")
         return None
-    from ..pipeline.encoders import parse_weights, resolve_tag
+    from ..pipeline.encoders import parse_weights
+    from ..pipeline.encoders.names import resolve_tag
     from .end_to_end.end_to_end import EndToEnd
 
     resolve_tag(backbone)

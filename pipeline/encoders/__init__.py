@@ -11,10 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import InputError
-from .names import BACKBONES as BACKBONES
-from .names import DEFAULT as DEFAULT
 from .names import Channels, Weights, brings_weights, list_requests, split_layers, split_request
-from .names import resolve_tag as resolve_tag
 
 
 def are_random(weights: str | None) -> bool:

@@ -22,6 +22,7 @@ import numpy as np
 
 from ..clips.manifest import COLUMN_NAME, WORDS_HINT, faulty_words
 from ..console import name_some, say
+from ..encoders.names import MODALITY_NAME
 from ..errors import InputError
 from ..files import work_folder, write_json
 from ..stores import store
@@ -33,7 +34,6 @@ from .sources import Folder, Map, Table, open_source
 from .steps import Collector, Rules, choose_windows
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]*")
-MODALITY_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 LOST = 0.01  # of a feature's standard deviation: what rounding to float16 may cost
 CHUNK_BYTES = 4_000_000  # of one chunk file
 CLASSES_LISTED = 20
@@ -101,7 +101,7 @@ def parse_maps(items: Sequence[str]) -> tuple[Map, ...]:
                 f"--map {item!r}: {modality!r} is no name of a modality.\n"
                 "Expected letters, digits and '_', a letter first, such as visual, audio, text."
             )
-        if modality in store.RESERVED | {"subject", "none", "only"} and modality not in MODALITIES:
+        if modality in store.NO_MODALITY:
             raise InputError(f"--map {item!r}: {modality} is a name of the store's own.\nName the modality otherwise.")
         maps.append(Map(modality, name, Path(file) if at else None))
     return tuple(maps)

@@ -325,7 +325,7 @@ def _keeps_waveform(collection: Collection, request: FeatureRequest, outputs: Se
 def _check_inputs(collection: Collection, inputs: Mapping[str, str]) -> None:
     """Check that there is text to read, and that a modality has no name of the store's own."""
     for modality in inputs:
-        if modality in (store.RESERVED | FACTS | {"subject", "none", "only"}) - set(PICTURES):
+        if modality in store.NO_MODALITY | FACTS:
             raise InputError(f"--features {modality}=…: {modality} is a name of the store's own.\nName it otherwise.")
     if "text" in inputs.values() and not any(dict(clip.columns).get("text", "").strip() for clip in collection.clips):
         raise InputError(

@@ -15,13 +15,13 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from ..console import amount, comma_list, name_some, printable, say, say_once
-from ..encoders.names import is_encoder
+from ..encoders.names import MODALITY_NAME, is_encoder
 from ..errors import InputError
 from .checksums import COMPLETE, UNEXPECTED
 from .remote import Place, in_parallel, is_local, parse_place
 from .store import MEDIA, FeatureStore, read_attributes, run_record
 
-MODALITY = re.compile(r"([^\W\d]\w*)=(.+)", re.DOTALL)
+MODALITY = re.compile(rf"({MODALITY_NAME.pattern})=(.+)", re.DOTALL)
 Wanted = str | tuple[tuple[str, str], ...]  # the name of features, or (modality, name or path) of each modality
 
 

@@ -2,8 +2,7 @@
 
 A feature store holds what the trainer reads, a media store what encoders are computed from (and where asked for the
 waveform, float32 [clip, sample], of which a clip's own duration counts):
-    features  visual, audio   float16 [clip, segment, feature]        NaN where missing
-                                                                      segment may be 1 beside others of several
+    features  visual, audio   float16 [clip, segment, feature]        NaN where missing; segment may be 1
     media     frames          uint8   [clip, segment, row, column, channel]
               logmel          float16 [clip, segment, channel, mel, time]
     both      present         bool    [clip, modality]
@@ -63,6 +62,7 @@ RESERVED = frozenset(
     {"visual", "audio", "frames", "logmel", "present", "label", "clip_id", "status", "error", "duration"}
     | {"split", "missing", "sha256", "path", "clip", "segment", "feature", "modality", "setting", "seed"}
 )
+NO_MODALITY = RESERVED - {*MODALITIES} | {"subject", "none", "only"}  # names that mean something else
 
 
 def store_name(dataset: str, features: str, fingerprint: str) -> str:
