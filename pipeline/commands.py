@@ -308,7 +308,7 @@ def _print_copied(done) -> None:
 
 @store_app.command()
 def preview(
-    path: options.StoreArgument,
+    path: options.StoresArgument,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="Page to write (default: the store's name here).")
     ] = None,
@@ -360,7 +360,7 @@ def import_(
 
 @store_app.command()
 def masks(
-    path: options.StoreArgument,
+    path: options.StoresArgument,
     out: Annotated[Path, typer.Option(help="Folder to write splits.csv and masks.csv into.")],
     seeds: Annotated[int, typer.Option(help="Seeds from 0.")] = 5,
     missing: Annotated[

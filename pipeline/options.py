@@ -5,7 +5,14 @@ from typing import Annotated, Literal
 
 import typer
 
+from .encoders.names import MODALITY_NAME
 from .stores.remote import Place, parse_place
+
+
+def parse_stores(text: str) -> Place | str:
+    """Parse a store's folder or URL; leave `visual=STORE,audio=STORE` as it is, which `catalogue.open_store` joins."""
+    return text if MODALITY_NAME.fullmatch(text.partition("=")[0]) and "=" in text else parse_place(text)
+
 
 _STORES = {"parser": parse_place, "envvar": "MLEMISS_STORES", "show_default": "stores"}
 StoresOption = Annotated[
@@ -16,6 +23,9 @@ FolderOption = Annotated[
 ]
 StoreArgument = Annotated[
     Place, typer.Argument(parser=parse_place, metavar="STORE", help="A store: its folder or URL.")
+]
+StoresArgument = Annotated[
+    Place, typer.Argument(parser=parse_stores, metavar="STORE", help="A store: its folder or URL, or visual=A,audio=B.")
 ]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 DeviceOption = Annotated[Device, typer.Option(help="Where the networks run; auto: on a GPU if there is one.")]

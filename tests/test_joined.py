@@ -210,6 +210,8 @@ def test_joined_from_command_line_to_report(tmp_path, mlemiss):
     predicted = mlemiss("predict", "run", "--store", named)
     assert predicted.returncode == 0 and predicted.stdout.count("\n") == CLIPS + 1, predicted.stderr
     assert "trained on clips of this very store" in predicted.stderr
+    lost = mlemiss("store", "preview", f"visual=http://127.0.0.1:1/v.zarr,audio={audio.path}")
+    assert lost.returncode == 2 and "http://127.0.0.1:1/v.zarr" in lost.stderr and "not known" not in lost.stderr
     told = mlemiss("predict", "run", "--store", audio.path)
     assert told.returncode == 2 and "visual=PATH,audio=PATH" in told.stderr
     shown = mlemiss("store", "preview", named, "--out", "page.html")

@@ -16,7 +16,7 @@ from ..pipeline.console import (
     writable_folder,
 )
 from ..pipeline.errors import InputError
-from ..pipeline.options import DeviceOption, JsonOption, StoresOption
+from ..pipeline.options import DeviceOption, JsonOption, StoresOption, parse_stores
 from ..pipeline.stores.remote import Place, parse_place
 from .settings import Marginal, Settings
 
@@ -238,7 +238,12 @@ def reproduce(
 def predict(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a `train --save-weights`.")],
     store: Annotated[
-        Place, typer.Option(parser=parse_place, metavar="PATH|URL", help="Store of features whose clips are predicted.")
+        Place,
+        typer.Option(
+            parser=parse_stores,
+            metavar="PATH|URL",
+            help="Store whose clips are predicted, or visual=A,audio=B to join.",
+        ),
     ],
     method: Annotated[str | None, typer.Option(help="Where the run has several cells: the method.")] = None,
     fusion: Annotated[str | None, typer.Option(help="The fusion.")] = None,
