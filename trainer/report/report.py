@@ -171,9 +171,12 @@ def _facts(documents: Sequence[dict], parts: Sequence[Section], comparisons: Seq
     by_clip = "({}: this says nothing of new speakers)"
     facts = {
         "Data": [part.data for part in parts],
-        "Features": [f"{source_text(r)}, hash {r.get('weights_hash')}, store {r['store']}" for r in firsts],
+        "Features": [
+            source_text(r) + f", hash {r.get('weights_hash')}" * (not r.get("joined")) + f", store {r['store']}"
+            for r in firsts
+        ],
         "Joined": [
-            f"{name}: {one['features']}, store {one['store']}, revision {one['revision']}"
+            f"{name}: {one['features']}, hash {one['weights_hash']}, store {one['store']}, revision {one['revision']}"
             for r in firsts
             for name, one in (r.get("joined") or {}).items()
         ],
