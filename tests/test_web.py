@@ -279,7 +279,6 @@ def test_a_password_is_for_its_server_alone(tmp_path, monkeypatch, impatient):
 @pytest.fixture
 def bucket(monkeypatch, impatient):
     """An S3 server that answers as a test wants; s3://bucket."""
-    monkeypatch.setattr(s3, "SLOW_SECONDS", 0.2)
     with serving(**{"*": answer(b"")}) as server:
         for name, value in (KEYS | {"AWS_ENDPOINT_URL": server.url}).items():
             monkeypatch.setenv(name, value)
@@ -289,7 +288,8 @@ def bucket(monkeypatch, impatient):
 
 
 @pytest.mark.parametrize("kind", ["head", "body"])
-def test_an_s3_server_that_drips_is_given_up(kind, bucket):
+def test_an_s3_server_that_drips_is_given_up(kind, bucket, monkeypatch):
+    monkeypatch.setattr(s3, "SLOW_SECONDS", 0.2)
     bucket.answers["/bucket/x"] = DRIPS[kind]
     with pytest.raises(MachineError, match=r"s3://bucket/x: the server is too slow.*\nTry again later"):
         read_document(Remote("s3://bucket/x"))
