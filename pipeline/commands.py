@@ -132,6 +132,8 @@ def preprocess(
     clip_memory: options.MemoryOption = 4 << 30,
     max_damaged: options.DamagedOption = 3,
     channels: options.ChannelsOption = "mean",
+    crop: options.CropOption = "centre",
+    no_face: options.NoFaceOption = None,
     follow_links: options.LinksOption = False,
     device: options.DeviceOption = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Estimate time and disk, compute nothing.")] = False,
@@ -140,13 +142,12 @@ def preprocess(
     """Decode clips, compute features of every segment, cache them in Zarr stores."""
     from . import preprocess as job
     from .encoders import names, parse_weights
-    from .stores import share
 
     if dry_run and as_json:
         raise InputError("--dry-run has no JSON: its estimate goes to standard error.\nLeave out one of the two.")
-    limits = job.Limits(clip_timeout, clip_seconds, clip_pixels, clip_bytes, clip_memory, max_damaged, channels)
-    shared, stores = (None, stores) if is_local(stores) else (share.writable(stores), local)
-    writable_folder(stores, "--stores", read_only=True)
+    costs = (clip_timeout, clip_seconds, clip_pixels, clip_bytes, clip_memory)
+    limits = job.Limits(*costs, max_damaged, channels, crop, no_face)
+    shared, stores = _work_places(stores, local)
     chosen = parse_weights(comma_list(weights or ["imagenet"]), comma_list(features or list(names.DEFAULT)), mean, std)
     summary = job.preprocess(
         job.ClipRequest(dataset, root, comma_list(classes) if classes else None, limit, limits, follow_links),
@@ -157,9 +158,16 @@ def preprocess(
         dry_run=dry_run,
         shared=shared,
     )
-    if summary is None:
-        return DONE
-    return _finish(summary, shared, as_json)
+    return DONE if summary is None else _finish(summary, shared, as_json)
+
+
+def _work_places(stores: Place, local: Path) -> tuple[Place | None, Path]:
+    """Return where stores are pushed to, None where that is nowhere, and the folder to make them in."""
+    from .stores import share
+
+    shared, folder = (None, stores) if is_local(stores) else (share.writable(stores), local)
+    writable_folder(folder, "--stores", read_only=True)
+    return shared, folder
 
 
 def _finish(summary, shared, as_json: bool) -> int:

@@ -96,6 +96,13 @@ DamagedOption = Annotated[
 ChannelsOption = Annotated[
     Literal["mean", "first"], typer.Option(help="Of the sound: their mean, or the first one alone.")
 ]
+CropOption = Annotated[
+    Literal["centre", "face"], typer.Option(help="Of the frames: their centre, or the clip's face (extra: faces).")
+]
+NoFaceOption = Annotated[
+    Literal["missing", "keep"] | None,
+    typer.Option(help="A clip without a face lacks the picture (default), or keeps its centre."),
+]
 LinksOption = Annotated[
     bool, typer.Option("--follow-links", help="Read clips and enter folders that are links to elsewhere.")
 ]

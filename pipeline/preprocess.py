@@ -24,7 +24,7 @@ from .encoders.names import stored_requests
 from .errors import InputError
 from .files import write_json
 from .media import decode as media
-from .media import logmel
+from .media import faces, logmel
 from .media.ffmpeg import FRAME_SIZE, Limits
 from .run import cluster, connect, extract
 from .run.extract import Executor
@@ -87,6 +87,7 @@ class Summary:
     telling: dict[str, str] = field(default_factory=dict)  # how a modality is missing by class, where it tells them
     unexpected: tuple[str, ...] = ()
     remarks: list[dict] = field(default_factory=list)  # of clips done that have damaged frames or the like
+    no_face: int | None = None  # clips without a face, where frames are cut to faces
 
     @property
     def limit(self) -> str:
@@ -106,6 +107,7 @@ class Summary:
             "remarks": self.remarks,
             "seconds": {name: round(spent, 3) for name, spent in self.seconds.items()},
             "limit": self.limit,
+            **({} if self.no_face is None else {"no_face": self.no_face}),
         }
 
 
@@ -259,8 +261,11 @@ def _summarise(plan: Plan, seconds: dict[str, float], computed: int) -> Summary:
     remarks: dict[int, str] = {}
     missing: Counter[str] = Counter()
     telling: dict[str, str] = {}
+    faceless: set[int] = set()
     for output in plan.outputs:
         opened = store.FeatureStore.open(output.final)
+        if output.faces:
+            faceless |= {row for row, told in enumerate(opened.error.tolist()) if faces.NO_FACE in told}
         for index in np.flatnonzero(~opened.done):
             causes.setdefault(int(index), str(opened.error[index]))
         for index in np.flatnonzero(with_remarks(opened)):
@@ -288,6 +293,7 @@ def _summarise(plan: Plan, seconds: dict[str, float], computed: int) -> Summary:
         telling=telling,
         unexpected=plan.collection.unexpected,
         remarks=listed(remarks),
+        no_face=len(faceless) if plan.limits.crop == "face" else None,
     )
 
 
@@ -300,6 +306,8 @@ def print_summary(summary: Summary) -> None:
     )
     for modality, count in summary.missing.items():
         say(f"  {count} done without {modality} (cause in the store's `error`)")
+    if summary.no_face is not None:
+        say(f"  {summary.no_face} without a face")
     for modality, told in summary.telling.items():
         say(f"  note: that {modality} is missing tells the class by itself: {told}")
     for remark in summary.remarks:

@@ -18,7 +18,7 @@ import numpy as np
 from ..errors import MACHINE_ERRNOS, MachineError, is_machine_fault
 from ..files import absent_content, foreign_content
 from .ffmpeg import DecodedStreams, Limits, Listing, Packets, decode_streams, find_damaged_frames, list_packets
-from .logmel import SAMPLE_RATE, cut_segments, segment_logmel
+from .logmel import PIECE_JITTER, cut_segments, join_pieces, segment_logmel
 from .parse import complains, decoder_failed, error_of, first_error
 from .process import OUT_OF_TIME, ClipError, DecoderError, ffmpeg_binary
 
@@ -28,7 +28,6 @@ SILENCE = 2.0**-16  # amplitude: half a step of 16-bit sound, what rounds to dig
 LOUDEST = 1e15  # amplitude, where 1 is full scale: beyond it the power of a window is no float32
 AUDIO_TOLERANCE = 0.1  # seconds by which sound may end before its packets do (encoders pad their last one)
 CLOCK = 1e5  # per second: timestamps that round to the same tick are the same
-PIECE_JITTER = 0.005  # seconds by which a piece of sound may start early or late and still join the one before it
 ROUNDING = 1e-9  # seconds
 ADVICE = "`--channels first` takes the first one"
 FAINT = 1 / 32  # of the loudest channel's amplitude: 30 dB below it
@@ -49,6 +48,8 @@ class ClipMedia:
         note: what is odd about a clip that was read nevertheless, or nothing.
         waveform: float32 [round(16000 T)], mono, 16 kHz, from time 0 to T, or None where the sound is missing.
         text: what is said in it, of the manifest; None where no text is read.
+        box: float64 [4] of the face that the frames are cut to (`faces.widen_box`), or None.
+        lost: neither modality is there, though its length is known: the picture has no face.
     """
 
     frames: np.ndarray | None
@@ -59,6 +60,8 @@ class ClipMedia:
     note: str = ""
     waveform: np.ndarray | None = None
     text: str | None = None
+    box: np.ndarray | None = None
+    lost: bool = False
 
 
 @dataclass
@@ -72,6 +75,7 @@ class _Clip:
     logmel: np.ndarray | None = None
     causes: dict[str, str] = field(default_factory=dict)
     note: str = ""
+    box: np.ndarray | None = None
 
 
 def segment_starts(duration: float) -> np.ndarray:
@@ -105,10 +109,13 @@ def read_clip(path: str | os.PathLike, limits: Limits = DEFAULT_LIMITS) -> ClipM
         starts = segment_starts(clip.duration)
         heard = _guarded(path, lambda: _Clip(logmel=segment_logmel(clip.waveform, starts)), ("audio",))
         logmel, clip.causes = heard.logmel, clip.causes | heard.causes
-    if clip.frames is None and logmel is None:
+    lost = clip.frames is None and logmel is None
+    if lost and clip.frame_times is None:
         clip.duration = 0.0
     waveform = None if logmel is None else clip.waveform
-    return ClipMedia(clip.frames, logmel, clip.causes, clip.duration, clip.frame_times, clip.note, waveform)
+    times = None if clip.frames is None else clip.frame_times
+    heard = {"waveform": waveform, "box": clip.box, "lost": lost}
+    return ClipMedia(clip.frames, logmel, clip.causes, clip.duration, times, clip.note, **heard)
 
 
 def read_waveform(path: str | os.PathLike, limits: Limits = DEFAULT_LIMITS) -> np.ndarray | None:
@@ -143,7 +150,15 @@ def _read(path: Path, limits: Limits) -> _Clip:
     deadline = time.monotonic() + limits.timeout
     check_file(path, limits.max_bytes)
     listing = list_packets(path, limits, deadline)
-    clip = _assemble(path, listing, _decode(path, listing, limits, deadline), limits)
+    decoded = _decode(path, listing, limits, deadline)
+    clip = _assemble(path, listing, decoded, limits)
+    if limits.crop == "face" and clip.frames is not None:
+        from .faces import crop_to_face
+
+        times = clip.frame_times + _time_zero(decoded)
+        clip.frames, clip.box, told = crop_to_face(path, listing, clip.frames, times, limits, deadline)
+        if told := "; ".join(filter(None, (clip.causes.get("visual"), told))):
+            clip.causes["visual"] = told
     if time.monotonic() > deadline:  # what is done here takes time, too
         raise ClipError(OUT_OF_TIME)
     return clip
@@ -291,8 +306,9 @@ def _assemble(path: Path, listing: Listing, decoded: DecodedStreams, limits: Lim
 
 def _take_sound(clip: _Clip, decoded: DecodedStreams, zero: float) -> str | None:
     """Give a clip its waveform, unless it is no sound; return what is wrong with it, if anything."""
-    waveform = _on_the_clock(decoded, decoded.samples, zero, clip.duration)
-    peaks = _on_the_clock(decoded, decoded.peaks, zero, clip.duration) if len(decoded.peaks) else waveform
+    where = (decoded.audio_times - zero, decoded.audio_counts, clip.duration)
+    waveform = join_pieces(decoded.samples, *where)
+    peaks = join_pieces(decoded.peaks, *where) if len(decoded.peaks) else waveform
     starts = segment_starts(clip.duration)
     loudest, peak = (float(np.abs(cut_segments(each, starts)).max()) for each in (waveform, peaks))
     if loudest < SILENCE:
@@ -382,19 +398,3 @@ def _audio_fault(path: Path, listing: Listing, decoded: DecodedStreams, zero: fl
         if len(holes) and holes[0] < expected:
             return f"the audio fails at {holes[0]:.2f} s of {expected:.2f} s: {why}"
     return None
-
-
-def _on_the_clock(decoded: DecodedStreams, samples: np.ndarray, zero: float, duration: float) -> np.ndarray:
-    """Return samples from time 0 to T, float32 [round(16000 T)]; silence where the timestamps leave a gap."""
-    waveform = np.zeros(round(duration * SAMPLE_RATE), np.float32)
-    heard = np.concatenate([[0], np.cumsum(decoded.audio_counts)])  # samples before each piece
-    drift = decoded.audio_times - heard[:-1] / SAMPLE_RATE
-    first = 0
-    for index in range(1, len(drift) + 1):
-        if index < len(drift) and abs(drift[index] - drift[first]) <= PIECE_JITTER:
-            continue
-        at = round((decoded.audio_times[first] - zero) * SAMPLE_RATE)
-        piece = samples[heard[first] : heard[index]][: max(len(waveform) - at, 0)]
-        waveform[at : at + len(piece)] = piece
-        first = index
-    return waveform

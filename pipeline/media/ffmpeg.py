@@ -6,13 +6,14 @@ the file itself, within limits of time, size and picture size.
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import ffmpeg
 import numpy as np
 
+from ..errors import InputError
 from ..files import encrypted_kinds, is_cut_mp3, is_joined, riff_end
 from .logmel import SAMPLE_RATE
 from .parse import (
@@ -62,7 +63,7 @@ SCALER = "bilinear+accurate_rnd+full_chroma_int+bitexact"  # antialiased: the ke
 # Frames are chosen by time: their count starts again where size, pixel format or colour range change in the stream.
 # They arrive upright (ffmpeg applies the rotation) with their true timestamps; only interlaced ones are deinterlaced.
 DEINTERLACE = "bwdif=mode=send_frame:deint=interlaced,"
-VIDEO_FILTERS = "select={select},crop=min(iw\\,ih/sar):min(ih\\,iw*sar),scale={size}:{size}:flags=" + SCALER
+SQUARE = f"scale={FRAME_SIZE}:{FRAME_SIZE}:flags={SCALER}"
 # The commands, which a test compares: of an mp4 (others are probed more), frames at 0.1 s and 0.3 s.
 # List the packets:
 #   ffmpeg -analyzeduration 0 -copyts -err_detect crccheck -format_whitelist CONTAINERS -max_pixels 67108864
@@ -84,6 +85,17 @@ VIDEO_FILTERS = "select={select},crop=min(iw\\,ih/sar):min(ih\\,iw*sar),scale={s
 
 
 @dataclass(frozen=True)
+class View:
+    """What is kept of each wanted frame: filters that make a picture of it, of at most so many bytes."""
+
+    filters: str
+    max_bytes: int = FRAME_BYTES
+
+
+CENTRE = View("crop=min(iw\\,ih/sar):min(ih\\,iw*sar)," + SQUARE)
+
+
+@dataclass(frozen=True)
 class Limits:
     """How a clip is read: what it may cost, how much damage it may have, which channels of its sound count.
 
@@ -95,6 +107,8 @@ class Limits:
         max_memory: bytes of memory that reading the clip may take, in the process that decodes and in this one.
         max_damaged: damaged frames, of the 30 that are taken, with which the picture is still used.
         channels: of the sound: `"mean"` of all, or the `"first"`.
+        crop: of the picture: the `"centre"`, or the `"face"` (`faces.crop_to_face`).
+        no_face: a clip without a face lacks the picture, `"missing"` (as where None), or keeps the centre, `"keep"`.
     """
 
     timeout: float = 600.0
@@ -104,10 +118,21 @@ class Limits:
     max_memory: int = 4 << 30
     max_damaged: int = 3
     channels: Literal["mean", "first"] = "mean"
+    crop: Literal["centre", "face"] = "centre"
+    no_face: Literal["missing", "keep"] | None = None
+
+    def __post_init__(self):
+        if self.no_face and self.crop != "face":
+            raise InputError("--no-face is of --crop face, which is not given.\nGive it, too, or leave out --no-face.")
+
+    def without_crop(self) -> "Limits":
+        """Return the limits of what is not made of frames."""
+        return replace(self, crop="centre", no_face=None)
 
     def spec(self) -> dict[str, int | str]:
         """Return what of it determines a clip's media and is not the default, for the spec of a store."""
-        chosen = {"max_damaged": self.max_damaged, "channels": self.channels}
+        chosen = {"max_damaged": self.max_damaged, "channels": self.channels, "crop": self.crop}
+        chosen |= {"no_face": self.no_face} if self.no_face == "keep" else {}
         return {name: value for name, value in chosen.items() if value != getattr(Limits, name)}
 
 
@@ -269,6 +294,7 @@ def decode_streams(
     deadline: float,
     bridged: bool = False,
     deinterlaced: bool = True,
+    view: View = CENTRE,
 ) -> DecodedStreams:
     """Decode streams once, keeping some of the frames and all of the sound.
 
@@ -280,10 +306,11 @@ def decode_streams(
         deadline: `time.monotonic()` at which it is stopped.
         bridged: let timestamps that start again go on (`Listing.bridged`).
         deinterlaced: deinterlace what is interlaced, which loses the last frame before the stream changes.
+        view: what is kept of a wanted frame.
 
     Returns:
-        True timestamps of every frame and of every piece of sound; images uint8 [W, 256, 256, 3] (fewer if they did
-        not all come, more if several have one timestamp); mono 16 kHz samples.
+        True timestamps of every frame and of every piece of sound; images uint8 [W, row, column, 3], 256 x 256 unless
+        `view` says otherwise (fewer if they did not all come, more if several have one timestamp); mono 16 kHz samples.
     """
 
     def outputs(urls):
@@ -292,7 +319,7 @@ def decode_streams(
         if "video" in maps:
             picture = source[maps["video"]]
             near = (f"lt(abs(t-{seconds!r})\\,{SAME_TIME})" for seconds in wanted.tolist())
-            filters = DEINTERLACE * deinterlaced + VIDEO_FILTERS.format(select="+".join(near) or "0", size=FRAME_SIZE)
+            filters = f"{DEINTERLACE * deinterlaced}select={'+'.join(near) or '0'},{view.filters}"
             times = {"fps_mode": "passthrough", "enc_time_base": "filter"}  # the frames' own
             both = f"[f=rawvideo]{urls['frames']}|[f=framecrc:flush_packets=0]{urls['kept']}"
             raw = {"format": "tee", "vcodec": "rawvideo", "pix_fmt": "gbrp"}
@@ -308,7 +335,7 @@ def decode_streams(
 
     names = ("frames", "kept", "picture") * ("video" in maps) + ("samples", "sound") * ("audio" in maps)
     sizes = dict.fromkeys(("kept", "picture", "sound", "log"), limits.max_memory // LIST)
-    sizes["frames"] = (len(wanted) + SPARE_FRAMES) * FRAME_BYTES
+    sizes["frames"] = (len(wanted) + SPARE_FRAMES) * view.max_bytes
     sizes["samples"] = limits.max_memory // SAMPLES
     received = run_ffmpeg(outputs, names, sizes, deadline, limits.max_memory)
     decoded = DecodedStreams(log=received["log"].decode("utf-8", "replace"))
@@ -345,10 +372,12 @@ def _read_frames(decoded: DecodedStreams, frames: bytearray, kept: list[Stream],
     for stream in listed:
         decoded.frame_times, decoded.frame_durations = stream.starts, stream.ends - stream.starts
     times = np.concatenate([stream.starts for stream in kept] or [np.zeros(0)])
-    count = min(len(frames) // FRAME_BYTES, len(times))
+    width, height = next((stream.size for stream in kept if all(stream.size)), (FRAME_SIZE, FRAME_SIZE))
+    size = width * height * 3
+    count = min(len(frames) // size, len(times))
     decoded.imaged = np.searchsorted(decoded.frame_times, times[:count] + SAME_TIME) - 1
-    planes = np.frombuffer(frames, np.uint8, count * FRAME_BYTES).reshape(count, 3, FRAME_SIZE, FRAME_SIZE)
-    decoded.images = np.empty((count, FRAME_SIZE, FRAME_SIZE, 3), np.uint8)
+    planes = np.frombuffer(frames, np.uint8, count * size).reshape(count, 3, height, width)
+    decoded.images = np.empty((count, height, width, 3), np.uint8)
     for channel, plane in enumerate((2, 0, 1)):  # ffmpeg's planes are green, blue, red: three times as fast as packed
         decoded.images[..., channel] = planes[:, plane]
 

@@ -61,6 +61,7 @@ class Stream(NamedTuple):
     sizes: np.ndarray  # float64 [packets] in bytes
     timed: bool  # every start is the packet's own timestamp; False: some are those of their decoding
     unit: float  # seconds of a tick of its timestamps
+    size: tuple[int, int] = (0, 0)  # of its pictures, width and height
 
 
 def parse_framecrc(text: bytearray, deadline: float) -> list[Stream]:
@@ -111,7 +112,10 @@ def _stream(head: Mapping[str, str], tables: Sequence[np.ndarray]) -> Stream:
     if max(np.abs(starts).max(initial=0), np.abs(ends).max(initial=0)) > LATEST:
         raise ClipError(f"a timestamp of the {head['media_type']} lies more than {LATEST:.0g} s from 0")
     timed, unit = bool(own.all()), numerator / denominator
-    return Stream(head["media_type"], head.get("codec_id", ""), starts, ends, sizes[order].astype(float), timed, unit)
+    size = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", head.get("dimensions", ""), re.ASCII)
+    pixels = (int(size[1]), int(size[2])) if size else (0, 0)
+    codec = head.get("codec_id", "")
+    return Stream(head["media_type"], codec, starts, ends, sizes[order].astype(float), timed, unit, pixels)
 
 
 def _is_time(ticks: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ import numpy as np
 from ..encoders import are_random
 from ..media.decode import segment_centres
 from ..page import TEMPLATES, render, write_page
+from ..stores.schema import FACE_BOX
 from ..stores.store import MEDIA, FeatureStore
 from .features import Features, balanced, draw_norms, draw_projections, measure_features
 
@@ -21,9 +22,11 @@ CLIP_COLUMNS = ("clip", "class", "subject", "duration")
 STRIP_SEGMENTS = 8  # evenly spaced from a clip's first to its last
 SIDE, MEL_HEIGHT, GAP = 96, 64, 2  # pixels of one segment's pictures, and between them
 LOWEST_DB = -80.0  # white; 0 dB is black, as the networks see it
+SCENE = 2 * SIDE  # pixels of the longer side of the picture in which the face's box is drawn
 EDGE = 200  # light grey, between pictures that may be white themselves
 LACKING = "Clips without a modality or with a remark"
 QUALITY = 80  # of JPEG
+BOX_COLOUR = (0, 140, 255)  # orange, as blue, green, red
 
 
 @dataclass(frozen=True)
@@ -181,6 +184,7 @@ def _strips(store: FeatureStore, shown: Shown) -> dict:
         "segments": STRIP_SEGMENTS,
         "width": STRIP_SEGMENTS * (SIDE + GAP),
         "lowest": f"{LOWEST_DB:g}",
+        "faces": FACE_BOX in store.arrays,
         "groups": [
             (title, count_text(len(clips), there), [_clip(store, clip) for clip in clips])
             for title, clips, there in groups
@@ -197,6 +201,7 @@ def _clip(store: FeatureStore, clip: int) -> dict:
         "presence": ", ".join(f"{modality} {'present' if there else 'missing'}" for modality, there in states),
         "cause": str(store.error[clip]),
         "times": [f"{time:.2f}" for time in centres[_shown_segments(len(centres))]],
+        "scene": _scene(store, clip),
         "pictures": [(modality, *_strip(store, clip, modality)) for modality in store.modalities],
     }
 
@@ -210,6 +215,30 @@ def _strip(store: FeatureStore, clip: int, modality: str) -> tuple[bytes | None,
     strip = np.concatenate([draw(segments[s]) for s in _shown_segments(len(segments))], axis=1)[:, :-GAP]
     _, encoded = cv2.imencode(".jpg", strip, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
     return encoded.tobytes(), what
+
+
+def _scene(store: FeatureStore, clip: int) -> bytes | None:
+    """Draw where in the picture the face's box is, a JPEG: the middle frame as it is cut, in an outline of the whole.
+
+    None where there is no box. The box is square, so that its shares of width and height tell the picture's shape.
+    """
+    if FACE_BOX not in store.arrays or store.arrays[FACE_BOX].dimensions == ("clip",):
+        return None
+    left, top, right, bottom = box = store.read(FACE_BOX)[clip].astype(float)
+    if not store.present[clip, 0] or not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):  # or NaN
+        return None
+    width, height = 1 / (right - left), 1 / (bottom - top)  # in sides of the box
+    size = np.array([width, height]) * SCENE / max(width, height)
+    columns, rows = np.maximum(size.round().astype(int), 1)
+    x0, y0, x1, y1 = (box * [columns, rows, columns, rows]).round().astype(int)
+    scene = np.full((rows, columns, 3), EDGE, np.uint8)
+    (segments,) = store.read("frames", slice(clip, clip + 1))
+    if x1 > x0 and y1 > y0:
+        middle = segments[len(segments) // 2]
+        scene[y0:y1, x0:x1] = cv2.resize(middle, (int(x1 - x0), int(y1 - y0)), interpolation=cv2.INTER_AREA)[..., ::-1]
+        cv2.rectangle(scene, (int(x0), int(y0)), (int(x1) - 1, int(y1) - 1), BOX_COLOUR, 2)
+    _, encoded = cv2.imencode(".jpg", scene, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    return encoded.tobytes()
 
 
 def _shown_segments(count: int) -> np.ndarray:

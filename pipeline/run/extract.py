@@ -183,20 +183,24 @@ def _has(clip: media.ClipMedia, kind: str) -> bool:
 
 def _failed(output: Output, clip: media.ClipMedia, why: str) -> Part:
     nothing = (False,) * len(output.modalities)
-    return Part(nothing, f"{output.features}{why}", True, clip.duration, versions=versions(output.libraries))
+    facts = {"versions": versions(output.libraries), "box": clip.box if output.faces else None}
+    return Part(nothing, f"{output.features}{why}", True, clip.duration, **facts)
 
 
 def _part(output: Output, clip: media.ClipMedia, arrays: dict[str, np.ndarray]) -> Part:
     if any(not np.isfinite(values).all() for values in arrays.values()):
         return _failed(output, clip, " gave features beyond float16 or not finite")
     present = tuple(_has(clip, kind) for kind in output.inputs.values())
-    told = {INPUTS[kind] for kind in output.inputs.values()} if any(present) or clip.duration else clip.causes
+    # Without a face and without sound it failed, unless the picture is not asked for: then it lacks the sound.
+    duration = 0.0 if clip.lost and output.shown else clip.duration
+    told = {INPUTS[kind] for kind in output.inputs.values()} if any(present) or duration else clip.causes
     causes = [(modality, why) for modality, why in sorted(clip.causes.items(), reverse=True) if modality in {"", *told}]
     causes += [("clip", clip.note)] if clip.note and any(present) else []
     cause = "; ".join(f"{modality}: {why}" if modality else why for modality, why in causes)
     # A clip that has the other modality did not fail: it lacks this one.
-    failed = not any(present) and not clip.duration and clip.text is None
-    return Part(present, cause, failed, clip.duration, arrays, versions(output.libraries))
+    failed = not any(present) and not duration and clip.text is None
+    box = clip.box if output.faces else None
+    return Part(present, cause, failed, duration, arrays, versions(output.libraries), box=box)
 
 
 def _encoder(output: Output) -> Encoder:
@@ -237,6 +241,7 @@ def _cached_media(row: Row, needed: Set[str]) -> media.ClipMedia:
         duration=duration,
         note=note,
         waveform=donor.waveform(row.index) if audio and "waveform" in needed else None,
+        box=donor.box(row.index),
     )
 
 

@@ -15,20 +15,20 @@ from pathlib import Path
 import numpy as np
 
 from ..console import say_once
+from ..encoders.names import SEGMENTS
 from ..errors import InputError
 from ..files import whole_file
 from ..media import ffmpeg, logmel
-from ..media.decode import SEGMENTS
 from ..media.ffmpeg import due_to_limit
 from ..media.logmel import SAMPLE_RATE
 from ..media.process import ffmpeg_version
 from ..stores.catalogue import stores_in, why_not
 from ..stores.checksums import find_damage
 from ..stores.masks import MODALITIES
-from ..stores.schema import WAVEFORM
+from ..stores.schema import FACE_BOX, WAVEFORM
 from ..stores.store import MEDIA, FeatureStore, open_group
 
-FACTS = frozenset({"present", "failed", "duration", "row", "cause", "versions"})  # of a part, beside its arrays
+FACTS = frozenset({"present", "failed", "duration", "row", "cause", "versions", FACE_BOX})  # beside arrays
 UNREADABLE = (OSError, ValueError, KeyError, zipfile.BadZipFile)  # of a part or store that is damaged or absent
 
 
@@ -43,13 +43,15 @@ class Part:
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)  # modality -> float16 [segment, feature]
     versions: Mapping[str, str] = field(default_factory=lambda: versions())  # of the software that computed it
     row: int = 0  # of the clip in the unfinished store, where its media are
+    box: np.ndarray | None = None  # float [4], of the face that its frames are cut to
 
     def save(self, path: Path) -> None:
         """Write the part to a file, whole or not at all."""
         facts = {"present": self.present, "failed": self.failed, "duration": self.duration, "row": self.row}
         texts = {"cause": np.array(self.cause), "versions": np.array(json.dumps(dict(self.versions)))}
+        box = {} if self.box is None else {FACE_BOX: self.box}
         with whole_file(path) as file:
-            np.savez(file, **facts, **texts, **self.arrays)
+            np.savez(file, **facts, **texts, **box, **self.arrays)
 
     @classmethod
     def load(cls, path: Path) -> "Part":
@@ -67,6 +69,7 @@ class Part:
                 arrays={name: saved[name] for name in saved.files if name not in FACTS},
                 versions=json.loads(str(saved["versions"])),
                 row=int(saved["row"]),
+                box=saved[FACE_BOX] if FACE_BOX in saved.files else None,
             )
 
 
@@ -159,6 +162,13 @@ class Donor:
             if not (retry_failed and due_to_limit(str(self.store.error[row]))):
                 rows.setdefault(str(self.store.sha256[row]), int(row))
         return rows
+
+    def box(self, row: int) -> np.ndarray | None:
+        """Return the box of the face that a clip's frames are cut to, float32 [4]; None where there is none."""
+        if FACE_BOX not in self.store.arrays:
+            return None
+        box = self.store.read(FACE_BOX)[row]
+        return None if np.isnan(box).any() else box
 
     def block(self, names: Sequence[str], block: int) -> list[np.ndarray]:
         """Read a chunk of clips of arrays that share their chunks.

@@ -16,7 +16,7 @@ from ..encoders.names import PICTURES, Encoder, inputs_for, split_request
 from ..errors import InputError
 from ..files import remove_tree
 from ..media import decode as media
-from ..media import ffmpeg, logmel
+from ..media import faces, ffmpeg, logmel
 from ..media.ffmpeg import Limits, due_to_limit
 from ..stores import store
 from ..stores.claim import only_one
@@ -95,6 +95,16 @@ class Output:
     def waveform(self) -> bool:
         """Return whether a clip's waveform is needed: to be heard, or to be kept."""
         return WAVEFORM in (self.inputs.values() if self.weights else self.spec)
+
+    @property
+    def shown(self) -> bool:
+        """Return whether a clip's frames are needed."""
+        return "frames" in self.inputs.values()
+
+    @property
+    def faces(self) -> bool:
+        """Return whether the frames are cut to faces."""
+        return "crop" in self.spec
 
     @property
     def reads_text(self) -> bool:
@@ -210,7 +220,9 @@ class Plan:
                     path, source = root / self.collection.clips[rows[0]].path, self.sources[rows[0]]
                     text = self.texts[rows[0]] if outputs is reading else None
                     cached = None if outputs is reading else self.media_rows.get(key)
-                    tasks.append(Task(key, rows, root, path, lacking, cached, self.limits, source, text))
+                    shown = any(output.shown for output in lacking)
+                    limits = self.limits if shown else self.limits.without_crop()
+                    tasks.append(Task(key, rows, root, path, lacking, cached, limits, source, text))
         return tasks
 
 
@@ -223,7 +235,8 @@ def _rows(keys: Sequence[str]) -> dict[str, tuple[int, ...]]:
 
 def media_spec(limits: Limits, waveform: bool = False) -> dict:
     """Return what determines the media of a clip: constants, and what was asked for beside the defaults."""
-    return MEDIA_SPEC | limits.spec() | ({WAVEFORM: SOUND[0]} if waveform else {})
+    face = faces.face_spec() if limits.crop == "face" else {}
+    return MEDIA_SPEC | limits.spec() | face | ({WAVEFORM: SOUND[0]} if waveform else {})
 
 
 def make_plan(
@@ -254,27 +267,29 @@ def make_plan(
     Raises:
         InputError: unknown features, weights that cannot be loaded, a store that cannot be opened.
     """
-    stores = stores.absolute()
+    stores, spec, unseen = stores.absolute(), media_spec(limits), media_spec(limits.without_crop())
     sources = read_sources(collection, limits.max_bytes, follow_links)
-    clips, spec = zip(collection.clips, sources, strict=True), media_spec(limits)
-    rows = [[c.clip_id, c.label, c.subject, c.columns, source.sha256] for c, source in clips]
+    hashed = zip(collection.clips, (source.sha256 for source in sources), strict=True)
+    rows = [[c.clip_id, c.label, c.subject, c.columns, sha256] for c, sha256 in hashed]
 
     def content(spec: Mapping) -> str:
         return _fingerprint(store.SCHEMA, rows, collection.classes, collection.synthetic, spec)
 
     def output(name: str, fingerprint: str, spec: Mapping, **more: object) -> Output:
         folder = store.store_name(collection.dataset, name, fingerprint)
+        more["libraries"] = (*more.get("libraries", ()), *((faces.LIBRARY,) if "crop" in spec else ()))
         return Output(name, fingerprint, stores / folder, stores / WORK / folder, json.loads(json.dumps(spec)), **more)
 
-    outputs = []
+    outputs, codec = [], store.FEATURE_CODEC
     for name, encoder, facts in _encoders(collection, request, device):
-        codec = store.FEATURE_CODEC
+        made_of = spec if "frames" in facts["inputs"].values() else unseen
         asked = [] if facts["inputs"] == PICTURES else [facts["inputs"]]  # the paper's are in no fingerprint
-        fingerprint = _fingerprint(content(spec), encoder.spec, facts["weights"].name, codec, *asked)
-        outputs.append(output(name, fingerprint, spec | {"backbone": encoder.spec, "codec": codec}, **facts))
+        fingerprint = _fingerprint(content(made_of), encoder.spec, facts["weights"].name, codec, *asked)
+        outputs.append(output(name, fingerprint, made_of | {"backbone": encoder.spec, "codec": codec}, **facts))
     if request.media:
         kept = media_spec(limits, _keeps_waveform(collection, request, outputs))
         outputs.insert(0, output(store.MEDIA, content(kept), kept))
+    _check_crop(limits, outputs)
     for each in outputs:
         if each.replaced.exists():
             with only_one(each.lock, each.final.name):
@@ -320,6 +335,12 @@ def _keeps_waveform(collection: Collection, request: FeatureRequest, outputs: Se
     if kept and WAVEFORM in dict(collection.clips[0].columns):
         raise InputError(f"the manifest's column {WAVEFORM!r} has the name of the media store's sound.\nRename it.")
     return kept
+
+
+def _check_crop(limits: Limits, outputs: Sequence[Output]) -> None:
+    """Check that there are frames to cut to faces."""
+    if limits.crop == "face" and not any(output.shown for output in outputs):
+        raise InputError("--crop face is of pictures, and nothing that is asked for is made of them.\nLeave it out.")
 
 
 def _check_inputs(collection: Collection, inputs: Mapping[str, str]) -> None:

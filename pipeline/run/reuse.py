@@ -74,6 +74,7 @@ def _from_store(donor: Donor, output: Output, wanted: Set[str], retry_failed: bo
             present = tuple(opened.present[row].tolist())
             clip = {n: v[row % size] for n, v, has in zip(names, values, present, strict=True) if has}
             facts = {"duration": float(opened.duration[row]), "versions": opened.attrs.get("versions") or {}}
+            facts["box"] = donor.box(row)
             part = Part(present, str(opened.error[row]), arrays={} if media else clip, **facts)
             heard = None
             if media and output.waveform and present[1]:

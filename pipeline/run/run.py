@@ -20,7 +20,7 @@ from ..files import check_work, remove_tree, work_folder, write_json
 from ..media.ffmpeg import due_to_limit
 from ..stores import store
 from ..stores.claim import Claim, only_one
-from ..stores.schema import FEATURES, MEDIA_ARRAYS, SOUND, WAVEFORM
+from ..stores.schema import BOX, FACE_BOX, FEATURES, MEDIA_ARRAYS, SOUND, WAVEFORM
 from . import reuse
 from .extract import Executor, Outcome, decode, encode, wants_gpu
 from .parts import UNREADABLE, WAVEFORM_CHUNK, Part, merged_versions, samples_of
@@ -305,6 +305,7 @@ def _gather(plan: Plan, output: Output, group: zarr.Group) -> tuple[dict[str, Se
     duration = np.zeros(count)
     versions: dict[str, str] = {}
     arrays = _feature_arrays(group, output, count) if output.weights else {}
+    boxes = np.full((count, 4), np.nan, np.float32)
     for first in range(0, count, store.FEATURE_CHUNK):
         parts = load_parts(output, keys[first : first + store.FEATURE_CHUNK])
         rows = slice(first, first + len(parts))
@@ -312,10 +313,13 @@ def _gather(plan: Plan, output: Output, group: zarr.Group) -> tuple[dict[str, Se
         status[rows] = [store.CLIP_FAILED if part.failed else store.CLIP_DONE for part in parts]
         error[rows] = [part.cause for part in parts]
         duration[rows] = [part.duration for part in parts]
+        boxes[rows] = [np.full(4, np.nan) if part.box is None else part.box for part in parts]
         versions = merged_versions([versions, *(part.versions for part in parts)])
         for modality, array in arrays.items():
             absent = np.full(array.shape[1:], np.nan, np.float16)
             array[rows] = np.stack([part.arrays.get(modality, absent) for part in parts])
+    if output.faces:
+        store.create_array(group, FACE_BOX, boxes.shape, boxes.shape, *BOX)[:] = boxes
     classes = list(plan.collection.classes)
     table = {
         "clip_id": [clip.clip_id for clip in clips],

@@ -122,6 +122,8 @@ MEDIA_ARRAYS = {
 }
 WAVEFORM = "waveform"  # of a media store that keeps the sound, too
 SOUND = ("float32", ("clip", "sample"))
+FACE_BOX = "face_box"  # of a store whose frames are cut to faces: left, top, right and bottom as shares of the picture
+BOX = ("float32", ("clip", "edge"))
 FEATURES = ("float16", ("clip", "segment", "feature"))
 ITEM_BYTES = {"bool": 1, "int8": 1, "uint8": 1, "int16": 2, "float16": 2, "float32": 4, "float64": 8}
 DECODERS = {"bytes", "vlen-utf8"}
@@ -315,10 +317,12 @@ def _check_arrays(attrs: Mapping, arrays: Mapping[str, ArraySchema]) -> None:
     expected = dict(TABLE) | (MEDIA_ARRAYS if media else dict.fromkeys(attrs["modalities"], FEATURES))
     if media and arrays.get(WAVEFORM) and not arrays[WAVEFORM].is_small:
         expected[WAVEFORM] = SOUND
+    if FACE_BOX in arrays and arrays[FACE_BOX].dimensions != CLIP:
+        expected[FACE_BOX] = BOX
     if absent := sorted(set(expected) - set(arrays)):
         raise _WrongError(f"lacks the array {_shown(absent[0])}")
     sizes = {"modality": len(attrs["modalities"]), "setting": len(attrs["settings"]), "seed": STORED_SEEDS}
-    sizes |= {"clip": arrays["clip_id"].shape[0] if arrays["clip_id"].shape else 0, "channel": 3}
+    sizes |= {"clip": arrays["clip_id"].shape[0] if arrays["clip_id"].shape else 0, "channel": 3, "edge": 4}
     if not 0 < sizes["clip"] <= MAX_CLIPS:
         raise _WrongError(f"has {sizes['clip']} clips, expected 1 to {MAX_CLIPS}")
     for name, array in arrays.items():

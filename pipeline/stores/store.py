@@ -7,13 +7,13 @@ waveform, float32 [clip, sample], of which a clip's own duration counts):
               logmel          float16 [clip, segment, channel, mel, time]
     both      present         bool    [clip, modality]
               label           int16   [clip] into attribute ``classes``
-              duration        float64 [clip]                          seconds
+              duration        float64 [clip] seconds; with --crop face face_box, float32 [clip, edge], NaN if none
               clip_id, subject, other manifest columns, sha256, status, error    str [clip]
               split           int8    [seed, clip]                    0 train, 1 validation, 2 test
               missing         bool    [setting, seed, clip, modality] attribute ``settings`` names the settings
 
-A store is built in a hidden folder beside its final path. Checksums of every file go into COMPLETE.json, written
-last; then the folder is renamed. Readers refuse a store without that marker. A finished store never changes.
+A store is built in a hidden folder beside its final path. Checksums of every file go into COMPLETE.json, written last;
+then the folder is renamed. Readers refuse a store without that marker. A finished store never changes.
 """
 
 import os
@@ -44,7 +44,7 @@ from .masks import (
     stored_settings,
 )
 from .remote import Place, is_local, parse_place, read_document
-from .schema import FILE, SCHEMA, STORED_SEEDS, Schema, is_text, is_whole, parse_json
+from .schema import CLIP, FILE, SCHEMA, STORED_SEEDS, Schema, is_text, is_whole, parse_json
 from .schema import MEDIA as MEDIA
 
 FEATURE_CHUNK = 32  # clips a chunk: 4 to 8 MB files
@@ -337,8 +337,8 @@ class FeatureStore:
     @cached_property
     def columns(self) -> dict[str, np.ndarray]:
         """Return the manifest's columns a split can keep together, subject included: name -> str [clip]."""
-        names = {name for name, array in self.arrays.items() if array.is_small} - RESERVED - set(self.modalities)
-        return {name: self._strings(name) for name in sorted(names)}
+        there = sorted(name for name, array in self.arrays.items() if array.dimensions == CLIP)
+        return {name: self._strings(name) for name in there if name not in RESERVED}
 
     @property
     def segment_arrays(self) -> tuple[str, ...]:
