@@ -18,7 +18,7 @@ from mlemiss.pipeline.media import decode as media
 from mlemiss.pipeline.media import faces
 from mlemiss.pipeline.media.ffmpeg import Limits
 from mlemiss.pipeline.media.process import ffmpeg_binary
-from mlemiss.pipeline.preprocess import ClipRequest, Where, preprocess
+from mlemiss.pipeline.preprocess import ClipRequest, Where, preprocess, print_summary
 from mlemiss.pipeline.preview.preview import write_preview
 from mlemiss.pipeline.run.plan import MEDIA_SPEC, FeatureRequest, media_spec
 from mlemiss.pipeline.stores.store import FeatureStore
@@ -232,6 +232,7 @@ def test_stores_of_faces_beside_stores_of_centres(clips, red, tmp_path, capfd):
     summary = run(clips, stores, FACE)
     assert (summary.no_face, summary.as_json()["no_face"], summary.missing) == (3, 3, {"visual": 3})
     assert [failed["clip_id"] for failed in summary.failed] == ["mute"]
+    print_summary(summary)
     assert "3 without a face" in capfd.readouterr().err
     assert {name: data for name, data in content(stores).items() if name in before} == before
     for name in ("media", SMALL):
