@@ -103,6 +103,7 @@ def fetch(
 def preprocess(
     dataset: options.DatasetOption,
     root: options.RootOption = None,
+    audio: options.AudioOption = None,
     features: options.BackbonesOption = None,
     weights: options.WeightsOption = None,
     mean: options.MeanOption = None,
@@ -149,7 +150,7 @@ def preprocess(
     writable_folder(stores, "--stores", read_only=True)
     chosen = parse_weights(comma_list(weights or ["imagenet"]), comma_list(features or list(names.DEFAULT)), mean, std)
     summary = job.preprocess(
-        job.ClipRequest(dataset, root, comma_list(classes) if classes else None, limit, limits, follow_links),
+        job.ClipRequest(dataset, root, comma_list(classes) if classes else None, limit, limits, follow_links, audio),
         job.FeatureRequest(chosen, precision, media, waveform),
         stores,
         where=_where(job, workers, scheduler, (tls_ca, tls_cert, tls_key), performance_report, dashboard, device),
@@ -157,8 +158,6 @@ def preprocess(
         dry_run=dry_run,
         shared=shared,
     )
-    if summary is None:
-        return DONE
     return _finish(summary, shared, as_json)
 
 
@@ -166,6 +165,8 @@ def _finish(summary, shared, as_json: bool) -> int:
     from .preprocess import print_summary
     from .stores import share
 
+    if summary is None:  # a dry run
+        return DONE
     print_summary(summary)
     if shared:
         summary.stores = share.push_made(summary.stores, shared)

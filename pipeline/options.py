@@ -96,6 +96,10 @@ DamagedOption = Annotated[
 ChannelsOption = Annotated[
     Literal["mean", "first"], typer.Option(help="Of the sound: their mean, or the first one alone.")
 ]
+AudioOption = Annotated[
+    str | None,
+    typer.Option(help="Sound from files of its own: 03, RAVDESS's wavs. A CSV has a column audio_path."),
+]
 LinksOption = Annotated[
     bool, typer.Option("--follow-links", help="Read clips and enter folders that are links to elsewhere.")
 ]

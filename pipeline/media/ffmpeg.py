@@ -5,6 +5,7 @@ the file itself, within limits of time, size and picture size.
 """
 
 import re
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Literal
 import ffmpeg
 import numpy as np
 
-from ..files import encrypted_kinds, is_cut_mp3, is_joined, riff_end
+from ..errors import MACHINE_ERRNOS, ClipError
+from ..files import absent_content, encrypted_kinds, foreign_content, is_cut_mp3, is_joined, riff_end
 from .logmel import SAMPLE_RATE
 from .parse import (
     CHAINED,
@@ -31,7 +33,7 @@ from .parse import (
     parse_framecrc,
     stops_turning,
 )
-from .process import ClipError, run_ffmpeg
+from .process import run_ffmpeg
 
 FRAME_SIZE = 256  # pixels, both sides
 FRAME_BYTES = FRAME_SIZE * FRAME_SIZE * 3  # RGB
@@ -159,6 +161,26 @@ class DecodedStreams:
     def audio_ends(self) -> np.ndarray:
         """Return the ends of the pieces of sound: float64 [pieces] in seconds."""
         return self.audio_times + self.audio_counts / SAMPLE_RATE
+
+
+def check_file(path: Path, max_bytes: int) -> None:
+    """Check that a file can be read. ClipError: no regular file, empty, too large, or not to be opened."""
+    try:
+        if annexed := absent_content(path):
+            raise ClipError(f"the file is {annexed}")
+        state = path.stat()
+        if not stat.S_ISREG(state.st_mode):
+            raise ClipError("not a regular file")  # a pipe or device might never end
+        if state.st_size == 0:
+            raise ClipError("the file is empty")
+        if state.st_size > max_bytes:
+            raise ClipError(f"the file holds {state.st_size} bytes, more than the {max_bytes} allowed")
+        if found := foreign_content(path):
+            raise ClipError(f"the file is {found}")
+    except OSError as error:
+        if error.errno in MACHINE_ERRNOS:
+            raise
+        raise ClipError(error.strerror or type(error).__name__) from None
 
 
 def _input(path: Path, limits: Limits, bridged: bool):

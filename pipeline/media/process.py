@@ -15,22 +15,17 @@ from collections.abc import Callable, Mapping, Sequence
 
 import ffmpeg
 
-from ..errors import InputError, MachineError
+from ..errors import OUT_OF_TIME, ClipError, InputError, MachineError
 
 OLDEST = 7  # version of ffmpeg: those before lack `-enc_time_base filter`, and tell otherwise of damage
 INSTALL = f"install ffmpeg {OLDEST}.0 or newer, or name one in MLEMISS_FFMPEG"
 PIPE_BYTES = 1 << 20  # the most an unprivileged process may ask for
 READ_BYTES = 1 << 18
 DECODER = 3 / 4  # share of a clip's memory for the process that decodes it; the rest is for what this one collects
-OUT_OF_TIME = "decoding was stopped: it took longer than the time allowed"
 TOO_LARGE = b"exceeds specified max pixel count"
 MEMORY_REFUSED = re.compile(
     rb"Cannot allocate memory|get_buffer\(\) failed|pthread_create\(\) failed|thread_encoder_init failed"
 )
-
-
-class ClipError(Exception):
-    """A clip cannot be read; the text is one line without paths or addresses."""
 
 
 class DecoderError(ClipError):
