@@ -198,12 +198,14 @@ def _read_sound(clip: _Clip, path: Path, limits: Limits, deadline: float) -> _Cl
     ffmpeg_binary()
     check_file(path, limits.max_bytes)
     listing = list_packets(path, limits, deadline)
-    listed = [packets.times.min() for packets in listing.streams.values()]  # a picture is on the file's clock
-    heard = {kind: packets for kind, packets in listing.streams.items() if kind == "audio"}
-    listing = replace(listing, streams=heard)
+    streams = dict(listing.streams)
+    pictures = streams.pop("video", None)
+    listing = replace(listing, streams=streams)
     decoded = _decode(path, listing, limits, deadline)
     if len(decoded.audio_times):
-        zero = min(*listed, decoded.audio_times.min())
+        zero = decoded.audio_times.min()
+        if pictures is not None:  # not decoded, but on the file's clock
+            zero = min(zero, pictures.times.min())
         listing = _settle(listing, decoded, zero, limits)
         clip.note = listing.note
         _hear(clip, path, listing, decoded, zero)
