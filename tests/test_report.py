@@ -37,8 +37,8 @@ def run(tmp_path_factory):
     grid = Grid(["mle", "zp"], ["addition", "outer"], ["audio:0.5", "audio:0.8", "none"], seeds=2)
     settings = Settings(epochs=2, batch_size=64, hidden=8, dim=4)
     command = "mlemiss train --features toy --missing <audio:0.5>"
-    plan = plan_grid([write_store(folder)], grid)
-    run_plan(plan, settings, torch.device("cpu"), RunFolder(folder / "run"), command=command)
+    plan = plan_grid([write_store(folder)], grid, settings)
+    run_plan(plan, torch.device("cpu"), RunFolder(folder / "run"), command=command)
     return folder / "run"
 
 
