@@ -4,7 +4,7 @@ Shapes: R runs, M modalities, S segments a clip, D features, C classes, n rows. 
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -252,7 +252,8 @@ class Blueprint:
     """The facts that R runs of a method are built from, whether they are trained (`Runs`) or read from a file.
 
     seeds: one a run. moments: per modality mean and deviation, [R, D] each. log_prior: [R, C]. lacking,
-    lacking_held_out: per modality, is it missing in some row trained on, and in some clip predicted.
+    lacking_held_out: per modality, is it missing in some row trained on, and in some clip predicted. rates: numbers
+    that only training asks for and that runs may have of their own, [R] each on the host (see `Settings`).
     """
 
     seeds: list[int]
@@ -263,6 +264,7 @@ class Blueprint:
     lacking: list[bool]
     lacking_held_out: list[bool]
     device: torch.device
+    rates: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.seeds)
