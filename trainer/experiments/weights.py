@@ -115,7 +115,7 @@ def load(path: Path, device: torch.device) -> list[Method]:
         raise _damaged(path, "its tensors are not the ones that were written")
     kind = registry.load(header["method"])
     try:
-        settings = Settings(**header["settings"])
+        settings = Settings(**{"clamp": 0.0} | header["settings"])  # weights of before there was a clamp
         return [_build(kind, header, settings, part, p, tensors, device) for p, part in enumerate(header["parts"])]
     except (RuntimeError, TypeError, KeyError) as error:
         raise InputError(
