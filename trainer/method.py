@@ -16,8 +16,8 @@ from ..pipeline.stores.masks import TRAIN
 from .batches import Batch, Stage
 from .data import Blueprint, Clips, Run
 from .likelihood import log_posterior
-from .networks import Draws, Dropout, Encoder, LabelEmbedding
-from .settings import FUSIONS, Rate, Settings
+from .networks import Dropout, Encoder, LabelEmbedding, RunRandom
+from .settings import FUSIONS, RATES, Rate, Settings
 
 ROWS_AT_ONCE = 8192  # embedded or predicted at a time, over all runs
 MOST_PRODUCTS = 1 << 16  # entries of an outer product: more would not fit beside a batch's rows
@@ -57,7 +57,7 @@ class Method(nn.Module):
     def rate(self, name: str) -> Tensor:
         """Return a rate of `Settings.RATES` or of the method's own, of each run: [R] on the method's device."""
         if name in self.runs.rates:
-            return self.runs.rates[name].to(self.runs.device)
+            return self.runs.rates[name].float().to(self.runs.device)
         value = self.settings.own.get(name, self.rates[name].default) if name in self.rates else None
         value = getattr(self.settings, name) if value is None else value
         return torch.full([len(self.runs)], torch.nan if value is None else value, device=self.runs.device)
@@ -75,11 +75,11 @@ class Method(nn.Module):
 
     def training_state(self) -> dict:
         """Return what a checkpoint needs beside parameters and buffers: tensors and plain values."""
-        return {"dropout": [module.state() for module in self.modules() if isinstance(module, Draws)]}
+        return {"dropout": [module.state() for module in self.modules() if isinstance(module, RunRandom)]}
 
     def load_training_state(self, state: dict) -> None:
         """Go on from `training_state`."""
-        dropouts = (module for module in self.modules() if isinstance(module, Draws))
+        dropouts = (module for module in self.modules() if isinstance(module, RunRandom))
         for module, drawn in zip(dropouts, state["dropout"], strict=True):
             module.load_state(drawn)
 
@@ -163,9 +163,12 @@ class FusionClassifier(Method):
 
 
 def negative_log_likelihood(log_probability: Tensor, label: Tensor, weight: Tensor) -> Tensor:
-    """Return each run's mean of -log Q(label): [R, B, C], [R, B] and weight [R, B] to [R]; 0 without rows."""
+    """Return each run's mean of -log Q(label) over rows of any weight: [R, B, C], [R, B], [R, B] to [R]; 0 without.
+
+    Weights are 1 in the mean over an epoch, not in each batch: dividing by their sum would favour scarce rows' batches.
+    """
     of_label = log_probability.gather(-1, label[..., None])[..., 0]
-    return -(of_label * weight).sum(-1) / weight.sum(-1).clamp_min(1e-12)
+    return -(of_label * weight).sum(-1) / (weight > 0).sum(-1).clamp_min(1)
 
 
 def in_blocks(function: Callable[[Tensor], Tensor], rows: Tensor, most: int) -> Tensor:
@@ -178,6 +181,16 @@ def plan_steps(kind: type[Method], run: Run, segments: int, settings: Settings) 
     """Return the steps an epoch of each stage: rows over batch size, rounded up."""
     rows = (int(run.training_clips(stage.rows).sum()) * segments for stage in kind.stages)
     return tuple(-(-n // settings.batch_size) for n in rows)
+
+
+def rates_of(kind: type[Method], settings: Sequence[Settings]) -> dict[str, Tensor]:
+    """Return what `Method.rate` knows of runs with these settings: by name, float64 [R]; NaN for None."""
+    common = {name: [getattr(one, name) for one in settings] for name in RATES}
+    own = {name: [one.own.get(name, rate.default) for one in settings] for name, rate in kind.rates.items()}
+    every = (common | own).items()
+    return {
+        n: torch.tensor([torch.nan if v is None else v for v in values], dtype=torch.float64) for n, values in every
+    }
 
 
 def check_run(kind: type[Method], clips: Clips, run: Run, name: str) -> None:

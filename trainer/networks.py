@@ -30,7 +30,7 @@ class RunLinear(nn.Module):
         return torch.baddbmm(self.bias, x, self.weight)
 
 
-class Draws(nn.Module):
+class RunRandom(nn.Module):
     """Random numbers of each run, from its own generator on the CPU, so that company and device change nothing.
 
     A method's checkpoint keeps where the generators are.
@@ -66,7 +66,7 @@ class Draws(nn.Module):
             self.load_state(now)
 
 
-class Dropout(Draws):
+class Dropout(RunRandom):
     """Dropout with a rate of each run's own, [R], in steps of 1/256: in training mode, units are zero at random."""
 
     def __init__(self, rate: Tensor, generators: Sequence[torch.Generator]):

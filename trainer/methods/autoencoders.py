@@ -45,7 +45,7 @@ class Autoencoder1(FusionClassifier):
     """
 
     stages = (
-        Stage("autoencoder", "reconstruction", rows=complete_rows, parts=("imputers",), selects=False),
+        Stage("autoencoder", "reconstruction", complete_rows, parts=("imputers",), selects=False, hides=False),
         Stage("classifier", parts=("encoders", "labels")),
     )
     least_complete = 1
@@ -102,7 +102,7 @@ class Autoencoder2(Autoencoder1):
     """
 
     stages = (
-        Stage("autoencoder", "reconstruction", parts=("imputers",), selects=False),
+        Stage("autoencoder", "reconstruction", parts=("imputers",), selects=False, hides=False),
         Stage("classifier", parts=("encoders", "labels")),
     )
 

@@ -9,7 +9,7 @@ from ..batches import Batch
 from ..data import Blueprint
 from ..layers import OwnFusion, blank
 from ..method import negative_log_likelihood
-from ..networks import Draws, Encoder
+from ..networks import Encoder, RunRandom
 from ..settings import Settings
 
 
@@ -40,7 +40,7 @@ class EmbraceNet(OwnFusion):
             )
             for m, name in enumerate(runs.modalities)
         )
-        self.draws = Draws(runs.generators("embrace"))
+        self.draws = RunRandom(runs.generators("embrace"))
         self.head = self.linear(width, len(runs.classes), "head")
         self.to(runs.device)
 

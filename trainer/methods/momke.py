@@ -43,7 +43,7 @@ class KnowledgeExperts(OwnFusion):
 
     DEPTH = 2
     stages = (
-        Stage("experts", "experts_loss", parts=("maps", "experts", "heads"), selects=False),
+        Stage("experts", "experts_loss", parts=("maps", "experts", "heads"), selects=False, hides=False),
         Stage("mixture", parts=("maps", "experts", "router", "head")),
     )
 

@@ -10,7 +10,7 @@ from ..batches import Batch, Stage
 from ..data import Blueprint
 from ..layers import OwnFusion, blank
 from ..method import negative_log_likelihood
-from ..networks import Draws, Encoder
+from ..networks import Encoder, RunRandom
 from ..settings import Rate, Settings
 
 
@@ -27,7 +27,10 @@ class ModalityExperts(OwnFusion):
     two nested sets are what a row has and one modality less. Optimiser and epochs as for every method.
     """
 
-    stages = (Stage("experts", "experts_loss", parts=("experts", "heads"), selects=False), Stage("mixture"))
+    stages = (
+        Stage("experts", "experts_loss", parts=("experts", "heads"), selects=False, hides=False),
+        Stage("mixture"),
+    )
     rates: ClassVar = {"ranking": Rate(0.1, 0.01, 1.0)}
 
     def __init__(self, runs: Blueprint, settings: Settings, fusion: str):
@@ -46,7 +49,7 @@ class ModalityExperts(OwnFusion):
         )
         self.heads = nn.ModuleList(self.linear(self.width, len(runs.classes), f"head:{n}") for n in runs.modalities)
         self.gate = self.perceptron(M * self.width, M, "gate")
-        self.draws = Draws(runs.generators("one less"))
+        self.draws = RunRandom(runs.generators("one less"))
         self.to(runs.device)
 
     def _embed(self, x: Sequence[Tensor], observed: Tensor) -> tuple[list[Tensor], Tensor]:

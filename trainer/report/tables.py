@@ -5,6 +5,7 @@ The terminal, the report, LaTeX and CSV files share them.
 
 import re
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +18,7 @@ from rich.table import Table
 from ...pipeline.console import plain
 from ...pipeline.encoders import are_random
 from ...pipeline.files import whole_file, write_csv
-from .comparisons import SIGNIFICANT, family_key, family_of, least_p, several_marginals, side, significant, units_text
+from .comparisons import current, family_key, family_of, several_marginals, side, units_text
 
 NAMED = 3  # of the combinations that share a reason
 SETTING = ("dataset", "features", "store", "split", "missing_test")  # of results and comparisons
@@ -73,7 +74,7 @@ class Section:
     def compared(self, comparisons: Sequence[dict]) -> list[dict]:
         """Return those of the paired comparisons that belong to this table."""
         own = family_key(self.results[0])
-        return [c for c in comparisons if family_key(c) == own]
+        return [current(c) for c in comparisons if family_key(c) == own]
 
     def of(self, name: str) -> str:
         """Return what all results of the table have in common under this name, such as ``split``."""
@@ -230,19 +231,20 @@ def comparisons_text(compared: Sequence[dict]) -> list[str]:
     """Say how many paired differences of one table hold, over what, and whether any could."""
     if not compared:
         return []
-    held = sum(map(significant, compared))
-    units = "; ".join(dict.fromkeys(map(units_text, compared)))
-    lines = [f"Paired comparisons: {held} of {len(compared)} differences hold after Holm's correction ({units})."]
+    judged = [c for c in compared if c["verdict"] is not None]
+    held = sum(c["verdict"] for c in judged)
+    units = "; ".join(dict.fromkeys(map(units_text, judged or compared)))
+    lines = [
+        f"Paired comparisons: {held} of {len(judged)} differences hold after Holm's correction ({units})."
+        if judged
+        else f"Paired comparisons: {len(compared)} differences, without a verdict ({units})."
+    ]
+    for reason, number in Counter(c["reason"] for c in compared if c["verdict"] is None).items():
+        lines.append(f"No verdict on {number} of {len(compared)}: {reason}.")
     if recorded := sum(c.get("recorded", False) for c in compared):
         lines.append(
             f"{recorded} of them could not be recomputed, as predictions are gone: their differences, intervals and p "
             "are those their run recorded."
-        )
-    least = min(map(least_p, compared))
-    if least * len(compared) > SIGNIFICANT:
-        lines.append(
-            f"None could: with {max(c['n_units'] for c in compared)} units no p is below {least:.2g}, times "
-            f"{len(compared)} comparisons. Compare fewer methods, or test more speakers."
         )
     return lines
 
@@ -320,7 +322,7 @@ def export_csv(documents: Sequence[dict], comparisons: Sequence[dict], folder: P
     """
     results = [result for section in sections(plain(documents)) for result in section.results]
     tables = {"results.csv": [_result_row(r) for r in results]}
-    tables["comparisons.csv"] = [_comparison_row(c) for c in plain(comparisons)]
+    tables["comparisons.csv"] = [_comparison_row(c) for c in map(current, plain(comparisons))]
     for name, rows in tables.items():
         header = list(dict.fromkeys(column for row in rows for column in row)) or COMPARISON_COLUMNS
         write_csv(folder / name, header, ([row.get(column) for column in header] for row in rows))
@@ -342,14 +344,27 @@ def _result_row(r: Mapping) -> dict:
 
 
 def _comparison_row(c: Mapping) -> dict:
-    low, high = c["interval"]
+    low, high = c["interval"] or (None, None)
     sides = {f"{s}_{name}": c[s].get(name) for s in ("a", "b") for name in ("method", "fusion", "marginal")}
     values = dict(c) | sides | {"low": low, "high": high, "seeds": " ".join(map(str, c["seeds"]))}
     return {name: values[name] for name in COMPARISON_COLUMNS} | _family_columns(c)
 
 
 COMPARISON_COLUMNS = (*SETTING, "missing", "a_method", "a_fusion", "a_marginal", "b_method", "b_fusion", "b_marginal")
-COMPARISON_COLUMNS += ("difference", "low", "high", "p", "p_holm", "units", "n_units", "n_clips", "seeds")
+COMPARISON_COLUMNS += (
+    "difference",
+    "low",
+    "high",
+    "df",
+    "p",
+    "p_holm",
+    "verdict",
+    "reason",
+    "units",
+    "n_units",
+    "n_clips",
+    "seeds",
+)
 
 
 def _family_columns(described: Mapping) -> dict:
