@@ -70,7 +70,8 @@ class FlexibleExperts(OwnFusion):
         entries = min(2**M, self.MOST_ENTRIES)
         drawn = [torch.randn(entries, M, d, generator=g) * d**-0.5 for g in runs.generators("bank")]
         self.bank = nn.Parameter(torch.stack(drawn))  # [R, pattern, M, d]
-        self.register_buffer("digit", torch.tensor([2**m % self.MOST_ENTRIES for m in range(M)]))
+        digit = torch.tensor([2**m % self.MOST_ENTRIES for m in range(M)])
+        self.register_buffer("digit", digit, persistent=False)
         hidden, dropout = max(settings.hidden // 8, 1), self.dropout("experts")
         experts = SparseExperts(d, self.EXPERTS, hidden, self.CHOSEN, runs.generators("experts"), dropout)
         self.block = AttentionBlock(d, experts, runs.generators("attention"), self.dropout("attention"))
