@@ -16,7 +16,7 @@ from ..pipeline.stores.masks import TRAIN
 from .batches import Batch, Stage
 from .data import Blueprint, Clips, Run
 from .likelihood import log_posterior
-from .networks import Dropout, Encoder, LabelEmbedding
+from .networks import Dropout, Encoder, LabelEmbedding, RunRandom
 from .settings import FUSIONS, RATES, Rate, Settings
 
 ROWS_AT_ONCE = 8192  # embedded or predicted at a time, over all runs
@@ -30,8 +30,9 @@ class Method(nn.Module):
     Class attributes: ``fusions`` it can use, ``stages`` in order, ``marginalises`` whether training averages missing
     modalities out (and the choice of marginal matters), ``reconstructs`` whether it reconstructs features (which must
     then stay as they are while it trains), ``modalities`` it looks at (None: all), ``fuses`` whether it
-    fuses several (else it runs once, whatever fusions are asked for), ``least_complete`` how many complete training
-    clips it needs, ``rates`` numbers of its own, such as a weight in its loss, which tuning draws.
+    fuses by those fusions (else it runs once, whatever fusions are asked for), ``reference`` whether it is a row to
+    measure others against, ``least_complete`` how many complete training clips it needs, ``rates`` numbers of its own,
+    such as a weight in its loss, which tuning draws.
 
     Everything `predict` needs beside parameters and buffers stands in ``prepared``: tensors with the runs first.
     Parts are built from a `Blueprint`; only training and `prepare_predictions` may ask for more, and get `Runs`. So a
@@ -44,6 +45,7 @@ class Method(nn.Module):
     reconstructs: ClassVar[bool] = False
     modalities: ClassVar[tuple[str, ...] | None] = None
     fuses: ClassVar[bool] = True
+    reference: ClassVar[bool] = False
     least_complete: ClassVar[int] = 0
     rates: ClassVar[Mapping[str, Rate]] = {}
 
@@ -73,11 +75,11 @@ class Method(nn.Module):
 
     def training_state(self) -> dict:
         """Return what a checkpoint needs beside parameters and buffers: tensors and plain values."""
-        return {"dropout": [module.state() for module in self.modules() if isinstance(module, Dropout)]}
+        return {"dropout": [module.state() for module in self.modules() if isinstance(module, RunRandom)]}
 
     def load_training_state(self, state: dict) -> None:
         """Go on from `training_state`."""
-        dropouts = (module for module in self.modules() if isinstance(module, Dropout))
+        dropouts = (module for module in self.modules() if isinstance(module, RunRandom))
         for module, drawn in zip(dropouts, state["dropout"], strict=True):
             module.load_state(drawn)
 

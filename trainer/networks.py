@@ -30,26 +30,21 @@ class RunLinear(nn.Module):
         return torch.baddbmm(self.bias, x, self.weight)
 
 
-class Dropout(nn.Module):
-    """Dropout with a rate of each run's own, [R], in steps of 1/256: in training mode, units are zero at random.
+class RunRandom(nn.Module):
+    """Random numbers of each run, from its own generator on the CPU, so that company and device change nothing.
 
-    Each run draws from its own generator, on the CPU, so that company and device change nothing.
+    A method's checkpoint keeps where the generators are.
     """
 
-    def __init__(self, rate: Tensor, generators: Sequence[torch.Generator]):
+    def __init__(self, generators: Sequence[torch.Generator]):
         super().__init__()
-        self.least = (rate.detach().cpu() * 256).round().tolist()  # a byte below it drops its unit
         self.generators = generators
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Drop units of x [R, ...], and scale the others up."""
-        if not self.training or not any(self.least):
-            return x
-        drawn = torch.empty(x.shape, dtype=torch.uint8)
-        for part, g in zip(drawn, self.generators, strict=True):
-            part.random_(generator=g)
-        least = torch.tensor(self.least).view(-1, *[1] * (x.ndim - 1)).to(x.device)
-        return x * (drawn.to(x.device) >= least) * (256 / (256 - least))
+    def uniform(self, shape: Sequence[int], least: int, device: torch.device) -> Tensor:
+        """Draw from [0, 1): float32 [R, *shape]. As many as for ``least`` rows are drawn, if a batch has fewer."""
+        rows = shape[0]  # depends on the company where one batch holds all of a run
+        drawn = [torch.rand(max(rows, least), *shape[1:], generator=g)[:rows] for g in self.generators]
+        return torch.stack(drawn).to(device)
 
     def state(self) -> list[Tensor]:
         """Return where the generators are."""
@@ -69,6 +64,24 @@ class Dropout(nn.Module):
             yield
         finally:
             self.load_state(now)
+
+
+class Dropout(RunRandom):
+    """Dropout with a rate of each run's own, [R], in steps of 1/256: in training mode, units are zero at random."""
+
+    def __init__(self, rate: Tensor, generators: Sequence[torch.Generator]):
+        super().__init__(generators)
+        self.least = (rate.detach().cpu() * 256).round().tolist()  # a byte below it drops its unit
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop units of x [R, ...], and scale the others up."""
+        if not self.training or not any(self.least):
+            return x
+        drawn = torch.empty(x.shape, dtype=torch.uint8)
+        for part, g in zip(drawn, self.generators, strict=True):
+            part.random_(generator=g)
+        least = torch.tensor(self.least).view(-1, *[1] * (x.ndim - 1)).to(x.device)
+        return x * (drawn.to(x.device) >= least) * (256 / (256 - least))
 
 
 class Standardise(nn.Module):

@@ -319,7 +319,7 @@ def describe_cell(cell: Cell) -> dict:
         "joined": store.joined,  # of each modality's own store
         "synthetic": store.synthetic,
         "method": cell.method,
-        "reference": not kind.fuses,
+        "reference": kind.reference,
         "fusion": cell.fusion,
         "missing": cell.missing.name,
         "missing_test": cell.held_out_lacks,

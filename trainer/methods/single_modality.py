@@ -16,7 +16,7 @@ class SingleModality(FusionClassifier):
     A clip that lacks the modality is given the classes' frequencies. Fusion does not apply.
     """
 
-    fusions, fuses = ("addition",), False
+    fusions, fuses, reference = ("addition",), False, True
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the classifier's mean loss: [R]."""
