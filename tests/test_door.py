@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import mlemiss
 import numpy as np
@@ -257,6 +258,29 @@ def test_train_keeps_a_run_and_says_what_it_leaves_out(tmp_path):
     ):
         with pytest.raises(InputError, match=words):
             mlemiss.train(store, **{"missing": "audio:0.5"} | quick | wrong)
+
+
+def test_a_notebook_shows_a_bar(rows, monkeypatch, capsys):
+    """IPython as far as a bar needs it; where it is installed its kernel shows the same."""
+    shown: list[dict] = []
+
+    class Handle:
+        def update(self, picture, raw):
+            shown.append(picture)
+
+    def display(picture, raw, display_id):
+        shown.append(picture)
+        return Handle()
+
+    kernel = SimpleNamespace(kernel="of a notebook")
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: kernel))
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display))
+    X, y = rows
+    MissingModalityClassifier(**QUICK, verbose=True).fit(X, y)
+    assert 'value="0"' in shown[0]["text/html"] and "mle: 0/" in shown[0]["text/plain"]
+    total = QUICK["epochs"] * (90 - round(0.15 * 90))
+    assert f'<progress value="{total}" max="{total}">' in shown[-1]["text/html"]
+    assert capsys.readouterr().err == ""
 
 
 def test_importing_loads_nothing():

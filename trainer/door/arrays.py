@@ -79,7 +79,7 @@ class ArrayData(Dataset):
         self._segments, self.segments = [1] * len(self.features), 1
         self._means = self.features  # of a row's one segment
         self._spreads = [torch.zeros((), device=device).expand_as(part) for part in self.features]
-        self.finite = np.ones_like(clips.present)  # `parts_of` has checked it
+        self.finite = np.ones_like(clips.present)  # `modality_parts` has checked it
 
 
 def joined(X: object, names: Sequence[str] | None = None) -> tuple[np.ndarray, Columns]:
@@ -114,7 +114,7 @@ def joined(X: object, names: Sequence[str] | None = None) -> tuple[np.ndarray, C
 FLOATS = [np.float64, np.float32]
 
 
-def columns_of(modalities: Mapping | None, width: int, names: Sequence[str] | None) -> Columns:
+def modality_columns(modalities: Mapping | None, width: int, names: Sequence[str] | None) -> Columns:
     """Return the columns of each modality in one array of this width.
 
     modalities: widths of neighbouring columns, which add up; or a slice, a list of positions or of names each; None for
@@ -142,7 +142,7 @@ def columns_of(modalities: Mapping | None, width: int, names: Sequence[str] | No
     return columns
 
 
-def parts_of(X: np.ndarray, columns: Columns) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def modality_parts(X: np.ndarray, columns: Columns) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Return each modality's [n, D], and which rows have it: bool [n, M].
 
     ValueError: infinite values, a row in which a modality is NaN in part, or one that has no modality.

@@ -19,11 +19,10 @@ from ...pipeline.errors import InputError
 from .. import methods as registry
 from ..experiments.experiments import MOST_RUNS
 from ..experiments.grid import Cell, Grid, group_runs, plan_grid
-from ..experiments.weights import TrainedRuns, build, probabilities
-from ..experiments.weights import parts_of as trained_parts
+from ..experiments.weights import TrainedRuns, build, parts_of, probabilities
 from ..fit import fit
 from ..settings import Settings
-from .arrays import FLOATS, ArrayClips, columns_of, joined, parts_of
+from .arrays import FLOATS, ArrayClips, joined, modality_columns, modality_parts
 
 
 @contextmanager
@@ -107,7 +106,7 @@ class MissingModalityClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         X = self._as_one(X)
         X = validate_data(self, X, reset=False, dtype=FLOATS, ensure_all_finite=False)
-        values, observed = parts_of(X, self.columns_)
+        values, observed = modality_parts(X, self.columns_)
         values = [self._standardised(name, part)[:, None] for name, part in values.items()]
         with as_value_errors():
             device = torch.device(resolve_device(self.device))
@@ -142,9 +141,9 @@ class MissingModalityClassifier(ClassifierMixin, BaseEstimator):
         if len(self.classes_) < 2:
             raise ValueError(f"y holds 1 class, {self.classes_[0]!r}: expected at least 2 classes.")
         names = getattr(self, "feature_names_in_", None)
-        self.columns_ = columns if several else columns_of(self.modalities, X.shape[1], names)
+        self.columns_ = columns if several else modality_columns(self.modalities, X.shape[1], names)
         self.takes_several_ = several
-        parts, observed = parts_of(X, self.columns_)
+        parts, observed = modality_parts(X, self.columns_)
         for name, seen in zip(parts, observed.T, strict=True):
             if not seen.any():
                 raise ValueError(f"no row of X has {name}.\nLeave that modality out.")
@@ -176,7 +175,7 @@ class MissingModalityClassifier(ClassifierMixin, BaseEstimator):
                     cell.fusion,
                     name=cell.method,
                     on_epoch=bar.advance if bar else lambda rows: None,
-                    on_trained=lambda method: trained.extend(trained_parts(method, [range(len(method.runs))])),
+                    on_trained=lambda method: trained.extend(parts_of(method, [range(len(method.runs))])),
                 )
                 cell.results.update({result.run.spec.seed: result for result in results})
         self.trained_: list[TrainedRuns] = trained
