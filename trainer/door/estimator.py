@@ -164,7 +164,7 @@ class MissingModalityClassifier(ClassifierMixin, BaseEstimator):
 
     def _train(self, cell: Cell, device: torch.device) -> None:
         kind, data, trained = registry.load(cell.method), cell.clips.load(device), []
-        groups = group_runs([cell], data.segments, max(MOST_RUNS[device.type], 2))
+        groups = group_runs([cell], data.segments, MOST_RUNS[device.type])
         with Progress(cell.method, cell.clip_epochs, "row epochs") if self.verbose else nullcontext() as bar:
             for group in groups:
                 results = fit(
