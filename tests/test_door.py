@@ -112,6 +112,15 @@ def test_units_do_not_matter(rows):
     )
 
 
+def test_values_too_large(rows):
+    X, y = rows
+    with pytest.raises(ValueError, match="visual in X has values too large"):
+        MissingModalityClassifier(**QUICK).fit(changed(X, "visual", (0, 0), 1e300), y)
+    fitted = MissingModalityClassifier(**QUICK).fit(X, y)
+    with pytest.raises(ValueError, match="audio in X has values too large"):
+        fitted.predict(changed(X, "audio", (0, 0), 1e60))
+
+
 def test_what_is_fitted_holds_no_training_data_and_pickles(rows):
     X, y = rows
     fitted = MissingModalityClassifier("zero-padding", **QUICK).fit(X, y)

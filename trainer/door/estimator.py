@@ -147,12 +147,17 @@ class MissingModalityClassifier(ClassifierMixin, BaseEstimator):
         for name, seen in zip(parts, observed.T, strict=True):
             if not seen.any():
                 raise ValueError(f"no row of X has {name}.\nLeave that modality out.")
-        self.scalers_ = {name: StandardScaler().fit(part) for name, part in parts.items()}
+        with np.errstate(over="ignore", invalid="ignore"):  # `_standardised` tells
+            self.scalers_ = {name: StandardScaler().fit(part) for name, part in parts.items()}
         return {name: self._standardised(name, part) for name, part in parts.items()}, observed, label
 
     def _standardised(self, name: str, part: np.ndarray) -> np.ndarray:
         """Return features in units that float32 holds, whatever theirs are: [n, D]."""
-        return self.scalers_[name].transform(part).astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = self.scalers_[name].transform(part).astype(np.float32)
+        if not np.isfinite(self.scalers_[name].scale_).all() or not np.array_equal(np.isfinite(found), ~np.isnan(part)):
+            raise ValueError(f"{name} in X has values too large to standardise.\nScale its features.")
+        return found
 
     def _plan(self, settings: Settings, parts: Mapping, observed: np.ndarray, label: np.ndarray) -> Cell:
         """Return the trainings as a cell, with their validation rows drawn."""
