@@ -321,15 +321,16 @@ def export_csv(documents: Sequence[dict], comparisons: Sequence[dict], folder: P
     spaces; what does not exist (the deviation of one seed) is empty.
     """
     results = [result for section in sections(plain(documents)) for result in section.results]
-    tables = {"results.csv": [_result_row(r) for r in results]}
-    tables["comparisons.csv"] = [_comparison_row(c) for c in map(current, plain(comparisons))]
+    tables = {"results.csv": [result_row(r) for r in results]}
+    tables["comparisons.csv"] = [comparison_row(c) for c in map(current, plain(comparisons))]
     for name, rows in tables.items():
         header = list(dict.fromkeys(column for row in rows for column in row)) or COMPARISON_COLUMNS
         write_csv(folder / name, header, ([row.get(column) for column in header] for row in rows))
     return [folder / name for name in tables]
 
 
-def _result_row(r: Mapping) -> dict:
+def result_row(r: Mapping) -> dict:
+    """Return a result as a row of results.csv."""
     names = ("dataset", "features", "store", "weights", "split", "missing_test", "method", "fusion", "missing")
     row = {name: r.get(name) for name in (*names, "marginal", "mean", "std")}
     row["low"], row["high"] = r.get("interval") or (None, None)
@@ -343,7 +344,8 @@ def _result_row(r: Mapping) -> dict:
     return row | {name: " ".join(map(str, r[name])) for name in lists} | _family_columns(r)
 
 
-def _comparison_row(c: Mapping) -> dict:
+def comparison_row(c: Mapping) -> dict:
+    """Return a comparison as a row of comparisons.csv."""
     low, high = c["interval"] or (None, None)
     sides = {f"{s}_{name}": c[s].get(name) for s in ("a", "b") for name in ("method", "fusion", "marginal")}
     values = dict(c) | sides | {"low": low, "high": high, "seeds": " ".join(map(str, c["seeds"]))}
