@@ -20,9 +20,10 @@ from mlemiss.trainer.experiments.experiments import run_plan
 from mlemiss.trainer.experiments.grid import Grid, plan_grid
 from mlemiss.trainer.experiments.run_folder import RunFolder
 from mlemiss.trainer.experiments.side_by_side import left_out, markdown
+from mlemiss.trainer.report.csv_files import export_csv
 from mlemiss.trainer.report.figures import accuracy_by_epoch, accuracy_by_rate, groups, offsets, rates
 from mlemiss.trainer.report.report import load_results, render_report, write_report
-from mlemiss.trainer.report.tables import export_csv, export_latex, print_results, results_table, sections
+from mlemiss.trainer.report.tables import export_latex, print_results, results_table, sections
 from mlemiss.trainer.settings import Settings
 from rich.console import Console
 

@@ -20,13 +20,12 @@ from ..experiments.experiments import check_stores, run_plan, shown_progress
 from ..experiments.grid import Grid, plan_grid
 from ..experiments.run_folder import RESULTS, RunFolder
 from ..report.comparisons import current
+from ..report.csv_files import comparison_row, result_row
 from ..report.report import write_report
 from ..report.tables import (
     column_text,
-    comparison_row,
     comparisons_text,
     grouped_text,
-    result_row,
     score_text,
     sections,
 )
