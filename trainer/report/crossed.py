@@ -20,7 +20,7 @@ the bias that this has with few seeds or with tests that hardly overlap:
    interval and p.
 
 More than CELLS / S groups are dealt at random into that many, which costs nothing but degrees of freedom beyond them.
-`benchmarks/null_comparisons.py` chose POOLED and shows what holds.
+A trial of simulations chose POOLED; `benchmarks/null_comparisons.py` shows what holds.
 
 Shapes: S seeds, G groups, N cells, K methods, P = K (K - 1) / 2 pairs.
 """
