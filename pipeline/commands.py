@@ -103,6 +103,7 @@ def fetch(
 def preprocess(
     dataset: options.DatasetOption,
     root: options.RootOption = None,
+    audio: options.AudioOption = None,
     features: options.BackbonesOption = None,
     weights: options.WeightsOption = None,
     mean: options.MeanOption = None,
@@ -150,7 +151,7 @@ def preprocess(
     shared, stores = _work_places(stores, local)
     chosen = parse_weights(comma_list(weights or ["imagenet"]), comma_list(features or list(names.DEFAULT)), mean, std)
     summary = job.preprocess(
-        job.ClipRequest(dataset, root, comma_list(classes) if classes else None, limit, limits, follow_links),
+        job.ClipRequest(dataset, root, comma_list(classes) if classes else None, limit, limits, follow_links, audio),
         job.FeatureRequest(chosen, precision, media, waveform),
         stores,
         where=_where(job, workers, scheduler, (tls_ca, tls_cert, tls_key), performance_report, dashboard, device),
@@ -158,7 +159,7 @@ def preprocess(
         dry_run=dry_run,
         shared=shared,
     )
-    return DONE if summary is None else _finish(summary, shared, as_json)
+    return _finish(summary, shared, as_json)
 
 
 def _work_places(stores: Place, local: Path) -> tuple[Place | None, Path]:
@@ -174,6 +175,8 @@ def _finish(summary, shared, as_json: bool) -> int:
     from .preprocess import print_summary
     from .stores import share
 
+    if summary is None:  # a dry run
+        return DONE
     print_summary(summary)
     if shared:
         summary.stores = share.push_made(summary.stores, shared)

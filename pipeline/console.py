@@ -5,7 +5,7 @@ import signal
 import stat
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -156,6 +156,7 @@ def interruptible() -> Iterator[list[int]]:
 # ---- Lines and progress on standard error ----
 
 PLAIN_EVERY = 10.0  # seconds between plain lines
+CELL_EVERY = 0.2  # seconds between pictures of a bar in a notebook
 BYTES = "bytes"  # a unit that is shown in MB
 
 
@@ -202,8 +203,18 @@ def say_once(text: str) -> None:
     say(text)
 
 
+def _notebook_display() -> Callable | None:
+    """Return IPython's `display` where this process is a notebook's kernel, else None; nothing is loaded for it."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if not hasattr(shell, "kernel"):
+        return None
+    from IPython.display import display
+
+    return display
+
+
 class Progress:
-    """Progress of long work: a bar with rate and ETA on a terminal, plain lines elsewhere.
+    """Progress of long work: a bar with rate and ETA on a terminal or in a notebook, plain lines elsewhere.
 
     Use it as a context manager and call `advance` for each item.
     """
@@ -213,7 +224,7 @@ class Progress:
         self.done = self.failed = 0
         self._said = time.monotonic()
         self._first: tuple[float, int] | None = None  # time and number of the first finished items
-        self._bar = None
+        self._bar = self._cell = None
 
     def __enter__(self) -> "Progress":
         if sys.stderr.isatty():
@@ -232,6 +243,8 @@ class Progress:
             self._bar = rich_progress.Progress(*columns, console=Console(stderr=True), transient=True, expand=True)
             self._task = self._bar.add_task(self.what, total=self.total, rate="", amount=self._amount())
             self._bar.start()
+        elif display := _notebook_display():
+            self._cell = display(self._picture(), raw=True, display_id=True)
         return self
 
     def advance(self, count: int = 1, failed: bool = False) -> None:
@@ -242,9 +255,12 @@ class Progress:
         if self._bar:
             shown = {"description": self.what, "rate": self._speed(), "amount": self._amount()}
             self._bar.update(self._task, advance=count, total=self.total, **shown)
-        elif time.monotonic() - self._said >= PLAIN_EVERY:
+        elif time.monotonic() - self._said >= (CELL_EVERY if self._cell else PLAIN_EVERY):
             self._said = time.monotonic()
-            self._print_line()
+            if self._cell:
+                self._cell.update(self._picture(), raw=True)
+            else:
+                say(self._line())
 
     def _rate(self) -> float:
         since, before = self._first
@@ -258,16 +274,26 @@ class Progress:
     def _speed(self) -> str:
         return f"{self._rate() / 1e6:.2f} MB/s" if self.unit == BYTES else f"{self._rate():.2f} {self.unit}/s"
 
-    def _print_line(self) -> None:
+    def _picture(self) -> dict[str, str]:
+        """Return a bar as a notebook's cell shows it."""
+        from html import escape
+
+        line = self._line()
+        bar = f'<progress value="{self.done}" max="{max(self.total, 1)}"></progress>'
+        return {"text/html": f"<div>{bar} {escape(line)}</div>", "text/plain": line}
+
+    def _line(self) -> str:
         failed = f", {self.failed} failed" if self.failed else ""
         text = f"{self.what}: {self._amount()}{failed}"
-        if rate := self._rate():
+        if self._first and (rate := self._rate()):
             left = int((self.total - self.done) / rate)
             text += f", {self._speed()}, ETA {left // 60}:{left % 60:02d}"
-        say(text)
+        return text
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar:
             self._bar.stop()
+        elif self._cell:
+            self._cell.update(self._picture(), raw=True)

@@ -35,3 +35,10 @@ def is_machine_fault(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno in MACHINE_ERRNOS
     return isinstance(error, InputError | MachineError | ImportError) or out_of_memory(error)
+
+
+OUT_OF_TIME = "decoding was stopped: it took longer than the time allowed"
+
+
+class ClipError(Exception):
+    """A clip cannot be read; the text is one line without paths or addresses."""

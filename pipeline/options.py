@@ -96,6 +96,10 @@ DamagedOption = Annotated[
 ChannelsOption = Annotated[
     Literal["mean", "first"], typer.Option(help="Of the sound: their mean, or the first one alone.")
 ]
+AudioOption = Annotated[
+    str | None,
+    typer.Option(help="Sound from files of its own: 03, RAVDESS's wavs. A CSV has a column audio_path."),
+]
 CropOption = Annotated[
     Literal["centre", "face"], typer.Option(help="Of the frames: their centre, or the clip's face (extra: faces).")
 ]

@@ -48,6 +48,7 @@ class ClipRequest:
     limit: int | None = None  # so many clips at most, balanced over classes
     limits: Limits = media.DEFAULT_LIMITS  # of each clip
     follow_links: bool = False  # out of the root
+    audio: str | None = None  # the kind of the dataset's files that the sound is in; None: in the videos
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def preprocess(
 
 
 def _collect(clips: ClipRequest) -> Collection:
-    collection = collect(clips.dataset, clips.root, clips.classes, clips.follow_links)
+    collection = collect(clips.dataset, clips.root, clips.classes, clips.follow_links, clips.audio)
     if clips.limit is not None:
         chosen = limit_clips(collection.clips, clips.limit)
         say(f"limited to {len(chosen)} of the {amount(len(collection.clips), 'clip')} found")

@@ -82,11 +82,12 @@ def http(tmp_path_factory):
 @pytest.fixture(scope="session")
 def fork_server():
     """Start the server that processes are forked from."""
-    multiprocessing.set_forkserver_preload(["tests.imported"])
+    multiprocessing.set_forkserver_preload([f"{__package__}.imported"])
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ONE_THREAD.items():
             patch.setenv(name, value)
-        path = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        top = Path(__file__).parents[__package__.count(".") + 1]  # where this package, whatever its name, is found
+        path = [str(top), *filter(None, [os.environ.get("PYTHONPATH")])]
         patch.setenv("PYTHONPATH", os.pathsep.join(path))  # for the server; each command gets its own environment
         forkserver.ensure_running()
 

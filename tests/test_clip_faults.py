@@ -22,11 +22,11 @@ from hypothesis import strategies as st
 from mlemiss.pipeline.clips.manifest import read_manifest
 from mlemiss.pipeline.encoders import Weights
 from mlemiss.pipeline.encoders.load import load_encoder
-from mlemiss.pipeline.errors import InputError, MachineError, is_machine_fault
+from mlemiss.pipeline.errors import ClipError, InputError, MachineError, is_machine_fault
 from mlemiss.pipeline.importing.feature_files import read_feature_file
 from mlemiss.pipeline.media import decode as media
-from mlemiss.pipeline.media import ffmpeg, parse
-from mlemiss.pipeline.media.process import ClipError, DecoderError, ffmpeg_binary
+from mlemiss.pipeline.media import ffmpeg, parse, sound
+from mlemiss.pipeline.media.process import DecoderError, ffmpeg_binary
 from mlemiss.pipeline.run import extract
 from mlemiss.pipeline.run.plan import Output
 
@@ -225,7 +225,7 @@ def test_whatever_a_stage_raises_is_the_clips_cause(tmp_path, monkeypatch, stage
     path = counting_clip(tmp_path / "clip.mkv", 1.0)
     for error in every_exception():
         with monkeypatch.context() as patch:
-            patch.setattr(media, stage, mock.Mock(side_effect=error))
+            patch.setattr(sound if stage == "cut_segments" else media, stage, mock.Mock(side_effect=error))
             if isinstance(error, MemoryError | ImportError):
                 with pytest.raises(type(error)):
                     media.read_clip(path)
@@ -240,7 +240,7 @@ def test_faults_of_the_machine_stop_the_run_at_any_stage(tmp_path, monkeypatch, 
     path = counting_clip(tmp_path / "clip.mkv", 1.0)
     for stage in STAGES:
         with monkeypatch.context() as patch:
-            patch.setattr(media, stage, mock.Mock(side_effect=error))
+            patch.setattr(sound if stage == "cut_segments" else media, stage, mock.Mock(side_effect=error))
             with pytest.raises(type(error)):
                 media.read_clip(path)
 

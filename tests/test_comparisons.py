@@ -9,9 +9,11 @@ import pytest
 import torch
 from mlemiss.pipeline.errors import InputError
 from mlemiss.trainer.evaluate import mean_interval
-from mlemiss.trainer.report.comparisons import compare_methods, holm, paired, read_outcomes
+from mlemiss.trainer.report.comparisons import compare_methods, holm
+from mlemiss.trainer.report.crossed import paired
 from mlemiss.trainer.report.report import load_runs
 from mlemiss.trainer.report.tables import comparisons_text, sections
+from scipy import stats
 
 from .feature_stores import damage, grid, write_store
 
@@ -46,87 +48,150 @@ def result(folder, method, right, subject, *, tested=None, missing="audio:0.5", 
     }
 
 
-def differences(a, b, tested):
-    """Step 1 of the estimator, in loops: the difference of each tested clip, in percent, by clip."""
-    found = {}
-    for i in range(len(a[0])):
-        seeds = [s for s in range(len(a)) if tested[s][i]]
-        if seeds:
-            found[i] = 100 * sum(float(a[s][i]) - float(b[s][i]) for s in seeds) / len(seeds)
-    return found
+def reference(a, b, tested, unit):
+    """The estimator of `crossed`, in plain loops over cells: difference, variance, degrees of freedom."""
+    S, n = len(tested), len(unit)
+    cells = sorted({(unit[i], s) for s in range(S) for i in range(n) if tested[s][i]})
+    w = [sum(tested[s][i] and unit[i] == g for i in range(n)) / sum(tested[s]) / S for g, s in cells]
+    u = [
+        sum(100 * (float(a[s][i]) - float(b[s][i])) for i in range(n) if tested[s][i] and unit[i] == g)
+        / (sum(tested[s]) * S)
+        for g, s in cells
+    ]
+    N, difference = len(cells), sum(u)
+    same = [
+        np.array([[float(e[0] == f[0]) for f in cells] for e in cells]),
+        np.array([[float(e[1] == f[1]) for f in cells] for e in cells]),
+        np.eye(N),
+    ]
+    residual = np.eye(N) - np.outer(w, np.ones(N))
+    forms = [residual.T @ one @ residual for one in same]
+    covariances = [np.diag(w) @ one @ np.diag(w) for one in same]
+    squares = np.array([np.array(u) @ form @ np.array(u) for form in forms])
+    expected = np.array([[np.trace(form @ one) for one in covariances] for form in forms])
+
+    def solved(levels):
+        full = np.zeros((3, 3))
+        full[np.ix_(levels, levels)] = np.linalg.inv(expected[np.ix_(levels, levels)])
+        return full
+
+    def spread(combination, v):
+        form = sum(c * one for c, one in zip(combination, forms, strict=True))
+        covariance = sum(x * one for x, one in zip(v, covariances, strict=True))
+        return 2 * np.trace(form @ covariance @ form @ covariance)
+
+    levels = [2]
+    for level, bound in ((1, 0.25), (0, 0.8)):
+        without = np.maximum(solved([1 - level, 2]) @ squares, 0)
+        combination = solved([0, 1, 2])[level]
+        if combination @ squares > bound * spread(combination, without) ** 0.5:
+            levels.insert(0, level)
+    solution = solved(levels)
+    v = np.maximum(solution @ squares, 0)
+    shares = np.array([one.sum() for one in covariances])
+    variance = shares @ v
+    return difference, variance, 2 * variance**2 / spread(shares @ solution, v)
 
 
-def reference(difference, unit, resamples, flips, rng):
-    """Steps 2 to 5, in loops over units; flips None enumerates all."""
-    units = sorted(set(unit.values()))
-    members = {u: [difference[i] for i in difference if unit[i] == u] for u in units}
-    n = len(difference)
-    mean = sum(difference.values()) / n
-    draws = []
-    for _ in range(resamples):
-        values = [d for u in rng.choice(units, len(units)) for d in members[u]]
-        draws.append(sum(values) / len(values))
-    sums = [sum(members[u]) for u in units]
-    every = itertools.product((-1, 1), repeat=len(units)) if flips is None else rng.choice((-1, 1), (flips, len(units)))
-    reached = [abs(sum(e * s for e, s in zip(signs, sums, strict=True))) >= abs(mean * n) - 1e-9 for signs in every]
-    p = np.mean(reached) if flips is None else (1 + sum(reached)) / (1 + len(reached))
-    return mean, *np.quantile(draws, [0.025, 0.975]), p
-
-
-@pytest.mark.parametrize(("subjects", "enumerated"), [(9, True), (20, False), (0, False)])
-def test_estimator_equals_a_plain_reference(tmp_path, subjects, enumerated):
+@pytest.mark.parametrize(("subjects", "trainings"), [(12, 0.0), (12, 0.3), (14, 0.15)])
+def test_estimator_equals_a_plain_reference(tmp_path, subjects, trainings):
     rng = np.random.default_rng(3)
-    S, n = 4, 90
-    subject = [f"p{int(subjects * (i / n) ** 0.7)}" if subjects else "" for i in range(n)]  # of unequal size
-    tested = rng.random((S, n)) < 0.3
-    a, b = rng.random((S, n)) < 0.75, rng.random((S, n)) < 0.6
+    S, n = 6, 90
+    subject = [f"p{int(subjects * (i / n) ** 0.7)}" for i in range(n)]  # of unequal size
+    tested = rng.random((S, n)) < 0.4
+    a = rng.random((S, n)) < 0.75 + rng.normal(0, trainings, (S, 1))
+    b = rng.random((S, n)) < 0.6
     results = [result(tmp_path, m, x, subject, tested=tested) for m, x in (("A", a), ("B", b))]
     (entry,) = compare_methods(results, tmp_path)
-    difference = differences(a, b, tested)
-    unit = {i: subject[i] or f"clip {i}" for i in difference}
-    mean, low, high, p = reference(difference, unit, 3000, None if enumerated else 3000, rng)
-    assert entry["difference"] == pytest.approx(mean, abs=1e-9)
-    assert entry["interval"] == pytest.approx([low, high], abs=1.0)  # points; two independent bootstraps
-    assert entry["p"] == pytest.approx(p, abs=1e-12 if enumerated else 0.03)
-    assert (entry["units"], entry["n_units"]) == ("subject" if subjects else "clip", len(set(unit.values())))
-    assert entry["n_clips"] == len(difference) and entry["seeds"] == [0, 1, 2, 3]
-    assert (entry["a"], entry["b"]) == (
-        {"method": "A", "fusion": "addition"},
-        {"method": "B", "fusion": "addition"},
+    difference, variance, df = reference(a, b, tested, subject)
+    half = stats.t.ppf(0.975, df) * variance**0.5
+    assert entry["difference"] == pytest.approx(difference, abs=1e-9)
+    assert entry["difference"] == pytest.approx(
+        100 * np.mean([x[t].mean() - y[t].mean() for x, y, t in zip(a, b, tested, strict=True)])
     )
-    assert entry["p_holm"] == entry["p"]  # the only comparison
+    assert entry["interval"] == pytest.approx([difference - half, difference + half], abs=1e-8)
+    assert entry["df"] == pytest.approx(df, rel=1e-8)
+    assert entry["p"] == pytest.approx(2 * stats.t.sf(abs(difference) / variance**0.5, df), rel=1e-8)
+    assert (entry["units"], entry["n_units"]) == ("subject", subjects) and entry["seeds"] == list(range(S))
+    assert (entry["a"], entry["b"]) == ({"method": "A", "fusion": "addition"}, {"method": "B", "fusion": "addition"})
+    assert entry["p_holm"] == entry["p"] and entry["verdict"] == (entry["p"] <= 0.05)  # the only comparison
 
 
 def test_pairs_are_those_of_two_rows_alone():
     rng = np.random.default_rng(0)
-    outcome, unit = rng.random((4, 120)), np.arange(120) % 17
-    together = paired(outcome, unit)
+    right, tested, unit = rng.random((4, 6, 120)) < 0.7, rng.random((6, 120)) < 0.4, np.arange(120) % 17
+    together = paired(right & tested, tested, unit)
     for place, (a, b) in enumerate(itertools.combinations(range(4), 2)):
-        alone = paired(outcome[[a, b]], unit)
-        np.testing.assert_allclose([x[place] for x in together[:4]], [x[0] for x in alone[:4]], atol=1e-9)
+        alone = paired((right & tested)[[a, b]], tested, unit)
+        for name in ("difference", "low", "high", "p", "df"):
+            assert getattr(together, name)[place] == pytest.approx(getattr(alone, name)[0], rel=1e-7)
 
 
-def test_p_is_uniform_and_the_interval_covers_where_there_is_no_difference():
-    """Two methods alike, with speakers that are easy or hard for both and for one of them."""
+@pytest.mark.parametrize("by", ["clip", "subject"])
+@pytest.mark.parametrize("training", [0.0, 0.06])
+def test_equal_methods_differ_in_one_of_twenty(by, training):
+    """Methods alike on average, whose speakers and trainings deviate; the benchmark does more of it."""
     rng = np.random.default_rng(11)
-    trials, units = 300, 18
-    p, covered = [], 0
-    for _ in range(trials):
-        unit = np.repeat(np.arange(units), rng.integers(3, 9, units))
-        skill = rng.uniform(0.3, 0.9, units) + rng.normal(0, 0.1, (2, units))
-        outcome = 100.0 * (rng.random((2, len(unit))) < skill[:, unit])
-        _, low, high, value, _ = paired(outcome, unit, 400)
-        p.append(value[0])
-        covered += low[0] <= 0 <= high[0]
-    assert 0.015 < np.mean(np.array(p) <= 0.05) < 0.09  # 0.05 ± 3 standard errors
-    assert 0.4 < np.mean(p) < 0.6 and 0.3 < np.mean(np.array(p) <= 0.4) < 0.5
-    assert 0.87 < covered / trials < 0.98  # a percentile interval of 18 units is a little narrow
+    S, G, n, found = 5, 20, 400, []
+    speaker = np.arange(n) % G
+    for _ in range(40):
+        held = np.stack([rng.permutation(G if by == "subject" else n) for _ in range(S)])
+        tested = held[:, speaker] < 4 if by == "subject" else held < 80
+        for _ in range(10):
+            share = 0.7 + rng.normal(0, 0.05, (2, 1, G))[:, :, speaker] + rng.normal(0, training, (2, S, 1))
+            found.append(paired((rng.random((2, S, n)) < share) & tested, tested, speaker))
+    p = np.array([one.p[0] for one in found])
+    assert 0.02 < np.mean(p <= 0.05) < 0.075  # 0.05 and three standard errors
+    assert all((one.low[0] <= 0 <= one.high[0]) == (one.p[0] >= 0.05) for one in found)
+
+
+@pytest.mark.parametrize(
+    ("split", "seeds", "speakers", "units", "reason"),
+    [
+        ("clip", 5, 12, "subject", None),
+        ("clip", 5, 4, "clip", None),  # says nothing of other speakers
+        ("clip", 4, 12, "subject", "needs 5 seeds that both methods have; there are 4"),
+        ("clip", 1, 12, "subject", "there is 1"),
+        ("subject", 5, 4, "subject", "needs tests of 10 speakers, and 4 were tested"),
+        ("given:own.csv", 5, 4, "subject", "needs tests of 10 speakers, and 4 were tested"),
+        ("statement", 5, 12, "statement", "do not tell the statement of a clip"),
+    ],
+)
+def test_no_verdict_where_none_can_be_had(tmp_path, split, seeds, speakers, units, reason):
+    rng = np.random.default_rng(7)
+    subject = [f"p{i % speakers}" for i in range(120)]
+    rows = [
+        result(tmp_path, m, rng.random((seeds, 120)) < q, subject, split=split) for m, q in (("A", 0.9), ("B", 0.4))
+    ]
+    (entry,) = compare_methods(rows, tmp_path)
+    assert entry["units"] == units and 30 < entry["difference"] < 70
+    assert (entry["interval"] is None) == (seeds == 1 or split == "statement")
+    if reason is None:
+        assert entry["verdict"] is True and entry["reason"] is None and entry["p"] == entry["p_holm"] < 0.001
+    else:
+        assert (entry["p"], entry["p_holm"], entry["verdict"]) == (None, None, None) and reason in entry["reason"]
+        assert f"No verdict on 1 of 1: {entry['reason']}." in comparisons_text([entry])
+
+
+def test_pairs_of_different_seeds_are_compared_over_the_common_ones(tmp_path):
+    rng = np.random.default_rng(8)
+    right, subject = rng.random((3, 8, 90)) < 0.7, [f"p{i % 15}" for i in range(90)]
+    a, b, c = (result(tmp_path, m, x, subject) for m, x in zip("ABC", right, strict=True))
+    b["seeds"] = [2, 3, 4, 5, 6, 7, 8, 9]
+    entries = compare_methods([a, b, c], tmp_path)
+    assert [(e["a"]["method"], e["b"]["method"], len(e["seeds"])) for e in entries] == [
+        ("A", "B", 6),
+        ("A", "C", 8),
+        ("B", "C", 6),
+    ]
+    assert entries[0]["seeds"] == [2, 3, 4, 5, 6, 7]
+    assert entries[0]["difference"] == pytest.approx(100 * (right[0, 2:].mean() - right[1, :6].mean()))
 
 
 def test_a_large_difference_is_found_and_none_where_there_is_none(tmp_path):
     rng = np.random.default_rng(5)
     subject = [f"p{i % 24}" for i in range(240)]
-    good, alike, bad = (rng.random((3, 240)) < share for share in (0.9, 0.9, 0.6))
+    good, alike, bad = (rng.random((5, 240)) < share for share in (0.9, 0.9, 0.6))
     entries = compare_methods(
         [result(tmp_path, m, x, subject) for m, x in (("good", good), ("alike", alike), ("bad", bad))], tmp_path
     )
@@ -148,7 +213,7 @@ def test_holm_is_over_one_table_and_its_missing_specs(tmp_path):
     rng = np.random.default_rng(2)
     subject = [f"p{i % 8}" for i in range(80)]
     cells = [
-        result(tmp_path, method, rng.random((2, 80)) < share, subject, missing=missing, features=features)
+        result(tmp_path, method, rng.random((5, 80)) < share, subject, missing=missing, features=features)
         for features in ("f", "g")
         for missing in ("audio:0.5", "audio:0.9")
         for method, share in (("A", 0.9), ("B", 0.5), ("C", 0.6))
@@ -168,7 +233,7 @@ def test_only_the_same_seeds_and_test_clips_are_compared(tmp_path):
     a = result(tmp_path, "A", right, subject, tested=tested)
     others = [
         result(tmp_path, "B", right, subject, tested=~tested),  # other test clips
-        result(tmp_path, "C", right, subject, tested=tested) | {"seeds": [0, 2]},
+        result(tmp_path, "C", right, subject, tested=tested) | {"seeds": [5, 2]},
         result(tmp_path, "D", right, subject, tested=tested, missing="audio:0.9"),
         result(tmp_path, "E", right, [*subject[:-1], "p99"], tested=tested),
         result(tmp_path, "F", right, subject, tested=tested) | {"predictions": "predictions/gone.npz"},
@@ -179,21 +244,6 @@ def test_only_the_same_seeds_and_test_clips_are_compared(tmp_path):
     again = result(tmp_path, "A", ~right, subject, tested=tested)  # of a cell that ran twice, the later stands
     (entry,) = compare_methods([a, result(tmp_path, "I", right, subject, tested=tested), again], tmp_path)
     assert entry["a"]["method"] == "A" and entry["difference"] < 0
-
-
-@pytest.mark.parametrize(
-    ("subject", "kind", "units"),
-    [
-        ([f"p{i % 5}" for i in range(30)], "clip", 30),  # five speakers are too few
-        ([f"p{i % 6}" for i in range(30)], "subject", 6),
-        ([""] * 30, "clip", 30),
-        (["", "", *(f"p{i % 6}" for i in range(28))], "subject", 8),  # without a speaker: a unit of its own
-    ],
-)
-def test_units_are_speakers_where_there_are_enough(tmp_path, subject, kind, units):
-    write_predictions(tmp_path / "p.npz", np.ones((1, 30)), subject)
-    outcomes = read_outcomes(tmp_path / "p.npz")
-    assert (outcomes.kind, len(set(outcomes.unit))) == (kind, units)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn", b"\x80\x04pickle"])
@@ -231,8 +281,8 @@ def test_a_grid_records_its_comparisons_and_runs_are_compared_together(tmp_path)
             next(r for r in one["results"] if r["missing"] == entry["missing"] and r["method"] == entry[side]["method"])
             for side in "ab"
         )
-        assert entry["difference"] == pytest.approx(a["mean"] - b["mean"], abs=8)  # clips of two seeds weigh half
-        assert entry["units"] == "subject" and 0 < entry["p"] <= entry["p_holm"] <= 1
+        assert entry["difference"] == pytest.approx(a["mean"] - b["mean"], abs=1e-9)
+        assert entry["units"] == "clip" and entry["verdict"] is None and "there are 2" in entry["reason"]
     for r in one["results"]:
         assert r["interval"][0] < r["mean"] < r["interval"][1]
     together = load_runs([tmp_path / "one", tmp_path / "two" / "results.json"])[1]
@@ -251,7 +301,8 @@ def test_what_a_run_recorded_stays_where_some_predictions_are_gone(tmp_path):
     path = tmp_path / "run" / "results.json"
     for entry in document["comparisons"]:  # an older record: without what tells tables apart
         entry["difference"] = 77.0
-        for name in ("revision", "given", "settings"):
+        entry |= {"p": 0.001, "p_holm": 0.003}  # by a test that does not hold
+        for name in ("revision", "given", "settings", "verdict", "reason", "df"):
             del entry[name]
     path.write_text(json.dumps(document))
     entries = load_runs([tmp_path / "run"])[1]
@@ -259,7 +310,8 @@ def test_what_a_run_recorded_stays_where_some_predictions_are_gone(tmp_path):
     assert len(methods) == len(entries) == 3
     for pair, entry in methods.items():
         assert ("zero-padding" in pair) == entry.get("recorded", False) == (entry["difference"] == 77)
-    assert [e["p_holm"] for e in entries] == holm([e["p"] for e in entries])
+        old = "recorded by an earlier version" in entry["reason"]
+        assert old == ("zero-padding" in pair) and (entry["p"], entry["verdict"]) == (None, None)
     (part,) = sections([document])
     assert "2 of them could not be recomputed" in " ".join(comparisons_text(part.compared(entries)))
     # The same cell, run again and kept, stands instead of the one that the record is about.

@@ -96,10 +96,12 @@ def check_torch_dataset(opened: FeatureStore):
 
 @pytest.mark.parametrize("page", ["README.md", "docs/training.md"])
 def test_methods_are_all_listed(page):
-    from mlemiss.trainer.methods import method_names
+    from mlemiss.trainer.layers import OwnFusion
+    from mlemiss.trainer.methods import load, method_names
 
     for name in method_names():
-        assert re.search(rf"^\| .*`{name}`", TEXTS[page], re.M)
+        if page != "README.md" or not issubclass(load(name), OwnFusion):  # the start page has the paper's
+            assert re.search(rf"^\| .*`{name}`", TEXTS[page], re.M)
 
 
 def test_the_readme_is_short():

@@ -533,7 +533,7 @@ def test_a_batch_that_does_not_fit_names_the_size_to_try(media, monkeypatch):
             torch.empty(2**55)  # what the allocator of the processor says itself
         return x.mean((2, 3)).repeat(1, 4)
 
-    monkeypatch.setattr("tests.media_stores.Tiny.forward", hungry)
+    monkeypatch.setattr(f"{__package__}.media_stores.Tiny.forward", hungry)
     with pytest.raises(
         InputError, match=r"(?s)8 segments at once, does not fit into the memory of cpu.*--micro-batch 4"
     ):
@@ -546,7 +546,7 @@ def test_a_batch_that_does_not_fit_names_the_size_to_try(media, monkeypatch):
     def wrong(self, x):
         raise RuntimeError("shapes cannot be multiplied")
 
-    monkeypatch.setattr("tests.media_stores.Tiny.forward", wrong)
+    monkeypatch.setattr(f"{__package__}.media_stores.Tiny.forward", wrong)
     with pytest.raises(RuntimeError, match="shapes cannot"):
         trained(media)
 

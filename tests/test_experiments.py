@@ -111,8 +111,8 @@ def test_what_cannot_be_is_an_input_error_before_training(store, tmp_path, optio
 
 def test_in_a_grid_what_cannot_be_is_skipped_with_a_line(store, tmp_path):
     lines = []
-    plan = plan_grid([store], Grid(["lb", "mle"], missing=["visual:1", "audio:0.5"], seeds=1))
-    document = run_plan(plan, QUICK, torch.device("cpu"), say=lines.append)
+    plan = plan_grid([store], Grid(["lb", "mle"], missing=["visual:1", "audio:0.5"], seeds=1), QUICK)
+    document = run_plan(plan, torch.device("cpu"), say=lines.append)
     assert [(r["method"], r["missing"]) for r in document["results"]] == [
         ("lower-bound", "audio:0.5"),
         ("mle", "audio:0.5"),

@@ -187,6 +187,17 @@ def test_no_face_is_told_and_the_sound_stays(clips, red):
     assert sound.causes == {"visual": "no video stream"} and not sound.lost
 
 
+def test_sound_in_a_file_of_its_own(clips, red, tmp_path):
+    """Without a face the sound is what it is beside the picture's centre: the picture's length still counts."""
+    command = [ffmpeg_binary(), "-v", "error", "-f", "lavfi", "-i", "sine=440:duration=3", tmp_path / "long.wav"]
+    subprocess.run(command, check=True)
+    for name in ("black", "plain"):
+        path = clips / f"{name}.mp4"
+        cut, centre = (media.read_pair(path, tmp_path / "long.wav", limits) for limits in (FACE, Limits()))
+        np.testing.assert_array_equal(cut.logmel, centre.logmel)
+        assert cut.duration == centre.duration and (cut.box is None) == (cut.frames is None) == (name == "black")
+
+
 def test_a_detector_that_fails_costs_the_picture_alone(clips, red, tmp_path):
     draw(tmp_path / "red.mp4", "480x480", "drawbox=0:0:480:480:red:fill", True)
     for limits in (FACE, KEEP):

@@ -343,9 +343,9 @@ def test_a_budget_of_hours_is_not_spent(stores, tmp_path):
 
 def test_identity_is_known_before_training(stores, tmp_path):
     store = FeatureStore.open(next(stores.glob("*.zarr")))
-    plan = plan_grid([store], Grid(["zp"], seeds=[2, 0]))
+    plan = plan_grid([store], Grid(["zp"], seeds=[2, 0]), QUICK)
     document = grid([store], tmp_path, methods=["zp"], seeds=[2, 0])
-    assert identity(describe_cell(plan.cells[0], QUICK)) == identity(document["results"][0])
+    assert identity(describe_cell(plan.cells[0])) == identity(document["results"][0])
 
 
 # Wrong use.

@@ -6,8 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from mlemiss.pipeline.media.ffmpeg import due_to_limit
-from mlemiss.pipeline.media.process import ffmpeg_binary
+from mlemiss.pipeline.media.process import due_to_limit, ffmpeg_binary
 from mlemiss.pipeline.stores import store
 from mlemiss.pipeline.stores.checksums import damaged_files
 from mlemiss.pipeline.stores.claim import only_one

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlemiss.pipeline import files
+from mlemiss.pipeline.errors import ClipError
 from mlemiss.pipeline.media import parse
 from mlemiss.pipeline.media.decode import read_clip
 from mlemiss.pipeline.media.ffmpeg import STOPS_TURNING, Limits
-from mlemiss.pipeline.media.process import ClipError
 from mlemiss.pipeline.stores.store import FeatureStore
 
 from .test_clip_faults import FAULTS, counting_clip, needs_field_faults, run_ffmpeg

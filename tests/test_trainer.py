@@ -17,7 +17,7 @@ from mlemiss.trainer.likelihood import log_mean_exp_inner
 from mlemiss.trainer.marginal import BY_NAME
 from mlemiss.trainer.methods import load, method_names
 from mlemiss.trainer.methods.mle import MaximumLikelihood
-from mlemiss.trainer.networks import Encoder
+from mlemiss.trainer.networks import Dropout, Encoder
 from mlemiss.trainer.settings import Settings
 
 from .feature_stores import CHUNK, QUICK, WIDTHS, grid, predictions, write_store
@@ -256,7 +256,8 @@ def marginal_setting(store, kind, clips_kept=16):
     part = np.full(len(run.part), TEST)
     part[[*with_audio, *without]] = TRAIN
     runs = Runs(Dataset(clips), [replace(run, part=part)], all_rows)
-    encoder = Encoder(*runs.moments[1], 8, 5, runs.generators("encoder"))
+    none = Dropout(torch.zeros(1), runs.generators("dropout"))
+    encoder = Encoder(*runs.moments[1], 8, 5, runs.generators("encoder"), none)
     rows = runs.rows_of(torch.tensor(without)[None])
     batch = runs.batch(rows, torch.ones(rows.shape))
     marginal = BY_NAME[kind](runs, 1, encoder)

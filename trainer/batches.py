@@ -3,6 +3,7 @@
 Shapes: R runs, B batch, M modalities, S segments a clip, D features. A row is a segment: clip * S + s.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -39,6 +40,7 @@ class Stage:
     rows: the clips it trains on.
     parts: the attributes whose parameters it trains; empty means all parameters.
     selects: predictions are validated after each epoch, and the best epoch's weights are kept.
+    hides: modalities of complete rows may be hidden in it (`Settings.hide`).
     """
 
     name: str = "classifier"
@@ -46,6 +48,7 @@ class Stage:
     rows: Rows = all_rows
     parts: tuple[str, ...] = ()
     selects: bool = True
+    hides: bool = True
 
 
 Patterns = Mapping[tuple[bool, ...], int]  # of observed modalities, each with the most rows of it in a run
@@ -66,7 +69,9 @@ class Batch:
     x: list[Tensor]
     observed: Tensor  # bool [R, B, M]
     label: Tensor  # [R, B]
-    weight: Tensor  # [R, B], how much a row counts: 0 where a shorter last batch is filled up (see also `Strata`)
+    # [R, B], how much a row counts, 1 in the mean over all rows: 0 where a shorter last batch is filled up; see
+    # `Strata` and `Settings.complete_share`.
+    weight: Tensor
     patterns: Patterns  # known on the host, so that a step reads nothing from the device
 
 
@@ -105,6 +110,83 @@ class EpochOrder:
 def rows_of(clips: np.ndarray, segments: int) -> Tensor:
     """Return all rows of the chosen clips (bool [clip])."""
     return (torch.as_tensor(np.flatnonzero(clips))[:, None] * segments + torch.arange(segments)).flatten()
+
+
+def generator(seed: int, purpose: str) -> torch.Generator:
+    """Return a generator on the CPU, so that every device draws the same numbers."""
+    digest = hashlib.sha256(f"{purpose}:{seed}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def hiding_chances(observed: np.ndarray, trained: np.ndarray, rate: float) -> np.ndarray:
+    """Return how likely a step hides each modality of a complete row: [M], with the sum ``rate``.
+
+    In proportion to the clips trained on that have the modality, so that what few clips have is seldom hidden.
+    observed: bool [clip, M]; trained: bool [clip]. Zeros where there is but one modality, or no complete clip.
+    """
+    if observed.shape[1] < 2 or not (trained & observed.all(1)).any():
+        return np.zeros(observed.shape[1])
+    frequent = observed[trained].sum(0)
+    return rate * frequent / frequent.sum()
+
+
+class Draws:
+    """What the rows of a step get beside their order: hidden modalities, and the weight of complete clips.
+
+    Args:
+        observed: of each run, bool [R, clip, M].
+        trained_on: the clips it trains on, bool [R, clip].
+        segments: rows a clip.
+        seeds: of each run.
+        hides: chances by `hiding_chances`, [R, M].
+        shares: the loss's share for complete clips, of each run; NaN for none in particular.
+    """
+
+    def __init__(
+        self,
+        observed: np.ndarray,
+        trained_on: np.ndarray,
+        segments: int,
+        seeds: Sequence[int],
+        hides: np.ndarray,
+        shares: Sequence[float],
+    ):
+        self.segments, self.seeds = segments, seeds
+        self.hides = torch.as_tensor(hides)
+        self.complete = torch.as_tensor(observed.all(2))  # [R, clip]
+        kept = (trained_on & observed.all(2)).sum(1) / trained_on.sum(1)  # complete ones' share of the rows
+        factors = [
+            (1, 1) if np.isnan(share) or one in (0, 1) else ((1 - share) / (1 - one), share / one)
+            for share, one in zip(shares, kept, strict=True)
+        ]
+        self.factors = torch.tensor(factors, dtype=torch.float32)  # [R, 2] of incomplete and complete rows
+
+    def _complete(self, rows: Tensor) -> Tensor:
+        """Return which rows [steps, R, B] are of complete clips."""
+        clips = torch.div(rows, self.segments, rounding_mode="floor")
+        return self.complete.expand(len(rows), -1, -1).gather(2, clips)
+
+    def hidden(self, stage: Stage, epoch: int, rows: Tensor, first: int = 0) -> Tensor | list[None]:
+        """Draw what the steps of an epoch hide: bool [steps, R, B, M], or None a step where nothing is hidden.
+
+        rows: [steps, R, B] on the host, the steps from ``first`` on. What a run draws depends on its seed, the stage,
+        the epoch's number and ``first``.
+        """
+        if not stage.hides or not self.hides.any():
+            return [None] * len(rows)
+        hidden = torch.zeros(*rows.shape, self.hides.shape[1], dtype=torch.bool)
+        for r, (seed, chances) in enumerate(zip(self.seeds, self.hides, strict=True)):
+            drawn = torch.rand(rows[:, r].shape, generator=generator(seed, f"hide:{stage.name}:{epoch}:{first}"))
+            place = torch.bucketize(drawn, chances.cumsum(0).float(), right=True)  # M where nothing is hidden
+            hidden[:, r] = place[..., None] == torch.arange(len(chances))
+        return hidden & self._complete(rows)[..., None]
+
+    def weighted(self, stage: Stage, rows: Tensor, weight: Tensor) -> Tensor:
+        """Return the rows' weights [steps, R, B], with complete clips' share of the loss as wanted."""
+        if not stage.selects or bool((self.factors == 1).all()):
+            return weight
+        factor = self.factors.expand(len(rows), -1, -1).gather(2, self._complete(rows).long())
+        return weight * factor
 
 
 class Strata:

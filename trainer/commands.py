@@ -298,8 +298,9 @@ def report(
     latex: Annotated[bool, typer.Option("--latex", help="Also results.tex (booktabs), beside it.")] = False,
 ) -> int:
     """Write one self-contained HTML report of one or more runs, with paired comparisons over all of them."""
+    from .report.csv_files import export_csv
     from .report.report import load_runs, write_report
-    from .report.tables import export_csv, export_latex
+    from .report.tables import export_latex
 
     if not runs:
         kept = sorted(Path("runs").glob("*/results.json"), key=lambda path: path.stat().st_mtime)

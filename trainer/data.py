@@ -3,10 +3,10 @@
 Shapes: R runs, M modalities, S segments a clip, D features, C classes, n rows. A row is a segment: clip * S + s.
 """
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import ClassVar
 
 import numpy as np
@@ -16,9 +16,10 @@ from torch import Tensor
 from ..pipeline.errors import InputError
 from ..pipeline.stores.masks import TEST, TRAIN, VALIDATION, Missing, Setting, parse_missing
 from ..pipeline.stores.store import FeatureStore
-from .batches import Batch, EpochOrder, Patterns, Rows, Stage, count_patterns, rows_of
+from .batches import Batch, Draws, EpochOrder, Patterns, Rows, Stage, count_patterns, generator, hiding_chances, rows_of
 
 NOTHING = Missing()
+NO_RATES: Mapping[str, Tensor] = MappingProxyType({})
 CACHED = 1 << 17  # float32 numbers that stay in a core's cache while they are summed
 CHUNKS_AT_ONCE = 8  # of a store, read by a thread: zarr decodes them side by side, and fewer would wait for Python
 PARTS = {TRAIN: "training", VALIDATION: "validation", TEST: "test"}
@@ -176,9 +177,9 @@ class Dataset:
             rows = torch.div(rows, self.segments, rounding_mode="floor")
         return self.features[m].index_select(0, rows.flatten()).float().unflatten(0, rows.shape)
 
-    def runs(self, runs: Sequence[Run], rows: Rows) -> "Runs":
+    def runs(self, runs: Sequence[Run], rows: Rows, rates: Mapping[str, Tensor] = NO_RATES) -> "Runs":
         """Return these runs, to be trained side by side on the clips that ``rows`` chooses."""
-        return Runs(self, runs, rows)
+        return Runs(self, runs, rows, rates)
 
     def moments(self, m: int, clips: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of modality m over the rows of clips (bool [clip]): float32 [D] each.
@@ -252,7 +253,8 @@ class Blueprint:
     """The facts that R runs of a method are built from, whether they are trained (`Runs`) or read from a file.
 
     seeds: one a run. moments: per modality mean and deviation, [R, D] each. log_prior: [R, C]. lacking,
-    lacking_held_out: per modality, is it missing in some row trained on, and in some clip predicted.
+    lacking_held_out: per modality, is it missing in some row trained on, and in some clip predicted. rates: numbers
+    that only training asks for and that runs may have of their own, [R] each on the host (see `Settings`).
     """
 
     seeds: list[int]
@@ -263,6 +265,7 @@ class Blueprint:
     lacking: list[bool]
     lacking_held_out: list[bool]
     device: torch.device
+    rates: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -275,22 +278,28 @@ class Blueprint:
 class Runs(Blueprint):
     """R runs over one data set, trained as one batch. ``trained_on`` [R, clip] are the clips the classifier trains on.
 
+    rates: of each run, [R] each, see `method.rates_of`.
+
     Raises:
         InputError: features that a run observes are not finite.
     """
 
     features_change = False  # a row keeps its features while the method trains
 
-    def __init__(self, dataset: Dataset, runs: Sequence[Run], rows: Rows):
+    def __init__(self, dataset: Dataset, runs: Sequence[Run], rows: Rows, rates: Mapping[str, Tensor] = NO_RATES):
         for run in runs:
             dataset.check_finite(run)
+        hide = rates["hide"].tolist() if rates else [0.0] * len(runs)
+        shares = rates["complete_share"].tolist() if rates else [np.nan] * len(runs)
         self.dataset, self.runs, self.segments = dataset, list(runs), dataset.segments
         clips, device = dataset.clips, dataset.device
         observed = np.stack([r.observed for r in runs])  # [R, clip, M]
         held_out = np.stack([r.part != TRAIN for r in runs])  # [R, clip]
         self.trained_on = np.stack([r.training_clips(rows) for r in runs])
         self.observed = torch.as_tensor(observed, device=device)
-        self._anything_missing = (~observed).any((0, 1)).tolist()
+        each = zip(observed, self.trained_on, hide, strict=True)
+        hides = np.stack([hiding_chances(*one) for one in each])  # [R, M]
+        self._anything_missing = ((~observed).any((0, 1)) | (hides > 0).any(0)).tolist()
         # Every clip has S rows, so clips' frequencies are rows' frequencies.
         counts = np.stack([np.bincount(clips.label[k], minlength=len(clips.classes)) for k in self.trained_on])
         prior = torch.as_tensor(counts / counts.sum(1, keepdims=True))
@@ -300,10 +309,12 @@ class Runs(Blueprint):
             classes=clips.classes,
             moments=[self._moments(m) for m in range(len(clips.modalities))],
             log_prior=prior.log().float().to(device),
-            lacking=(~observed & self.trained_on[..., None]).any((0, 1)).tolist(),
+            lacking=((~observed & self.trained_on[..., None]).any((0, 1)) | (hides > 0).any(0)).tolist(),
             lacking_held_out=(~observed & held_out[..., None]).any((0, 1)).tolist(),
             device=device,
+            rates=rates,
         )
+        self.draws = Draws(observed, self.trained_on, self.segments, self.seeds, hides, shares)
 
     def batches(self, stage: Stage, steps: int, batch_size: int) -> "Batches":
         """Return what yields the batches of a stage, epoch by epoch."""
@@ -330,17 +341,25 @@ class Runs(Blueprint):
         x = self.dataset.gather(m, rows)
         return x.masked_fill_(~observed[..., None], torch.nan) if self._anything_missing[m] else x
 
-    def batch(self, rows: Tensor, weight: Tensor, patterns: Patterns | None = None) -> Batch:
-        """Return the batch of rows and weights [R, B] on the device; patterns: of these rows, if they are known."""
-        patterns = self.patterns(rows.cpu()) if patterns is None else patterns
-        x, observed = self.gather(rows)
+    def batch(
+        self, rows: Tensor, weight: Tensor, patterns: Patterns | None = None, hidden: Tensor | None = None
+    ) -> Batch:
+        """Return the batch of rows and weights [R, B] on the device.
+
+        patterns: of these rows, if they are known. hidden: bool [R, B, M], what the step does not see of them.
+        """
+        patterns = self.patterns(rows.cpu(), hidden) if patterns is None else patterns
+        observed = self.observed_rows(rows)
+        observed = observed if hidden is None else observed & ~hidden
+        x = [self.gather_modality(m, rows, observed[..., m]) for m in range(len(self.modalities))]
         label = self.dataset.label[torch.div(rows, self.segments, rounding_mode="floor")]
         return Batch(rows, x, observed, label, weight, patterns)
 
-    def patterns(self, rows: Tensor) -> Patterns:
-        """Return the patterns of observed modalities of rows [R, B] on the host."""
+    def patterns(self, rows: Tensor, hidden: Tensor | None = None) -> Patterns:
+        """Return the patterns of observed modalities of rows [R, B] on the host, less what is hidden of them."""
         clips = rows.numpy() // self.segments
-        return count_patterns(np.stack([run.observed[c] for run, c in zip(self.runs, clips, strict=True)]))
+        observed = np.stack([run.observed[c] for run, c in zip(self.runs, clips, strict=True)])
+        return count_patterns(observed if hidden is None else observed & ~hidden.cpu().numpy())
 
     def rows_of(self, clips: Tensor) -> Tensor:
         """Return all rows of clips [R, c]: [R, c * S]."""
@@ -362,20 +381,17 @@ class Batches:
     """
 
     def __init__(self, runs: Runs, stage: Stage, steps: int, batch_size: int):
-        self.runs = runs
+        self.runs, self.stage = runs, stage
         rows = [rows_of(run.training_clips(stage.rows), runs.segments) for run in runs.runs]
         self.order = EpochOrder(rows, runs.generators(f"order:{stage.name}"), steps, batch_size)
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """Yield the batches of an epoch, numbered from 1."""
-        steps = list(self.order.epoch(number))
-        patterns = [self.runs.patterns(rows) for rows, _ in steps]
-        rows, weights = (torch.stack(parts).to(self.runs.device) for parts in zip(*steps, strict=True))
-        for step in zip(rows, weights, patterns, strict=True):
+        rows, weights = (torch.stack(parts) for parts in zip(*self.order.epoch(number), strict=True))
+        hidden = self.runs.draws.hidden(self.stage, number, rows)
+        weights = self.runs.draws.weighted(self.stage, rows, weights)
+        patterns = [self.runs.patterns(*step) for step in zip(rows, hidden, strict=True)]
+        hidden = hidden.to(self.runs.device) if isinstance(hidden, Tensor) else hidden
+        rows, weights = rows.to(self.runs.device), weights.to(self.runs.device)
+        for step in zip(rows, weights, patterns, hidden, strict=True):
             yield self.runs.batch(*step)
-
-
-def generator(seed: int, purpose: str) -> torch.Generator:
-    """Return a generator on the CPU, so that every device draws the same numbers."""
-    digest = hashlib.sha256(f"{purpose}:{seed}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

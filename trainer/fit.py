@@ -7,7 +7,7 @@ shorter last batch is filled up with rows of weight 0.
 Shapes: R runs, B batch, C classes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from ..pipeline.errors import InputError
 from ..pipeline.stores.masks import TEST, VALIDATION
 from .batches import Stage
 from .data import Batches, Dataset, Run, RunResult, Runs, exact_type
-from .method import ROWS_AT_ONCE, Method, in_blocks, plan_steps
+from .method import ROWS_AT_ONCE, Method, in_blocks, plan_steps, rates_of
 from .settings import Settings
 
 
@@ -55,7 +55,7 @@ def fit(
     kind: type[Method],
     dataset: Dataset,
     runs: Sequence[Run],
-    settings: Settings,
+    settings: Settings | Sequence[Settings],
     fusion: str,
     *,
     name: str = "method",
@@ -70,7 +70,7 @@ def fit(
         kind: the method's class.
         dataset: the clips' features.
         runs: splits and masks of the runs.
-        settings: hyper-parameters.
+        settings: hyper-parameters; a run's own, where they agree in their `Settings.shape`.
         fusion: how embeddings are combined.
         name: of the method, for messages.
         on_epoch: called after each epoch with the number of clips it trained on, over all runs.
@@ -79,7 +79,10 @@ def fit(
     Raises:
         InputError: a loss is not finite.
     """
-    method = kind(dataset.runs(runs, kind.stages[-1].rows), settings, fusion)
+    each = [settings] * len(runs) if isinstance(settings, Settings) else settings
+    if len({one.shape for one in each}) != 1:
+        raise ValueError("runs of one batch need settings of one shape.")
+    method = kind(dataset.runs(runs, kind.stages[-1].rows, rates_of(kind, each)), each[0], fusion)
     results = Training(method, name, on_epoch).run()
     on_trained(method)
     return results
@@ -91,6 +94,7 @@ class Training:
     def __init__(self, method: Method, name: str, on_epoch: Callable[[int], None]):
         self.method, self.runs, self.settings = method, method.runs, method.settings
         self.name, self.on_epoch = name, on_epoch
+        self.rates = self.runs.rates or rates_of(type(method), [self.settings] * len(self.runs))
         for parameter_name, parameter in method.named_parameters():
             if parameter.shape[0] != len(self.runs):
                 raise ValueError(
@@ -126,9 +130,7 @@ class Training:
         if not parameters:  # such as autoencoders where nothing is missing
             self.on_epoch(self.settings.epochs * clips)
             return 0
-        groups = self.parameter_groups(parameters)
-        rates = {"lr": self.settings.lr, "weight_decay": self.settings.weight_decay}
-        optimiser = torch.optim.AdamW(groups, **rates, fused=True)  # one pass over memory, on processors too
+        optimiser = RunAdamW(parameters, self.rates, self.more_groups())
         batches = self.runs.batches(stage, steps, self.settings.batch_size)
         selection = self.selection() if stage.selects else None
         first = self.resume(stage, optimiser, selection)
@@ -149,7 +151,7 @@ class Training:
             selection.restore()
         return self.settings.epochs
 
-    def train_epoch(self, stage: Stage, batches: Batches, optimiser: torch.optim.Optimizer, epoch: int) -> Tensor:
+    def train_epoch(self, stage: Stage, batches: Batches, optimiser: "RunAdamW", epoch: int) -> Tensor:
         """Take every step of an epoch; return each run's sum of losses [R]."""
         loss_of = getattr(self.method, stage.loss)
         total = torch.zeros(len(self.runs), device=self.runs.device)
@@ -161,30 +163,66 @@ class Training:
             total += loss.detach()
         return total
 
-    def parameter_groups(self, parameters: list[torch.nn.Parameter]) -> list[dict]:
-        """Return what the optimiser trains, the method's ``parameters`` among it."""
-        return [{"params": parameters}]
+    def more_groups(self) -> list[dict]:
+        """Return what the optimiser trains beside the method: nothing over cached features."""
+        return []
 
     def selection(self) -> "Selection":
         """Return what keeps the best epoch's weights."""
         return Selection(self.method, self.runs)
 
-    def resume(self, stage: Stage, optimiser: torch.optim.Optimizer, selection: "Selection | None") -> int:
+    def resume(self, stage: Stage, optimiser: "RunAdamW", selection: "Selection | None") -> int:
         """Return the epoch to begin with. Cached features train in less time than a checkpoint would be worth."""
         return 1
 
-    def save(self, stage: Stage, epoch: int, optimiser: torch.optim.Optimizer, selection: "Selection | None") -> None:
+    def save(self, stage: Stage, epoch: int, optimiser: "RunAdamW", selection: "Selection | None") -> None:
         """Keep what an epoch left, for `resume`: nothing over cached features."""
 
     def _check_finite(self, values: Tensor, what: str, epoch: int) -> None:
         """Check that each run's values [R, ...] are finite. InputError: some are not."""
         finite = values.flatten(1).isfinite().all(1).tolist() if values.ndim > 1 else values.isfinite().tolist()
-        for run, fine in zip(self.runs.runs, finite, strict=True):
+        for run, fine, lr in zip(self.runs.runs, finite, self.rates["lr"].tolist(), strict=True):
             if not fine:
                 raise InputError(
                     f"{self.name}: the {what} is not finite in epoch {epoch} of the run with {run.spec.name}.\n"
-                    f"Lower the learning rate (now {self.settings.lr:g}), and check the features' range."
+                    f"Lower the learning rate (now {lr:g}), and check the features' range."
                 )
+
+
+class RunAdamW(torch.optim.AdamW):
+    """AdamW with each run's own learning rate and weight decay, [R] each; fused: one pass over memory.
+
+    Where the runs' rates differ each run's slices of the parameters are a group. more: groups of other parameters, with
+    a rate of their own and the first run's weight decay.
+    """
+
+    def __init__(
+        self, parameters: Sequence[torch.nn.Parameter], rates: Mapping[str, Tensor], more: Sequence[dict] = ()
+    ):
+        self.whole = list(parameters)
+        own = list(zip(rates["lr"].tolist(), rates["weight_decay"].tolist(), strict=True))
+        self.apart = len(set(own)) > 1
+        groups = [{"params": self.whole}]
+        if self.apart:
+            groups = [
+                {"params": [p.detach()[r] for p in self.whole], "lr": lr, "weight_decay": decay}
+                for r, (lr, decay) in enumerate(own)
+            ]
+        super().__init__([*groups, *more], lr=own[0][0], weight_decay=own[0][1], fused=True)
+
+    def step(self, closure: None = None) -> None:
+        """Take a step."""
+        if self.apart:
+            for r, group in enumerate(self.param_groups[: self.whole[0].shape[0]]):
+                for part, p in zip(group["params"], self.whole, strict=True):
+                    part.grad = None if p.grad is None else p.grad[r]
+        super().step(closure)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients."""
+        super().zero_grad(set_to_none)
+        for p in self.whole:
+            p.grad = None
 
 
 class Selection:

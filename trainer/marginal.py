@@ -14,6 +14,8 @@ is `Latest`, a bank of features, whose gradient goes through the rows that the b
 Shapes: R runs, B batch, N support rows, S segments a clip, k embedding.
 """
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -59,7 +61,9 @@ class SupportRows:
             return encoder(self.features(part), self.runs.observed_rows(part)[..., self.m])
 
         def light(part: Tensor) -> Tensor:
-            return checkpoint(block, part, use_reentrant=False, preserve_rng_state=False)
+            contexts = (nullcontext(), encoder.dropout.again(encoder.dropout.state()))  # backward draws the same
+            how = {"use_reentrant": False, "preserve_rng_state": False, "context_fn": lambda: contexts}
+            return checkpoint(block, part, **how)
 
         rows = self.rows if rows is None else rows
         many = rows.numel() > ROWS_AT_ONCE and not self.runs.features_change  # trunks see to their memory themselves
@@ -204,7 +208,12 @@ class Latest:
         parts = list(zip(features.split(ROWS_AT_ONCE, 1), present.split(ROWS_AT_ONCE, 1), strict=True))
         if len(parts) == 1:
             return self.encoder(*parts[0])
-        return torch.cat([checkpoint(self.encoder, *part, use_reentrant=False) for part in parts], 1)
+        return torch.cat([self._light(part) for part in parts], 1)
+
+    def _light(self, part: tuple[Tensor, Tensor]) -> Tensor:
+        dropout = self.encoder.dropout
+        contexts = (nullcontext(), dropout.again(dropout.state()))
+        return checkpoint(self.encoder, *part, use_reentrant=False, context_fn=lambda: contexts)
 
 
 BY_NAME_END_TO_END = {"full": Full, "bank": Latest}

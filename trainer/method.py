@@ -4,7 +4,7 @@ A method is one file in `methods/` (or a class in another package, entry-point g
 Every parameter has the runs as its first axis. Shapes: R runs, B batch, M modalities, D features, C classes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -16,8 +16,8 @@ from ..pipeline.stores.masks import TRAIN
 from .batches import Batch, Stage
 from .data import Blueprint, Clips, Run
 from .likelihood import log_posterior
-from .networks import Encoder, LabelEmbedding
-from .settings import FUSIONS, Settings
+from .networks import Dropout, Encoder, LabelEmbedding, RunRandom
+from .settings import FUSIONS, RATES, Rate, Settings
 
 ROWS_AT_ONCE = 8192  # embedded or predicted at a time, over all runs
 MOST_PRODUCTS = 1 << 16  # entries of an outer product: more would not fit beside a batch's rows
@@ -30,8 +30,9 @@ class Method(nn.Module):
     Class attributes: ``fusions`` it can use, ``stages`` in order, ``marginalises`` whether training averages missing
     modalities out (and the choice of marginal matters), ``reconstructs`` whether it reconstructs features (which must
     then stay as they are while it trains), ``modalities`` it looks at (None: all), ``fuses`` whether it
-    fuses several (else it runs once, whatever fusions are asked for), ``least_complete`` how many complete training
-    clips it needs.
+    fuses by those fusions (else it runs once, whatever fusions are asked for), ``reference`` whether it is a row to
+    measure others against, ``least_complete`` how many complete training clips it needs, ``rates`` numbers of its own,
+    such as a weight in its loss, which tuning draws.
 
     Everything `predict` needs beside parameters and buffers stands in ``prepared``: tensors with the runs first.
     Parts are built from a `Blueprint`; only training and `prepare_predictions` may ask for more, and get `Runs`. So a
@@ -44,12 +45,26 @@ class Method(nn.Module):
     reconstructs: ClassVar[bool] = False
     modalities: ClassVar[tuple[str, ...] | None] = None
     fuses: ClassVar[bool] = True
+    reference: ClassVar[bool] = False
     least_complete: ClassVar[int] = 0
+    rates: ClassVar[Mapping[str, Rate]] = {}
 
     def __init__(self, runs: Blueprint, settings: Settings, fusion: str):
         super().__init__()
         self.runs, self.settings, self.fusion = runs, settings, fusion
         self.prepared: dict[str, Tensor] = {}
+
+    def rate(self, name: str) -> Tensor:
+        """Return a rate of `Settings.RATES` or of the method's own, of each run: [R] on the method's device."""
+        if name in self.runs.rates:
+            return self.runs.rates[name].float().to(self.runs.device)
+        value = self.settings.own.get(name, self.rates[name].default) if name in self.rates else None
+        value = getattr(self.settings, name) if value is None else value
+        return torch.full([len(self.runs)], torch.nan if value is None else value, device=self.runs.device)
+
+    def dropout(self, purpose: str) -> Dropout:
+        """Return dropout at the runs' rate; what it draws depends on each run's seed and the purpose."""
+        return Dropout(self.rate("dropout"), self.runs.generators(f"dropout:{purpose}"))
 
     def begin_epoch(self, stage: Stage, steps: int) -> None:
         """Prepare an epoch of a stage; called before each with the number of steps."""
@@ -60,10 +75,13 @@ class Method(nn.Module):
 
     def training_state(self) -> dict:
         """Return what a checkpoint needs beside parameters and buffers: tensors and plain values."""
-        return {}
+        return {"dropout": [module.state() for module in self.modules() if isinstance(module, RunRandom)]}
 
     def load_training_state(self, state: dict) -> None:
         """Go on from `training_state`."""
+        dropouts = (module for module in self.modules() if isinstance(module, RunRandom))
+        for module, drawn in zip(dropouts, state["dropout"], strict=True):
+            module.load_state(drawn)
 
     def prepare_predictions(self, lacking: Sequence[bool]) -> None:
         """Fill ``prepared`` with what all predictions share; called when weights have changed, before `predict`.
@@ -114,7 +132,15 @@ class FusionClassifier(Method):
             )
         constant = CONSTANT if fusion == "outer" else None
         self.encoders = nn.ModuleList(
-            Encoder(*runs.moments[m], settings.hidden, k, runs.generators(f"encoder:{runs.modalities[m]}"), constant)
+            Encoder(
+                *runs.moments[m],
+                settings.hidden,
+                k,
+                runs.generators(f"encoder:{runs.modalities[m]}"),
+                self.dropout(runs.modalities[m]),
+                constant=constant,
+                clamp=settings.clamp,
+            )
             for m in self._places
         )
         width = {"addition": k, "concatenation": M * k, "outer": k**M}[fusion]
@@ -137,9 +163,12 @@ class FusionClassifier(Method):
 
 
 def negative_log_likelihood(log_probability: Tensor, label: Tensor, weight: Tensor) -> Tensor:
-    """Return each run's mean of -log Q(label): [R, B, C], [R, B] and weight [R, B] to [R]; 0 without rows."""
+    """Return each run's mean of -log Q(label) over rows of any weight: [R, B, C], [R, B], [R, B] to [R]; 0 without.
+
+    Weights are 1 in the mean over an epoch, not in each batch: dividing by their sum would favour scarce rows' batches.
+    """
     of_label = log_probability.gather(-1, label[..., None])[..., 0]
-    return -(of_label * weight).sum(-1) / weight.sum(-1).clamp_min(1e-12)
+    return -(of_label * weight).sum(-1) / (weight > 0).sum(-1).clamp_min(1)
 
 
 def in_blocks(function: Callable[[Tensor], Tensor], rows: Tensor, most: int) -> Tensor:
@@ -152,6 +181,16 @@ def plan_steps(kind: type[Method], run: Run, segments: int, settings: Settings) 
     """Return the steps an epoch of each stage: rows over batch size, rounded up."""
     rows = (int(run.training_clips(stage.rows).sum()) * segments for stage in kind.stages)
     return tuple(-(-n // settings.batch_size) for n in rows)
+
+
+def rates_of(kind: type[Method], settings: Sequence[Settings]) -> dict[str, Tensor]:
+    """Return what `Method.rate` knows of runs with these settings: by name, float64 [R]; NaN for None."""
+    common = {name: [getattr(one, name) for one in settings] for name in RATES}
+    own = {name: [one.own.get(name, rate.default) for one in settings] for name, rate in kind.rates.items()}
+    every = (common | own).items()
+    return {
+        n: torch.tensor([torch.nan if v is None else v for v in values], dtype=torch.float64) for n, values in every
+    }
 
 
 def check_run(kind: type[Method], clips: Clips, run: Run, name: str) -> None:

@@ -4,7 +4,8 @@ Each run's weights come from its own generator, so a run starts the same in any 
 Shapes: R runs, n rows, D input features, k embedding, C classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -29,21 +30,79 @@ class RunLinear(nn.Module):
         return torch.baddbmm(self.bias, x, self.weight)
 
 
+class RunRandom(nn.Module):
+    """Random numbers of each run, from its own generator on the CPU, so that company and device change nothing.
+
+    A method's checkpoint keeps where the generators are.
+    """
+
+    def __init__(self, generators: Sequence[torch.Generator]):
+        super().__init__()
+        self.generators = generators
+
+    def uniform(self, shape: Sequence[int], least: int, device: torch.device) -> Tensor:
+        """Draw from [0, 1): float32 [R, *shape]. As many as for ``least`` rows are drawn, if a batch has fewer."""
+        rows = shape[0]  # depends on the company where one batch holds all of a run
+        drawn = [torch.rand(max(rows, least), *shape[1:], generator=g)[:rows] for g in self.generators]
+        return torch.stack(drawn).to(device)
+
+    def state(self) -> list[Tensor]:
+        """Return where the generators are."""
+        return [g.get_state() for g in self.generators]
+
+    def load_state(self, state: Sequence[Tensor]) -> None:
+        """Go on from `state`."""
+        for g, drawn in zip(self.generators, state, strict=True):
+            g.set_state(drawn.cpu())
+
+    @contextmanager
+    def again(self, state: Sequence[Tensor]) -> Iterator[None]:
+        """Draw for a while what was drawn from `state` on, as where a forward pass is recomputed."""
+        now = self.state()
+        self.load_state(state)
+        try:
+            yield
+        finally:
+            self.load_state(now)
+
+
+class Dropout(RunRandom):
+    """Dropout with a rate of each run's own, [R], in steps of 1/256: in training mode, units are zero at random."""
+
+    def __init__(self, rate: Tensor, generators: Sequence[torch.Generator]):
+        super().__init__(generators)
+        self.least = (rate.detach().cpu() * 256).round().tolist()  # a byte below it drops its unit
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop units of x [R, ...], and scale the others up."""
+        if not self.training or not any(self.least):
+            return x
+        drawn = torch.empty(x.shape, dtype=torch.uint8)
+        for part, g in zip(drawn, self.generators, strict=True):
+            part.random_(generator=g)
+        least = torch.tensor(self.least).view(-1, *[1] * (x.ndim - 1)).to(x.device)
+        return x * (drawn.to(x.device) >= least) * (256 / (256 - least))
+
+
 class Standardise(nn.Module):
     """Features less their mean, over their deviation; entries that are not observed become 0, which is the mean.
 
-    mean, std: [R, D], the run's own. Entries that are not observed may hold anything, NaN included: they are replaced
-    before any arithmetic on weights.
+    mean, std: [R, D], the run's own. clamp: most deviations that a value may be away from the mean, 0 for any: a
+    feature that hardly varies in training may be thousands away in a test clip. Entries that are not observed may hold
+    anything, NaN included: they are replaced before any arithmetic on weights.
     """
 
-    def __init__(self, mean: Tensor, std: Tensor):
+    def __init__(self, mean: Tensor, std: Tensor, clamp: float = 0.0):
         super().__init__()
+        self.clamp = clamp
         self.register_buffer("scale", std.reciprocal()[:, None])  # [R, 1, D]
         self.register_buffer("shift", -(mean / std)[:, None])
 
     def forward(self, x: Tensor, observed: Tensor) -> Tensor:
         """Standardise x [R, n, D], observed bool [R, n]."""
-        return torch.addcmul(self.shift, x, self.scale).masked_fill_(~observed[..., None], 0)
+        z = torch.addcmul(self.shift, x, self.scale)
+        z = z.clamp_(-self.clamp, self.clamp) if self.clamp else z
+        return z.masked_fill_(~observed[..., None], 0)
 
     def undo(self, standardised: Tensor) -> Tensor:
         """Return values in the features' own units: [R, n, D]."""
@@ -51,10 +110,11 @@ class Standardise(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Standardise, one hidden layer, embed: [R, n, D] to [R, n, k].
+    """Standardise, one hidden layer with dropout, embed: [R, n, D] to [R, n, k].
 
-    mean, std: [R, D]. constant: the value of the embedding's last coordinate, or None where it is learned as well.
-    Embeddings of entries that are not observed mean nothing.
+    mean, std: [R, D]. dropout: `Dropout`, of the hidden layer. constant: the value of the embedding's last coordinate,
+    or None where it is learned as well. clamp: see `Standardise`. Embeddings of entries that are not observed mean
+    nothing.
     """
 
     def __init__(
@@ -64,17 +124,20 @@ class Encoder(nn.Module):
         hidden: int,
         dim: int,
         generators: Sequence[torch.Generator],
+        dropout: Dropout,
+        *,
         constant: float | None = None,
+        clamp: float = 0.0,
     ):
         super().__init__()
-        self.constant = constant
-        self.standardise = Standardise(mean, std)
+        self.constant, self.dropout = constant, dropout
+        self.standardise = Standardise(mean, std, clamp)
         self.hidden = RunLinear(mean.shape[1], hidden, generators)
         self.embedding = RunLinear(hidden, dim if constant is None else dim - 1, generators)
 
     def forward(self, x: Tensor, observed: Tensor) -> Tensor:
         """Embed x [R, n, D], observed bool [R, n]: [R, n, k]."""
-        embedding = self.embedding(self.hidden(self.standardise(x, observed)).relu())
+        embedding = self.embedding(self.dropout(self.hidden(self.standardise(x, observed)).relu()))
         return embedding if self.constant is None else pad(embedding, (0, 1), value=self.constant)
 
 

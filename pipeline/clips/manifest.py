@@ -17,6 +17,7 @@ from ..stores.masks import stratified_order
 from ..stores.store import RESERVED
 
 REQUIRED = ("clip_id", "path", "label", "subject")
+AUDIO_PATH = "audio_path"  # the column that names the file of a clip's sound
 SYNTHETIC = "SYNTHETIC.json"  # lies in a root whose clips are drawn, not recorded; says with what parameters
 # What programs write where a table has no value. Exact: `none` may be a class.
 WORDS_HINT = "Write every class, and every person, in one way, or leave clips without a label out of the file."
@@ -27,13 +28,17 @@ NUMBER = re.compile(r"[+-]?\d{1,100}(?:\.\d{0,100})?")
 
 @dataclass(frozen=True)
 class Clip:
-    """One clip: a row of a manifest. `path` is relative to the root; `columns` are (name, value) beyond the four."""
+    """One clip: a row of a manifest. Paths are relative to the root; `columns` are (name, value) beside the named ones.
+
+    The sound is in the file `audio_path`; where that is empty, in `path`.
+    """
 
     clip_id: str
     path: str
     label: str
     subject: str
     columns: tuple[tuple[str, str], ...] = ()
+    audio_path: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ def read_manifest(path: Path, root: Path | None = None) -> list[Clip]:
     """Read the clips of a manifest.
 
     Args:
-        path: a CSV with the columns `clip_id,path,label,subject` and any others.
+        path: a CSV with the columns `clip_id,path,label,subject` and any others; the sound is read from `audio_path`.
         root: folder that the paths lie in. They are relative to it, or absolute ones below it; without a root only
             relative paths are taken.
 
@@ -97,20 +102,28 @@ def read_manifest(path: Path, root: Path | None = None) -> list[Clip]:
         if row["clip_id"] in lines:
             raise wrong(f"clip_id {row['clip_id']!r} is on line {lines[row['clip_id']]} already")
         lines[row["clip_id"]] = line
-        written = PurePosixPath(row["path"])
-        if written.is_absolute():
-            row["path"] = next((str(written.relative_to(base)) for base in above if written.is_relative_to(base)), "")
-        if not row["path"] or ".." in written.parts:
-            where = f" {root.absolute()}" if root else ""
-            raise wrong(
-                f"path {str(written)!r} is outside the root{where}. Move the file there, or name another --root"
-            )
-        more = tuple((name, row[name]) for name in header if name not in REQUIRED)
-        clips.append(Clip(*(row[name] for name in REQUIRED), more))
+        for name in ("path", *([AUDIO_PATH] if row.get(AUDIO_PATH) else [])):
+            written, row[name] = row[name], _below(row[name], above)
+            if not row[name]:
+                where = f" {root.absolute()}" if root else ""
+                raise wrong(f"{name} {written!r} is outside the root{where}. Move it there, or name another --root")
+        sound = row.get(AUDIO_PATH, "")
+        more = tuple((name, row[name]) for name in header if name not in (*REQUIRED, AUDIO_PATH))
+        clips.append(Clip(*(row[name] for name in REQUIRED), more, "" if sound == row["path"] else sound))
     for name in ("label", "subject"):
         if why := faulty_words(getattr(clip, name) for clip in clips):
             raise InputError(f"manifest {path}: {name} {why}.\n{WORDS_HINT}")
     return clips
+
+
+def _below(written: str, above: Sequence[Path]) -> str:
+    """Return a path relative to the root, which has these names; empty where it is outside."""
+    path = PurePosixPath(written)
+    if ".." in path.parts:
+        return ""
+    if path.is_absolute():
+        return next((str(path.relative_to(base)) for base in above if path.is_relative_to(base)), "")
+    return written
 
 
 def faulty_words(words: Iterable[str]) -> str:
@@ -168,7 +181,22 @@ def collect_manifest(path: Path, root: Path | None, classes: Sequence[str] | Non
             "Say with --root which folder the paths are relative to."
         )
     name = re.sub(r"[^A-Za-z0-9_.]+", "_", path.stem).strip("_.") or "manifest"
+    notes += note_sounds(root, found, f"column {AUDIO_PATH} of {path}")
     return Collection(name, root, classes, found, absent, tuple(notes))
+
+
+def note_sounds(root: Path, clips: Sequence[Clip], what: str) -> list[str]:
+    """Return notes on clips whose sound has a file of its own. InputError: all these files are absent; names `what`."""
+    apart = [clip.audio_path for clip in clips if clip.audio_path]
+    absent = [path for path in apart if not _is_there(root / path)]
+    if apart and len(absent) == len(apart):
+        raise InputError(
+            f"{what}: none of the {amount(len(apart), 'file')} is in {root} (first looked for: {absent[0]}).\n"
+            "Put them there, or say with --root which folder they are below."
+        )
+    notes = [f"the sound of {len(apart)} of {amount(len(clips), 'clip')} is read from other files"] * bool(apart)
+    told = f"{len(absent)} of these files are absent, and their clips' sound with them: {name_some(absent)}"
+    return [*notes, *[told] * bool(absent)]
 
 
 def _is_there(path: Path) -> bool:

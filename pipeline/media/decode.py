@@ -6,31 +6,26 @@ max(T - 0.5, 0). A segment's picture is the last frame whose timestamp is not af
 """
 
 import os
-import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
-from ..errors import MACHINE_ERRNOS, MachineError, is_machine_fault
-from ..files import absent_content, foreign_content
-from .ffmpeg import DecodedStreams, Limits, Listing, Packets, decode_streams, find_damaged_frames, list_packets
-from .logmel import PIECE_JITTER, cut_segments, join_pieces, segment_logmel
+from ..errors import OUT_OF_TIME, ClipError, MachineError, is_machine_fault
+from .ffmpeg import DecodedStreams, Listing, Packets, check_file, decode_streams, find_damaged_frames, list_packets
+from .logmel import segment_logmel
 from .parse import complains, decoder_failed, error_of, first_error
-from .process import OUT_OF_TIME, ClipError, DecoderError, ffmpeg_binary
+from .process import DecoderError, Limits, ffmpeg_binary
+from .sound import take_sound, undecodable
 
 SEGMENTS = 30
 SEGMENT_SECONDS = 0.5
-SILENCE = 2.0**-16  # amplitude: half a step of 16-bit sound, what rounds to digital silence
-LOUDEST = 1e15  # amplitude, where 1 is full scale: beyond it the power of a window is no float32
-AUDIO_TOLERANCE = 0.1  # seconds by which sound may end before its packets do (encoders pad their last one)
 CLOCK = 1e5  # per second: timestamps that round to the same tick are the same
 ROUNDING = 1e-9  # seconds
-ADVICE = "`--channels first` takes the first one"
-FAINT = 1 / 32  # of the loudest channel's amplitude: 30 dB below it
 MODALITY_OF = {"video": "visual", "audio": "audio"}  # by kind of stream
 DEFAULT_LIMITS = Limits()
 
@@ -102,8 +97,50 @@ def read_clip(path: str | os.PathLike, limits: Limits = DEFAULT_LIMITS) -> ClipM
         InputError: there is no ffmpeg to decode with.
         MachineError: ffmpeg was killed, by a lack of memory for example.
     """
-    path = Path(path)
-    clip = _guarded(path, lambda: _read(path, limits))
+    path, deadline = Path(path), time.monotonic() + limits.timeout
+    return _with_logmel(path, _guarded(path, lambda: _read(path, limits, deadline)))
+
+
+def read_pair(
+    path: str | os.PathLike,
+    sound: str | os.PathLike,
+    limits: Limits = DEFAULT_LIMITS,
+    faults: Mapping[str, str] = MappingProxyType({}),
+) -> ClipMedia:
+    """Decode a clip whose picture is in one file and whose sound is in another.
+
+    The picture is what `read_clip` makes of the first file, T included, and that file's sound is not used. The sound
+    keeps its start on its own file's clock, whose time 0 is the picture's; what lies beyond T is not used, and where it
+    ends early there is silence. What is wrong with one file costs the modality that is read from it; T is the end of
+    the sound if there is no picture.
+
+    Args:
+        path: file of the picture.
+        sound: file of the sound; its pictures are not decoded.
+        limits: what both together may take in time, and each may cost otherwise.
+        faults: why a file must not be opened, by modality.
+
+    Raises:
+        InputError, MachineError: as `read_clip`.
+    """
+    path, sound, deadline = Path(path), Path(sound), time.monotonic() + limits.timeout
+    shown, heard = (_Clip(causes={name: faults.get(name, "")}) for name in ("visual", "audio"))
+    if "visual" not in faults:
+        shown = _guarded(path, lambda: _read(path, limits, deadline), ("visual",))
+    clip = _Clip(shown.duration, shown.frames, shown.frame_times, note=shown.note, box=shown.box)
+    if shown.frame_times is None:  # a picture without a face still has its T
+        clip = _Clip()
+    if "audio" not in faults:
+        heard = _guarded(sound, lambda: _read_sound(replace(clip), sound, limits, deadline), ("audio",))
+    if heard.waveform is not None:
+        clip.waveform, clip.duration = heard.waveform, heard.duration
+        clip.note = "; ".join(filter(None, (clip.note, heard.note and f"the file of its sound: {heard.note}")))
+    causes = {"visual": shown.causes.get("visual", ""), "audio": heard.causes.get("audio", "")}
+    clip.causes = {name: why for name, why in causes.items() if why}
+    return _with_logmel(sound, clip)
+
+
+def _with_logmel(path: Path, clip: _Clip) -> ClipMedia:
     logmel = None
     if clip.waveform is not None:
         starts = segment_starts(clip.duration)
@@ -112,10 +149,9 @@ def read_clip(path: str | os.PathLike, limits: Limits = DEFAULT_LIMITS) -> ClipM
     lost = clip.frames is None and logmel is None
     if lost and clip.frame_times is None:
         clip.duration = 0.0
-    waveform = None if logmel is None else clip.waveform
     times = None if clip.frames is None else clip.frame_times
-    heard = {"waveform": waveform, "box": clip.box, "lost": lost}
-    return ClipMedia(clip.frames, logmel, clip.causes, clip.duration, times, clip.note, **heard)
+    more = {"waveform": None if logmel is None else clip.waveform, "box": clip.box, "lost": lost}
+    return ClipMedia(clip.frames, logmel, clip.causes, clip.duration, times, clip.note, **more)
 
 
 def read_waveform(path: str | os.PathLike, limits: Limits = DEFAULT_LIMITS) -> np.ndarray | None:
@@ -145,9 +181,8 @@ def _guarded(path: Path, stage: Callable[[], _Clip], modalities: Sequence[str] =
     return _Clip(causes=dict.fromkeys(modalities, cause))
 
 
-def _read(path: Path, limits: Limits) -> _Clip:
+def _read(path: Path, limits: Limits, deadline: float) -> _Clip:
     ffmpeg_binary()  # its absence is no fault of the clip
-    deadline = time.monotonic() + limits.timeout
     check_file(path, limits.max_bytes)
     listing = list_packets(path, limits, deadline)
     decoded = _decode(path, listing, limits, deadline)
@@ -164,24 +199,27 @@ def _read(path: Path, limits: Limits) -> _Clip:
     return clip
 
 
-def check_file(path: Path, max_bytes: int) -> None:
-    """Check that a file can be read. ClipError: no regular file, empty, too large, or not to be opened."""
-    try:
-        if annexed := absent_content(path):
-            raise ClipError(f"the file is {annexed}")
-        state = path.stat()
-        if not stat.S_ISREG(state.st_mode):
-            raise ClipError("not a regular file")  # a pipe or device might never end
-        if state.st_size == 0:
-            raise ClipError("the file is empty")
-        if state.st_size > max_bytes:
-            raise ClipError(f"the file holds {state.st_size} bytes, more than the {max_bytes} allowed")
-        if found := foreign_content(path):
-            raise ClipError(f"the file is {found}")
-    except OSError as error:
-        if error.errno in MACHINE_ERRNOS:
-            raise
-        raise ClipError(error.strerror or type(error).__name__) from None
+def _read_sound(clip: _Clip, path: Path, limits: Limits, deadline: float) -> _Clip:
+    """Return a clip with the sound of a file of its own, or the cause why it lacks it."""
+    ffmpeg_binary()
+    check_file(path, limits.max_bytes)
+    listing = list_packets(path, limits, deadline)
+    streams = dict(listing.streams)
+    pictures = streams.pop("video", None)
+    listing = replace(listing, streams=streams)
+    decoded = _decode(path, listing, limits, deadline)
+    if len(decoded.audio_times):
+        zero = decoded.audio_times.min()
+        if pictures is not None:  # not decoded, but on the file's clock
+            zero = min(zero, pictures.times.min())
+        listing = _settle(listing, decoded, zero, limits)
+        clip.note = listing.note
+        _hear(clip, path, listing, decoded, zero)
+    else:
+        clip.causes = {"audio": undecodable("audio", listing, decoded, path)}
+    if time.monotonic() > deadline:
+        raise ClipError(OUT_OF_TIME)
+    return clip
 
 
 def _decode(path: Path, listing: Listing, limits: Limits, deadline: float) -> DecodedStreams:
@@ -273,16 +311,11 @@ def _assemble(path: Path, listing: Listing, decoded: DecodedStreams, limits: Lim
     clip = _Clip()
     if not len(decoded.frame_times) and not len(decoded.audio_times):
         for kind, modality in MODALITY_OF.items():
-            clip.causes[modality] = _undecodable(kind, listing, decoded, path)
+            clip.causes[modality] = undecodable(kind, listing, decoded, path)
         return clip
     zero = _time_zero(decoded)
-    ends = [*(decoded.frame_times + decoded.frame_durations)[-1:], *decoded.audio_ends]
-    _check_length(max(ends) - zero, limits)
-    clip.note, promised = listing.note, listing.promised
-    if promised is not None and not listing.cut and not complains(decoded.log):
-        told = f"its header promises {promised - zero:.2f} s; it ends at {max(ends) - zero:.2f} s without an error"
-        clip.note = "; ".join(filter(None, (listing.note, told)))
-        listing = replace(listing, promised=None)
+    listing = _settle(listing, decoded, zero, limits)
+    clip.note = listing.note
     fault = _video_fault(path, listing, decoded, zero, limits)
     if fault is None:
         chosen, clip.duration = _choose_frames(decoded.frame_times, decoded.frame_durations, zero)
@@ -292,49 +325,38 @@ def _assemble(path: Path, listing: Listing, decoded: DecodedStreams, limits: Lim
             clip.causes["visual"] = told
     else:
         clip.causes["visual"] = fault
-        if len(decoded.audio_times):
-            clip.duration = round(float(decoded.audio_ends.max() - zero), 9)
-    fault = _audio_fault(path, listing, decoded, zero, np.inf if clip.frames is None else clip.duration)
-    if fault is None:
-        fault = _take_sound(clip, decoded, zero) or _sound_blemish(path, listing, decoded)
-    if fault:
-        clip.causes["audio"] = fault
+    _hear(clip, path, listing, decoded, zero)
     if clip.frames is None and clip.waveform is None:
         clip.duration = 0.0
     return clip
 
 
-def _take_sound(clip: _Clip, decoded: DecodedStreams, zero: float) -> str | None:
-    """Give a clip its waveform, unless it is no sound; return what is wrong with it, if anything."""
-    where = (decoded.audio_times - zero, decoded.audio_counts, clip.duration)
-    waveform = join_pieces(decoded.samples, *where)
-    peaks = join_pieces(decoded.peaks, *where) if len(decoded.peaks) else waveform
+def _settle(listing: Listing, decoded: DecodedStreams, zero: float, limits: Limits) -> Listing:
+    """Return a listing without a promise that nothing but its header makes: its note tells it. ClipError: too long."""
+    ends = [*(decoded.frame_times + decoded.frame_durations)[-1:], *decoded.audio_ends]
+    _check_length(max(ends) - zero, limits)
+    promised = listing.promised
+    if promised is None or listing.cut or complains(decoded.log):
+        return listing
+    told = f"its header promises {promised - zero:.2f} s; it ends at {max(ends) - zero:.2f} s without an error"
+    return replace(listing, promised=None, note="; ".join(filter(None, (listing.note, told))))
+
+
+def _hear(clip: _Clip, path: Path, listing: Listing, decoded: DecodedStreams, zero: float) -> None:
+    """Give a clip the sound of a file, or the cause why it lacks it; without a picture T is the end of the sound."""
+    end = clip.duration
+    if clip.frame_times is None:
+        end = np.inf
+        clip.duration = round(float(decoded.audio_ends.max() - zero), 9) if len(decoded.audio_times) else 0.0
     starts = segment_starts(clip.duration)
-    loudest, peak = (float(np.abs(cut_segments(each, starts)).max()) for each in (waveform, peaks))
-    if loudest < SILENCE:
-        return "the audio is digital silence" if peak < SILENCE else f"its channels cancel each other out: {ADVICE}"
-    if not np.isfinite(loudest):
-        return "the audio holds samples that are not finite numbers"
-    if loudest > LOUDEST:
-        return f"the audio is no sound: samples up to {loudest:.3g}, where 1 is full scale"
-    clip.waveform = waveform
-    if loudest < FAINT * peak:
-        below = 20 * np.log10(peak / loudest)
-        return f"its channels nearly cancel each other out, {below:.0f} dB below the loudest: {ADVICE}"
-    return None
-
-
-def _undecodable(kind: str, listing: Listing, decoded: DecodedStreams, path: Path) -> str:
-    if kind in listing.unusable:
-        return listing.unusable[kind]
-    if kind not in listing.streams:
-        return f"no {kind} stream"
-    return f"the {kind} does not decode: {first_error(decoded.log, path, listing.streams[kind].codec) or 'no output'}"
+    clip.waveform, fault = take_sound(path, listing, decoded, zero, clip.duration, starts, end)
+    if fault:
+        clip.causes["audio"] = fault
 
 
 def _video_fault(path: Path, listing: Listing, decoded: DecodedStreams, zero: float, limits: Limits) -> str | None:
     if not len(decoded.frame_times):
-        return _undecodable("video", listing, decoded, path)
+        return undecodable("video", listing, decoded, path)
     packets, times = listing.streams["video"], decoded.frame_times
     why = first_error(decoded.log, path, packets.codec) or "the file is truncated"
     expected = max(packets.ends.max(), listing.promised or 0.0) - zero
@@ -365,12 +387,6 @@ def _blemish(path: Path, listing: Listing, decoded: DecodedStreams, chosen: np.n
     return why and f"frames may be damaged, which ones the decoder does not tell: {why}"
 
 
-def _sound_blemish(path: Path, listing: Listing, decoded: DecodedStreams) -> str:
-    """Return what may be wrong with sound that was decoded to its end, if its decoder or the container said so."""
-    why = error_of(decoded.log, path, "audio", listing.streams["audio"].codec, listing.bridged)
-    return why and f"the sound may be damaged: {why}"
-
-
 def _lost_pictures(packets: Packets, decoded: DecodedStreams) -> np.ndarray:
     """Return when packets gave no picture, float64 [lost] in seconds of the file's clock.
 
@@ -381,20 +397,3 @@ def _lost_pictures(packets: Packets, decoded: DecodedStreams) -> np.ndarray:
         return packets.times[~np.isin(np.rint(packets.times * CLOCK), np.rint(times * CLOCK))]
     gaps = np.diff(times)
     return times[:-1][gaps > 1.5 * np.median(gaps)] + np.median(gaps) if len(gaps) else gaps
-
-
-def _audio_fault(path: Path, listing: Listing, decoded: DecodedStreams, zero: float, duration: float) -> str | None:
-    if not len(decoded.audio_times):
-        return _undecodable("audio", listing, decoded, path)
-    packets = listing.streams["audio"]
-    why = first_error(decoded.log, path, packets.codec) or "the file is truncated"
-    expected = min(max(packets.ends.max(), listing.promised or 0.0) - zero, duration)
-    ends = decoded.audio_ends
-    tolerance = max(AUDIO_TOLERANCE, (packets.ends - packets.times).max())
-    if ends.max() - zero < expected - tolerance:
-        return f"the audio stops at {ends.max() - zero:.2f} s of {expected:.2f} s: {why}"
-    if decoder_failed(decoded.log, "audio"):
-        holes = ends[:-1][decoded.audio_times[1:] - ends[:-1] > PIECE_JITTER] - zero
-        if len(holes) and holes[0] < expected:
-            return f"the audio fails at {holes[0]:.2f} s of {expected:.2f} s: {why}"
-    return None

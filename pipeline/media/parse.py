@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .process import OUT_OF_TIME, ClipError
+from ..errors import OUT_OF_TIME, ClipError
 
 # A line of framecrc: stream, timestamps of decoding and presentation, duration, bytes, checksum, flags, side data.
 CRC = rb", *0x[0-9a-f]{8}"

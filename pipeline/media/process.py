@@ -12,25 +12,68 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import ffmpeg
 
-from ..errors import InputError, MachineError
+from ..errors import OUT_OF_TIME, ClipError, InputError, MachineError
 
 OLDEST = 7  # version of ffmpeg: those before lack `-enc_time_base filter`, and tell otherwise of damage
 INSTALL = f"install ffmpeg {OLDEST}.0 or newer, or name one in MLEMISS_FFMPEG"
 PIPE_BYTES = 1 << 20  # the most an unprivileged process may ask for
 READ_BYTES = 1 << 18
 DECODER = 3 / 4  # share of a clip's memory for the process that decodes it; the rest is for what this one collects
-OUT_OF_TIME = "decoding was stopped: it took longer than the time allowed"
 TOO_LARGE = b"exceeds specified max pixel count"
 MEMORY_REFUSED = re.compile(
     rb"Cannot allocate memory|get_buffer\(\) failed|pthread_create\(\) failed|thread_encoder_init failed"
 )
 
 
-class ClipError(Exception):
-    """A clip cannot be read; the text is one line without paths or addresses."""
+@dataclass(frozen=True)
+class Limits:
+    """How a clip is read: what it may cost, how much damage it may have, which channels of its sound count.
+
+    Args:
+        timeout: seconds of wall time for all of the clip's processes together.
+        max_seconds: longest clip.
+        max_pixels: largest picture, width times height.
+        max_bytes: largest file.
+        max_memory: bytes of memory that reading the clip may take, in the process that decodes and in this one.
+        max_damaged: damaged frames, of the 30 that are taken, with which the picture is still used.
+        channels: of the sound: `"mean"` of all, or the `"first"`.
+        crop: of the picture: the `"centre"`, or the `"face"` (`faces.crop_to_face`).
+        no_face: a clip without a face lacks the picture, `"missing"` (as where None), or keeps the centre, `"keep"`.
+    """
+
+    timeout: float = 600.0
+    max_seconds: float = 1800.0
+    max_pixels: int = 8192 * 8192
+    max_bytes: int = 8 << 30
+    max_memory: int = 4 << 30
+    max_damaged: int = 3
+    channels: Literal["mean", "first"] = "mean"
+    crop: Literal["centre", "face"] = "centre"
+    no_face: Literal["missing", "keep"] | None = None
+
+    def __post_init__(self):
+        if self.no_face and self.crop != "face":
+            raise InputError("--no-face is of --crop face, which is not given.\nGive it, too, or leave out --no-face.")
+
+    def without_crop(self) -> "Limits":
+        """Return the limits of what is not made of frames."""
+        return replace(self, crop="centre", no_face=None)
+
+    def spec(self) -> dict[str, int | str]:
+        """Return what of it determines a clip's media and is not the default, for the spec of a store."""
+        chosen = {"max_damaged": self.max_damaged, "channels": self.channels, "crop": self.crop}
+        chosen |= {"no_face": self.no_face} if self.no_face == "keep" else {}
+        return {name: value for name, value in chosen.items() if value != getattr(Limits, name)}
+
+
+def due_to_limit(cause: str) -> bool:
+    """Return whether a clip failed, or lacks a modality, because of its `Limits`; with others it might not."""
+    return re.search(r"\ballowed\b|exceeds specified max pixel count", cause) is not None
 
 
 class DecoderError(ClipError):

@@ -78,30 +78,32 @@ def decode(task: Task) -> Decoded:
     if task.text is not None:
         causes = {} if task.text else {"text": "the manifest has none"}
         return Decoded(media.ClipMedia(None, None, causes, 0.0, text=task.text), 0.0)
-    if task.source.fault:
-        clip = _unreadable(task.source.fault)
+    faults = task.source.faults
+    if len(faults) == len(store.MODALITIES):
+        clip = media.ClipMedia(None, None, faults, 0.0)
     elif task.media:
         try:
             clip = _cached_media(task.media, {name for output in task.outputs for name in _needed(output)})
         except InputError as error:
             note = f"note: {error}"
     if clip is None:
-        clip = media.read_clip(task.path, task.limits)
+        if task.sound is None:
+            clip = media.read_clip(task.path, task.limits)
+        else:
+            clip = media.read_pair(task.path, task.sound, task.limits, faults)
         if _changed(task):  # the results must not be saved under the hash of the earlier content
             _check_root(task.root)
-            clip = _unreadable("the file changed after its content was hashed")
+            changed = "the file changed after its content was hashed"
+            clip = media.ClipMedia(None, None, dict.fromkeys(store.MODALITIES, changed), 0.0)
         if not any(output.waveform for output in task.outputs):
             clip = replace(clip, waveform=None)  # it would travel to another worker
     return Decoded(clip, time.perf_counter() - start, note)
 
 
-def _unreadable(cause: str) -> media.ClipMedia:
-    return media.ClipMedia(None, None, dict.fromkeys(store.MODALITIES, cause), 0.0)
-
-
 def _changed(task: Task) -> bool:
+    files = [(task.path, task.source), (task.sound, task.source.sound)]
     try:
-        return stamp_of(task.path) != task.source.stamp
+        return any(stamp_of(path) != source.stamp for path, source in files if source and not source.fault)
     except OSError:
         return True
 

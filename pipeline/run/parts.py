@@ -19,9 +19,8 @@ from ..encoders.names import SEGMENTS
 from ..errors import InputError
 from ..files import whole_file
 from ..media import ffmpeg, logmel
-from ..media.ffmpeg import due_to_limit
 from ..media.logmel import SAMPLE_RATE
-from ..media.process import ffmpeg_version
+from ..media.process import due_to_limit, ffmpeg_version
 from ..stores.catalogue import stores_in, why_not
 from ..stores.checksums import find_damage
 from ..stores.masks import MODALITIES

@@ -16,8 +16,8 @@ from ..encoders.names import PICTURES, Encoder, inputs_for, split_request
 from ..errors import InputError
 from ..files import remove_tree
 from ..media import decode as media
-from ..media import faces, ffmpeg, logmel
-from ..media.ffmpeg import Limits, due_to_limit
+from ..media import faces, ffmpeg, logmel, sound
+from ..media.process import Limits, due_to_limit
 from ..stores import store
 from ..stores.claim import only_one
 from ..stores.schema import SOUND, WAVEFORM
@@ -35,7 +35,7 @@ MEDIA_SPEC = {
     "n_mels": logmel.N_MELS,
     "delta_width": logmel.DELTA_WIDTH,
     "amin": logmel.AMIN,
-    "silence": media.SILENCE,
+    "silence": sound.SILENCE,
 }
 Precision = Literal["fp32", "tf32", "bf16"]
 MediaMode = Literal["keep", "only"]
@@ -153,6 +153,7 @@ class Task:
     limits: Limits
     source: Source
     text: str | None = None  # in place of the file, for stores that are made of texts
+    sound: Path | None = None  # of these clips' sound, if it is not in `path`
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ class Plan:
     def keys(self) -> tuple[str, ...]:
         """Return each clip's key: the sha256 of its content; a file that may not be read has a key of its own."""
         clips = zip(self.collection.clips, self.sources, strict=True)
-        return tuple(f"{UNREAD}-{sha256_text(c.clip_id)}" if source.fault else source.sha256 for c, source in clips)
+        return tuple(f"{UNREAD}-{sha256_text(c.clip_id)}" if s.sha256 == UNREAD else s.sha256 for c, s in clips)
 
     @cached_property
     def rows(self) -> dict[str, tuple[int, ...]]:
@@ -217,12 +218,12 @@ class Plan:
         for outputs in filter(None, (watching, reading)):
             for key, rows in self.rows_of(outputs[0]).items():
                 if lacking := tuple(output for output in outputs if not output.part(key).is_file()):
-                    path, source = root / self.collection.clips[rows[0]].path, self.sources[rows[0]]
+                    clip, source = self.collection.clips[rows[0]], self.sources[rows[0]]
                     text = self.texts[rows[0]] if outputs is reading else None
                     cached = None if outputs is reading else self.media_rows.get(key)
-                    shown = any(output.shown for output in lacking)
-                    limits = self.limits if shown else self.limits.without_crop()
-                    tasks.append(Task(key, rows, root, path, lacking, cached, limits, source, text))
+                    path, sound = root / clip.path, root / clip.audio_path if clip.audio_path else None
+                    limits = self.limits if any(output.shown for output in lacking) else self.limits.without_crop()
+                    tasks.append(Task(key, rows, root, path, lacking, cached, limits, source, text, sound))
         return tasks
 
 

@@ -15,7 +15,7 @@ import zarr
 from ..console import say_once
 from ..errors import InputError
 from ..files import check_work
-from ..media.ffmpeg import due_to_limit
+from ..media.process import due_to_limit
 from ..stores import store
 from ..stores.schema import WAVEFORM
 from ..stores.store import WORK

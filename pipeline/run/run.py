@@ -17,7 +17,7 @@ from ..console import amount, say, say_once
 from ..encoders.images import BATCH_CLIPS
 from ..errors import MACHINE_ERRNOS, InputError, MachineError
 from ..files import check_work, remove_tree, work_folder, write_json
-from ..media.ffmpeg import due_to_limit
+from ..media.process import due_to_limit
 from ..stores import store
 from ..stores.claim import Claim, only_one
 from ..stores.schema import BOX, FACE_BOX, FEATURES, MEDIA_ARRAYS, SOUND, WAVEFORM

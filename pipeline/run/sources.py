@@ -4,15 +4,14 @@ import hashlib
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..clips.manifest import Collection
 from ..console import say
-from ..errors import MACHINE_ERRNOS, MachineError
+from ..errors import MACHINE_ERRNOS, ClipError, MachineError
 from ..files import sha256_of, user_cache, write_json
-from ..media.decode import check_file
-from ..media.process import ClipError
+from ..media.ffmpeg import check_file
 
 UNREAD = "unread"  # in place of the sha256 of a file that may not be read
 Stamp = tuple[int, int]  # size in bytes, time of the last change in nanoseconds
@@ -26,15 +25,31 @@ def stamp_of(path: Path) -> Stamp:
 
 @dataclass(frozen=True)
 class Source:
-    """A clip's file: the sha256 of its content and its stamp then; or why the file must not be opened."""
+    """A clip's file: the sha256 of its content and its stamp then; or why the file must not be opened.
+
+    Of a clip whose sound is in a file of its own, ``sha256`` is of both, and that file is ``sound``.
+    """
 
     sha256: str
     stamp: Stamp | None = None
     fault: str = ""
+    sound: "Source | None" = None
+
+    def with_sound(self, sound: "Source") -> "Source":
+        """Return the source of a clip whose picture is in this file and whose sound is in another."""
+        # A fault counts as a file's content does: it determines what comes of the clip.
+        contents = [file.fault or file.sha256 for file in (self, sound)]
+        return replace(self, sha256=sha256_text(json.dumps(["picture, sound", *contents])), sound=sound)
+
+    @property
+    def faults(self) -> dict[str, str]:
+        """Return why a modality must not be read, by modality."""
+        found = {"visual": self.fault, "audio": (self.sound or self).fault}
+        return {modality: why for modality, why in found.items() if why}
 
 
 def read_sources(collection: Collection, max_bytes: int, follow_links: bool) -> list[Source]:
-    """Hash each clip's file.
+    """Hash each clip's file, and the file of its sound where that is another.
 
     A file that is not regular, is empty, too large or cannot be opened costs its clip, not the run. So does a link that
     leads out of the root: a data set from elsewhere must not make this machine read its own files.
@@ -70,12 +85,17 @@ def read_sources(collection: Collection, max_bytes: int, follow_links: bool) -> 
                 raise MachineError(f"{path}: {error.strerror}.\nMend the disk or network and run again.") from None
             return Source(UNREAD, fault=getattr(error, "strerror", None) or "a loop of links"), "", []
 
+    paths = list(dict.fromkeys(path for clip in collection.clips for path in (clip.path, clip.audio_path) if path))
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
-        results = list(pool.map(read, [collection.root / clip.path for clip in collection.clips]))
+        results = list(pool.map(read, [collection.root / path for path in paths]))
     fresh = {real: entry for _, real, entry in results if real}
     if any(known.get(real) != entry for real, entry in fresh.items()):
         _keep_hashes(root, known | fresh)
-    return [source for source, _, _ in results]
+    found = {path: source for path, (source, _, _) in zip(paths, results, strict=True)}
+    return [
+        found[clip.path].with_sound(found[clip.audio_path]) if clip.audio_path else found[clip.path]
+        for clip in collection.clips
+    ]
 
 
 # The hashes of earlier runs: of each path its size, time of change and sha256. They are the user's own, not the stores'

@@ -296,7 +296,7 @@ class FeatureStore:
 
     @cached_property
     def sha256(self) -> np.ndarray:
-        """Return the hash of each clip's content: str [clip]."""
+        """Return the hash of each clip's content, of both files where its sound is in one of its own: str [clip]."""
         return self._strings("sha256")
 
     @cached_property

@@ -25,7 +25,7 @@ from ...pipeline.errors import InputError, out_of_memory
 from ...pipeline.stores.masks import TRAIN
 from ...pipeline.stores.store import FeatureStore
 from ..batches import Batch, EpochOrder, Rows, Stage, Strata, rows_of
-from ..data import Clips, Run, Runs, exact_type, generator, usable_deviation
+from ..data import NO_RATES, Clips, Run, Runs, exact_type, generator, usable_deviation
 from ..method import Method
 from ..settings import Settings
 from .media import MediaReader
@@ -177,22 +177,28 @@ class MediaDataset:
     def check_finite(self, run: Run) -> None:
         """Do nothing: frames are integers, and the pipeline checks log-Mels."""
 
-    def runs(self, runs: Sequence[Run], rows: Rows, modalities: Sequence[str] | None = None) -> "MediaRuns":
+    def runs(
+        self,
+        runs: Sequence[Run],
+        rows: Rows,
+        rates: Mapping[str, Tensor] = NO_RATES,
+        modalities: Sequence[str] | None = None,
+    ) -> "MediaRuns":
         """Return the only run, for a method that looks at these modalities (None: all)."""
-        return MediaRuns(self, [self.clips.seen(run, modalities) for run in runs], rows)
+        return MediaRuns(self, [self.clips.seen(run, modalities) for run in runs], rows, rates)
 
 
 class MediaRuns(Runs):
     """One run whose features come from trunks. ValueError: more than one."""
 
-    def __init__(self, dataset: MediaDataset, runs: Sequence[Run], rows: Rows):
+    def __init__(self, dataset: MediaDataset, runs: Sequence[Run], rows: Rows, rates: Mapping[str, Tensor] = NO_RATES):
         if len(runs) != 1:
             raise ValueError(f"end to end one run is trained at a time, found {len(runs)}.")
         self.options, self.reader = dataset.clips.options, dataset.clips.reader
         self.features_change = not self.options.frozen
         self.modalities, self.device, self.seeds = dataset.clips.modalities, dataset.device, [runs[0].spec.seed]
         self._augment = generator(self.seeds[0], "augment")
-        super().__init__(dataset, runs, rows)
+        super().__init__(dataset, runs, rows, rates)
 
     @cached_property
     def trunks(self) -> nn.ModuleList:
@@ -203,10 +209,14 @@ class MediaRuns(Runs):
         """Return what yields the batches of a stage, epoch by epoch."""
         return MediaBatches(self, stage, steps, batch_size)
 
-    def media_batch(self, rows: Tensor, weight: Tensor, media: Mapping[int, Future]) -> Batch:
-        """Return a batch of rows [1, B] on the host; media of the observed rows of each modality were read ahead."""
-        patterns, rows, weight = self.patterns(rows), rows.to(self.device), weight.to(self.device)
+    def media_batch(self, rows: Tensor, weight: Tensor, hidden: Tensor | None, media: Mapping[int, Future]) -> Batch:
+        """Return a batch of rows [1, B] on the host; media of the rows of each modality that it sees were read ahead.
+
+        hidden: bool [1, B, M], what it does not see, or None.
+        """
+        patterns, rows, weight = self.patterns(rows, hidden), rows.to(self.device), weight.to(self.device)
         observed = self.observed_rows(rows)
+        observed = observed if hidden is None else observed & ~hidden.to(self.device)
         x = []
         for m in range(len(self.modalities)):
             features = self._compute(m, media[m].result())
@@ -290,7 +300,7 @@ class MediaBatches:
 
     def __init__(self, runs: MediaRuns, stage: Stage, steps: int, batch_size: int):
         (run,) = runs.runs
-        self.runs, self.purpose = runs, f"order:{stage.name}"
+        self.runs, self.stage, self.purpose = runs, stage, f"order:{stage.name}"
         trained = run.training_clips(stage.rows)
         if runs.options.frozen:
             self.order = EpochOrder([rows_of(trained, runs.segments)], runs.generators(self.purpose), steps, batch_size)
@@ -311,8 +321,12 @@ class MediaBatches:
         runs._augment = generator(runs.seeds[0], f"augment:{number}")
         observed = torch.as_tensor(runs.runs[0].observed)
         wanted = []
-        for rows, _ in steps:
+        for n, (rows, weight) in enumerate(steps):
+            weight = runs.draws.weighted(self.stage, rows[None], weight[None])[0]
+            hidden = runs.draws.hidden(self.stage, number, rows[None], n)[0]
             seen = observed[rows[0] // runs.segments]  # [B, M]
+            seen = seen if hidden is None else seen & ~hidden[0]
             wanted.append({m: rows[0, seen[:, m]] for m in range(len(runs.modalities))})
-        for (rows, weight), media in zip(steps, runs.reader.ahead(wanted), strict=True):
-            yield runs.media_batch(rows, weight, media)
+            steps[n] = rows, weight, hidden
+        for step, media in zip(steps, runs.reader.ahead(wanted), strict=True):
+            yield runs.media_batch(*step, media)

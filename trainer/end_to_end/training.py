@@ -3,13 +3,12 @@
 import time
 from collections.abc import Callable, Sequence
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..batches import Stage
 from ..data import Run, RunResult
-from ..fit import Selection, Training
-from ..method import Method
+from ..fit import RunAdamW, Selection, Training
+from ..method import Method, rates_of
 from ..settings import Settings
 from .checkpoint import Checkpoint, Checkpoints
 from .end_to_end import MediaBatches, MediaDataset, MediaRuns, within_memory
@@ -67,14 +66,13 @@ class MediaTraining(Training):
         self.checkpoints, self.deadline = checkpoints, deadline
         self._checkpoint: Checkpoint | None = None  # of the stage
 
-    def parameter_groups(self, parameters: list[nn.Parameter]) -> list[dict]:
-        """Return the method's parameters, and the backbones' with a learning rate of their own."""
-        groups, options = super().parameter_groups(parameters), self.runs.options
-        if options.frozen:
-            return groups
-        return [*groups, {"params": list(self.runs.trunks.parameters()), "lr": options.backbone_lr}]
+    def more_groups(self) -> list[dict]:
+        """Return the backbones' parameters with a learning rate of their own, where they are trained."""
+        if self.runs.options.frozen:
+            return []
+        return [{"params": list(self.runs.trunks.parameters()), "lr": self.runs.options.backbone_lr}]
 
-    def train_epoch(self, stage: Stage, batches: MediaBatches, optimiser: torch.optim.Optimizer, epoch: int) -> Tensor:
+    def train_epoch(self, stage: Stage, batches: MediaBatches, optimiser: RunAdamW, epoch: int) -> Tensor:
         """Take every step of an epoch with the backbones in training mode; return the sum of losses [1]."""
         self.runs.trunks.train()
         with self.runs.randomness(f"{stage.name}:{epoch}"):
@@ -86,7 +84,7 @@ class MediaTraining(Training):
         """Return what keeps the best epoch's weights."""
         return BestTrunks(self.method, self.runs)
 
-    def resume(self, stage: Stage, optimiser: torch.optim.Optimizer, selection: Selection | None) -> int:
+    def resume(self, stage: Stage, optimiser: RunAdamW, selection: Selection | None) -> int:
         """Take up a checkpoint, if there is one, and return the epoch to begin with.
 
         InputError: the file is damaged, or of another training.
@@ -108,7 +106,7 @@ class MediaTraining(Training):
         result.seconds += kept["seconds"]
         return kept["epoch"] + 1
 
-    def save(self, stage: Stage, epoch: int, optimiser: torch.optim.Optimizer, selection: Selection | None) -> None:
+    def save(self, stage: Stage, epoch: int, optimiser: RunAdamW, selection: Selection | None) -> None:
         """Keep what an epoch left, for `resume`. OutOfTimeError: the deadline has passed."""
         if not self._checkpoint:
             return
@@ -152,6 +150,7 @@ def fit_end_to_end(
         OutOfTimeError: the deadline has passed.
     """
     options = dataset.clips.options
-    method = kind(dataset.runs(runs, kind.stages[-1].rows, kind.modalities), settings, fusion)
+    rates = rates_of(kind, [settings])
+    method = kind(dataset.runs(runs, kind.stages[-1].rows, rates, kind.modalities), settings, fusion)
     with within_memory(options, settings.batch_size, dataset.device):
         return MediaTraining(method, name, on_epoch, checkpoints, deadline).run()

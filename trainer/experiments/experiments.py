@@ -100,13 +100,12 @@ def run_grid(
 
     Arguments and errors as for `grid.plan_grid` and `run_plan`.
     """
-    plan = plan_grid(stores, grid, clips_of)
-    return run_plan(plan, settings or Settings(), torch.device(resolve_device(device)), folder, progress=progress)
+    plan = plan_grid(stores, grid, settings or Settings(), clips_of)
+    return run_plan(plan, torch.device(resolve_device(device)), folder, progress=progress)
 
 
 def run_plan(
     plan: GridPlan,
-    settings: Settings,
     device: torch.device,
     folder: RunFolder | None = None,
     *,
@@ -119,7 +118,6 @@ def run_plan(
 
     Args:
         plan: the cells. Combinations that it skips are a line each; what finished before an error is kept.
-        settings: hyper-parameters.
         device: where to train.
         folder: keeps the results, group by group.
         hours: train seed by seed, and stop when the time is up. At least one group of runs is trained, or one epoch
@@ -135,9 +133,9 @@ def run_plan(
     for reason, cells in _by_reason(plan.skipped).items():
         what = cells[0] if len(cells) == 1 else f"{len(cells)} combinations, such as {cells[0]}"
         say(f"skipped {what}: {reason}")
-    results = _Results(plan, settings, folder, command, partly=hours is not None)
+    results = _Results(plan, folder, command, partly=hours is not None)
     results.begin(say)
-    clock = _Clock(plan.cells, settings, progress, None if hours is None else time.monotonic() + 3600 * hours)
+    clock = _Clock(plan.cells, progress, None if hours is None else time.monotonic() + 3600 * hours)
     seeds = list(dict.fromkeys(seed for cell in plan.cells for seed in cell.seeds))
     rounds = [seeds] if hours is None else [[seed] for seed in seeds]
     with suppress(OutOfTimeError):
@@ -147,8 +145,8 @@ def run_plan(
                 continue
             dataset = clips.load(device)  # one store's features in memory at a time
             most = 1 if clips.end_to_end else MOST_RUNS[device.type]
-            for group in group_runs(cells, dataset.segments, settings, most, chosen):
-                _train(group, dataset, settings, clock, folder)
+            for group in group_runs(cells, dataset.segments, most, chosen):
+                _train(group, dataset, clock, folder)
                 results.keep()
                 clock.check()
     return results.finish()
@@ -170,7 +168,6 @@ class _Results:
     """
 
     plan: GridPlan
-    settings: Settings
     folder: RunFolder | None
     command: str | None
     partly: bool = False
@@ -196,7 +193,7 @@ class _Results:
         for cell in self.plan.cells:
             if cell.clips.end_to_end:
                 stages = [stage.name for stage in registry.load(cell.method).stages]
-                checkpoints = self.folder.checkpoints(describe_cell(cell, self.settings))
+                checkpoints = self.folder.checkpoints(describe_cell(cell))
                 if cell.results:
                     checkpoints.remove(cell.results)  # a kill left them when the results were written
                 checkpoints.check([run.spec.seed for run in cell.left], stages)
@@ -205,7 +202,7 @@ class _Results:
         """Cells that were finished with other seeds give those that a cell of the plan has too."""
         folder.tidy()
         finished = folder.finished()
-        described = {cell: describe_cell(cell, self.settings) for cell in self.plan.cells}
+        described = {cell: describe_cell(cell) for cell in self.plan.cells}
         self.entries = {cell: finished[key] for cell, one in described.items() if (key := identity(one)) in finished}
         for cell, one in described.items():
             folder.load_runs(cell, one, finished.values())
@@ -232,8 +229,8 @@ class _Results:
             before = self.entries.get(cell, {})
             if not seeds or before.get("seeds") == seeds or (cell.left and not self.partly and cell not in self.loaded):
                 continue
-            described = describe_cell(cell, self.settings) | {"seeds": seeds}
-            self.entries[cell] = described | _result(cell, self.settings, seeds)
+            described = describe_cell(cell) | {"seeds": seeds}
+            self.entries[cell] = described | _result(cell, seeds)
             if self.folder:
                 self.entries[cell] |= self.folder.keep(cell, described)
                 stale += [self.folder.path / before["predictions"]] if before else []
@@ -243,7 +240,7 @@ class _Results:
         for path in stale:
             path.unlink(missing_ok=True)
         for cell in kept:
-            self.folder.checkpoints(describe_cell(cell, self.settings)).remove(cell.results)
+            self.folder.checkpoints(describe_cell(cell)).remove(cell.results)
 
     def finish(self) -> dict:
         """Compare the methods where predictions are kept; return the document."""
@@ -254,7 +251,7 @@ class _Results:
         return document
 
 
-def _train(group: Group, dataset: Dataset, settings: Settings, clock: "_Clock", folder: RunFolder | None) -> None:
+def _train(group: Group, dataset: Dataset, clock: "_Clock", folder: RunFolder | None) -> None:
     """Fit one group and hand the results to its cells; each is charged its runs' share of the time."""
     cell = group[0][0]
     cells = list(dict.fromkeys(owner for owner, _ in group))
@@ -265,9 +262,10 @@ def _train(group: Group, dataset: Dataset, settings: Settings, clock: "_Clock", 
         for one, part in zip(cells, weights.parts_of(method, rows), strict=True):
             one.trained.append(part)
 
-    start, train_group = time.perf_counter(), fit
+    start, train_group, settings = time.perf_counter(), fit, [owner.settings for owner, _ in group]
     if cell.clips.end_to_end:
-        checkpoints = folder and folder.checkpoints(describe_cell(cell, settings))
+        checkpoints = folder and folder.checkpoints(describe_cell(cell))
+        (settings,) = settings
         train_group = partial(fit_end_to_end, checkpoints=checkpoints, deadline=clock.deadline)
     results = train_group(
         registry.load(cell.method),
@@ -294,8 +292,8 @@ def _train(group: Group, dataset: Dataset, settings: Settings, clock: "_Clock", 
 class _Clock:
     """Progress in clips trained on, about proportional to time, and the time when training stops."""
 
-    def __init__(self, cells: Sequence[Cell], settings: Settings, report: Report | None, deadline: float | None):
-        self.total = sum(cell.clip_epochs(settings) for cell in cells)
+    def __init__(self, cells: Sequence[Cell], report: Report | None, deadline: float | None):
+        self.total = sum(cell.clip_epochs for cell in cells)
         self.done, self.report, self.deadline = 0, report, deadline
 
     def tick(self, clips: int, what: str) -> None:
@@ -310,9 +308,9 @@ class _Clock:
             raise OutOfTimeError
 
 
-def describe_cell(cell: Cell, settings: Settings) -> dict:
+def describe_cell(cell: Cell) -> dict:
     """Return everything of a cell's result that is known before it is trained."""
-    store, kind = cell.clips.store, registry.load(cell.method)
+    store, kind, settings = cell.clips.store, registry.load(cell.method), cell.settings
     return {
         "dataset": store.dataset,
         "store": store.fingerprint,
@@ -321,7 +319,7 @@ def describe_cell(cell: Cell, settings: Settings) -> dict:
         "joined": store.joined,  # of each modality's own store
         "synthetic": store.synthetic,
         "method": cell.method,
-        "reference": not kind.fuses,
+        "reference": kind.reference,
         "fusion": cell.fusion,
         "missing": cell.missing.name,
         "missing_test": cell.held_out_lacks,
@@ -336,7 +334,7 @@ def describe_cell(cell: Cell, settings: Settings) -> dict:
     }
 
 
-def _result(cell: Cell, settings: Settings, seeds: Sequence[int]) -> dict:
+def _result(cell: Cell, seeds: Sequence[int]) -> dict:
     """Return what training a cell with these seeds gave, beside `describe`; lists have one entry a seed."""
     label = cell.clips.label
     results = [cell.results[seed] for seed in seeds]
@@ -357,7 +355,7 @@ def _result(cell: Cell, settings: Settings, seeds: Sequence[int]) -> dict:
         "uar_interval": mean_interval([unweighted_average_recall(c) for c in counts]),
         "confusion": sum(counts).tolist(),
         "curve": {
-            "epoch": list(range(1, settings.epochs + 1)),
+            "epoch": list(range(1, cell.settings.epochs + 1)),
             "val_accuracy": [r.val_accuracy for r in results],
             "test_accuracy": [r.test_accuracy for r in results],
         },

@@ -3,15 +3,18 @@
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ...pipeline.errors import InputError
 from ...pipeline.stores.masks import TRAIN, Missing, Setting, parse_missing
 from ...pipeline.stores.store import FeatureStore
 from .. import methods as registry
+from ..batches import hiding_chances
 from ..data import NOTHING, Clips, Run, RunResult, RunSpec
 from ..method import check_run, plan_steps
 from ..settings import FUSIONS, Settings
+
+DEFAULTS = Settings()
 
 
 @dataclass
@@ -60,6 +63,7 @@ class Cell:
     missing: Missing | Setting
     missing_test: Missing = NOTHING
     split: str = "clip"
+    settings: Settings = field(default_factory=Settings)
     runs: list[Run] = field(default_factory=list)
     results: dict[int, RunResult] = field(default_factory=dict)  # by seed
     trained: list = field(default_factory=list)  # `weights.TrainedRuns`, where weights are kept
@@ -89,10 +93,11 @@ class Cell:
         """Return the runs that are not trained yet."""
         return [run for run in self.runs if run.spec.seed not in self.results]
 
-    def clip_epochs(self, settings: Settings) -> int:
+    @property
+    def clip_epochs(self) -> int:
         """Return the clips to train on, over all runs left, stages and epochs: about proportional to time."""
         stages = registry.load(self.method).stages
-        return settings.epochs * sum(int(r.training_clips(s.rows).sum()) for r in self.left for s in stages)
+        return self.settings.epochs * sum(int(r.training_clips(s.rows).sum()) for r in self.left for s in stages)
 
 
 @dataclass(frozen=True)
@@ -103,11 +108,18 @@ class GridPlan:
     skipped: list[dict]
 
 
+SettingsOf = Callable[[Cell], Sequence[Settings]]
+
+
 def plan_grid(
-    stores: Sequence[FeatureStore], grid: Grid, clips_of: Callable[[FeatureStore], Clips] = Clips
+    stores: Sequence[FeatureStore],
+    grid: Grid,
+    settings: Settings | SettingsOf = DEFAULTS,
+    clips_of: Callable[[FeatureStore], Clips] = Clips,
 ) -> GridPlan:
     """Return every combination as a cell with its runs drawn.
 
+    settings: hyper-parameters of all; or a function from a cell to its settings, each of which makes a cell.
     clips_of: what a store's clips are trained as, on its features or end to end (`end_to_end.MediaClips`).
     InputError: an empty grid, or none of its combinations can be trained.
     """
@@ -119,13 +131,16 @@ def plan_grid(
             kind = registry.load(method)
             if not kind.fuses and fusion != grid.fusions[0]:
                 continue
-            cell = Cell(clips, method, fusion if kind.fuses else kind.fusions[0], spec, grid.missing_test, split)
+            one = Cell(clips, method, fusion if kind.fuses else kind.fusions[0], spec, grid.missing_test, split)
+            each = [settings] if isinstance(settings, Settings) else settings(one)
+            made = [replace(one, settings=own, runs=[], results={}, trained=[]) for own in each]
             try:
-                _draw(cell, [RunSpec(seed, spec, grid.missing_test, split) for seed in grid.seeds], drawn)
+                for cell in made:
+                    _draw(cell, [RunSpec(seed, spec, grid.missing_test, split) for seed in grid.seeds], drawn)
             except InputError as error:
-                skipped.append({"cell": cell.name, "reason": str(error)})
+                skipped.append({"cell": one.name, "reason": str(error)})
             else:
-                cells.append(cell)
+                cells += made
     if not cells:
         reasons = list(dict.fromkeys(entry["reason"] for entry in skipped))
         if not reasons:
@@ -143,6 +158,10 @@ def _draw(cell: Cell, specs: Sequence[RunSpec], drawn: dict[RunSpec, Run]) -> No
             f"{cell.method} cannot use the fusion {cell.fusion}: expected one of {', '.join(kind.fusions)}.\n"
             f"Choose another --fusion or --method."
         )
+    if unknown := set(cell.settings.own) - set(kind.rates):
+        raise InputError(
+            f"{cell.method} has no setting {', '.join(sorted(unknown))}: its own are {', '.join(kind.rates) or 'none'}."
+        )
     cell.clips.check(kind, cell.method)
     for spec in specs:
         if spec not in drawn:
@@ -154,14 +173,12 @@ def _draw(cell: Cell, specs: Sequence[RunSpec], drawn: dict[RunSpec, Run]) -> No
 Group = list[tuple[Cell, Run]]  # of one batch
 
 
-def group_runs(
-    cells: Sequence[Cell], segments: int, settings: Settings, most: int, seeds: Sequence[int] | None = None
-) -> list[Group]:
+def group_runs(cells: Sequence[Cell], segments: int, most: int, seeds: Sequence[int] | None = None) -> list[Group]:
     """Return the runs left, in groups that train as one batch.
 
-    Runs of a group have the same method, fusion, steps an epoch and modalities missing in training. A cell's seeds stay
-    together; a group holds at most ``most`` runs, or one cell. Where ``most`` is 1 every run is a group of its own, in
-    the order of the cells. seeds: only runs of these (default: all).
+    Runs of a group have the same method, fusion, `Settings.shape`, steps an epoch and modalities missing in training.
+    A cell's seeds stay together; a group holds at most ``most`` runs, or one cell. Where ``most`` is 1 every run is a
+    group of its own, in the order of the cells. seeds: only runs of these (default: all).
     """
 
     def left(cell: Cell) -> list[Run]:
@@ -174,11 +191,13 @@ def group_runs(
         kind = registry.load(cell.method)
         shapes: dict[tuple, Group] = defaultdict(list)
         for run in left(cell):
-            lacking = ~run.observed[run.training_clips(kind.stages[-1].rows)]
-            shape = (plan_steps(kind, run, segments, settings), tuple(lacking.any(0).tolist()))
+            trained = run.training_clips(kind.stages[-1].rows)
+            hidden = hiding_chances(run.observed, trained, cell.settings.hide)
+            lacking = (~run.observed[trained]).any(0) | (hidden > 0)
+            shape = (plan_steps(kind, run, segments, cell.settings), tuple(lacking.tolist()))
             shapes[shape].append((cell, run))
         for shape, group in shapes.items():
-            alike[cell.method, cell.fusion, shape].append(group)
+            alike[cell.method, cell.fusion, cell.settings.shape, shape].append(group)
     groups: list[Group] = []
     for parts in alike.values():
         batch: Group = []

@@ -109,13 +109,13 @@ def reproduce(
     lines = [ran_on(exhibit, store, end_to_end) for store in stores]
     for line in [exhibit.title, *(f"left out {line}" for line in absent), *lines]:
         say(line)
-    plan = plan_grid(stores, grid, clips_as(end_to_end))
+    plan = plan_grid(stores, grid, settings, clips_as(end_to_end))
     say(f"{amount(len(plan.cells), 'cell')} of {amount(len(grid.seeds), 'seed')} on {where}")
     folder = RunFolder(out, resume=True, exhibit=exhibit.name)
     with only_one(out / ".lock", str(out)):
         with shown_progress(exhibit.name) as report:
             job = {"hours": hours, "command": command_line(), "progress": report, "say": say}
-            document = run_plan(plan, settings, where, folder, **job)
+            document = run_plan(plan, where, folder, **job)
         untrained = _untrained(plan, hours)
         if untrained:
             runs = sum(len(cell.left) for cell in plan.cells)

@@ -158,6 +158,7 @@ class RunFolder:
         """Write the files of a cell's trained runs; return their names relative to the folder, as the result has them.
 
         predictions: clip_id [clip], subject [clip] and label [clip] of all usable clips, seeds [seed], classes [class],
+        group [clip] where another column than subject was split by,
         and probabilities [seed, clip, class], NaN where a clip is not among that seed's test clips.
         weights_file: where weights are kept and every run is trained, see `weights`.
         """
@@ -166,6 +167,7 @@ class RunFolder:
         for values, seed in zip(probabilities, described["seeds"], strict=True):
             values[cell.results[seed].test_clips] = cell.results[seed].probability
         names = {"predictions": f"{PREDICTIONS}/{stem}.npz"}
+        by_column = cell.split not in ("clip", "subject") and not cell.split.startswith("given:")
         with whole_file(self.path / names["predictions"]) as file:
             np.savez_compressed(
                 file,
@@ -175,6 +177,7 @@ class RunFolder:
                 probabilities=probabilities,
                 seeds=np.array(described["seeds"]),
                 classes=np.array(clips.classes),
+                **({"group": clips.store.columns[cell.split][clips.kept]} if by_column else {}),
             )
         if cell.trained and not cell.left:
             names["weights_file"] = f"{weights.FOLDER}/{stem}{weights.SUFFIX}"

@@ -73,8 +73,8 @@ def train(
     ):
         folder = RunFolder(path, resume=resume, save_weights=save_weights)
         with shown_progress("train") as report:
-            plan = plan_grid(stores, grid, clips_as(end_to_end))
-            document = run_plan(plan, settings, where, folder, command=command_line(), progress=report, say=say)
+            plan = plan_grid(stores, grid, settings, clips_as(end_to_end))
+            document = run_plan(plan, where, folder, command=command_line(), progress=report, say=say)
         write_report([document], path / "report.html")
     return document, path
 

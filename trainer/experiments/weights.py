@@ -115,8 +115,11 @@ def load(path: Path, device: torch.device) -> list[Method]:
         raise _damaged(path, "its tensors are not the ones that were written")
     kind = registry.load(header["method"])
     try:
-        settings = Settings(**header["settings"])
-        return [_build(kind, header, settings, part, p, tensors, device) for p, part in enumerate(header["parts"])]
+        settings = Settings(**{"clamp": 0.0} | header["settings"])  # weights of before there was a clamp
+        owned = [{n: t for n, t in tensors.items() if n.startswith(f"{p}.")} for p in range(len(header["parts"]))]
+        owned = [{n.partition(".")[2]: t for n, t in own.items()} for own in owned]
+        parts = zip(header["parts"], owned, strict=True)
+        return [build(kind, header, settings, part, own, device) for part, own in parts]
     except (RuntimeError, TypeError, KeyError) as error:
         raise InputError(
             f"{path} was written by mlemiss {header['versions']['mlemiss']}, and this version builds "
@@ -124,15 +127,18 @@ def load(path: Path, device: torch.device) -> list[Method]:
         ) from None
 
 
-def _build(
+def build(
     kind: type[Method],
     header: Mapping,
     settings: Settings,
     part: Mapping,
-    place: int,
     tensors: Mapping[str, Tensor],
     device: torch.device,
 ) -> Method:
+    """Return a trained method that `Method.predict` works of, without training data.
+
+    header: modalities, widths, classes and fusion. part, tensors: what a `TrainedRuns` holds.
+    """
     R = len(part["seeds"])
     widths = [header["widths"][modality] for modality in header["modalities"]]
     blueprint = Blueprint(
@@ -146,9 +152,9 @@ def _build(
         device=device,
     )
     method = kind(blueprint, settings, header["fusion"])
-    own = {name.removeprefix(f"{place}."): t for name, t in tensors.items() if name.startswith(f"{place}.")}
-    method.load_state_dict({n.removeprefix("state."): t for n, t in own.items() if n.startswith("state.")})
-    method.prepared = {n.removeprefix("prepared."): t.to(device) for n, t in own.items() if n.startswith("prepared.")}
+    method.load_state_dict({n.removeprefix("state."): t for n, t in tensors.items() if n.startswith("state.")})
+    prepared = {n: t.to(device) for n, t in tensors.items() if n.startswith("prepared.")}
+    method.prepared = {n.removeprefix("prepared."): t for n, t in prepared.items()}
     return method.to(device).eval()
 
 
@@ -293,7 +299,7 @@ def predict(path: Path, header: Mapping, store: FeatureStore, device: torch.devi
                 f"{store.clip_id[done][bad.argmax()]}.\nCheck the store with `mlemiss store verify`."
             )
     runs = sum(len(method.runs) for method in methods)
-    total = sum(_probabilities(method, values, observed, device).sum(0) for method in methods)
+    total = sum(probabilities(method, values, observed, device).sum(0) for method in methods)
     classes, label = tuple(header["classes"]), store.label[done]
     named = [store.classes[c] if 0 <= c < len(store.classes) else "" for c in label]
     known = [name if name in classes else "" for name in named]
@@ -301,7 +307,7 @@ def predict(path: Path, header: Mapping, store: FeatureStore, device: torch.devi
 
 
 @torch.no_grad()
-def _probabilities(method: Method, values: Sequence[np.ndarray], observed: np.ndarray, device: torch.device) -> Tensor:
+def probabilities(method: Method, values: Sequence[np.ndarray], observed: np.ndarray, device: torch.device) -> Tensor:
     """Return the mean over segments, [R, clip, C]. values: per modality [clip, S, D]; observed: [clip, M]."""
     R, S = len(method.runs), max(part.shape[1] for part in values)
     size = max(ROWS_AT_ONCE // (R * S), 1)

@@ -18,6 +18,12 @@ BUILT_IN = {
     "zero-padding": "zero_padding:ZeroPadding",
     "ae1": "autoencoders:Autoencoder1",
     "ae2": "autoencoders:Autoencoder2",
+    "transformer": "transformer:Transformer",
+    "embracenet": "embracenet:EmbraceNet",
+    "shaspec": "shaspec:SharedSpecific",
+    "simmlm": "simmlm:ModalityExperts",
+    "momke": "momke:KnowledgeExperts",
+    "flex-moe": "flex_moe:FlexibleExperts",
     "audio-only": "single_modality:AudioOnly",
     "visual-only": "single_modality:VisualOnly",
 }

@@ -16,13 +16,13 @@ from ..settings import Settings
 class Imputer(nn.Module):
     """Predict the standardised features of modality m from those of all others: one hidden layer.
 
-    moments: M pairs of mean and deviation, [R, D] each.
+    moments: M pairs of mean and deviation, [R, D] each. clamp: of the inputs, see `Standardise`.
     """
 
-    def __init__(self, moments: Sequence, m: int, hidden: int, generators: Sequence[torch.Generator]):
+    def __init__(self, moments: Sequence, m: int, hidden: int, clamp: float, generators: Sequence[torch.Generator]):
         super().__init__()
         self.others = [n for n in range(len(moments)) if n != m]
-        self.inputs = nn.ModuleList(Standardise(*moments[n]) for n in self.others)
+        self.inputs = nn.ModuleList(Standardise(*moments[n], clamp) for n in self.others)
         self.hidden = RunLinear(sum(moments[n][0].shape[1] for n in self.others), hidden, generators)
         self.output = RunLinear(hidden, moments[m][0].shape[1], generators)
 
@@ -45,7 +45,7 @@ class Autoencoder1(FusionClassifier):
     """
 
     stages = (
-        Stage("autoencoder", "reconstruction", rows=complete_rows, parts=("imputers",), selects=False),
+        Stage("autoencoder", "reconstruction", complete_rows, parts=("imputers",), selects=False, hides=False),
         Stage("classifier", parts=("encoders", "labels")),
     )
     least_complete = 1
@@ -55,7 +55,9 @@ class Autoencoder1(FusionClassifier):
         super().__init__(runs, settings, fusion)
         self.imputers = nn.ModuleDict(
             {
-                str(m): Imputer(runs.moments, m, settings.hidden, runs.generators(f"imputer:{modality}"))
+                str(m): Imputer(
+                    runs.moments, m, settings.hidden, settings.clamp, runs.generators(f"imputer:{modality}")
+                )
                 for m, modality in enumerate(runs.modalities)
                 if runs.lacking[m] or runs.lacking_held_out[m]
             }
@@ -100,7 +102,7 @@ class Autoencoder2(Autoencoder1):
     """
 
     stages = (
-        Stage("autoencoder", "reconstruction", parts=("imputers",), selects=False),
+        Stage("autoencoder", "reconstruction", parts=("imputers",), selects=False, hides=False),
         Stage("classifier", parts=("encoders", "labels")),
     )
 

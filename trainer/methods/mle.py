@@ -49,12 +49,13 @@ class MaximumLikelihood(FusionClassifier):
 
     def training_state(self) -> dict:
         """Return the marginals' states."""
-        return {m: marginal.state() for m, marginal in self._marginals.items()}
+        return super().training_state() | {m: marginal.state() for m, marginal in self._marginals.items()}
 
     def load_training_state(self, state: dict) -> None:
         """Go on from `training_state`."""
-        for m, kept in state.items():
-            self._marginals[m].load_state(kept)
+        super().load_training_state(state)
+        for m, marginal in self._marginals.items():
+            marginal.load_state(state[m])
 
     def prepare_predictions(self, lacking: Sequence[bool]) -> None:
         """Embed the support of each modality that predicted clips lack."""

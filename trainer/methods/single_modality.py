@@ -16,7 +16,7 @@ class SingleModality(FusionClassifier):
     A clip that lacks the modality is given the classes' frequencies. Fusion does not apply.
     """
 
-    fusions, fuses = ("addition",), False
+    fusions, fuses, reference = ("addition",), False, True
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the classifier's mean loss: [R]."""
@@ -31,7 +31,7 @@ class SingleModality(FusionClassifier):
 
 def only(modality: str) -> type[SingleModality]:
     """Make the method that looks at one modality, of any name."""
-    members = {"modalities": (modality,), "stages": (Stage(rows=rows_with(modality)),)}
+    members = {"modalities": (modality,), "stages": (Stage(rows=rows_with(modality), hides=False),)}
     doc = (SingleModality.__doc__ or "").replace("One modality", modality.capitalize(), 1)
     return type(f"Only_{modality}", (SingleModality,), members | {"__doc__": doc})
 

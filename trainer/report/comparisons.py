@@ -1,30 +1,26 @@
-"""Compare any two methods of one setting, clip by clip, from the test predictions that runs keep.
+"""Compare any two methods of one setting, test by test, from the test predictions that runs keep.
 
 A setting is one dataset, store and its revision, features, split, given files, missing spec in training and in test,
-hyper-parameters, and one list of seeds; both methods were tested on the same clips, seed by seed. Of hyper-parameters
-only the marginal may differ: it is a choice of the method. The estimator, exactly:
+and hyper-parameters. Of hyper-parameters only the marginal may differ: it is a choice of the method. A difference
+**holds** where it is too large to come from which speakers were tested, which clips, and how the trainings turned out:
+where two methods are equal on average over speakers and trainings, at most 5 in 100 tables have one that "holds". So it
+is about other speakers like these and other trainings (seeds: split, masks, initial weights), on this dataset. Exactly:
 
-1. Clip i's outcome of a method is the share of the seeds in which i was a test clip that classified it right; d_i is
-   the difference of the two methods' outcomes. Clips that no seed tested do not count.
-2. ``difference`` is the mean of d_i over clips, in percentage points. Every clip weighs the same, however many seeds
-   tested it, so it can differ a little from the difference of the mean accuracies, where every test weighs the same.
-3. The unit of resampling is the speaker (``subject``) where the tested clips have at least 6 different ones, else the
-   clip. A clip without a subject is a unit of its own.
-4. ``interval``: percentile bootstrap, 95 %. 10,000 times as many units as there are, drawn with replacement, all clips
-   of a drawn unit with it: sum of d_i over number of clips.
-5. ``p``: two-sided sign-flip test. The signs of the units' sums of d_i are flipped independently; p is the share of
-   flips whose absolute total is at least the observed one. All flips where there are at most 14 units, else random
-   ones with the observed signs counted among them, (1 + count) / (1 + flips): 10,000 flips, and where these give less
-   than 0.01, 100 for each comparison of the table if that is more, as Holm's factor else outgrows the smallest p.
-6. ``p_holm``: Holm's step-down correction over all comparisons of one table: all of a setting but the missing spec in
-   training and the seeds.
+1. A pair is compared over its common seeds: those that both methods have, with the same test clips.
+2. ``difference`` is the mean over these seeds of the difference in accuracy, in percentage points.
+3. The unit is the group under a split by a group (``subject`` or another column), never the clip. Under a split by clip
+   it is the speaker (``subject``) where at least LEAST_UNITS were tested, a clip without one being a unit of its own,
+   else the clip: then nothing is said of other speakers. Under a given split it is the speaker where any is known.
+4. ``interval`` (95 %) and ``p`` are Student's t with ``df`` degrees of freedom, from variance components of units,
+   trainings and what is left: `crossed` has the estimator.
+5. ``p_holm``: Holm's step-down correction over all comparisons of one table that have a p: all of a setting but the
+   missing spec in training and the seeds. ``verdict``: whether p_holm is at most 0.05.
+6. With fewer than LEAST_SEEDS common seeds or LEAST_UNITS units there is no p and no verdict (None), ``reason`` says
+   why, and the interval covers less than it says; with one seed or one unit there is none. In
+   simulations, 4 seeds call up to 7 % of equal methods different and 3 seeds up to 9 %; 4 to 8
+   speakers up to 11 %.
 
-Its limits. The seeds are not resampled: test sets of different seeds share clips, and training sets overlap, so this
-is inference over speakers (or clips) for these seeds. With clips as units it says nothing of other speakers. The sign
-flip tests that each unit's difference is symmetric about zero. A percentile interval of few units is too narrow; with
-U units no p can be below 2^(1-U). Draws come from a fixed seed: the same predictions give the same numbers.
-
-Shapes: S seeds, C classes, U units, K methods of one setting, P = K (K - 1) / 2 pairs.
+Shapes: S seeds, C classes, K methods of one setting, P = K (K - 1) / 2 pairs.
 """
 
 import hashlib
@@ -33,32 +29,35 @@ import json
 import zipfile
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ...pipeline.errors import InputError
+from .crossed import paired
 
 # Names the results of one table and of one Holm correction; of the settings all but the marginal.
 FAMILY = ("dataset", "features", "store", "revision", "split", "given", "missing_test", "settings", "end_to_end")
-LEAST_SUBJECTS = 6
-RESAMPLES, FLIPS, FLIPS_A_COMPARISON, MOST_ENUMERATED = 10_000, 10_000, 100, 14
-CLEAR = 0.01  # a p above it is known well enough from FLIPS flips
+LEAST_SEEDS, LEAST_UNITS = 5, 10
 SIGNIFICANT = 0.05
-SEED = 0
-DRAWN_AT_ONCE = 2**20  # random numbers in memory at a time
+OLD = (
+    "recorded by an earlier version, whose test and interval leave out how trainings vary, and predictions are gone; "
+    "train again for a verdict"
+)
 
 
 @dataclass(frozen=True)
 class Outcomes:
     """One method's success on the tested clips."""
 
-    outcome: np.ndarray  # [clip], in percent of the seeds that tested the clip
-    unit: np.ndarray  # [clip], the name of the unit of resampling
-    kind: str  # of unit: subject or clip
-    tested: str  # hash of clip ids, labels, subjects and the clips each seed tested: equal ones can be compared
+    right: np.ndarray  # bool [seed, clip]
+    tested: np.ndarray  # bool [seed, clip]
+    clip_id: np.ndarray  # [clip]
+    subject: np.ndarray  # [clip]
+    group: np.ndarray | None  # [clip], the values of the column that was split by, where it is another
+    data: str  # hash of clip ids, labels and subjects: equal ones can be compared
 
 
 def family_of(described: Mapping) -> dict:
@@ -87,8 +86,8 @@ def side(result: Mapping, several: set[str]) -> dict:
 def compare_methods(results: Sequence[dict], out_dir: Path) -> list[dict]:
     """Make all paired comparisons of results, as results.json has them; see the module for the estimator.
 
-    Results without kept predictions or tested clips, or whose test clips or seeds no other result shares, are not
-    compared; of a cell that comes twice, the later counts.
+    Results without kept predictions, or that share no seed's test clips with another, are not compared; of a cell that
+    comes twice, the later counts.
 
     Args:
         results: of any tables.
@@ -109,31 +108,103 @@ def compare_methods(results: Sequence[dict], out_dir: Path) -> list[dict]:
 def _family(results: Sequence[dict], out_dir: Path) -> list[dict]:
     """Return the entries of one table's results, corrected."""
     several = several_marginals(results)
-    settings: dict[tuple, list[tuple[dict, Outcomes]]] = defaultdict(list)
+    comparable: dict[tuple, list[tuple[dict, Outcomes]]] = defaultdict(list)
     for r in results:
         path = out_dir / r["predictions"] if r.get("predictions") else None
         if path is not None and path.is_file():
             outcomes = read_outcomes(path)
-            if len(outcomes.outcome):  # else nothing was tested, or every probability is NaN
-                key = (r["missing"], tuple(r["seeds"]), outcomes.tested)
-                settings[key].append((side(r, several), outcomes))
-    comparisons = sum(len(rows) * (len(rows) - 1) // 2 for rows in settings.values())
+            comparable[r["missing"], outcomes.data].append((r, outcomes))
     entries: list[dict] = []
-    for (missing, seeds, _), rows in settings.items():
-        setting = family_of(results[0]) | {"missing": missing, "seeds": list(seeds)}
-        entries += _setting(setting, rows, comparisons)
+    for rows in comparable.values():
+        entries += _setting(rows, several)
     return corrected(entries)
 
 
+def _setting(rows: Sequence[tuple[dict, Outcomes]], several: set[str]) -> list[dict]:
+    """Return the entries of one setting, in the order of its methods; what depends on others is still to come."""
+    tests = [
+        {(seed, one.tobytes()): s for s, (seed, one) in enumerate(zip(r["seeds"], o.tested, strict=True)) if one.any()}
+        for r, o in rows
+    ]
+    over: dict[tuple, set[tuple[int, int]]] = defaultdict(set)  # pairs by common seeds and their tests
+    for a, b in itertools.combinations(range(len(rows)), 2):
+        if common := tuple(test for test in tests[a] if test in tests[b]):
+            over[common].add((a, b))
+    entries = {}
+    for common, pairs in over.items():
+        of = sorted({i for pair in pairs for i in pair})
+        right = np.stack([rows[i][1].right[[tests[i][test] for test in common]] for i in of])
+        tested = np.stack([rows[of[0]][1].tested[tests[of[0]][test]] for test in common])
+        described = family_of(rows[0][0]) | {"missing": rows[0][0]["missing"], "seeds": [seed for seed, _ in common]}
+        numbers = _entries(right, tested, *units_of(rows[0][1], tested, rows[0][0]["split"]))
+        for (a, b), one in zip(itertools.combinations(of, 2), numbers, strict=True):
+            if (a, b) in pairs:
+                entries[a, b] = described | {"a": side(rows[a][0], several), "b": side(rows[b][0], several)} | one
+    return [entries[pair] for pair in sorted(entries)]
+
+
+def _entries(right: np.ndarray, tested: np.ndarray, kind: str, unit: np.ndarray | None) -> list[dict]:
+    """Return the numbers of all pairs of ``right`` [K, S, clip] over the same ``tested`` [S, clip]."""
+    found = paired(right, tested, np.zeros(tested.shape[1]) if unit is None else unit)
+    n_units = 0 if unit is None else len(np.unique(unit[tested.any(0)]))
+    reason = why_none(len(tested), kind, n_units)
+    counts = {"units": kind, "n_units": n_units, "n_clips": int(tested.any(0).sum()), "reason": reason}
+    numbers = np.transpose([found.difference, found.low, found.high, found.p, found.df]).tolist()
+    return [
+        {"difference": difference, "interval": None if np.isnan(low) else [low, high]}
+        | {"p": None if reason else p, "p_holm": None, "verdict": None, "df": None if np.isnan(df) else df}
+        | counts
+        for difference, low, high, p, df in numbers
+    ]
+
+
+def units_of(outcomes: Outcomes, tested: np.ndarray, split: str) -> tuple[str, np.ndarray | None]:
+    """Return the kind of unit of a split, and each clip's unit: step 3; None where predictions lack the column."""
+    if split == "subject":
+        return "subject", outcomes.subject
+    if split != "clip" and not split.startswith("given:"):
+        return split, outcomes.group
+    known = len(set(outcomes.subject[tested.any(0)]) - {""})
+    if known >= (LEAST_UNITS if split == "clip" else 1):
+        alone = outcomes.subject == ""
+        names = np.where(alone, outcomes.clip_id, outcomes.subject)
+        return "subject", np.char.add(np.where(alone, "clip ", "subject "), names)
+    return "clip", outcomes.clip_id
+
+
+def why_none(seeds: int, kind: str, units: int) -> str | None:
+    """Say why a comparison has no verdict; None where it has one."""
+    if not units:
+        return f"these predictions do not tell the {kind} of a clip; train again for an interval and a verdict"
+    if seeds < LEAST_SEEDS:
+        common = "is 1" if seeds == 1 else f"are {seeds}"
+        return f"a verdict needs {LEAST_SEEDS} seeds that both methods have; there {common}"
+    if units < LEAST_UNITS:
+        return f"a verdict needs tests of {LEAST_UNITS} {_plural(kind)}, and {units} were tested"
+    return None
+
+
+def current(entry: dict) -> dict:
+    """Return a comparison as this version records it; an earlier version's has no verdict, as its p did not hold."""
+    if "verdict" in entry:
+        return entry
+    return entry | {"p": None, "p_holm": None, "verdict": None, "df": None, "reason": OLD}
+
+
 def corrected(entries: Sequence[dict]) -> list[dict]:
-    """Return comparisons of any tables with ``p_holm`` from their ``p``: step 6."""
+    """Return comparisons of any tables with ``p_holm`` and ``verdict`` from their ``p``: step 5."""
+    entries = [current(entry) for entry in entries]
     families: dict[str, list[dict]] = defaultdict(list)
     for entry in entries:
-        families[family_key(entry)].append(entry)
+        if entry["p"] is not None:
+            families[family_key(entry)].append(entry)
     adjusted = {}
     for family in families.values():
         adjusted |= zip(map(id, family), holm([e["p"] for e in family]), strict=True)
-    return [entry | {"p_holm": adjusted[id(entry)]} for entry in entries]
+    return [
+        entry | {"p_holm": (p := adjusted.get(id(entry))), "verdict": None if p is None else p <= SIGNIFICANT}
+        for entry in entries
+    ]
 
 
 def read_outcomes(path: Path) -> Outcomes:
@@ -142,113 +213,16 @@ def read_outcomes(path: Path) -> Outcomes:
         with np.load(path) as file:
             probability = file["probabilities"]  # [S, clip, C], NaN where not tested
             label, names = file["label"], [file["clip_id"].astype(str), file["subject"].astype(str)]
+            group = file["group"].astype(str) if "group" in file else None
             tested = ~np.isnan(probability).any(2)  # [S, clip]
-            right = tested & (np.nan_to_num(probability).argmax(2) == label)
+            right = tested & (np.nan_to_num(probability).argmax(2) == label) if tested.size else tested
     except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         what = f"{path}: expected predictions of mlemiss train, found a damaged or other file ({type(error).__name__})."
         raise InputError(f"{what}\nTrain again, or remove the file to report without its comparisons.") from error
-    digest = hashlib.sha256(repr(tested.shape).encode() + tested.tobytes() + label.astype(np.int64).tobytes())
+    digest = hashlib.sha256(label.astype(np.int64).tobytes())
     for values in names:
         digest.update("\0".join(values.tolist()).encode())
-    times = tested.sum(0)
-    kept = times > 0
-    clip_id, subject = (values[kept] for values in names)
-    kind = "subject" if len(set(subject) - {""}) >= LEAST_SUBJECTS else "clip"
-    own = subject == "" if kind == "subject" else np.ones(len(subject), bool)
-    unit = np.where(own, np.char.add("clip ", clip_id), np.char.add("subject ", subject))
-    return Outcomes(100 * right.sum(0)[kept] / times[kept], unit, kind, digest.hexdigest())
-
-
-def _setting(setting: dict, rows: Sequence[tuple[dict, Outcomes]], comparisons: int) -> list[dict]:
-    """Return the entries of one setting, in the order of its methods; ``p_holm`` is still to come."""
-    if len(rows) < 2:
-        return []
-    sides, (one, *_) = [named for named, _ in rows], [outcomes for _, outcomes in rows]
-    outcome = np.stack([outcomes.outcome for _, outcomes in rows])
-    flips = max(FLIPS, FLIPS_A_COMPARISON * comparisons)
-    *numbers, units = paired(outcome, one.unit, flips)
-    entries = []
-    for (a, b), (difference, low, high, p) in zip(itertools.combinations(sides, 2), np.transpose(numbers), strict=True):
-        entries.append(
-            setting
-            | {
-                "a": a,
-                "b": b,
-                "difference": float(difference),
-                "interval": [float(low), float(high)],
-                "p": float(p),
-                "p_holm": None,
-                "units": one.kind,
-                "n_units": units,
-                "n_clips": outcome.shape[1],
-            }
-        )
-    return entries
-
-
-def paired(
-    outcome: np.ndarray, unit: np.ndarray, flips: int = FLIPS
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
-    """Compare all pairs of rows, in the order of itertools.combinations.
-
-    Args:
-        outcome: [K, clip], in percent.
-        unit: [clip], equal values are one unit.
-        flips: random sign flips, where there are too many units for all.
-
-    Returns:
-        Difference, the interval's low and high end, and p, each [P], and the number of units.
-    """
-    names, place = np.unique(unit, return_inverse=True)
-    U, (a, b) = len(names), np.triu_indices(len(outcome), 1)
-    sums = np.stack([np.bincount(place, row, U) for row in outcome], 1)  # [U, K]
-    sizes = np.bincount(place, minlength=U).astype(float)
-    means = np.concatenate([(w @ sums) / (w @ sizes)[:, None] for w in _resamples(U)])  # [RESAMPLES, K]
-    low, high = np.quantile(means[:, a] - means[:, b], [0.025, 0.975], axis=0)
-    total = sums.sum(0)
-    return (total[a] - total[b]) / sizes.sum(), low, high, _p_values(sums, a, b, flips), U
-
-
-def _p_values(sums: np.ndarray, a: np.ndarray, b: np.ndarray, flips: int) -> np.ndarray:
-    """Return p [P] of the pairs of columns a, b of the units' sums [U, K]: step 5."""
-    U, P = len(sums), len(a)
-    observed = np.abs(sums.sum(0)[a] - sums.sum(0)[b]) - 1e-7  # but for rounding
-    reached, tried, going = np.zeros(P), np.zeros(P), np.arange(P)
-    for signs in _signs(U, flips, max(U, P)):
-        if not len(going):
-            break
-        totals = (signs @ sums).T  # [K, block]
-        differences = totals[a[going]]
-        differences -= totals[b[going]]
-        reached[going] += (np.abs(differences, out=differences) >= observed[going, None]).sum(1)
-        tried[going] += len(signs)
-        if tried.max() >= FLIPS:
-            going = going[reached[going] < CLEAR * tried[going]]
-    return reached / tried if U <= MOST_ENUMERATED else (1 + reached) / (1 + tried)
-
-
-def _resamples(U: int) -> Iterator[np.ndarray]:
-    """Draw units and yield how often each is drawn, [block, U], RESAMPLES in all."""
-    rng = np.random.default_rng(SEED)
-    for block in _blocks(RESAMPLES, U):
-        drawn = rng.integers(U, size=(block, U)) + U * np.arange(block)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=block * U).reshape(block, U).astype(float)
-
-
-def _signs(U: int, flips: int, width: int) -> Iterator[np.ndarray]:
-    """Yield signs of the units, [block, U]: all of them for few units, else ``flips`` random ones."""
-    if U <= MOST_ENUMERATED:
-        yield 1.0 - 2 * (np.arange(2**U)[:, None] >> np.arange(U) & 1)
-        return
-    rng = np.random.default_rng(SEED)
-    for block in _blocks(flips, width):
-        yield 1.0 - 2 * rng.integers(2, size=(block, U), dtype=np.int8)
-
-
-def _blocks(rows: int, width: int) -> Iterator[int]:
-    most = max(DRAWN_AT_ONCE // width, 1)
-    for done in range(0, rows, most):
-        yield min(most, rows - done)
+    return Outcomes(right, tested, *names, group, digest.hexdigest())
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -261,17 +235,12 @@ def holm(p: Sequence[float]) -> list[float]:
     return result.tolist()
 
 
-def significant(entry: dict) -> bool:
-    """Tell whether a comparison's difference holds after Holm's correction, at 5 %."""
-    return entry["p_holm"] <= SIGNIFICANT
-
-
-def least_p(entry: dict) -> float:
-    """Return the smallest p-value there can be with this comparison's number of units."""
-    return 2.0 ** (1 - entry["n_units"])
-
-
 def units_text(entry: dict) -> str:
-    """Say what a comparison resampled: ``24 speakers, 112 clips``."""
-    clips = f"{entry['n_clips']} clips"
-    return f"{entry['n_units']} speakers, {clips}" if entry["units"] == "subject" else clips
+    """Say what a comparison is over: ``24 speakers, 112 clips, 5 seeds``."""
+    units = [f"{entry['n_units']} {_plural(entry['units'])}"] * (entry["units"] != "clip" and entry["n_units"] > 0)
+    seeds = len(entry["seeds"])
+    return ", ".join([*units, f"{entry['n_clips']} clips", f"{seeds} seed{'s' * (seeds != 1)}"])
+
+
+def _plural(kind: str) -> str:
+    return {"subject": "speakers", "clip": "clips"}.get(kind, f"values of {kind}")

@@ -18,7 +18,6 @@ from .comparisons import (
     family_of,
     several_marginals,
     side,
-    significant,
     units_text,
 )
 from .figures import accuracy_by_epoch, accuracy_by_rate, confusion_matrices, epochs_before, groups
@@ -248,14 +247,15 @@ def _comparisons(part: Section, compared: Sequence[dict]) -> dict:
     """Return the paired comparisons; where they are many, also a square of differences for each missing spec."""
     rows = []
     for c in compared:
-        low, high = map(signed_text, c["interval"])
+        interval = " to ".join(map(signed_text, c["interval"])) if c["interval"] else "–"
+        p = ["–", "no verdict"] if c["verdict"] is None else [f"{c['p']:.2g}", f"{c['p_holm']:.2g}"]
         values = [c["missing"], *(", ".join(side_row(c[s])) for s in ("a", "b")), signed_text(c["difference"])]
-        rows.append([*values, f"{low} to {high}", f"{c['p']:.2g}", f"{c['p_holm']:.2g}", units_text(c)])
+        rows.append([*values, interval, *p, units_text(c)])
     squares = [] if len(rows) <= OPEN_ROWS else [_square(part, missing, compared) for missing in part.columns]
     return {
         "notes": comparisons_text(compared),
         "rows": rows,
-        "significant": [i for i, c in enumerate(compared) if significant(c)],
+        "hold": [i for i, c in enumerate(compared) if c["verdict"]],
         "squares": [square for square in squares if square["rows"]],
     }
 
@@ -267,8 +267,8 @@ def _square(part: Section, missing: str, compared: Sequence[dict]) -> dict:
     for c in compared:
         if c["missing"] == missing:
             a, b, units = side_row(c["a"]), side_row(c["b"]), units_text(c)
-            cells[a, b] = signed_text(c["difference"]), significant(c)
-            cells[b, a] = signed_text(-c["difference"]), significant(c)
+            cells[a, b] = signed_text(c["difference"]), bool(c["verdict"])
+            cells[b, a] = signed_text(-c["difference"]), bool(c["verdict"])
     rows = [row for row in part.rows if any(row in pair for pair in cells)]
     alone = len({fusion for _, fusion in part.rows}) == 1
     names = [method if alone else f"{method}, {fusion}" for method, fusion in rows]

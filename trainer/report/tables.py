@@ -1,10 +1,10 @@
 """Arrange results in tables: rows are methods and fusions, columns what is missing.
 
-The terminal, the report, LaTeX and CSV files share them.
+The terminal, the report and LaTeX files share them.
 """
 
 import re
-import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,8 +16,8 @@ from rich.table import Table
 
 from ...pipeline.console import plain
 from ...pipeline.encoders import are_random
-from ...pipeline.files import whole_file, write_csv
-from .comparisons import SIGNIFICANT, family_key, family_of, least_p, several_marginals, side, significant, units_text
+from ...pipeline.files import whole_file
+from .comparisons import current, family_key, family_of, several_marginals, side, units_text
 
 NAMED = 3  # of the combinations that share a reason
 SETTING = ("dataset", "features", "store", "split", "missing_test")  # of results and comparisons
@@ -73,7 +73,7 @@ class Section:
     def compared(self, comparisons: Sequence[dict]) -> list[dict]:
         """Return those of the paired comparisons that belong to this table."""
         own = family_key(self.results[0])
-        return [c for c in comparisons if family_key(c) == own]
+        return [current(c) for c in comparisons if family_key(c) == own]
 
     def of(self, name: str) -> str:
         """Return what all results of the table have in common under this name, such as ``split``."""
@@ -230,19 +230,20 @@ def comparisons_text(compared: Sequence[dict]) -> list[str]:
     """Say how many paired differences of one table hold, over what, and whether any could."""
     if not compared:
         return []
-    held = sum(map(significant, compared))
-    units = "; ".join(dict.fromkeys(map(units_text, compared)))
-    lines = [f"Paired comparisons: {held} of {len(compared)} differences hold after Holm's correction ({units})."]
+    judged = [c for c in compared if c["verdict"] is not None]
+    held = sum(c["verdict"] for c in judged)
+    units = "; ".join(dict.fromkeys(map(units_text, judged or compared)))
+    lines = [
+        f"Paired comparisons: {held} of {len(judged)} differences hold after Holm's correction ({units})."
+        if judged
+        else f"Paired comparisons: {len(compared)} differences, without a verdict ({units})."
+    ]
+    for reason, number in Counter(c["reason"] for c in compared if c["verdict"] is None).items():
+        lines.append(f"No verdict on {number} of {len(compared)}: {reason}.")
     if recorded := sum(c.get("recorded", False) for c in compared):
         lines.append(
             f"{recorded} of them could not be recomputed, as predictions are gone: their differences, intervals and p "
             "are those their run recorded."
-        )
-    least = min(map(least_p, compared))
-    if least * len(compared) > SIGNIFICANT:
-        lines.append(
-            f"None could: with {max(c['n_units'] for c in compared)} units no p is below {least:.2g}, times "
-            f"{len(compared)} comparisons. Compare fewer methods, or test more speakers."
         )
     return lines
 
@@ -310,54 +311,6 @@ def print_results(document: dict, console: Console | None = None) -> None:
             console.print(results_table(section, columns), markup=False)  # names are text
         for note in section.notes(compared) + comparisons_text(compared):
             console.print(note, markup=False, highlight=False)
-
-
-def export_csv(documents: Sequence[dict], comparisons: Sequence[dict], folder: Path) -> list[Path]:
-    """Write results.csv, a row a cell, and comparisons.csv, a row a pair, into ``folder``; return their paths.
-
-    Accuracies, F1 and recalls are percentages, differences percentage points. Lists over seeds are separated by
-    spaces; what does not exist (the deviation of one seed) is empty.
-    """
-    results = [result for section in sections(plain(documents)) for result in section.results]
-    tables = {"results.csv": [_result_row(r) for r in results]}
-    tables["comparisons.csv"] = [_comparison_row(c) for c in plain(comparisons)]
-    for name, rows in tables.items():
-        header = list(dict.fromkeys(column for row in rows for column in row)) or COMPARISON_COLUMNS
-        write_csv(folder / name, header, ([row.get(column) for column in header] for row in rows))
-    return [folder / name for name in tables]
-
-
-def _result_row(r: Mapping) -> dict:
-    names = ("dataset", "features", "store", "weights", "split", "missing_test", "method", "fusion", "missing")
-    row = {name: r.get(name) for name in (*names, "marginal", "mean", "std")}
-    row["low"], row["high"] = r.get("interval") or (None, None)
-    for name in ("macro_f1", "uar", "val_accuracy"):
-        row[name] = statistics.fmean(r[name])
-        row[f"{name}_std"] = statistics.stdev(r[name]) if len(r[name]) > 1 else None
-        if name != "val_accuracy":
-            row[f"{name}_low"], row[f"{name}_high"] = r.get(f"{name}_interval") or (None, None)
-    row |= {"epochs": r["epochs"], "total_epochs": r.get("total_epochs"), "seconds": r["seconds"]}
-    lists = ("seeds", "test_accuracy", "n_train", "n_complete", "n_test", "best_epoch")
-    return row | {name: " ".join(map(str, r[name])) for name in lists} | _family_columns(r)
-
-
-def _comparison_row(c: Mapping) -> dict:
-    low, high = c["interval"]
-    sides = {f"{s}_{name}": c[s].get(name) for s in ("a", "b") for name in ("method", "fusion", "marginal")}
-    values = dict(c) | sides | {"low": low, "high": high, "seeds": " ".join(map(str, c["seeds"]))}
-    return {name: values[name] for name in COMPARISON_COLUMNS} | _family_columns(c)
-
-
-COMPARISON_COLUMNS = (*SETTING, "missing", "a_method", "a_fusion", "a_marginal", "b_method", "b_fusion", "b_marginal")
-COMPARISON_COLUMNS += ("difference", "low", "high", "p", "p_holm", "units", "n_units", "n_clips", "seeds")
-
-
-def _family_columns(described: Mapping) -> dict:
-    """Return what else sets the tables of several runs apart: the store's revision, given files, hyper-parameters."""
-    family = family_of(described)
-    given = " ".join(f"{kind}:{f['file']}:{f['sha256'][:12]}" for kind, f in (family["given"] or {}).items())
-    trained = {f"end_to_end_{name}": value for name, value in (family["end_to_end"] or {}).items()}
-    return {"revision": family["revision"], "given": given} | family["settings"] | trained
 
 
 def export_latex(documents: Sequence[dict], folder: Path) -> Path:

@@ -34,7 +34,8 @@ CLASSES = ALL_CLASSES[2:]
 FILE_NAME = re.compile(r"(\d\d)-(\d\d)-(0[1-8])-(\d\d)-(\d\d)-(\d\d)-(\d\d)\.(?:mp4|wav)", re.IGNORECASE)
 MODALITY_CODES = {"01": "audio-visual", "02": "video-only", "03": "audio-only"}
 CHANNEL_CODES = {"01": "speech", "02": "song"}
-WANTED = "audio-visual speech"
+WANTED, SILENT, HEARD = (f"{kind} speech" for kind in MODALITY_CODES.values())
+AUDIO = {"03": "the original wavs, as in Audio_Speech_Actors_01-24.zip"}
 ACTOR_FOLDER = re.compile(r"Actor_(\d\d)", re.IGNORECASE)
 
 
@@ -53,34 +54,44 @@ DOWNLOAD = Download(
 )
 
 
-def find(root: Path, files: Sequence[Path]) -> tuple[list[Clip], list[str]]:
-    """Find the audio-visual speech clips of eight emotions among the files below ``root``; note the other files."""
-    videos: list[tuple[Path, tuple[str, ...]]] = []
+Files = list[tuple[Path, tuple[str, ...]]]  # with the fields of their names from the emotion on
+
+
+def find(root: Path, files: Sequence[Path], audio: str | None = None) -> tuple[list[Clip], list[str]]:
+    """Find the audio-visual speech clips of eight emotions among the files below ``root``; note the other files.
+
+    With ``audio`` 03 the sound of a clip is the wav of the same take, expected beside the video if it is nowhere; a
+    video-only file serves where there is no audio-visual one of its take.
+    """
+    used: dict[str, Files] = {kind: [] for kind in ((WANTED, SILENT, HEARD) if audio else (WANTED,))}
     left_out, unknown = Counter(), []
     for path in files:
         match = FILE_NAME.fullmatch(path.name)
         if match:
             modality, channel, *fields = match.groups()
             kind = f"{MODALITY_CODES.get(modality, 'unknown')} {CHANNEL_CODES.get(channel, 'unknown')}"
-            if kind == WANTED and path.suffix.lower() == ".mp4":
-                videos.append((path, tuple(fields)))
+            if kind in used and path.suffix.lower() == (".wav" if kind == HEARD else ".mp4"):
+                used[kind].append((path, tuple(fields)))
             else:
                 left_out[kind] += 1
         elif path.suffix.lower() == ".mp4":
             unknown.append(path.relative_to(root).as_posix())
-    videos.sort(key=lambda video: _folder_actor(video[0]) != video[1][-1])  # stable: they are sorted by depth
+    videos, copies = _one_each(used[WANTED])
+    silent, second = _one_each([file for file in used.get(SILENT, []) if file[1] not in videos])
+    sounds, third = _one_each(used.get(HEARD, []))
+    if twins := len(used.get(SILENT, [])) - len(silent) - len(second):
+        left_out[SILENT] += twins
 
-    kept: dict[str, Path] = {}
-    clips, copies, misfiled = [], [], []
-    for path, fields in videos:
-        if path.stem in kept:
-            copies.append((path, kept[path.stem]))
-            continue
-        kept[path.stem] = path
-        clips.append(_clip(root, path, *fields))
+    clips, misfiled = [], []
+    for fields, path in (videos | silent).items():
+        sound = sounds.get(fields, path.with_name(f"03-01-{'-'.join(fields)}.wav")) if audio else None
+        clips.append(_clip(root, path, sound, *fields))
         if _folder_actor(path) not in (None, fields[-1]):
             misfiled.append(clips[-1].path)
-    notes = note_copies(root, copies)
+    notes = note_copies(root, [*copies, *second, *third])
+    if silent:
+        names = name_some(path.name for path in silent.values())
+        notes.append(f"{len(silent)} clips are of video-only files, as there is no audio-visual one: {names}")
     if misfiled:
         notes.append(f"{len(misfiled)} clips lie with another actor; their names decide: {name_some(misfiled)}")
     if left_out:
@@ -91,13 +102,25 @@ def find(root: Path, files: Sequence[Path]) -> tuple[list[Clip], list[str]]:
     return clips, notes
 
 
+def _one_each(files: Files) -> tuple[dict[tuple[str, ...], Path], list[tuple[Path, Path]]]:
+    """Return one file of each name, by its fields, and (left out, kept) of its copies; files come sorted by depth."""
+    kept: dict[tuple[str, ...], Path] = {}
+    copies = []
+    for path, fields in sorted(files, key=lambda file: _folder_actor(file[0]) != file[1][-1]):
+        if path is not (first := kept.setdefault(fields, path)):
+            copies.append((path, first))
+    return kept, copies
+
+
 def _folder_actor(path: Path) -> str | None:
     match = ACTOR_FOLDER.fullmatch(path.parent.name)
     return match[1] if match else None
 
 
-def _clip(root: Path, path: Path, emotion: str, intensity: str, statement: str, repetition: str, actor: str) -> Clip:
+def _clip(root: Path, path: Path, sound: Path | None, *fields: str) -> Clip:
+    emotion, intensity, statement, repetition, actor = fields
     columns = (("intensity", intensity), ("statement", statement), ("repetition", repetition))
     # Repetitions 1 and 2 of one take are near twins: a split by `take` keeps them together.
     take = ("take", f"{emotion}-{intensity}-{statement}-{actor}")
-    return Clip(path.stem, path.relative_to(root).as_posix(), EMOTIONS[emotion], actor, (*columns, take))
+    place, heard = (each.relative_to(root).as_posix() if each else "" for each in (path, sound))
+    return Clip(f"01-01-{'-'.join(fields)}", place, EMOTIONS[emotion], actor, (*columns, take), heard)

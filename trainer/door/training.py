@@ -1,0 +1,168 @@
+"""The job of `mlemiss train` as a function, and its results as an object."""
+
+import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from ...pipeline.console import comma_list, plain, writable_file, writable_folder
+from ...pipeline.encoders import resolve_device
+from ...pipeline.errors import InputError
+from ...pipeline.page import render
+from ...pipeline.stores.catalogue import open_store
+from ...pipeline.stores.remote import Place
+from ...pipeline.stores.store import FeatureStore
+from ..experiments.experiments import check_stores, run_plan, shown_progress
+from ..experiments.grid import Grid, plan_grid
+from ..experiments.run_folder import RESULTS, RunFolder
+from ..report.comparisons import current
+from ..report.csv_files import comparison_row, result_row
+from ..report.report import write_report
+from ..report.tables import (
+    column_text,
+    comparisons_text,
+    grouped_text,
+    score_text,
+    sections,
+)
+from ..settings import Settings
+
+if TYPE_CHECKING:
+    import pandas
+
+Stores = FeatureStore | Place | str
+SAID = ("dataset", "features", "method", "fusion", "missing", "missing_test", "split")
+OF_SEEDS = ("test_accuracy", "macro_f1", "uar", "val_accuracy", "best_epoch", "n_train", "n_complete", "n_test")
+
+
+def train(
+    stores: Stores | Sequence[Stores],
+    missing: str | Sequence[str],
+    method: str | Sequence[str] = "mle",
+    fusion: str | Sequence[str] = "addition",
+    *,
+    seeds: int | Sequence[int] = 5,
+    split: str = "clip",
+    missing_test: str = "none",
+    device: str = "auto",
+    out: str | Path | None = None,
+    verbose: bool = True,
+    **settings: object,
+) -> "Results":
+    """Train every combination of stores, methods, fusions and missing specs, as `mlemiss train` does.
+
+    Args:
+        stores: one or several, open, or by path or URL; ``visual=PATH,audio=PATH`` joins two.
+        missing: what training lacks, such as ``audio:0.5``; one, a comma list, or several.
+        method, fusion: names, in the same way.
+        seeds: how many, from 0, or which.
+        split: clip, or a column whose equal values stay together.
+        missing_test: what validation and test clips lack.
+        device: auto, cpu, cuda or mps.
+        out: a folder to keep the run in, with its report and weights. None: the results remember it all.
+        verbose: show progress.
+        settings: see `mlemiss.trainer.settings.Settings`, such as ``epochs=20``.
+
+    Warns of combinations that cannot be trained, and are left out.
+
+    Raises:
+        InputError: an unknown name or setting, a store that cannot be read, or ``out`` holds results already.
+    """
+    try:
+        chosen = Settings(**settings)
+    except TypeError:
+        known = ", ".join(Settings.__dataclass_fields__)
+        raise InputError(f"unknown setting among {', '.join(settings)}: expected some of {known}.") from None
+    several = stores if isinstance(stores, list | tuple) else [stores]
+    opened = [one if isinstance(one, FeatureStore) else open_store(str(one)) for one in several]
+    check_stores(opened, chosen, None)
+    grid = Grid(_names(method), _names(fusion), _names(missing), missing_test, seeds, [split])
+    where = torch.device(resolve_device(device))
+    plan = plan_grid(opened, grid, chosen)
+    for skipped in plan.skipped:
+        warnings.warn(f"{skipped['cell']} is left out: {skipped['reason']}".replace("--", ""), stacklevel=2)
+    temporary = TemporaryDirectory(prefix="mlemiss-") if out is None else None
+    path = Path(temporary.name) if temporary else writable_folder(Path(out), "out")
+    if (path / RESULTS).exists():
+        raise InputError(f"{path} holds the results of another run.\nName another folder as out, or remove it.")
+    with shown_progress("train") if verbose else nullcontext() as report:
+        document = run_plan(plan, where, RunFolder(path, save_weights=out is not None), progress=report)
+    if out is not None:
+        write_report([document], path / "report.html")
+    return Results(document, path, temporary)
+
+
+def _names(given: str | Sequence[str]) -> list[str]:
+    return comma_list([given] if isinstance(given, str) else list(given))
+
+
+class Results:
+    """What `train` found.
+
+    document: as results.json holds it. folder: with predictions, and what else `train` keeps; without ``out`` it lives
+    as long as this object.
+    """
+
+    def __init__(self, document: dict, folder: Path, temporary: TemporaryDirectory | None = None):
+        self.document, self.folder, self._temporary = document, folder, temporary
+
+    def to_pandas(self, rows: Literal["cells", "seeds", "comparisons"] = "cells") -> "pandas.DataFrame":
+        """Return a table: a row for each combination, for each seed of each, or for each two that were compared.
+
+        Accuracies, F1 and recalls are percentages. ImportError: pandas is not installed. InputError: other rows.
+        """
+        made = {"cells": self._cells, "seeds": self._seeds, "comparisons": self._comparisons}
+        if rows not in made:
+            raise InputError(f"unknown rows {rows!r}: expected one of {', '.join(made)}.")
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("to_pandas needs pandas.\nInstall it: pip install pandas") from error
+        return pandas.DataFrame(made[rows]())
+
+    def _cells(self) -> list[dict]:
+        of_seeds = {"seeds", "test_accuracy", "best_epoch", "n_train", "n_complete", "n_test"}  # texts of numbers
+        return [{n: v for n, v in result_row(r).items() if n not in of_seeds} for r in self.document["results"]]
+
+    def _seeds(self) -> list[dict]:
+        return [
+            {name: r[name] for name in SAID} | {"seed": seed} | {name: r[name][i] for name in OF_SEEDS}
+            for r in self.document["results"]
+            for i, seed in enumerate(r["seeds"])
+        ]
+
+    def _comparisons(self) -> list[dict]:
+        return [comparison_row(current(c)) for c in self.document["comparisons"]]
+
+    def report(self, path: str | Path) -> Path:
+        """Write the report, one HTML file that opens offline; return its path. InputError: it cannot be written."""
+        path = writable_file(Path(path), "report")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_report([self.document], path)
+        return path
+
+    def __repr__(self) -> str:
+        lines = [f"{' '.join(plain(r[name]) for name in SAID)}: {score_text(r)}" for r in self.document["results"]]
+        return "\n".join(["test accuracy in percent", *lines])
+
+    def _repr_html_(self) -> str:
+        """Return the tables of the report, as a notebook shows them."""
+        parts = sections([plain(self.document)])
+        tables = [
+            {
+                "title": part.title,
+                "columns": [column_text(missing) for missing in part.columns],
+                "rows": [
+                    [*row, *(score_text(part.cell(*row, missing)) for missing in part.columns)] for row in part.rows
+                ],
+                "notes": part.notes(compared) + comparisons_text(compared),
+            }
+            for part in parts
+            for compared in [part.compared(plain(self.document["comparisons"]))]
+        ]
+        skipped = grouped_text([(entry["cell"], entry["reason"]) for entry in self.document["skipped"]])
+        return render(Path(__file__).parent / "templates", "results.html", tables=tables, skipped=skipped)

@@ -1,0 +1,73 @@
+"""Write results and comparisons as CSV files."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ...pipeline.console import plain
+from ...pipeline.files import write_csv
+from .comparisons import current, family_of
+from .tables import SETTING, sections
+
+
+def export_csv(documents: Sequence[dict], comparisons: Sequence[dict], folder: Path) -> list[Path]:
+    """Write results.csv, a row a cell, and comparisons.csv, a row a pair, into ``folder``; return their paths.
+
+    Accuracies, F1 and recalls are percentages, differences percentage points. Lists over seeds are separated by
+    spaces; what does not exist (the deviation of one seed) is empty.
+    """
+    results = [result for section in sections(plain(documents)) for result in section.results]
+    tables = {"results.csv": [result_row(r) for r in results]}
+    tables["comparisons.csv"] = [comparison_row(c) for c in map(current, plain(comparisons))]
+    for name, rows in tables.items():
+        header = list(dict.fromkeys(column for row in rows for column in row)) or COMPARISON_COLUMNS
+        write_csv(folder / name, header, ([row.get(column) for column in header] for row in rows))
+    return [folder / name for name in tables]
+
+
+def result_row(r: Mapping) -> dict:
+    """Return a result as a row of results.csv."""
+    names = ("dataset", "features", "store", "weights", "split", "missing_test", "method", "fusion", "missing")
+    row = {name: r.get(name) for name in (*names, "marginal", "mean", "std")}
+    row["low"], row["high"] = r.get("interval") or (None, None)
+    for name in ("macro_f1", "uar", "val_accuracy"):
+        row[name] = statistics.fmean(r[name])
+        row[f"{name}_std"] = statistics.stdev(r[name]) if len(r[name]) > 1 else None
+        if name != "val_accuracy":
+            row[f"{name}_low"], row[f"{name}_high"] = r.get(f"{name}_interval") or (None, None)
+    row |= {"epochs": r["epochs"], "total_epochs": r.get("total_epochs"), "seconds": r["seconds"]}
+    lists = ("seeds", "test_accuracy", "n_train", "n_complete", "n_test", "best_epoch")
+    return row | {name: " ".join(map(str, r[name])) for name in lists} | _family_columns(r)
+
+
+def comparison_row(c: Mapping) -> dict:
+    """Return a comparison as a row of comparisons.csv."""
+    low, high = c["interval"] or (None, None)
+    sides = {f"{s}_{name}": c[s].get(name) for s in ("a", "b") for name in ("method", "fusion", "marginal")}
+    values = dict(c) | sides | {"low": low, "high": high, "seeds": " ".join(map(str, c["seeds"]))}
+    return {name: values[name] for name in COMPARISON_COLUMNS} | _family_columns(c)
+
+
+COMPARISON_COLUMNS = (*SETTING, "missing", "a_method", "a_fusion", "a_marginal", "b_method", "b_fusion", "b_marginal")
+COMPARISON_COLUMNS += (
+    "difference",
+    "low",
+    "high",
+    "df",
+    "p",
+    "p_holm",
+    "verdict",
+    "reason",
+    "units",
+    "n_units",
+    "n_clips",
+    "seeds",
+)
+
+
+def _family_columns(described: Mapping) -> dict:
+    """Return what else sets the tables of several runs apart: the store's revision, given files, hyper-parameters."""
+    family = family_of(described)
+    given = " ".join(f"{kind}:{f['file']}:{f['sha256'][:12]}" for kind, f in (family["given"] or {}).items())
+    trained = {f"end_to_end_{name}": value for name, value in (family["end_to_end"] or {}).items()}
+    return {"revision": family["revision"], "given": given} | family["settings"] | trained
