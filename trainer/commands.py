@@ -296,12 +296,23 @@ def report(
     out: Annotated[Path | None, typer.Option(help="The HTML file (default: report.html in the first run).")] = None,
     csv: Annotated[bool, typer.Option("--csv", help="Also results.csv and comparisons.csv, beside it.")] = False,
     latex: Annotated[bool, typer.Option("--latex", help="Also results.tex (booktabs), beside it.")] = False,
+    measure: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of results.tex: accuracy (default), macro-f1, weighted-f1, uar, nll or ece, repeated or a list."
+        ),
+    ] = None,
 ) -> int:
     """Write one self-contained HTML report of one or more runs, with paired comparisons over all of them."""
     from .report.csv_files import export_csv
     from .report.report import load_runs, write_report
-    from .report.tables import export_latex
+    from .report.tables import MEASURES, export_latex
 
+    measures = comma_list(measure or ["accuracy"])
+    if unknown := [name for name in measures if name not in MEASURES]:
+        raise InputError(f"unknown measure {unknown[0]!r}: expected some of {', '.join(MEASURES)}.")
+    if measure and not latex:
+        raise InputError("--measure says what --latex writes; the report has all measures.\nAdd --latex.")
     if not runs:
         kept = sorted(Path("runs").glob("*/results.json"), key=lambda path: path.stat().st_mtime)
         if not kept:
@@ -317,7 +328,7 @@ def report(
     if csv:
         paths += export_csv(documents, comparisons, out.parent)
     if latex:
-        paths.append(export_latex(documents, out.parent))
+        paths.append(export_latex(documents, out.parent, measures))
     for path in paths:
         say(f"report: {path}")
     return DONE

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
 Stores = FeatureStore | Place | str
 SAID = ("dataset", "features", "method", "fusion", "missing", "missing_test", "split")
-OF_SEEDS = ("test_accuracy", "macro_f1", "uar", "val_accuracy", "best_epoch", "n_train", "n_complete", "n_test")
+OF_SEEDS = ("test_accuracy", "macro_f1", "uar", "weighted_f1", "nll", "ece", "val_accuracy", "best_epoch")
+OF_SEEDS += ("n_train", "n_complete", "n_test")
 
 
 def train(
@@ -113,7 +114,8 @@ class Results:
     def to_pandas(self, rows: Literal["cells", "seeds", "comparisons"] = "cells") -> "pandas.DataFrame":
         """Return a table: a row for each combination, for each seed of each, or for each two that were compared.
 
-        Accuracies, F1 and recalls are percentages. ImportError: pandas is not installed. InputError: other rows.
+        Accuracies, F1, recalls and ECE are percentages, NLL is in nats. ImportError: pandas is not installed.
+        InputError: other rows.
         """
         made = {"cells": self._cells, "seeds": self._seeds, "comparisons": self._comparisons}
         if rows not in made:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -17,6 +18,7 @@ from rich.table import Table
 from ...pipeline.console import plain
 from ...pipeline.encoders import are_random
 from ...pipeline.files import whole_file
+from ..evaluate import mean_and_std
 from .comparisons import current, family_key, family_of, several_marginals, side, units_text
 
 NAMED = 3  # of the combinations that share a reason
@@ -26,6 +28,33 @@ LATEX = str.maketrans(
     | {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}"}
     | {">": r"\textgreater{}", "|": r"\textbar{}", '"': "''", "±": r"$\pm$", "–": "--", "−": "$-$"}
 )
+
+
+class Measure(NamedTuple):
+    """What is measured on test clips: its name in results, how it is written, and whether less of it is better."""
+
+    key: str
+    name: str
+    digits: int = 1
+    less: bool = False
+
+    def of(self, result: Mapping) -> tuple[float, float | None] | None:
+        """Return mean and deviation over seeds; None where an earlier version did not record the measure."""
+        if self.key == ACCURACY.key:
+            return result["mean"], result["std"]
+        values = result.get(self.key)
+        return mean_and_std(values) if values else None
+
+
+ACCURACY = Measure("test_accuracy", "Test accuracy in percent of clips")
+MEASURES = {
+    "accuracy": ACCURACY,
+    "macro-f1": Measure("macro_f1", "Macro F1 in percent"),
+    "weighted-f1": Measure("weighted_f1", "Weighted F1 in percent"),
+    "uar": Measure("uar", "UAR (unweighted average recall) in percent"),
+    "nll": Measure("nll", "NLL (negative log-likelihood) in nats", 2, True),
+    "ece": Measure("ece", "ECE (expected calibration error) in percentage points", less=True),
+}
 
 
 @dataclass(frozen=True)
@@ -64,11 +93,12 @@ class Section:
                 return result
         return None
 
-    def best(self, missing: str) -> list[tuple[str, str]]:
-        """Return the rows of the highest mean of a column as it is printed: several where they print alike."""
-        cells = [r for r in self.results if r["missing"] == missing]
-        highest = max(round(r["mean"], 1) for r in cells)
-        return [self.row(r) for r in cells if round(r["mean"], 1) == highest]
+    def best(self, missing: str, measure: Measure = ACCURACY) -> list[tuple[str, str]]:
+        """Return the rows of the best mean of a column as it is printed: several where they print alike."""
+        found = [(self.row(r), measure.of(r)) for r in self.results if r["missing"] == missing]
+        means = {row: round(of[0], measure.digits) for row, of in found if of}
+        best = (min if measure.less else max)(means.values(), default=None)
+        return [row for row, mean in means.items() if mean == best]
 
     def compared(self, comparisons: Sequence[dict]) -> list[dict]:
         """Return those of the paired comparisons that belong to this table."""
@@ -96,12 +126,12 @@ class Section:
         """Return the dataset's name, loud where its clips are drawn ones."""
         return f"{self.of('dataset')} (SYNTHETIC clips)" if self.results[0].get("synthetic") else self.of("dataset")
 
-    def notes(self, compared: Sequence[dict] = ()) -> list[str]:
+    def notes(self, compared: Sequence[dict] = (), measure: Measure = ACCURACY) -> list[str]:
         """Say what must stand beside these numbers; compared: this table's comparisons, which know of speakers."""
         seeds = [len(r["seeds"]) for r in self.results]
         spread = "one seed" if max(seeds) == 1 else f"mean ± standard deviation of {span_text(seeds)} seeds"
         clips = span_text([n for r in self.results for n in r["n_test"]])
-        lines = [f"Test accuracy in percent of clips, {spread}, {clips} test clips."]
+        lines = [f"{measure.name}, {spread}, {clips} test clips."]
         if self.untrained:
             lines.append("RANDOM WEIGHTS: these features come from networks that were never trained.")
         split, lacking_too = self.of("split"), self.of("missing_test")
@@ -191,19 +221,15 @@ def side_row(named: Mapping) -> tuple[str, str]:
     return named["method"] + (f" ({named['marginal']})" if "marginal" in named else ""), named["fusion"]
 
 
-def score_text(result: dict | None) -> str:
+def score_text(result: dict | None, measure: Measure = ACCURACY) -> str:
     """Write ``71.3 ± 2.1``; without a deviation for one seed, a dash for no result."""
-    return "–" if result is None else spread_text(result["mean"], result["std"])
+    found = None if result is None else measure.of(result)
+    return "–" if found is None else spread_text(*found, measure.digits)
 
 
-def spread_text(mean: float, std: float | None) -> str:
+def spread_text(mean: float, std: float | None, digits: int = 1) -> str:
     """Write a mean and, where there is one, its standard deviation."""
-    return f"{mean:.1f}" + ("" if std is None else f" ± {std:.1f}")
-
-
-def mean_text(values: Sequence[float]) -> str:
-    """Write values of seeds as ``71.3 ± 2.1``."""
-    return spread_text(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
+    return f"{mean:.{digits}f}" + ("" if std is None else f" ± {std:.{digits}f}")
 
 
 def span_text(numbers: Sequence[int]) -> str:
@@ -313,39 +339,44 @@ def print_results(document: dict, console: Console | None = None) -> None:
             console.print(note, markup=False, highlight=False)
 
 
-def export_latex(documents: Sequence[dict], folder: Path) -> Path:
-    """Write results.tex into ``folder``: a table a section, for a document that uses booktabs; return its path."""
-    tables = "\n".join(map(_latex_table, sections(plain(documents))))
+def export_latex(documents: Sequence[dict], folder: Path, measures: Sequence[str] = ("accuracy",)) -> Path:
+    """Write results.tex into ``folder``: tables for a document that uses booktabs; return its path.
+
+    A section has a table for each of the measures (of MEASURES).
+    """
+    parts = sections(plain(documents))
+    tables = "\n".join(_latex_table(part, name) for part in parts for name in dict.fromkeys(measures))
     with whole_file(folder / "results.tex", "w") as file:
         file.write(f"% \\usepackage{{booktabs}}; the best mean of each column is bold\n{tables}")
     return folder / "results.tex"
 
 
-def _latex_table(section: Section) -> str:
-    columns, rows = section.columns, section.rows
+def _latex_table(section: Section, name: str) -> str:
+    columns, rows, measure = section.columns, section.rows, MEASURES[name]
     several = len(rows) > len({method for method, _ in rows})
     lines = []
     for i, row in enumerate(rows):
-        scores = [_latex_score(section, row, missing) for missing in columns]
+        scores = [_latex_score(section, row, missing, measure) for missing in columns]
         apart = "\\addlinespace\n" if several and i and rows[i - 1][0] != row[0] else ""
         lines.append(apart + " & ".join([*map(latex_text, row), *scores]) + r" \\")
     heads = [column_text(missing).rpartition(" ") for missing in columns]  # on two lines, or it grows wide
     above = " & ".join(["", "", *(latex_text(first) for first, _, _ in heads)])
     head = " & ".join(["method", "fusion", *(latex_text(last) for _, _, last in heads)])
-    caption = latex_text(" ".join([section.title + ".", *section.notes()]))
+    caption = latex_text(" ".join([section.title + ".", *section.notes(measure=measure)]))
     words = [*map(section.of, SETTING), *filter(None, [section.apart])]
-    name = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(words)).strip("-")
+    words += [name] * (measure is not ACCURACY)
+    label = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(words)).strip("-")
     body = "\n".join(lines)
     return (
-        f"\\begin{{table}}\n\\centering\n\\caption{{{caption}}}\n\\label{{tab:{name}}}\n"
+        f"\\begin{{table}}\n\\centering\n\\caption{{{caption}}}\n\\label{{tab:{label}}}\n"
         f"\\begin{{tabular}}{{ll{'r' * len(columns)}}}\n\\toprule\n{above} \\\\\n{head} \\\\\n\\midrule\n"
         f"{body}\n\\bottomrule\n\\end{{tabular}}\n\\end{{table}}\n"
     )
 
 
-def _latex_score(section: Section, row: tuple[str, str], missing: str) -> str:
-    text = latex_text(score_text(section.cell(*row, missing)))
-    return f"\\textbf{{{text}}}" if row in section.best(missing) else text
+def _latex_score(section: Section, row: tuple[str, str], missing: str, measure: Measure) -> str:
+    text = latex_text(score_text(section.cell(*row, missing), measure))
+    return f"\\textbf{{{text}}}" if row in section.best(missing, measure) else text
 
 
 def latex_text(text: str) -> str:
