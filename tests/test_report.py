@@ -22,8 +22,9 @@ from mlemiss.trainer.experiments.run_folder import RunFolder
 from mlemiss.trainer.experiments.side_by_side import left_out, markdown
 from mlemiss.trainer.report.csv_files import export_csv
 from mlemiss.trainer.report.figures import accuracy_by_epoch, accuracy_by_rate, groups, offsets, rates
+from mlemiss.trainer.report.latex import export_latex
 from mlemiss.trainer.report.report import load_results, render_report, write_report
-from mlemiss.trainer.report.tables import export_latex, print_results, results_table, sections
+from mlemiss.trainer.report.tables import print_results, results_table, sections
 from mlemiss.trainer.settings import Settings
 from rich.console import Console
 

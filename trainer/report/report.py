@@ -45,6 +45,7 @@ from .tables import (
     source_text,
     span_text,
     spread_text,
+    worse_text,
 )
 
 OPEN_ROWS = 30  # tables longer than this are folded away
@@ -217,7 +218,7 @@ def _section(part: Section, compared: Sequence[dict]) -> dict:
         "title": part.title,
         "columns": [column_text(missing) for missing in part.columns],
         "methods": _scores(part),
-        "notes": part.notes(compared),
+        "notes": part.notes(compared) + worse_text(part, compared),
         "cells": [_cell(part, result) for result in part.results],
         "measures": [
             (measure.name, _scores(part, measure))
