@@ -84,7 +84,13 @@ MissingOption = Annotated[
         help="What training lacks: audio:0.5, audio:0.3+visual:0.3, none, of any modality; repeated or a list."
     ),
 ]
-MissingTestOption = Annotated[str, typer.Option(help="What validation and test clips lack.")]
+MissingTestOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="What validation and test clips lack (default: none); further ones, repeated or a list, are more tests of "
+        "each training."
+    ),
+]
 SplitOption = Annotated[str, typer.Option(help="clip, or a column whose equal values stay together.")]
 SplitsOption = Annotated[Path | None, typer.Option(help="Somebody else's splits, a CSV of `store masks`.")]
 MasksOption = Annotated[
@@ -122,7 +128,7 @@ def train(
     compiled: CompileOption = False,
     method: MethodOption = None,
     fusion: FusionOption = None,
-    missing_test: MissingTestOption = "none",
+    missing_test: MissingTestOption = None,
     dataset: Annotated[str | None, typer.Option(help="Which dataset's stores (default: the only one).")] = None,
     seeds: SeedsOption = 5,
     split: SplitOption = "clip",
@@ -156,8 +162,8 @@ def train(
     trunk = _end_to_end(end_to_end, init, **how, micro_batch=micro_batch, precision=precision)
     if trunk and features:
         raise InputError("--end-to-end and --features exclude each other: features are cached.\nGive one of them.")
-    texts = comma_list(missing)
-    for text in [missing_test, *([] if masks else texts)]:
+    texts, tests = comma_list(missing), comma_list(missing_test or ["none"])
+    for text in [*tests, *([] if masks else texts)]:
         parse_missing(text, modalities=None)  # wrong ones are told before any store is looked for
     settings = Settings(epochs, _batch_size(batch_size, trunk), lr, weight_decay, hidden, dim, marginal)
     wanted = [MEDIA] if trunk else parse_features(features or list(DEFAULT))
@@ -165,7 +171,7 @@ def train(
     found = found or [open_features(one, stores, dataset) for one in wanted]
     files = read_given(splits, masks, tuple(dict.fromkeys(name for one in found for name in one.modalities)))
     specs = [files.setting(text) for text in texts]
-    held_out, splits_by = files.held_out(missing_test), [files.split_name(split)]
+    held_out, splits_by = [files.held_out(text) for text in tests], [files.split_name(split)]
     methods = comma_list(method or (["mle"] if trunk else ["mle", EACH]))
     grid = Grid(methods, comma_list(fusion or ["addition"]), specs, held_out, seeds, splits_by)
     opened = [files.apply(one, seeds, specs) for one in found]
@@ -181,6 +187,10 @@ def finish_training(document: dict, out: Path, as_json: bool) -> int:
         print_json(document)
     else:
         print_results(document)
+        if any(result.get("tests") for result in document["results"]):
+            from .report.matrix import print_matrices
+
+            print_matrices(document)
     say(f"results: {out / 'results.json'}\nreport:  {out / 'report.html'}")
     return DONE
 

@@ -3,6 +3,7 @@
 Shapes: R runs, M modalities, S segments a clip, D features, C classes, n rows. A row is a segment: clip * S + s.
 """
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -27,12 +28,17 @@ PARTS = {TRAIN: "training", VALIDATION: "validation", TEST: "test"}
 
 @dataclass(frozen=True)
 class RunSpec:
-    """Everything that the data of one run depend on."""
+    """Everything that the data of one run depend on.
+
+    missing_test: what validation and test clips lack. more_tests: what test clips lack in further tests of the same
+    training.
+    """
 
     seed: int
     missing: Missing | Setting = NOTHING
     missing_test: Missing = NOTHING
     split: str = "clip"
+    more_tests: tuple[Missing, ...] = ()
 
     @property
     def name(self) -> str:
@@ -44,12 +50,16 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class Run:
-    """One run's view of the usable clips, on the host: part int8 [clip] and observed bool [clip, M]."""
+    """One run's view of the usable clips, on the host: part int8 [clip] and observed bool [clip, M].
+
+    more_tests: what is observed in each further test, bool [clip, M] each.
+    """
 
     spec: RunSpec
     part: np.ndarray
     observed: np.ndarray
     modalities: tuple[str, ...]
+    more_tests: tuple[np.ndarray, ...] = ()
 
     def training_clips(self, rows: Rows) -> np.ndarray:
         """Return the training clips with something observed that ``rows`` chooses: bool [clip]."""
@@ -69,6 +79,7 @@ class RunResult:
     test_accuracy: list[float] = field(default_factory=list)
     seconds: float = 0.0  # its share of its group's
     device: str = ""
+    more_probabilities: list[np.ndarray] = field(default_factory=list)  # [n, C] of each further test
 
 
 class Clips:
@@ -116,14 +127,15 @@ class Clips:
         Raises:
             InputError: a missing spec of other modalities, an empty part, or a class in none of the training clips.
         """
-        for missing in (spec.missing, spec.missing_test):
+        tests = (spec.missing_test, *spec.more_tests)
+        for missing in (spec.missing, *tests):
             if isinstance(missing, Missing):
                 parse_missing(missing.name, self.modalities)
         part = self.store.split(spec.seed, spec.split)
         hidden = self.store.missing(spec.missing, spec.seed, part == TRAIN)
-        for held_out in (VALIDATION, TEST):
-            hidden = hidden | self.store.missing(spec.missing_test, spec.seed, part == held_out)
-        part, observed = part[self.kept], self.present & ~hidden[self.kept]
+        hidden = hidden | self.store.missing(spec.missing_test, spec.seed, part == VALIDATION)
+        hidden = [hidden | self.store.missing(one, spec.seed, part == TEST) for one in tests]
+        part, (observed, *more) = part[self.kept], [self.present & ~one[self.kept] for one in hidden]
         drawn = f"{self.store.path}: the split by {spec.split} with seed {spec.seed}"
         for value, name in PARTS.items():
             if not (part == value).any():
@@ -135,7 +147,7 @@ class Clips:
                 f"{drawn} has held-out clips but no training clip of {names}.\n"
                 f"Preprocess more clips, or choose another --split."
             )
-        return Run(spec, part, observed, self.modalities)
+        return Run(spec, part, observed, self.modalities, tuple(more))
 
 
 class Dataset:
@@ -162,7 +174,7 @@ class Dataset:
 
     def check_finite(self, run: Run) -> None:
         """Check that every value that a run observes is finite. InputError: one is not."""
-        bad = run.observed & ~self.finite
+        bad = np.any([run.observed, *run.more_tests], axis=0) & ~self.finite
         if bad.any():
             clip, m = np.argwhere(bad)[0]
             raise InputError(
@@ -295,6 +307,7 @@ class Runs(Blueprint):
         clips, device = dataset.clips, dataset.device
         observed = np.stack([r.observed for r in runs])  # [R, clip, M]
         held_out = np.stack([r.part != TRAIN for r in runs])  # [R, clip]
+        tested = np.stack([np.all([r.observed, *r.more_tests], axis=0) for r in runs])  # in every test
         self.trained_on = np.stack([r.training_clips(rows) for r in runs])
         self.observed = torch.as_tensor(observed, device=device)
         each = zip(observed, self.trained_on, hide, strict=True)
@@ -310,11 +323,18 @@ class Runs(Blueprint):
             moments=[self._moments(m) for m in range(len(clips.modalities))],
             log_prior=prior.log().float().to(device),
             lacking=((~observed & self.trained_on[..., None]).any((0, 1)) | (hides > 0).any(0)).tolist(),
-            lacking_held_out=(~observed & held_out[..., None]).any((0, 1)).tolist(),
+            lacking_held_out=(~tested & held_out[..., None]).any((0, 1)).tolist(),
             device=device,
             rates=rates,
         )
         self.draws = Draws(observed, self.trained_on, self.segments, self.seeds, hides, shares)
+
+    def of_test(self, place: int) -> "Runs":
+        """Return these runs as a further test, by its place, has them: other test clips lack something."""
+        view = copy.copy(self)
+        view.observed = torch.as_tensor(np.stack([run.more_tests[place] for run in self.runs]), device=self.device)
+        view._anything_missing = [True] * len(self.modalities)
+        return view
 
     def batches(self, stage: Stage, steps: int, batch_size: int) -> "Batches":
         """Return what yields the batches of a stage, epoch by epoch."""

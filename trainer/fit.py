@@ -115,9 +115,11 @@ class Training:
                 result.total_epochs += epochs
         with torch.no_grad():
             self.method.prepare_predictions(self.runs.lacking_held_out)
-        probability = HeldOut(self.runs, TEST).score(self.method)[2].cpu().numpy()
+        more = [self.runs.of_test(place) for place in range(len(self.runs.runs[0].more_tests))]
+        probability, *others = [HeldOut(one, TEST).score(self.method)[2].cpu().numpy() for one in (self.runs, *more)]
         for r, result in enumerate(self.results):
             result.probability = probability[r, : len(result.test_clips)]
+            result.more_probabilities = [other[r, : len(result.test_clips)] for other in others]
         return self.results
 
     def train_stage(self, stage: Stage, steps: int) -> int:
