@@ -19,15 +19,16 @@ from ..end_to_end.end_to_end import EndToEnd
 from ..report.report import write_report
 from ..settings import Settings
 from .experiments import check_stores, clips_as, command_line, run_plan, shown_progress
-from .grid import Grid, plan_grid
+from .grid import Grid
 from .run_folder import RESULTS, RunFolder
+from .tune import Tuned, plan_rows
 
 
 def train(
     stores: Sequence[FeatureStore],
     out: Path | None,
     grid: Grid,
-    settings: Settings,
+    settings: Settings | Tuned,
     device: str = "auto",
     *,
     end_to_end: EndToEnd | None = None,
@@ -40,7 +41,7 @@ def train(
         stores: of features; of media to train end to end.
         out: the folder; by default a new runs/DATE-NAME.
         grid: what is combined.
-        settings: hyper-parameters.
+        settings: hyper-parameters, or those that were chosen for each row.
         device: auto, cpu, cuda or mps.
         end_to_end: how a backbone is trained too. What an earlier run of the same into ``out`` finished is kept.
         save_weights: keep what was trained.
@@ -63,7 +64,8 @@ def train(
         lacking = dict(zip(store.modalities, (~store.present).sum(0).tolist(), strict=True)) if store.joined else {}
         without = f"; without {missing_counts(lacking)}" * any(lacking.values())
         say(f"store {store.path}: {amount(len(store.clip_id), 'clip')}{made_with}{without}")
-    say(f"device {where}; {amount(len(grid.seeds), 'seed')}; {_listed(asdict(settings))}")
+    chosen = _listed(asdict(settings)) if isinstance(settings, Settings) else settings.text
+    say(f"device {where}; {amount(len(grid.seeds), 'seed')}; {chosen}")
     if end_to_end:
         say(f"end to end: {_listed(end_to_end.describe())}")
     name = "-".join(dict.fromkeys([store.dataset for store in stores] + grid.methods))[:60]
@@ -73,7 +75,7 @@ def train(
     ):
         folder = RunFolder(path, resume=resume, save_weights=save_weights)
         with shown_progress("train") as report:
-            plan = plan_grid(stores, grid, settings, clips_as(end_to_end))
+            plan = plan_rows(stores, grid, settings, clips_as(end_to_end))
             document = run_plan(plan, where, folder, command=command_line(), progress=report, say=say)
         write_report([document], path / "report.html")
     return document, path
