@@ -19,10 +19,10 @@ from ..report.tables import source_text, weights_text
 from ..settings import Settings
 from . import side_by_side
 from .experiments import check_stores, clips_as, command_line, run_plan, shown_progress
-from .grid import Grid, GridPlan
+from .grid import Grid, GridPlan, plan_grid
 from .paper import Exhibit
 from .run_folder import RunFolder
-from .tune import Tuned, plan_rows
+from .tune import Tuned
 
 
 def choose_stores(
@@ -104,13 +104,14 @@ def reproduce(
     Raises:
         InputError: stores of the wrong kind, or another process works in the folder.
     """
-    check_stores(stores, settings, end_to_end)
+    plain = isinstance(settings, Settings)
+    check_stores(stores, settings if plain else None, end_to_end)
     keep_freed_memory()
     where = torch.device(resolve_device(device))
     lines = [ran_on(exhibit, store, end_to_end) for store in stores]
     for line in [exhibit.title, *(f"left out {line}" for line in absent), *lines]:
         say(line)
-    plan = plan_rows(stores, grid, settings, clips_as(end_to_end))
+    plan = plan_grid(stores, grid, settings, clips_as(end_to_end)) if plain else settings.plan(stores, grid)
     say(f"{amount(len(plan.cells), 'cell')} of {amount(len(grid.seeds), 'seed')} on {where}")
     folder = RunFolder(out, resume=True, exhibit=exhibit.name)
     with only_one(out / ".lock", str(out)):

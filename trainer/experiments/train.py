@@ -19,9 +19,9 @@ from ..end_to_end.end_to_end import EndToEnd
 from ..report.report import write_report
 from ..settings import Settings
 from .experiments import check_stores, clips_as, command_line, run_plan, shown_progress
-from .grid import Grid
+from .grid import Grid, plan_grid
 from .run_folder import RESULTS, RunFolder
-from .tune import Tuned, plan_rows
+from .tune import Tuned
 
 
 def train(
@@ -50,7 +50,8 @@ def train(
     Raises:
         InputError: stores of the wrong kind, results of another run in the folder, or the folder cannot be made.
     """
-    check_stores(stores, settings, end_to_end, save_weights)
+    plain = isinstance(settings, Settings)
+    check_stores(stores, settings if plain else None, end_to_end, save_weights)
     writable_folder(out or Path("runs"), "--out")
     resume = end_to_end is not None and out is not None
     if out and (out / RESULTS).exists() and not replace:
@@ -64,7 +65,7 @@ def train(
         lacking = dict(zip(store.modalities, (~store.present).sum(0).tolist(), strict=True)) if store.joined else {}
         without = f"; without {missing_counts(lacking)}" * any(lacking.values())
         say(f"store {store.path}: {amount(len(store.clip_id), 'clip')}{made_with}{without}")
-    chosen = _listed(asdict(settings)) if isinstance(settings, Settings) else settings.text
+    chosen = _listed(asdict(settings)) if plain else settings.text
     say(f"device {where}; {amount(len(grid.seeds), 'seed')}; {chosen}")
     if end_to_end:
         say(f"end to end: {_listed(end_to_end.describe())}")
@@ -75,7 +76,7 @@ def train(
     ):
         folder = RunFolder(path, resume=resume, save_weights=save_weights)
         with shown_progress("train") as report:
-            plan = plan_rows(stores, grid, settings, clips_as(end_to_end))
+            plan = plan_grid(stores, grid, settings, clips_as(end_to_end)) if plain else settings.plan(stores, grid)
             document = run_plan(plan, where, folder, command=command_line(), progress=report, say=say)
         write_report([document], path / "report.html")
     return document, path

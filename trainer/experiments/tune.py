@@ -9,7 +9,7 @@ Test clips choose nothing.
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,7 +25,6 @@ from ...pipeline.files import write_json
 from ...pipeline.stores.claim import only_one
 from ...pipeline.stores.store import FeatureStore
 from .. import methods as registry
-from ..data import Clips
 from ..report.draws import settings_text, write_draws
 from ..settings import Settings
 from .experiments import check_stores, command_line, describe_cell, run_plan, shown_progress
@@ -201,6 +200,18 @@ class Tuned:
         """Say where the settings are from."""
         return f"settings of {self.path}, chosen among {amount(self.facts['draws'], 'draw')} of each row"
 
+    def plan(self, stores: Sequence[FeatureStore], grid: Grid) -> GridPlan:
+        """Plan a grid with the settings that were chosen for each of its rows.
+
+        InputError: see `grid.plan_grid` and `settings`, or seeds that were tuned on.
+        """
+        if shared := set(grid.seeds) & set(self.facts["seeds"]):
+            raise InputError(f"seeds {sorted(shared)} were tuned on: they cannot be reported.\nTake other seeds.")
+        plan = plan_grid(stores, grid, self.settings)
+        for cell in plan.cells:
+            cell.tuned = self.describe(cell)
+        return plan
+
     def settings(self, cell: Cell) -> list[Settings]:
         """Return the settings that were chosen for a cell's row, or the defaults where it could not be trained.
 
@@ -233,23 +244,3 @@ class Tuned:
         store = cell.clips.store
         features = cell.clips.describe()["features"]
         return store.dataset, features, store.fingerprint, cell.method, cell.fusion, cell.missing.name, cell.split
-
-
-def plan_rows(
-    stores: Sequence[FeatureStore],
-    grid: Grid,
-    settings: Settings | Tuned,
-    clips_of: Callable[[FeatureStore], Clips] = Clips,
-) -> GridPlan:
-    """Plan a grid with settings of all its rows, or with those that were chosen for each.
-
-    InputError: see `grid.plan_grid` and `Tuned.settings`, or seeds that were tuned on.
-    """
-    if isinstance(settings, Settings):
-        return plan_grid(stores, grid, settings, clips_of)
-    if shared := set(grid.seeds) & set(settings.facts["seeds"]):
-        raise InputError(f"seeds {sorted(shared)} were tuned on: they cannot be reported.\nTake other seeds.")
-    plan = plan_grid(stores, grid, settings.settings, clips_of)
-    for cell in plan.cells:
-        cell.tuned = settings.describe(cell)
-    return plan

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from ...pipeline.console import plain
 from ...pipeline.page import COLOURS, STYLE, render, svg, write_page
@@ -18,8 +18,8 @@ AXES: Mapping[str, str] = {  # name -> scale
     "dropout": "linear",
     "hide": "linear",
     "complete_share": "linear",
-    "hidden": "log",
-    "dim": "log",
+    "hidden": "linear",
+    "dim": "linear",
 }
 NONE = -0.1  # where a share that is not set is drawn
 TALL, WIDE = 1.25, 1.75  # inches of a panel
@@ -73,26 +73,18 @@ def picture(rows: Sequence[Mapping]) -> str:
 
     Validation accuracy stands against the setting's value. The defaults are a square, the choice a large dot.
     """
-    own = sorted({name for row in rows for name in row["drawn"][0]["own"] or {}} | _own(rows))
+    own = sorted({name for row in rows for drawn in row["drawn"] for name in drawn["own"]})
     names = [name for name in (*AXES, *own) if _varies(rows, name)] or ["lr"]
-    low = min(min(row["validation"]) for row in rows)
-    high = max(max(row["validation"]) for row in rows)
     with rc_context(STYLE):
         figure = Figure(figsize=(1 + WIDE * len(names), 0.5 + TALL * len(rows)), layout="constrained")
-        grid = figure.subplots(len(rows), len(names), squeeze=False, sharey=True)
+        grid = figure.subplots(len(rows), len(names), squeeze=False, sharex="col", sharey="row")
         for row, axes in zip(rows, grid, strict=True):
             axes[0].set_ylabel(f"{row['method']}\n{row['fusion']}", fontsize=7)
             for name, axis in zip(names, axes, strict=True):
                 _panel(axis, row, name)
-                if row is rows[-1]:
-                    axis.set_xlabel(name.replace("_", " "), fontsize=8)
-        margin = max(0.05 * (high - low), 0.5)
-        grid[0][0].set_ylim(low - margin, high + margin)
+                if row is rows[0]:
+                    axis.set_title(name.replace("_", " "), fontsize=8)
         return svg(figure)
-
-
-def _own(rows: Sequence[Mapping]) -> set[str]:
-    return {name for row in rows for drawn in row["drawn"] for name in drawn["own"]}
 
 
 def _value(settings: Mapping, name: str) -> float | None:
@@ -108,7 +100,7 @@ def _panel(axis, row: Mapping, name: str) -> None:
     scale = AXES.get(name, "log")
     points = [(_value(drawn, name), score) for drawn, score in zip(row["drawn"], row["validation"], strict=True)]
     if all(value is None for value, _ in points):
-        axis.set_visible(False)  # another method's own
+        axis.axis("off")  # another method's own
         return
     unset = NONE if scale == "linear" else None
     drawn = [(unset if value is None else value, score) for value, score in points]
@@ -120,5 +112,6 @@ def _panel(axis, row: Mapping, name: str) -> None:
     axis.set_xscale(scale)
     if scale == "log":
         axis.xaxis.set_minor_locator(NullLocator())
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.yaxis.set_major_locator(MaxNLocator(3))
-    axis.tick_params(labelsize=7)
+    axis.tick_params(labelsize=7, labelbottom=name not in AXES or None)
