@@ -88,9 +88,7 @@ def test_trained_weights_of_another_library(shared_data, tmp_path, mlemiss):
     (media,) = (store for name, store in made.items() if name == "media")
     frames = media.read("frames")[0, :3]
     mean, std = (torch.tensor(network.pretrained_cfg[name])[:, None, None] for name in ("mean", "std"))
-    small = torch.nn.functional.interpolate(
-        torch.as_tensor(frames).movedim(-1, 1) / 255.0, 224, mode="bilinear"
-    )
+    small = torch.nn.functional.interpolate(torch.as_tensor(frames).movedim(-1, 1) / 255.0, 224, mode="bilinear")
     with torch.no_grad():
         pooled = network.forward_head(network.forward_features((small - mean) / std), pre_logits=True)
     found = torch.as_tensor(store.read("visual")[0, :3].astype(np.float32))
