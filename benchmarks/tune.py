@@ -3,9 +3,9 @@
     python benchmarks/tune.py STORE [--draws 30] [--seeds 5] [--method mle,...] [--missing visual:0.9] [--split subject]
         [--commands 6]
 
-The tuning runs whole. Of the separate commands only so many run, spread over methods and draws, and their mean is taken
-for all: seconds of one command, start-up included, times draws and methods. Both run in processes of their own, one after
-the other. The last line is JSON.
+The tuning runs whole. Of the separate commands only so many run, spread over methods and draws, and their mean is
+taken for all: seconds of one command, start-up included, times draws and methods. Both run in processes of their own,
+one after the other. The last line is JSON.
 """
 
 import argparse
