@@ -45,7 +45,7 @@ def load_results(run: Path) -> dict:
     path = run / "results.json" if run.is_dir() else run
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        results = document["results"]
+        results = [{**result} for result in document["results"]]  # objects, each of them
     except OSError:
         raise InputError(f"no results at {path}.\nName the folder a `mlemiss train` wrote.") from None
     except (ValueError, KeyError, TypeError):

@@ -29,7 +29,17 @@ from .tables import Section, column_text, comparisons_text, grouped_text, sectio
 
 PAGE, MARKER = "index.html", "site.json"
 TEMPLATES = Path(__file__).parent / "templates"
-TEXTS = ("dataset", "features", "store", "split", "missing", "missing_test", "method", "fusion")  # of a result
+TEXTS = (
+    "dataset",
+    "features",
+    "store",
+    "split",
+    "missing",
+    "missing_test",
+    "method",
+    "fusion",
+    "device",
+)  # of a result
 MEASURES = {"macro_f1": "macro F1", "weighted_f1": "weighted F1", "uar": "UAR", "nll": "NLL", "ece": "ECE"}
 MARKS = {
     "": ("", ""),
@@ -162,7 +172,7 @@ def _check(document: dict) -> None:
     """Check that the results have what a leaderboard shows. InputError: one has not, by its number."""
     for number, r in enumerate(document["results"], 1):
         try:
-            result_row(r)
+            result_row(r), Section((r,)).notes(), Section((r,)).title, dict(r["versions"])
             scores = [*r["test_accuracy"], r["mean"]]
             sound = len(r["seeds"]) == len(scores) - 1 > 0 and all(0 <= score <= 100 for score in scores)
             sound = sound and all(isinstance(r[name], str) for name in TEXTS)
