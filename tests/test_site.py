@@ -178,15 +178,15 @@ def test_files_hold_what_results_hold(runs, whole):
 def test_runs_are_told(runs, whole):
     folder, notes = whole
     page = page_of(folder)
-    rows = {row[0][0]: [text for text, _ in row] for row in page.table("Runs")[1:]}
+    rows = {row[1][0]: [text for text, _ in row] for row in page.table("Runs")[1:]}
     assert list(rows) == ["first", "more", "faster", "lacking", "subject", "other", "cut"]
-    assert rows["first"][1] == "finished" and rows["cut"][1] == "unfinished: 1 cell more planned"
-    assert rows["first"][-2:] == ["9", "5"] and rows["more"][-2:] == ["1", "2"]
-    assert notes[-1] == "cut: unfinished: 1 cell more planned" and len(notes) == 3
+    assert rows["first"][2] == "finished" and rows["cut"][2] == "unfinished: 1 planned cell left"
+    assert rows["first"][3:5] == ["9", "5"] and rows["more"][3:5] == ["1", "2"]
+    assert notes[-1] == "cut: unfinished: 1 planned cell left" and len(notes) == 3
     assert (
         "toy toy mle addition audio:0.5: both in more and in first, which counts as it has 5 seeds, not 2" in notes[0]
     )
-    assert "both in other and in cut, which counts as it is named later; the accuracies are the same" in page.text
+    assert "both in other and in cut, which counts as it is named later; the means are the same" in page.text
     assert "Tested: 96" not in page.text and re.search(r"Tested: \d+ speakers, \d+ clips, 2 seeds; ", page.text)
 
 
@@ -208,8 +208,22 @@ def test_a_run_named_twice_counts_once(runs, tmp_path, monkeypatch):
     ]
     assert "2 combinations" not in notes[2] and "which counts as it is named later" in notes[2]
     rows = page_of(tmp_path / "site").table("Runs")[1:]
-    assert [row[0][0] for row in rows] == [str(runs / "more"), str(tmp_path / "deep" / "more")]  # names apart
-    assert [row[-2][0] for row in rows] == ["0", "2"]
+    assert [row[1][0] for row in rows] == [str(runs / "more"), str(tmp_path / "deep" / "more")]  # names apart
+    assert [row[3][0] for row in rows] == ["0", "2"]
+
+
+def test_predictions_that_are_gone(runs, tmp_path):
+    odd = tmp_path / "odd\u202e"  # its name is shown changed, and its predictions are found all the same
+    shutil.copytree(runs / "first", odd)
+    write_site([odd], tmp_path / "site")
+    assert "could not be recomputed" not in page_of(tmp_path / "site").text
+    pairs = rows_of(tmp_path / "site" / "comparisons.csv")
+    shutil.rmtree(odd / "predictions")
+    write_site([odd], tmp_path / "site")
+    text = page_of(tmp_path / "site").text
+    assert "how many speakers were tested is not known" in text and "9 of them could not be recomputed" in text
+    again = rows_of(tmp_path / "site" / "comparisons.csv")
+    assert [(c["difference"], c["verdict"]) for c in again] == [(c["difference"], c["verdict"]) for c in pairs]
 
 
 def entry(a, b, difference, verdict, missing="none"):
@@ -271,7 +285,7 @@ def test_what_is_no_run_is_named_and_nothing_is_written(runs, tmp_path, make, wh
     with pytest.raises(InputError) as told:
         write_site([runs / "first", tmp_path / "bad", tmp_path / "absent"], tmp_path / "site")
     text = str(told.value)
-    assert text.startswith("2 of 3 runs cannot be read, so no leaderboard was written:\n")
+    assert text.startswith("2 of 3 runs cannot be read, so nothing was written:\n")
     assert why in text and str(tmp_path / "bad") in text and f"no results at {tmp_path / 'absent'}" in text
     assert {path.name for path in tmp_path.iterdir()} <= {"bad"}
 
@@ -293,7 +307,7 @@ def test_an_older_leaderboard_is_replaced_whole(runs, tmp_path):
     write_site([runs / "more"], tmp_path / "link")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "site"] and (tmp_path / "link").is_symlink()
     assert [path.name for path in (folder / "tables").iterdir()] == ["01-toy-toy.csv"]
-    assert [row[0][0] for row in page_of(folder).table("Runs")[1:]] == ["more"]
+    assert [row[1][0] for row in page_of(folder).table("Runs")[1:]] == ["more"]
 
 
 @pytest.mark.parametrize(
@@ -394,9 +408,16 @@ def test_the_command(runs, tmp_path, mlemiss):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "runs", "site"]
 
 
-def dump(page, folder):
+def dump(page, folder, *flags):
     """The page as a browser has it after its script ran."""
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}", "--dump-dom"]
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={folder / 'profile'}",
+        *flags,
+        "--dump-dom",
+    ]
     done = subprocess.run(["chromium", *flags, page.as_uri()], check=True, capture_output=True, timeout=120)
     return done.stdout.decode()
 
@@ -431,3 +452,11 @@ def test_heads_sort_in_a_browser(whole, tmp_path):
     rows, states = clicked(4, 0)
     assert [row[0][0] for row in rows] == ["audio-only", "hgr", "mle", "zero-padding"]
     assert states == ["ascending", "", "", "", "", "", ""]
+    # On a phone the page is as wide as the screen, whatever is folded open; tables and curves scroll by themselves.
+    widths = "document.querySelectorAll('details').forEach(one => one.open = true);"
+    widths += "const all = document.documentElement; document.title = all.scrollWidth <= all.clientWidth;"
+    widths += (
+        "document.title += document.querySelector('.wide').scrollWidth > document.querySelector('.wide').clientWidth;"
+    )
+    (tmp_path / "page.html").write_text(html.replace("</body>", f"<script>{widths}</script></body>"))
+    assert "<title>truetrue</title>" in dump(tmp_path / "page.html", tmp_path, "--window-size=400,900")

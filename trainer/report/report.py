@@ -45,13 +45,15 @@ def load_results(run: Path) -> dict:
     path = run / "results.json" if run.is_dir() else run
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        results = [{**result} for result in document["results"]]  # objects, each of them
+        results = document["results"]
     except OSError:
         raise InputError(f"no results at {path}.\nName the folder a `mlemiss train` wrote.") from None
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path} is no results file of mlemiss train.\nName the folder it wrote.") from None
     if document.get("schema") != 1:
         raise InputError(f"{path}: expected results of schema 1, found {document.get('schema')!r}.")
+    if not isinstance(results, list) or not all(isinstance(result, dict) for result in results):
+        raise InputError(f"{path} is no results file of mlemiss train.\nName the folder it wrote.")
     if not results:
         raise InputError(f"{path} holds no finished result yet.\nWait for the training, or run it again.")
     return document

@@ -9,37 +9,27 @@ import base64
 import hashlib
 import json
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
-from ...pipeline.console import amount, plain, writable_folder
+from ...pipeline.console import writable_folder
 from ...pipeline.errors import InputError
 from ...pipeline.files import remove_tree, temporary_beside, write_json
 from ...pipeline.page import render, write_page
 from ...pipeline.stores.masks import parse_missing
-from .comparisons import current, family_key, read_outcomes, units_of, units_text
+from .comparisons import read_outcomes, units_of, units_text
 from .csv_files import comparison_row, result_row, write_rows
 from .figures import accuracy_by_rate, groups
-from .report import compare_documents, load_run
+from .report import compare_documents
+from .runs import NamedRun, choose_results, read_runs
 from .tables import Section, column_text, comparisons_text, grouped_text, sections, side_row, source_text, span_text
 
 PAGE, MARKER = "index.html", "site.json"
-TEMPLATES = Path(__file__).parent / "templates"
-TEXTS = (
-    "dataset",
-    "features",
-    "store",
-    "split",
-    "missing",
-    "missing_test",
-    "method",
-    "fusion",
-    "device",
-)  # of a result
+PHONE = 360  # points: a wider figure is not shrunk to a phone's width
+HERE = Path(__file__).parent / "templates"
 MEASURES = {"macro_f1": "macro F1", "weighted_f1": "weighted F1", "uar": "UAR", "nll": "NLL", "ece": "ECE"}
 MARKS = {
     "": ("", ""),
@@ -47,25 +37,6 @@ MARKS = {
     "level": ("○", " level with the highest"),
     "unknown": ("?", " no verdict"),
 }
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run of the leaderboard. name: its folder's, or its path where several folders have that name."""
-
-    number: int
-    name: str
-    document: dict
-
-    @property
-    def state(self) -> str:
-        """Say whether the run was finished when its results were read."""
-        if left := self.document.get("unfinished"):
-            return f"unfinished: {amount(left, 'cell')} more planned"
-        kept = Counter((family_key(r), r["missing"]) for r in self.document["results"] if r.get("predictions"))
-        if not self.document.get("comparisons") and max(kept.values(), default=0) > 1:
-            return "unfinished: its comparisons were never made"
-        return "finished"
 
 
 def write_site(paths: Sequence[Path], folder: Path) -> list[str]:
@@ -80,26 +51,21 @@ def write_site(paths: Sequence[Path], folder: Path) -> list[str]:
         InputError: a run has no results that can be read (all such are named), or the folder cannot be replaced.
     """
     folder = check_folder(folder)
-    paths, notes = _once(paths)
-    runs = _read(paths)
+    runs, notes = read_runs(paths)
+    repeats = choose_results(runs)
     documents = [run.document for run in runs]
-    repeats = _choose(runs)
-    comparisons = plain(compare_documents(documents))
-    parts = sections(documents)
-    notes += [f"{what}: {why}" for what, why in repeats]
-    notes += [f"{run.name}: {run.state}" for run in runs if run.state != "finished"]
+    comparisons, parts = compare_documents(documents), sections(documents)
+    tables = [_table(number, part, comparisons) for number, part in enumerate(parts, 1)]
+    names = {run.number: run.name for run in runs}
+    rows = [[{"run": names[r["run"]]} | result_row(r) for r in part.results] for part in parts]
+    files = {table["csv"]: of for table, of in zip(tables, rows, strict=True)}
+    files |= {"results.csv": list(chain(*rows)), "comparisons.csv": [comparison_row(c) for c in comparisons]}
+    page = _page(tables, parts, runs, repeats)
     temporary = temporary_beside(folder)
     try:
-        temporary.mkdir(parents=True)
-        tables = [_table(number, part, comparisons, runs) for number, part in enumerate(parts, 1)]
-        files = {"results.csv": [_row(r, runs) for part in parts for r in part.results]}
-        files["comparisons.csv"] = [comparison_row(current(c)) for c in comparisons]
-        files |= {
-            table["csv"]: [_row(r, runs) for r in part.results] for table, part in zip(tables, parts, strict=True)
-        }
-        for name, rows in files.items():
-            write_rows(temporary / name, rows)
-        write_page(_page(tables, parts, runs, repeats), temporary / PAGE)
+        for name, of in files.items():
+            write_rows(temporary / name, of)
+        write_page(page, temporary / PAGE)
         write_json(temporary / MARKER, {"mlemiss_site": 1, "files": sorted([*files, PAGE])})
         _move(temporary, folder)
     except OSError as error:
@@ -107,7 +73,8 @@ def write_site(paths: Sequence[Path], folder: Path) -> list[str]:
         raise InputError(f"{what}\nMake room, or name another folder.") from error
     finally:
         remove_tree(temporary)
-    return notes
+    unfinished = [f"{run.name}: {run.state}" for run in runs if run.state != "finished"]
+    return notes + [f"{what}: {why}" for what, why in repeats] + unfinished
 
 
 def check_folder(folder: Path) -> Path:
@@ -121,9 +88,8 @@ def check_folder(folder: Path) -> Path:
     writable_folder(folder.parent, "--site")
     if not folder.exists():
         return folder
-    there = {
-        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()
-    }
+    inside = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    there = {path.relative_to(folder).as_posix() for path in inside}
     try:
         marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
         ours = {MARKER, *marker["files"]} if marker["mlemiss_site"] == 1 else set()
@@ -138,79 +104,7 @@ def check_folder(folder: Path) -> Path:
     return folder
 
 
-def _once(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
-    """Return the runs, each once however its path is written, and what to tell of those named again."""
-    found: dict[Path, Path] = {}
-    again = []
-    for path in paths:
-        place = path.parent if path.name == "results.json" and path.is_file() else path
-        if found.setdefault(place.resolve(), path) is not path:
-            again.append(f"{path} is named twice: it counts once")
-    return list(found.values()), again
-
-
-def _read(paths: Sequence[Path]) -> list[Run]:
-    """Read all runs, or none. InputError: names every run that cannot be read, with the reason."""
-    documents, wrong = [], []
-    for path in paths:
-        try:
-            document = plain(load_run(path))
-            _check(document)
-            documents.append(document)
-        except InputError as error:
-            wrong.append(str(error).split("\n")[0] if str(path) in str(error) else f"{path}: {error}")
-    if wrong:
-        lines = "\n".join(f"  {line}" for line in wrong)
-        what = f"{len(wrong)} of {amount(len(paths), 'run')} cannot be read, so no leaderboard was written:\n{lines}"
-        raise InputError(f"{what}\nLeave them out, train them again, or wait for their first finished results.")
-    names = [(path.parent if path.is_file() else path).resolve().name for path in paths]
-    names = [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
-    return [Run(i, *both) for i, both in enumerate(zip(plain(names), documents, strict=True), 1)]
-
-
-def _check(document: dict) -> None:
-    """Check that the results have what a leaderboard shows. InputError: one has not, by its number."""
-    for number, r in enumerate(document["results"], 1):
-        try:
-            result_row(r), Section((r,)).notes(), Section((r,)).title, dict(r["versions"])
-            scores = [*r["test_accuracy"], r["mean"]]
-            sound = len(r["seeds"]) == len(scores) - 1 > 0 and all(0 <= score <= 100 for score in scores)
-            sound = sound and all(isinstance(r[name], str) for name in TEXTS)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError):
-            sound = False
-        if not sound:
-            raise InputError(f"result {number} is damaged, or was written by another program")
-
-
-def _choose(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """Leave each cell in one run alone: see `write_site`. Return cells that were in several, and which run counts."""
-    found: dict[tuple, list[tuple[Run, dict]]] = {}
-    for run in runs:
-        for r in run.document["results"]:
-            r["run"] = run.number
-            cell = (family_key(r), r["weights"], r["method"], r["fusion"], r["missing"], r.get("marginal"))
-            found.setdefault(cell, []).append((run, r))
-    told = []
-    for entries in found.values():
-        chosen, kept = max(reversed(entries), key=lambda entry: len(entry[1]["seeds"]))
-        for run, r in entries:
-            if r is not kept:
-                run.document["results"] = [one for one in run.document["results"] if one is not r]
-                seeds = len(kept["seeds"]), len(r["seeds"])
-                why = f"it has {seeds[0]} seeds, not {seeds[1]}" if seeds[0] > seeds[1] else "it is named later"
-                apart = abs(kept["mean"] - r["mean"])
-                numbers = "the accuracies are the same" if apart < 1e-9 else "the mean accuracies differ"
-                what = f"{r['dataset']} {r['features']} {r['method']} {r['fusion']} {r['missing']}"
-                told.append((what, f"both in {run.name} and in {chosen.name}, which counts as {why}; {numbers}"))
-    return grouped_text(told)
-
-
-def _row(result: Mapping, runs: Sequence[Run]) -> dict:
-    """Return a result as a row of results.csv, with the run that it is of."""
-    return {"run": runs[result["run"] - 1].name} | result_row(result)
-
-
-def _table(number: int, part: Section, comparisons: Sequence[dict], runs: Sequence[Run]) -> dict:
+def _table(number: int, part: Section, comparisons: Sequence[dict]) -> dict:
     """Return the facts of one table: scores with their marks, notes, curves and every result."""
     compared, columns = part.compared(comparisons), sorted(part.columns, key=_by_rate)
     marks = {missing: mark_best(part, compared, missing) for missing in columns}
@@ -224,21 +118,20 @@ def _table(number: int, part: Section, comparisons: Sequence[dict], runs: Sequen
         rows.append({"texts": row, "scores": scores, "seeds": seeds, "runs": sorted({cell["run"] for cell in there})})
     measures = [name for name in MEASURES if any(r.get(name) for r in part.results)]
     slug = re.sub(r"[^a-z0-9]+", "-", f"{part.of('dataset')} {part.of('features')}".lower())[:60].strip("-")
-    lines, settings = groups(part), part.results[0]
-    order = ["Rows are in the order of their mean over the columns that all have."] * (len(rows) > 1 and bool(whole))
+    rates = [svg for each in groups(part) if (svg := accuracy_by_rate(part, each))]
     return {
         "title": part.apart.removeprefix(f"by {part.of('split')}").removeprefix(", "),
         "size": len(part.results),
         "heads": _heads(["method", "fusion"], [*map(column_text, columns)], ["seeds", "run"]),
         "rows": rows,
         "notes": [
-            *order,
             _tested(part),
             *part.conditions(compared),
             *comparisons_text(compared),
-            _settings_text(settings),
+            _settings_text(part.results[0]),
         ],
-        "rates": [svg for each in lines if (svg := accuracy_by_rate(part, each))],
+        "rates": rates,
+        "wide": any(float(re.search(r'width="([\d.]+)pt"', svg)[1]) > PHONE for svg in rates),
         "cell_heads": _heads(
             ["method", "fusion", "missing"],
             ["accuracy", "low (95 %)", "high", *(MEASURES[name] for name in measures), "seeds", "run"],
@@ -321,19 +214,19 @@ def _settings_text(result: Mapping) -> str:
     return "Settings: " + ", ".join(f"{n} {v}" for n, v in values.items() if v not in ({}, None)) + "."
 
 
-def _page(tables: Sequence[dict], parts: Sequence[Section], runs: Sequence[Run], repeats: Sequence) -> str:
+def _page(tables: Sequence[dict], parts: Sequence[Section], runs: Sequence[NamedRun], repeats: Sequence) -> str:
     """Return the page: tables by dataset, features and split, then the runs."""
     topics: dict[str, list[dict]] = {}
     for table, part in zip(tables, parts, strict=True):
         topics.setdefault(f"{part.data}, {source_text(part.results[0])}, by {part.of('split')}", []).append(table)
-    script = (TEMPLATES / "site.js").read_text(encoding="utf-8")
+    script = (HERE / "site.js").read_text(encoding="utf-8")
     skipped = [(e["cell"], e["reason"]) for run in runs for e in run.document.get("skipped", [])]
     return render(
-        TEMPLATES,
+        HERE,
         "site.html",
         topics=topics,
         marks=MARKS,
-        run_heads=_heads(["run", "state", "made", "device", "versions"], ["no.", "results shown", "seeds"]),
+        run_heads=_heads(["no.", "run", "state"], ["results shown", "seeds"], ["made", "device", "versions"]),
         runs=[_run(run) for run in runs],
         told={"Results that several runs have": repeats, "Skipped combinations": grouped_text(skipped)},
         untrained=any(part.untrained for part in parts),
@@ -342,18 +235,17 @@ def _page(tables: Sequence[dict], parts: Sequence[Section], runs: Sequence[Run],
     )
 
 
-def _run(run: Run) -> dict:
+def _run(run: NamedRun) -> dict:
     """Return what is told of a run."""
     results = run.document["results"]
     devices = dict.fromkeys(r["device"] for r in results)
     versions = dict.fromkeys(", ".join(f"{n} {v}" for n, v in r["versions"].items()) for r in results)
-    made = run.document.get("created") or "–"
     return {
         "id": f"run-{run.number}",
-        "texts": [run.name, run.state, made, " and ".join(devices), " and ".join(versions)],
         "number": run.number,
-        "results": len(results),
-        "seeds": max((len(r["seeds"]) for r in results), default=0),
+        "texts": [run.number, run.name, run.state],
+        "numbers": [len(results), max((len(r["seeds"]) for r in results), default=0)],
+        "more": [run.document.get("created") or "–", " and ".join(devices), " and ".join(versions)],
         "command": run.document.get("command") or "–",
     }
 
