@@ -1,6 +1,7 @@
 """The verbs `train`, `reproduce`, `predict` and `report`. Whatever is heavy is imported inside the command."""
 
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -22,6 +23,7 @@ from .settings import Marginal, Settings
 
 if TYPE_CHECKING:
     from .end_to_end.end_to_end import EndToEnd
+    from .experiments.tune import Tuned
 
 EndToEndOption = Annotated[
     str | None,
@@ -86,6 +88,9 @@ SplitsOption = Annotated[Path | None, typer.Option(help="Somebody else's splits,
 MasksOption = Annotated[
     Path | None, typer.Option(help="Somebody else's masks: --missing then names settings of this CSV.")
 ]
+TunedOption = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Settings that a `tune` into this folder chose for each row.")
+]
 SaveWeightsOption = Annotated[bool, typer.Option("--save-weights", help="Keep what was trained, for predict.")]
 ExhibitArgument = Annotated[
     str, typer.Argument(metavar="table1|table2|figure4|figure5|figure6", help="What of the paper to reproduce.")
@@ -125,6 +130,7 @@ def train(
     hidden: HiddenOption = Settings.hidden,
     dim: DimOption = Settings.dim,
     weight_decay: WeightDecayOption = Settings.weight_decay,
+    tuned: TunedOption = None,
     device: DeviceOption = "auto",
     stores: StoresOption = Path("stores"),
     store: StoreOption = None,
@@ -150,7 +156,7 @@ def train(
         parse_missing(text, modalities=None)  # wrong ones are told before any store is looked for
     settings = Settings(epochs, _batch_size(batch_size, trunk), lr, weight_decay, hidden, dim, marginal)
     wanted = [MEDIA] if trunk else parse_features(features or list(DEFAULT))
-    found = list(map(open_store, _named_stores(store, features)))
+    found = list(map(open_store, named_stores(store, features)))
     found = found or [open_features(one, stores, dataset) for one in wanted]
     files = read_given(splits, masks, tuple(dict.fromkeys(name for one in found for name in one.modalities)))
     specs = [files.setting(text) for text in texts]
@@ -158,7 +164,7 @@ def train(
     grid = Grid(comma_list(method or ["mle"]), comma_list(fusion or ["addition"]), specs, held_out, seeds, splits_by)
     opened = [files.apply(one, seeds, specs) for one in found]
     how = {"end_to_end": trunk, "save_weights": save_weights}
-    return finish_training(*job.train(opened, out, grid, settings, device, **how), as_json)
+    return finish_training(*job.train(opened, out, grid, _chosen(tuned, settings, trunk), device, **how), as_json)
 
 
 def finish_training(document: dict, out: Path, as_json: bool) -> int:
@@ -196,6 +202,7 @@ def reproduce(
     hidden: HiddenOption = Settings.hidden,
     dim: DimOption = Settings.dim,
     weight_decay: WeightDecayOption = Settings.weight_decay,
+    tuned: TunedOption = None,
     device: DeviceOption = "auto",
     stores: StoresOption = Path("stores"),
     store: StoreOption = None,
@@ -221,12 +228,12 @@ def reproduce(
     out = writable_folder(out or Path("runs") / wanted.name, "--out")
     if budget is not None and not budget > 0:
         raise InputError(f"a budget of {budget} hours is out of range: expected more than 0.")
-    opened, absent = list(map(open_store, _named_stores(store, features))), []
+    opened, absent = list(map(open_store, named_stores(store, features))), []
     if not opened:
         opened, absent = job.choose_stores(wanted, stores, dataset, named)
     grid = wanted.grid(comma_list(fusion) if fusion else (), comma_list(split) if split else (), seeds)
     more = {"absent": absent, "hours": budget, "end_to_end": trunk}
-    compared = job.reproduce(wanted, opened, out, grid, settings, device, **more)
+    compared = job.reproduce(wanted, opened, out, grid, _chosen(tuned, settings, trunk), device, **more)
     if as_json:
         print_json(compared)
     else:
@@ -360,6 +367,20 @@ def _end_to_end(backbone: str | None, init: str | None, **given) -> "EndToEnd | 
     return EndToEnd(backbone, parse_weights([init or "imagenet"], [backbone])[backbone], **given)
 
 
+def _chosen(tuned: Path | None, settings: Settings, trunk: "EndToEnd | None") -> "Settings | Tuned":
+    """Return the settings, or what --tuned chose. InputError: both are given, or a backbone is trained too."""
+    if tuned is None:
+        return settings
+    if trunk:
+        raise InputError("--tuned and --end-to-end exclude each other: tuning is on cached features.")
+    if settings != Settings():
+        own = ", ".join(f"--{one.name.replace('_', '-')}" for one in fields(Settings) if one.name != "own")
+        raise InputError(f"--tuned and settings of your own exclude each other.\nLeave out {own}, or --tuned.")
+    from .experiments.tune import Tuned
+
+    return Tuned(tuned)
+
+
 def _batch_size(given: int | None, trunk: "EndToEnd | None") -> int:
     """Return --batch-size, or its default: for a backbone the micro-batch, so that nothing is computed twice."""
     if given is not None:
@@ -367,7 +388,7 @@ def _batch_size(given: int | None, trunk: "EndToEnd | None") -> int:
     return trunk.micro_batch if trunk and not trunk.frozen else Settings.batch_size
 
 
-def _named_stores(store: list[Place] | None, features: list[str] | None) -> list[Place]:
+def named_stores(store: list[Place] | None, features: list[str] | None) -> list[Place]:
     """Return the stores of --store, each once, however its path is written. InputError: --features is given too."""
     if store and features:
         raise InputError("--store and --features exclude each other: a store has its features.\nGive one of them.")

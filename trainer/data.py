@@ -326,9 +326,13 @@ class Runs(Blueprint):
         mean, std = zip(*each, strict=True)
         return torch.stack(mean), torch.stack(std)
 
-    def gather(self, rows: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Return rows [R, n] as a method sees them: x, M tensors [R, n, D], NaN where missing; observed [R, n, M]."""
+    def gather(self, rows: Tensor, hidden: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
+        """Return rows [R, n] as a method sees them: x, M tensors [R, n, D], NaN where missing; observed [R, n, M].
+
+        hidden: bool [R, n, M], what is not to be seen of them.
+        """
         observed = self.observed_rows(rows)
+        observed = observed if hidden is None else observed & ~hidden
         return [self.gather_modality(m, rows, observed[..., m]) for m in range(len(self.modalities))], observed
 
     def observed_rows(self, rows: Tensor) -> Tensor:
@@ -349,9 +353,7 @@ class Runs(Blueprint):
         patterns: of these rows, if they are known. hidden: bool [R, B, M], what the step does not see of them.
         """
         patterns = self.patterns(rows.cpu(), hidden) if patterns is None else patterns
-        observed = self.observed_rows(rows)
-        observed = observed if hidden is None else observed & ~hidden
-        x = [self.gather_modality(m, rows, observed[..., m]) for m in range(len(self.modalities))]
+        x, observed = self.gather(rows, hidden)
         label = self.dataset.label[torch.div(rows, self.segments, rounding_mode="floor")]
         return Batch(rows, x, observed, label, weight, patterns)
 

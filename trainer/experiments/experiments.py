@@ -113,6 +113,7 @@ def run_plan(
     command: str | None = None,
     progress: Report | None = None,
     say: Callable[[str], None] = lambda line: None,
+    compare: bool = True,
 ) -> dict:
     """Train and test the cells of a plan; return the results document.
 
@@ -125,6 +126,7 @@ def run_plan(
         command: the command line, for the record.
         progress: called after each epoch.
         say: takes lines for the user.
+        compare: make the paired comparisons at the end.
 
     Raises:
         InputError: ``folder`` resumes another kind of run, a checkpoint is of another training, or a loss is not
@@ -149,7 +151,7 @@ def run_plan(
                 _train(group, dataset, clock, folder)
                 results.keep()
                 clock.check()
-    return results.finish()
+    return results.finish(compare)
 
 
 def _by_reason(skipped: Sequence[Mapping]) -> dict[str, list[str]]:
@@ -247,10 +249,10 @@ class _Results:
         for cell in kept:
             self.folder.checkpoints(describe_cell(cell)).remove(cell.results)
 
-    def finish(self) -> dict:
+    def finish(self, compare: bool) -> dict:
         """Compare the methods where predictions are kept; return the document."""
         document = self.document()
-        if self.folder:
+        if self.folder and compare:
             document["comparisons"] = compare_methods(document["results"], self.folder.path)
             self.folder.write(document)
         return document
@@ -335,6 +337,7 @@ def describe_cell(cell: Cell) -> dict:
         "classes": list(cell.clips.classes),
         "epochs": settings.epochs,
         "settings": asdict(settings),
+        "tuned": cell.tuned,
         "versions": {"python": platform.python_version()} | {n: version(n) for n in ("mlemiss", "torch", "numpy")},
     }
 

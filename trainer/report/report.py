@@ -54,6 +54,8 @@ def load_results(run: Path) -> dict:
         raise InputError(f"{path}: expected results of schema 1, found {document.get('schema')!r}.")
     if not isinstance(results, list) or not all(isinstance(result, dict) for result in results):
         raise InputError(f"{path} is no results file of mlemiss train.\nName the folder it wrote.")
+    if document.get("exhibit") == "tune":
+        raise InputError(f"{path} holds draws of `mlemiss tune`, which are no results.\nSee tune.html beside it.")
     if not results:
         raise InputError(f"{path} holds no finished result yet.\nWait for the training, or run it again.")
     return document
