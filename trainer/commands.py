@@ -321,6 +321,10 @@ def report(
     out: Annotated[Path | None, typer.Option(help="The HTML file (default: report.html in the first run).")] = None,
     csv: Annotated[bool, typer.Option("--csv", help="Also results.csv and comparisons.csv, beside it.")] = False,
     latex: Annotated[bool, typer.Option("--latex", help="Also results.tex (booktabs), beside it.")] = False,
+    site: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Instead, a leaderboard over many runs (default: all in runs/): a web page."),
+    ] = None,
 ) -> int:
     """Write one self-contained HTML report of one or more runs, with paired comparisons over all of them."""
     from .report.csv_files import export_csv
@@ -331,7 +335,9 @@ def report(
         kept = sorted(Path("runs").glob("*/results.json"), key=lambda path: path.stat().st_mtime)
         if not kept:
             raise InputError("no run in runs/.\nName the folder of a run, or make one with `mlemiss train`.")
-        runs = [kept[-1].parent]
+        runs = [kept[-1].parent] if site is None else [path.parent for path in kept]
+    if site is not None:
+        return _leaderboard(runs, site, {"--out": out, "--csv": csv, "--latex": latex})
     out = out or (runs[0] if runs[0].is_dir() else runs[0].parent) / "report.html"
     beside = ["results.csv", "comparisons.csv"] * csv + ["results.tex"] * latex
     for path in (out, *(out.parent / name for name in beside)):
@@ -345,6 +351,18 @@ def report(
         paths.append(export_latex(documents, out.parent))
     for path in paths:
         say(f"report: {path}")
+    return DONE
+
+
+def _leaderboard(runs: list[Path], folder: Path, others: dict[str, object]) -> int:
+    """Write the page of --site. InputError: one of the other options is given too."""
+    from .report.site import PAGE, write_site
+
+    if stray := [option for option, value in others.items() if value]:
+        raise InputError(f"--site and {stray[0]} exclude each other: a leaderboard has its own page and CSV files.")
+    for note in write_site(runs, folder):
+        say(f"note: {note}")
+    say(f"leaderboard: {folder / PAGE}")
     return DONE
 
 

@@ -178,9 +178,14 @@ class _Results:
     loaded: set[Cell] = field(default_factory=set)  # with some runs of an earlier command
 
     def document(self) -> dict:
-        """Return the document of what is finished, in the plan's order, without comparisons."""
+        """Return the document of what is finished, in the plan's order, without comparisons.
+
+        ``unfinished`` is the number of planned cells that lack any of their seeds; it is absent where none does.
+        """
         results = [self.entries[cell] for cell in self.plan.cells if cell in self.entries]
+        left = sum(self.entries.get(cell, {}).get("seeds") != list(cell.seeds) for cell in self.plan.cells)
         document = {"schema": SCHEMA, "results": results, "comparisons": [], "skipped": self.plan.skipped}
+        document |= {"unfinished": left} if left else {}
         document |= {"command": self.command, "created": self.created}
         return document | ({"exhibit": self.folder.exhibit} if self.folder and self.folder.exhibit else {})
 
