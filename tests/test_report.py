@@ -150,6 +150,8 @@ def test_report_says_what_was_run(run):
     for result in document["results"]:
         assert f"{result['mean']:.1f} ± {result['std']:.1f}" in text
         assert f"{result['interval'][0]:.1f} to {result['interval'][1]:.1f}" in text
+    document["results"][0]["missing"] = "audio:0.5+<i>:0.5"
+    assert "audio:0.5<wbr>+&lt;i&gt;:0.5</th>" in render_report([document])  # may break there
 
 
 @pytest.mark.slow

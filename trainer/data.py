@@ -3,7 +3,6 @@
 Shapes: R runs, M modalities, S segments a clip, D features, C classes, n rows. A row is a segment: clip * S + s.
 """
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -28,11 +27,7 @@ PARTS = {TRAIN: "training", VALIDATION: "validation", TEST: "test"}
 
 @dataclass(frozen=True)
 class RunSpec:
-    """Everything that the data of one run depend on.
-
-    missing_test: what validation and test clips lack. more_tests: what test clips lack in further tests of the same
-    training.
-    """
+    """Everything that the data of one run depend on; more_tests: what test clips lack in further tests of it."""
 
     seed: int
     missing: Missing | Setting = NOTHING
@@ -50,16 +45,13 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class Run:
-    """One run's view of the usable clips, on the host: part int8 [clip] and observed bool [clip, M].
-
-    more_tests: what is observed in each further test, bool [clip, M] each.
-    """
+    """One run's view of the usable clips, on the host: part int8 [clip] and observed bool [clip, M]."""
 
     spec: RunSpec
     part: np.ndarray
     observed: np.ndarray
     modalities: tuple[str, ...]
-    more_tests: tuple[np.ndarray, ...] = ()
+    more_tests: tuple[np.ndarray, ...] = ()  # observed, in each further test
 
     def training_clips(self, rows: Rows) -> np.ndarray:
         """Return the training clips with something observed that ``rows`` chooses: bool [clip]."""
@@ -154,8 +146,7 @@ class Dataset:
     """The features of a store's usable clips as float16 rows on a device, as they are stored, shared by all runs.
 
     features: M tensors [clip * S, D_m], or [clip, D_m] of a modality with one segment a clip; entries of clips that
-    lack the modality may hold anything. label: [clip].
-    finite: bool [clip, M], whether all of a clip's values are.
+    lack the modality may hold anything. label: [clip]. finite: bool [clip, M], whether all of a clip's values are.
     """
 
     def __init__(self, clips: Clips, device: torch.device | str = "cpu"):
@@ -222,11 +213,8 @@ def _load(clips: Clips, modality: str) -> tuple[Tensor, Tensor, Tensor]:
 
     A variance is a difference of large numbers; about a segment of the clip itself the numbers are small, and float32
     is exact enough. Each thread reads and sums some chunks of the store, so that one decompresses while others read;
-    torch's own threads would wait for each other.
-
-    Returns:
-        Features, float16 [clip, S, D]; each clip's mean over its segments, and the sum of squared differences from
-        it: float32 [clip, D] each.
+    torch's own threads would wait for each other. Returns features, float16 [clip, S, D]; each clip's mean over its
+    segments, and the sum of squared differences from it: float32 [clip, D] each.
     """
     store, kept = clips.store, clips.kept
     (count, S, D), step = store.shape(modality), CHUNKS_AT_ONCE * store.clips_a_chunk(modality)
@@ -312,7 +300,7 @@ class Runs(Blueprint):
         self.observed = torch.as_tensor(observed, device=device)
         each = zip(observed, self.trained_on, hide, strict=True)
         hides = np.stack([hiding_chances(*one) for one in each])  # [R, M]
-        self._anything_missing = ((~observed).any((0, 1)) | (hides > 0).any(0)).tolist()
+        self._anything_missing = ((~tested).any((0, 1)) | (hides > 0).any(0)).tolist()
         # Every clip has S rows, so clips' frequencies are rows' frequencies.
         counts = np.stack([np.bincount(clips.label[k], minlength=len(clips.classes)) for k in self.trained_on])
         prior = torch.as_tensor(counts / counts.sum(1, keepdims=True))
@@ -329,13 +317,6 @@ class Runs(Blueprint):
         )
         self.draws = Draws(observed, self.trained_on, self.segments, self.seeds, hides, shares)
 
-    def of_test(self, place: int) -> "Runs":
-        """Return these runs as a further test, by its place, has them: other test clips lack something."""
-        view = copy.copy(self)
-        view.observed = torch.as_tensor(np.stack([run.more_tests[place] for run in self.runs]), device=self.device)
-        view._anything_missing = [True] * len(self.modalities)
-        return view
-
     def batches(self, stage: Stage, steps: int, batch_size: int) -> "Batches":
         """Return what yields the batches of a stage, epoch by epoch."""
         return Batches(self, stage, steps, batch_size)
@@ -346,9 +327,13 @@ class Runs(Blueprint):
         mean, std = zip(*each, strict=True)
         return torch.stack(mean), torch.stack(std)
 
-    def gather(self, rows: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Return rows [R, n] as a method sees them: x, M tensors [R, n, D], NaN where missing; observed [R, n, M]."""
+    def gather(self, rows: Tensor, hidden: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
+        """Return rows [R, n] as a method sees them: x, M tensors [R, n, D], NaN where missing; observed [R, n, M].
+
+        hidden: bool [R, n, M], what is not to be seen of them.
+        """
         observed = self.observed_rows(rows)
+        observed = observed if hidden is None else observed & ~hidden
         return [self.gather_modality(m, rows, observed[..., m]) for m in range(len(self.modalities))], observed
 
     def observed_rows(self, rows: Tensor) -> Tensor:
@@ -369,9 +354,7 @@ class Runs(Blueprint):
         patterns: of these rows, if they are known. hidden: bool [R, B, M], what the step does not see of them.
         """
         patterns = self.patterns(rows.cpu(), hidden) if patterns is None else patterns
-        observed = self.observed_rows(rows)
-        observed = observed if hidden is None else observed & ~hidden
-        x = [self.gather_modality(m, rows, observed[..., m]) for m in range(len(self.modalities))]
+        x, observed = self.gather(rows, hidden)
         label = self.dataset.label[torch.div(rows, self.segments, rounding_mode="floor")]
         return Batch(rows, x, observed, label, weight, patterns)
 

@@ -7,6 +7,7 @@ shorter last batch is filled up with rows of weight 0.
 Shapes: R runs, B batch, C classes.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -115,7 +116,10 @@ class Training:
                 result.total_epochs += epochs
         with torch.no_grad():
             self.method.prepare_predictions(self.runs.lacking_held_out)
-        more = [self.runs.of_test(place) for place in range(len(self.runs.runs[0].more_tests))]
+        more = [copy.copy(self.runs) for _ in self.runs.runs[0].more_tests]
+        for place, view in enumerate(more):  # other test clips lack something
+            observed = np.stack([run.more_tests[place] for run in self.runs.runs])
+            view.observed = torch.as_tensor(observed, device=self.runs.device)
         probability, *others = [HeldOut(one, TEST).score(self.method)[2].cpu().numpy() for one in (self.runs, *more)]
         for r, result in enumerate(self.results):
             result.probability = probability[r, : len(result.test_clips)]

@@ -8,13 +8,13 @@ All give `likelihood.log_posterior` a support [R, N, k]; it need not know which.
   through a few drawn uniformly and embedded anew, each scaled by N over their number, which makes it unbiased.
 - ``batch``: the batch's own observed rows.
 
+The support is embedded without dropout, as it is where predictions average over it; the batch's own rows are not.
+
 Where training changes what features are (`end_to_end`), a row embedded anew is a whole network's work. There ``bank``
 is `Latest`, a bank of features, whose gradient goes through the rows that the batch holds; there is no ``batch``.
 
 Shapes: R runs, B batch, N support rows, S segments a clip, k embedding.
 """
-
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -58,12 +58,10 @@ class SupportRows:
         """Return the embeddings [R, n, k] of rows (default: all); large ones in blocks that are recomputed backward."""
 
         def block(part: Tensor) -> Tensor:
-            return encoder(self.features(part), self.runs.observed_rows(part)[..., self.m])
+            return encoder(self.features(part), self.runs.observed_rows(part)[..., self.m], drop=False)
 
         def light(part: Tensor) -> Tensor:
-            contexts = (nullcontext(), encoder.dropout.again(encoder.dropout.state()))  # backward draws the same
-            how = {"use_reentrant": False, "preserve_rng_state": False, "context_fn": lambda: contexts}
-            return checkpoint(block, part, **how)
+            return checkpoint(block, part, use_reentrant=False, preserve_rng_state=False)
 
         rows = self.rows if rows is None else rows
         many = rows.numel() > ROWS_AT_ONCE and not self.runs.features_change  # trunks see to their memory themselves
@@ -207,13 +205,9 @@ class Latest:
         present = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
         parts = list(zip(features.split(ROWS_AT_ONCE, 1), present.split(ROWS_AT_ONCE, 1), strict=True))
         if len(parts) == 1:
-            return self.encoder(*parts[0])
-        return torch.cat([self._light(part) for part in parts], 1)
-
-    def _light(self, part: tuple[Tensor, Tensor]) -> Tensor:
-        dropout = self.encoder.dropout
-        contexts = (nullcontext(), dropout.again(dropout.state()))
-        return checkpoint(self.encoder, *part, use_reentrant=False, context_fn=lambda: contexts)
+            return self.encoder(*parts[0], drop=False)
+        how = {"drop": False, "use_reentrant": False, "preserve_rng_state": False}
+        return torch.cat([checkpoint(self.encoder, *part, **how) for part in parts], 1)
 
 
 BY_NAME_END_TO_END = {"full": Full, "bank": Latest}

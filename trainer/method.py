@@ -75,13 +75,15 @@ class Method(nn.Module):
 
     def training_state(self) -> dict:
         """Return what a checkpoint needs beside parameters and buffers: tensors and plain values."""
-        return {"dropout": [module.state() for module in self.modules() if isinstance(module, RunRandom)]}
+        return {"random": [module.calls for module in self._random()]}
 
     def load_training_state(self, state: dict) -> None:
         """Go on from `training_state`."""
-        dropouts = (module for module in self.modules() if isinstance(module, RunRandom))
-        for module, drawn in zip(dropouts, state["dropout"], strict=True):
-            module.load_state(drawn)
+        for module, calls in zip(self._random(), state["random"], strict=True):
+            module.calls = calls
+
+    def _random(self) -> list[RunRandom]:
+        return [module for module in self.modules() if isinstance(module, RunRandom)]
 
     def prepare_predictions(self, lacking: Sequence[bool]) -> None:
         """Fill ``prepared`` with what all predictions share; called when weights have changed, before `predict`.
@@ -162,13 +164,17 @@ class FusionClassifier(Method):
         return log_posterior(embeddings, everything, self.labels(), self.log_prior, **more)
 
 
-def negative_log_likelihood(log_probability: Tensor, label: Tensor, weight: Tensor) -> Tensor:
-    """Return each run's mean of -log Q(label) over rows of any weight: [R, B, C], [R, B], [R, B] to [R]; 0 without.
+def mean_over_rows(values: Tensor, weight: Tensor) -> Tensor:
+    """Return each run's weighted mean over rows of any weight: [R, B], [R, B] to [R]; 0 without.
 
     Weights are 1 in the mean over an epoch, not in each batch: dividing by their sum would favour scarce rows' batches.
     """
-    of_label = log_probability.gather(-1, label[..., None])[..., 0]
-    return -(of_label * weight).sum(-1) / (weight > 0).sum(-1).clamp_min(1)
+    return (values * weight).sum(-1) / (weight > 0).sum(-1).clamp_min(1)
+
+
+def negative_log_likelihood(log_probability: Tensor, label: Tensor, weight: Tensor) -> Tensor:
+    """Return each run's mean of -log Q(label) over rows: [R, B, C], [R, B], [R, B] to [R]. See `mean_over_rows`."""
+    return -mean_over_rows(log_probability.gather(-1, label[..., None])[..., 0], weight)
 
 
 def in_blocks(function: Callable[[Tensor], Tensor], rows: Tensor, most: int) -> Tensor:

@@ -4,8 +4,7 @@ Each run's weights come from its own generator, so a run starts the same in any 
 Shapes: R runs, n rows, D input features, k embedding, C classes.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -31,39 +30,28 @@ class RunLinear(nn.Module):
 
 
 class RunRandom(nn.Module):
-    """Random numbers of each run, from its own generator on the CPU, so that company and device change nothing.
+    """Random numbers of each run, drawn on the CPU: of its seed and the number of the call, whatever the company.
 
-    A method's checkpoint keeps where the generators are.
+    Where one batch holds all rows a run may have fewer than others beside it; its own come first and are drawn alike.
+    calls: how many there were, which a method's checkpoint keeps.
     """
 
     def __init__(self, generators: Sequence[torch.Generator]):
         super().__init__()
         self.generators = generators
+        self.firsts = [g.initial_seed() for g in generators]
+        self.calls = 0
 
-    def uniform(self, shape: Sequence[int], least: int, device: torch.device) -> Tensor:
-        """Draw from [0, 1): float32 [R, *shape]. As many as for ``least`` rows are drawn, if a batch has fewer."""
-        rows = shape[0]  # depends on the company where one batch holds all of a run
-        drawn = [torch.rand(max(rows, least), *shape[1:], generator=g)[:rows] for g in self.generators]
-        return torch.stack(drawn).to(device)
+    def seeded(self) -> Sequence[torch.Generator]:
+        """Return each run's generator, seeded for one more call."""
+        for g, first in zip(self.generators, self.firsts, strict=True):
+            g.manual_seed((first + self.calls) % 2**63)
+        self.calls += 1
+        return self.generators
 
-    def state(self) -> list[Tensor]:
-        """Return where the generators are."""
-        return [g.get_state() for g in self.generators]
-
-    def load_state(self, state: Sequence[Tensor]) -> None:
-        """Go on from `state`."""
-        for g, drawn in zip(self.generators, state, strict=True):
-            g.set_state(drawn.cpu())
-
-    @contextmanager
-    def again(self, state: Sequence[Tensor]) -> Iterator[None]:
-        """Draw for a while what was drawn from `state` on, as where a forward pass is recomputed."""
-        now = self.state()
-        self.load_state(state)
-        try:
-            yield
-        finally:
-            self.load_state(now)
+    def uniform(self, shape: Sequence[int], device: torch.device) -> Tensor:
+        """Draw from [0, 1): float32 [R, *shape], rows first."""
+        return torch.stack([torch.rand(*shape, generator=g) for g in self.seeded()]).to(device)
 
 
 class Dropout(RunRandom):
@@ -74,11 +62,11 @@ class Dropout(RunRandom):
         self.least = (rate.detach().cpu() * 256).round().tolist()  # a byte below it drops its unit
 
     def forward(self, x: Tensor) -> Tensor:
-        """Drop units of x [R, ...], and scale the others up."""
+        """Drop units of x [R, B, ...], and scale the others up."""
         if not self.training or not any(self.least):
             return x
         drawn = torch.empty(x.shape, dtype=torch.uint8)
-        for part, g in zip(drawn, self.generators, strict=True):
+        for part, g in zip(drawn, self.seeded(), strict=True):
             part.random_(generator=g)
         least = torch.tensor(self.least).view(-1, *[1] * (x.ndim - 1)).to(x.device)
         return x * (drawn.to(x.device) >= least) * (256 / (256 - least))
@@ -101,8 +89,11 @@ class Standardise(nn.Module):
     def forward(self, x: Tensor, observed: Tensor) -> Tensor:
         """Standardise x [R, n, D], observed bool [R, n]."""
         z = torch.addcmul(self.shift, x, self.scale)
-        z = z.clamp_(-self.clamp, self.clamp) if self.clamp else z
-        return z.masked_fill_(~observed[..., None], 0)
+        return self.bounded(z).masked_fill_(~observed[..., None], 0)
+
+    def bounded(self, z: Tensor) -> Tensor:
+        """Clamp standardised values in place."""
+        return z.clamp_(-self.clamp, self.clamp) if self.clamp else z
 
     def undo(self, standardised: Tensor) -> Tensor:
         """Return values in the features' own units: [R, n, D]."""
@@ -135,9 +126,10 @@ class Encoder(nn.Module):
         self.hidden = RunLinear(mean.shape[1], hidden, generators)
         self.embedding = RunLinear(hidden, dim if constant is None else dim - 1, generators)
 
-    def forward(self, x: Tensor, observed: Tensor) -> Tensor:
-        """Embed x [R, n, D], observed bool [R, n]: [R, n, k]."""
-        embedding = self.embedding(self.dropout(self.hidden(self.standardise(x, observed)).relu()))
+    def forward(self, x: Tensor, observed: Tensor, drop: bool = True) -> Tensor:
+        """Embed x [R, n, D], observed bool [R, n]: [R, n, k]. drop: with dropout, in training."""
+        hidden = self.hidden(self.standardise(x, observed)).relu()
+        embedding = self.embedding(self.dropout(hidden) if drop else hidden)
         return embedding if self.constant is None else pad(embedding, (0, 1), value=self.constant)
 
 

@@ -1,7 +1,7 @@
 """What a training run can be told, without importing torch: names, defaults, checks."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Literal, NamedTuple, get_args
 
@@ -12,6 +12,25 @@ Marginal = Literal["full", "bank", "batch"]
 MARGINALS = get_args(Marginal)
 # May differ between runs that train side by side; everything else is a shape, or a choice of the whole batch.
 RATES = ("lr", "weight_decay", "dropout", "hide", "complete_share")
+
+
+Bound = tuple[str, Callable[[float | None], bool]]  # in words, and what tells whether a value suits; NaN never does
+ANYTHING: Bound = ("anything", lambda value: True)
+POSITIVE: Bound = ("more than 0", lambda value: 0 < value < math.inf)
+NOT_NEGATIVE: Bound = ("0 or more", lambda value: 0 <= value < math.inf)
+BOUNDS: Mapping[str, Bound] = {
+    "epochs": POSITIVE,
+    "batch_size": POSITIVE,
+    # AdamW's first step is ten times the learning rate, in float32.
+    "lr": ("more than 0 and at most 1e37", lambda value: 0 < value <= 1e37),
+    "weight_decay": NOT_NEGATIVE,
+    "hidden": POSITIVE,
+    "dim": POSITIVE,
+    "dropout": ("0 or more and at most 0.99", lambda value: 0 <= value <= 0.99),
+    "hide": ("0 or more and less than 1", lambda value: 0 <= value < 1),
+    "complete_share": ("more than 0 and less than 1", lambda value: value is None or 1e-6 <= value < 1),
+    "clamp": NOT_NEGATIVE,
+}
 
 
 class Rate(NamedTuple):
@@ -46,19 +65,11 @@ class Settings:
         if self.marginal not in MARGINALS:
             raise InputError(f"unknown marginal {self.marginal!r}: expected one of {', '.join(MARGINALS)}.")
         for one in fields(self):
-            name, value = one.name.replace("_", " "), getattr(self, one.name)
-            if one.name in ("marginal", "own") or (one.name == "complete_share" and value is None):
-                continue
-            if one.name in ("dropout", "hide", "complete_share"):
-                least = 0 if one.name != "complete_share" else 1e-6
-                if not least <= value < 1:
-                    expected = "0 or more" if one.name != "complete_share" else "more than 0"
-                    raise InputError(f"{name} {value} is out of range: expected {expected} and less than 1.")
-            elif one.name == "lr" and value > 1e37:  # AdamW's first step is ten times that, in float32
-                raise InputError(f"lr {value:g} is out of range: expected more than 0 and at most 1e37.")
-            elif not (value > 0 or (one.name in ("weight_decay", "clamp") and value == 0)) or math.isinf(value):
-                least = "0 or more" if one.name in ("weight_decay", "clamp") else "more than 0"
-                raise InputError(f"{name} {value} is out of range: expected {least}.")
+            value = getattr(self, one.name)
+            expected, suits = BOUNDS.get(one.name, ANYTHING)
+            if not suits(value):
+                found = f"{value:g}" if one.name == "lr" else value
+                raise InputError(f"{one.name.replace('_', ' ')} {found} is out of range: expected {expected}.")
 
     @property
     def shape(self) -> tuple:

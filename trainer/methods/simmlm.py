@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..batches import Batch, Stage
 from ..data import Blueprint
 from ..layers import OwnFusion, blank
-from ..method import negative_log_likelihood
+from ..method import mean_over_rows, negative_log_likelihood
 from ..networks import Encoder, RunRandom
 from ..settings import Rate, Settings
 
@@ -79,7 +79,7 @@ class ModalityExperts(OwnFusion):
         """Return the mean loss of the mixture and of its ranking: [R]."""
         embeddings, scores = self._embed(batch.x, batch.observed)
         observed = batch.observed
-        drawn = self.draws.uniform(observed.shape[1:], self.settings.batch_size, observed.device)  # [R, B, M]
+        drawn = self.draws.uniform(observed.shape[1:], observed.device)  # [R, B, M]
         hidden = torch.zeros_like(observed).scatter(-1, drawn.masked_fill(~observed, -1).argmax(-1, keepdim=True), True)
         fewer = observed & ~(hidden & (observed.sum(-1, keepdim=True) > 1))
         more, less = (
@@ -87,4 +87,4 @@ class ModalityExperts(OwnFusion):
             for known in (observed, fewer)
         )
         ranked = -more + self.rate("ranking")[:, None] * (less - more).relu()
-        return (ranked * batch.weight).sum(-1) / batch.weight.sum(-1).clamp_min(1e-12)
+        return mean_over_rows(ranked, batch.weight)

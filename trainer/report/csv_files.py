@@ -9,6 +9,8 @@ from ...pipeline.files import write_csv
 from .comparisons import current, family_of
 from .tables import SETTING, sections
 
+NAMES = ("dataset", "features", "store", "weights", "split", "missing_test", "method", "fusion", "missing")
+
 
 def export_csv(documents: Sequence[dict], comparisons: Sequence[dict], folder: Path) -> list[Path]:
     """Write results.csv, a row a cell, and comparisons.csv, a row a pair, into ``folder``; return their paths.
@@ -23,12 +25,14 @@ def export_csv(documents: Sequence[dict], comparisons: Sequence[dict], folder: P
     if several := [row for r in results for row in test_rows(r)]:
         tables["tests.csv"] = several
     for name, rows in tables.items():
-        header = list(dict.fromkeys(column for row in rows for column in row)) or COMPARISON_COLUMNS
-        write_csv(folder / name, header, ([row.get(column) for column in header] for row in rows))
+        write_rows(folder / name, rows)
     return [folder / name for name in tables]
 
 
-NAMES = ("dataset", "features", "store", "weights", "split", "missing_test", "method", "fusion", "missing")
+def write_rows(path: Path, rows: Sequence[Mapping]) -> None:
+    """Write rows as a CSV file with every column that any of them has; of no row, those of comparisons."""
+    header = list(dict.fromkeys(column for row in rows for column in row)) or COMPARISON_COLUMNS
+    write_csv(path, header, ([row.get(column) for column in header] for row in rows))
 
 
 def result_row(r: Mapping) -> dict:

@@ -124,7 +124,11 @@ class Section:
         seeds = [len(r["seeds"]) for r in self.results]
         spread = "one seed" if max(seeds) == 1 else f"mean ± standard deviation of {span_text(seeds)} seeds"
         clips = span_text([n for r in self.results for n in r["n_test"]])
-        lines = [f"{measure.name}, {spread}, {clips} test clips."]
+        return [f"{measure.name}, {spread}, {clips} test clips.", *self.conditions(compared)]
+
+    def conditions(self, compared: Sequence[dict] = ()) -> list[str]:
+        """Say under which conditions these numbers hold; arguments as for `notes`."""
+        lines = []
         if self.untrained:
             lines.append("RANDOM WEIGHTS: these features come from networks that were never trained.")
         split, lacking_too = self.of("split"), self.of("missing_test")

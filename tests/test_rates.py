@@ -1,0 +1,200 @@
+"""Numbers of a run's own: dropout, hidden modalities, the complete clips' share, clamped inputs, optimiser rates."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from mlemiss.pipeline.errors import InputError
+from mlemiss.pipeline.stores.masks import parse_missing
+from mlemiss.trainer.batches import Draws, Stage, all_rows, hiding_chances
+from mlemiss.trainer.data import Clips, Dataset, RunSpec
+from mlemiss.trainer.fit import RunAdamW, fit
+from mlemiss.trainer.methods import autoencoders, load, method_names
+from mlemiss.trainer.networks import Dropout, Standardise
+from mlemiss.trainer.settings import Settings
+
+from .feature_stores import write_store
+
+torch.set_num_threads(1)  # small networks
+
+STEPS = Settings(epochs=3, batch_size=32, lr=1e-2, hidden=16, dim=4)
+ONE_STEP = replace(STEPS, batch_size=300)  # all rows in a batch, so that runs of unequal size train side by side
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return Dataset(Clips(write_store(tmp_path_factory.mktemp("stores"))))
+
+
+def draw(dataset, seeds=(0,), missing="audio:0.5", split="clip"):
+    return [dataset.clips.run(RunSpec(s, parse_missing(missing), parse_missing("none"), split)) for s in seeds]
+
+
+def probabilities(method, dataset, runs, settings, fusion="addition"):
+    return [result.probability for result in fit(load(method), dataset, runs, settings, fusion)]
+
+
+@pytest.mark.parametrize("method", ["mle", "transformer", "embracenet", "simmlm"])
+def test_what_is_random_does_not_depend_on_company(dataset, method):
+    """Runs of unequal size, each with rates of its own: as each would train alone."""
+    runs = draw(dataset, range(4), split="subject")
+    assert len({run.training_clips(all_rows).sum() for run in runs}) > 1
+    own = [(0.5, 0.3, 1e-2), (0.0, 0.3, 3e-3), (0.2, 0.0, 1e-2), (0.5, 0.6, 1e-3)]
+    settings = [replace(ONE_STEP, dropout=dropout, hide=hide, lr=lr) for dropout, hide, lr in own]
+    fusion = load(method).fusions[0]
+    together = probabilities(method, dataset, runs, settings, fusion)
+    for run, own, found in zip(runs, settings, together, strict=True):
+        np.testing.assert_allclose(found, probabilities(method, dataset, [run], own, fusion)[0], atol=2e-5)
+
+
+@pytest.mark.parametrize("method", method_names())
+@pytest.mark.slow
+def test_every_method_trains_with_all_of_them(dataset, method):
+    """Each changes what is trained, or is of no use to the method and changes nothing; results are finite."""
+    runs, fusion = draw(dataset, (0, 1), "audio:0.5+visual:0.2"), load(method).fusions[0]
+    plain = probabilities(method, dataset, runs, STEPS, fusion)
+    every = replace(STEPS, dropout=0.3, hide=0.3, complete_share=0.8, clamp=1.0)
+    assert not np.allclose(plain, probabilities(method, dataset, runs, every, fusion), atol=1e-4)
+    none = replace(STEPS, clamp=1e6)
+    np.testing.assert_allclose(plain, probabilities(method, dataset, runs, none, fusion), atol=1e-6)
+
+
+def test_dropout_drops_its_share_and_keeps_the_mean():
+    def generators():
+        return [torch.Generator().manual_seed(seed) for seed in (0, 1, 2)]
+
+    dropout = Dropout(torch.tensor([0.0, 0.25, 0.75]), generators())
+    x = torch.ones(3, 2000, 10)
+    dropped = dropout(x)
+    assert torch.equal(dropped[0], x[0]) and not torch.equal(dropped[1] > 0, dropped[2] > 0)
+    for rate, part in zip((0.25, 0.75), dropped[1:], strict=True):
+        assert float((part == 0).float().mean()) == pytest.approx(rate, abs=0.01)
+        assert part.unique().tolist() == pytest.approx([0, 1 / (1 - rate)])
+    assert not torch.equal(dropout(x), dropped)  # anew at each call
+    short = Dropout(torch.tensor([0.0, 0.25, 0.75]), generators())(x[:, :7])
+    assert torch.equal(short, dropped[:, :7])  # the first rows are drawn alike, however many follow
+    assert torch.equal(dropout.eval()(x), x)
+
+
+def test_a_checkpoint_draws_on(dataset):
+    runs = dataset.runs(draw(dataset), all_rows)
+    settings = replace(STEPS, dropout=0.5)
+    method, again = (load("transformer")(runs, settings, "addition") for _ in range(2))
+    batch = runs.batch(torch.arange(20)[None], torch.ones(1, 20))
+    method.loss(batch)
+    again.load_training_state(method.training_state())
+    assert torch.equal(method.loss(batch), again.loss(batch))
+
+
+def test_hidden_modalities_are_those_of_complete_rows_at_the_rate_asked_for():
+    rng = np.random.default_rng(0)
+    observed = rng.random((2, 4000, 3)) < [0.9, 0.6, 0.3]
+    observed[..., 0] |= ~observed.any(-1)
+    trained = rng.random((2, 4000)) < 0.8
+    chances = np.stack([hiding_chances(o, t, rate) for o, t, rate in zip(observed, trained, (0.4, 0.0), strict=True)])
+    assert chances[0].sum() == pytest.approx(0.4) and not chances[1].any()
+    assert np.all(np.diff(chances[0]) < 0)  # what few clips have is seldom hidden
+    draws = Draws(observed, trained, 2, [5, 6], chances, [np.nan, np.nan])
+    rows = torch.as_tensor(rng.integers(0, 8000, (4, 2, 5000)))
+    hidden = draws.hidden(Stage(), 3, rows)
+    complete = torch.as_tensor(observed.all(-1))[0][rows[:, 0] // 2]
+    assert not hidden[:, 1].any() and not hidden[:, 0][~complete].any() and hidden.sum(-1).max() == 1
+    np.testing.assert_allclose(hidden[:, 0][complete].float().mean(0), chances[0], atol=0.03)
+    assert torch.equal(draws.hidden(Stage(), 3, rows), hidden)
+    assert not torch.equal(draws.hidden(Stage(), 4, rows), hidden)
+    assert draws.hidden(Stage(hides=False), 3, rows) == [None] * 4
+    assert not hiding_chances(observed[0, :, :1], trained[0], 0.5).any()  # nothing would be left
+    assert not hiding_chances(np.array([[True, False]]), np.array([True]), 0.5).any()  # nothing is complete
+
+
+def test_complete_clips_share_of_the_loss():
+    observed = np.ones((2, 10, 2), bool)
+    observed[:, 2:, 1] = False  # 2 of 10 are complete
+    trained, rows = np.ones((2, 10), bool), torch.arange(10).expand(1, 2, 10)
+    draws = Draws(observed, trained, 1, [0, 1], np.zeros((2, 2)), [0.5, np.nan])
+    weight = draws.weighted(Stage(), rows, torch.ones(1, 2, 10))[0]
+    assert weight[1].tolist() == [1] * 10
+    assert weight[0].sum() == pytest.approx(10) and weight[0, :2].sum() == pytest.approx(5)
+    assert torch.equal(draws.weighted(Stage(selects=False), rows, weight[None]), weight[None])  # imputers' own loss
+
+
+def test_one_optimiser_is_as_many_each_with_its_rates():
+    torch.manual_seed(0)
+    lr, decay = torch.tensor([1e-2, 1e-3, 3e-2]), torch.tensor([0.0, 0.1, 1.0])
+    together = [torch.nn.Parameter(torch.randn(3, 4, 2)), torch.nn.Parameter(torch.randn(3, 1, 5))]
+    unused = torch.nn.Parameter(torch.ones(3, 1))
+    alone = [[torch.nn.Parameter(p[r].detach().clone()) for p in together] for r in range(3)]
+    optimiser = RunAdamW([*together, unused], {"lr": lr, "weight_decay": decay})
+    others = [torch.optim.AdamW(a, lr=float(lr[r]), weight_decay=float(decay[r])) for r, a in enumerate(alone)]
+    for step in range(5):
+        optimiser.zero_grad()
+        sum(((p - step) ** 3).sum() for p in together).backward()
+        optimiser.step()
+        for r, one in enumerate(others):
+            one.zero_grad()
+            sum(((p - step) ** 3).sum() for p in alone[r]).backward()
+            one.step()
+    for p, q in enumerate(together):
+        for r in range(3):
+            torch.testing.assert_close(q[r], alone[r][p])
+    assert torch.equal(unused, torch.ones(3, 1))
+
+
+def test_clamped_inputs_are_within_their_bound():
+    x = torch.tensor([[[0.0, 50.0], [1.0, -3000.0]]])
+    layer = Standardise(torch.zeros(1, 2), torch.ones(1, 2), 5.0)
+    assert layer(x, torch.ones(1, 2, dtype=torch.bool)).tolist() == [[[0, 5], [1, -5]]]
+    assert layer(x * torch.nan, torch.zeros(1, 2, dtype=torch.bool)).tolist() == [[[0, 0], [0, 0]]]
+
+
+@pytest.mark.slow
+def test_sparse_features_cannot_explode(tmp_path, monkeypatch):
+    """At 95 % missing, values of held-out clips are thousands of deviations away; clamped, methods gain or keep."""
+    widths = {"visual": 192, "audio": 192}
+    store = write_store(tmp_path, clips=320, classes=4, segments=1, widths=widths, failed=(), sparse=True)
+    assert 0.01 < (store.read("audio")[..., 1:] > 0).mean() < 0.02
+    data = Dataset(Clips(store))
+    runs, seen = draw(data, range(4), "audio:0.95"), []
+    standardise, error = Standardise.forward, autoencoders._squared_error
+
+    def watched(self, x, observed):
+        seen.append(float((z := standardise(self, x, observed)).detach().abs().max()))
+        return z
+
+    def watched_error(found, target, weight):
+        seen.append(float(target.abs().max()))
+        return error(found, target, weight)
+
+    monkeypatch.setattr(Standardise, "forward", watched)
+    monkeypatch.setattr(autoencoders, "_squared_error", watched_error)
+    found = {}
+    for clamp in (0.0, 5.0):
+        settings = Settings(epochs=8, batch_size=32, lr=1e-2, hidden=32, dim=8, clamp=clamp)
+        for method in method_names():
+            seen.clear()
+            results = fit(load(method), data, runs, settings, load(method).fusions[0])
+            right = [r.probability.argmax(1) == data.clips.label[r.test_clips] for r in results]
+            found.setdefault(method, []).append(100 * np.mean(right))
+            assert seen and (max(seen) <= clamp if clamp else method == "visual-only" or max(seen) > 1000)
+    gained = {method: clamped - plain for method, (plain, clamped) in found.items()}
+    assert min(gained.values()) > -3 and np.mean(list(gained.values())) > 4, found
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dropout": 1.0},
+        {"dropout": -0.1},
+        {"hide": 1.0},
+        {"hide": float("nan")},
+        {"complete_share": 0.0},
+        {"complete_share": 1.0},
+        {"clamp": -1.0},
+        {"clamp": float("inf")},
+    ],
+)
+def test_out_of_range(change):
+    name, value = next(iter(change.items()))
+    with pytest.raises(InputError, match=f"{name.replace('_', ' ')} {value} is out of range: expected"):
+        Settings(**change)
