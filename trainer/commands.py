@@ -314,7 +314,8 @@ def report(
     from .report.tables import export_latex
 
     if not runs:
-        kept = sorted(Path("runs").glob("*/results.json"), key=lambda path: path.stat().st_mtime)
+        found = [path for path in Path("runs").glob("*/results.json") if not path.with_name("tuned.json").exists()]
+        kept = sorted(found, key=lambda path: path.stat().st_mtime)
         if not kept:
             raise InputError("no run in runs/.\nName the folder of a run, or make one with `mlemiss train`.")
         runs = [kept[-1].parent] if site is None else [path.parent for path in kept]

@@ -21,6 +21,7 @@ from .comparisons import current, family_key, family_of, several_marginals, side
 
 NAMED = 3  # of the combinations that share a reason
 SETTING = ("dataset", "features", "store", "split", "missing_test")  # of results and comparisons
+SETTINGS = "settings "  # how facts of hyper-parameters are told from others
 LATEX = str.maketrans(
     {character: f"\\{character}" for character in "{}%_&#$"}
     | {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}"}
@@ -171,23 +172,39 @@ def _apart(first: Mapping, firsts: Sequence[Mapping]) -> str:
     """
     same = [r for r in firsts if all(r[name] == first[name] for name in ("dataset", "features", "weights"))]
     facts, *others = [_facts(r) for r in [first, *same]]
-    differ = [text for name, text in facts.items() if any(other.get(name) != text for other in others)]
+    differ = [text for name, text in facts.items() if any(_differs(name, facts, other) for other in others)]
     split = [f"by {first['split']}"] if len({r["split"] for r in firsts}) > 1 else []
     return ", ".join([*split, *differ])
+
+
+def _differs(name: str, facts: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Tell whether two tables differ in a fact. A tuned one has settings of each row, so no setting to differ in."""
+    if name.startswith(SETTINGS) and facts["tuned"] != other["tuned"]:
+        return False
+    return other.get(name) != facts[name]
 
 
 def _facts(result: Mapping) -> dict[str, str]:
     """Return what makes a table besides data, features and weights, in words that tell different values apart."""
     family = family_of(result)
-    facts = {name.replace("_", " "): value for name, value in family["settings"].items()}
-    facts |= {name.replace("_", " "): value for name, value in (family["end_to_end"] or {}).items()}
+    settings = {name.replace("_", " "): value for name, value in family["settings"].items()}
+    trained = {name.replace("_", " "): value for name, value in (family["end_to_end"] or {}).items()}
     given = [f"{kind} {f['file']} ({f['sha256'][:8]})" for kind, f in (family["given"] or {}).items()]
-    return {name: f"{name} {value}" for name, value in facts.items()} | {
-        "missing_test": f"test clips {column_text(family['missing_test'])}",
-        "store": f"store {family['store']}",
-        "revision": f"revision {family['revision']}",
-        "given": " and ".join(given) if given else "no given files",
-    }
+    facts = {"tuned": "not tuned"}
+    if tuned := settings.pop("tuned", None):
+        seeds = ", ".join(map(str, tuned["seeds"]))
+        facts = {"tuned": f"tuned ({tuned['draws']} draws on seeds {seeds}, run {tuned['run']})"}
+    facts |= {SETTINGS + name: f"{name} {value}" for name, value in settings.items()}
+    return (
+        facts
+        | {name: f"{name} {value}" for name, value in trained.items()}
+        | {
+            "missing_test": f"test clips {column_text(family['missing_test'])}",
+            "store": f"store {family['store']}",
+            "revision": f"revision {family['revision']}",
+            "given": " and ".join(given) if given else "no given files",
+        }
+    )
 
 
 def side_row(named: Mapping) -> tuple[str, str]:
