@@ -21,7 +21,7 @@ from .comparisons import current, family_key, family_of, several_marginals, side
 
 NAMED = 3  # of the combinations that share a reason
 SETTING = ("dataset", "features", "store", "split", "missing_test")  # of results and comparisons
-SETTINGS = "settings "  # how facts of hyper-parameters are told from others
+SETTING_FACT = "settings "  # how facts of hyper-parameters are told from others
 LATEX = str.maketrans(
     {character: f"\\{character}" for character in "{}%_&#$"}
     | {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}"}
@@ -179,7 +179,7 @@ def _apart(first: Mapping, firsts: Sequence[Mapping]) -> str:
 
 def _differs(name: str, facts: Mapping[str, str], other: Mapping[str, str]) -> bool:
     """Tell whether two tables differ in a fact. A tuned one has settings of each row, so no setting to differ in."""
-    if name.startswith(SETTINGS) and facts["tuned"] != other["tuned"]:
+    if name.startswith(SETTING_FACT) and facts["tuned"] != other["tuned"]:
         return False
     return other.get(name) != facts[name]
 
@@ -194,7 +194,7 @@ def _facts(result: Mapping) -> dict[str, str]:
     if tuned := settings.pop("tuned", None):
         seeds = ", ".join(map(str, tuned["seeds"]))
         facts = {"tuned": f"tuned ({tuned['draws']} draws on seeds {seeds}, run {tuned['run']})"}
-    facts |= {SETTINGS + name: f"{name} {value}" for name, value in settings.items()}
+    facts |= {SETTING_FACT + name: f"{name} {value}" for name, value in settings.items()}
     return (
         facts
         | {name: f"{name} {value}" for name, value in trained.items()}
