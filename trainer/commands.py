@@ -1,8 +1,12 @@
 """The verbs `train`, `reproduce`, `predict` and `report`. Whatever is heavy is imported inside the command."""
 
+import inspect
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import fields
+from functools import wraps
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -58,15 +62,23 @@ FusionOption = Annotated[
     list[str] | None, typer.Option(help="addition (default), concatenation or outer, repeated or a list.")
 ]
 SeedsOption = Annotated[int, typer.Option(help="Runs of each cell, with seeds from 0.")]
-MarginalOption = Annotated[Marginal, typer.Option(help="Support of the marginal in training.")]
-EpochsOption = Annotated[int, typer.Option(help="Epochs of every classifier.")]
-LrOption = Annotated[float, typer.Option(help="Learning rate.")]
-BatchSizeOption = Annotated[
-    int | None, typer.Option(help="Segments a batch (default: 256; of a trained backbone --micro-batch).")
-]
-HiddenOption = Annotated[int, typer.Option(help="Units of an encoder's hidden layer.")]
-DimOption = Annotated[int, typer.Option(help="k, the embedding's width.")]
-WeightDecayOption = Annotated[float, typer.Option(help="Weight decay.")]
+HYPER = {  # an option for each hyper-parameter of `Settings` that a command line names, in the order of --help
+    "marginal": Annotated[Marginal, typer.Option(help="Support of the marginal in training.")],
+    "epochs": Annotated[int, typer.Option(help="Epochs of every classifier.")],
+    "lr": Annotated[float, typer.Option(help="Learning rate.")],
+    "batch_size": Annotated[
+        int | None, typer.Option(help="Segments a batch (default: 256; of a trained backbone --micro-batch).")
+    ],
+    "hidden": Annotated[int, typer.Option(help="Units of an encoder's hidden layer.")],
+    "dim": Annotated[int, typer.Option(help="k, the embedding's width.")],
+    "weight_decay": Annotated[float, typer.Option(help="Weight decay.")],
+    "dropout": Annotated[float, typer.Option(help="Share of hidden units that a training step leaves out.")],
+    "hide": Annotated[float, typer.Option(help="Share of complete rows of which a step hides one modality.")],
+    "complete_share": Annotated[
+        float | None, typer.Option(help="Complete clips' share of the loss (default: every row counts alike).")
+    ],
+    "clamp": Annotated[float, typer.Option(help="Most deviations from the mean that an input may be away; 0: any.")],
+}
 StoreOption = Annotated[
     list[Place] | None,
     typer.Option(
@@ -104,6 +116,24 @@ BudgetOption = Annotated[
 ]
 
 
+def with_settings(command: Callable[..., int]) -> Callable[..., int]:
+    """Give a command the options of HYPER in place of its parameter ``hyper``, which gets their values by name."""
+    places = {name: getattr(Settings, name) for name in HYPER} | {"batch_size": None}
+    parameters = []
+    for one in inspect.signature(command).parameters.values():
+        options = [one.replace(name=n, default=v, annotation=HYPER[n]) for n, v in places.items()]
+        parameters += options if one.name == "hyper" else [one]
+
+    @wraps(command)
+    def run(**given: object) -> int:
+        return command(hyper={name: given.pop(name) for name in HYPER}, **given)
+
+    run.__signature__ = inspect.Signature(parameters)
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    return run
+
+
+@with_settings
 def train(
     missing: MissingOption,
     features: FeaturesOption = None,
@@ -123,13 +153,7 @@ def train(
     split: SplitOption = "clip",
     splits: SplitsOption = None,
     masks: MasksOption = None,
-    marginal: MarginalOption = Settings.marginal,
-    epochs: EpochsOption = Settings.epochs,
-    lr: LrOption = Settings.lr,
-    batch_size: BatchSizeOption = None,
-    hidden: HiddenOption = Settings.hidden,
-    dim: DimOption = Settings.dim,
-    weight_decay: WeightDecayOption = Settings.weight_decay,
+    hyper: Mapping = MappingProxyType({}),
     tuned: TunedOption = None,
     device: DeviceOption = "auto",
     stores: StoresOption = Path("stores"),
@@ -154,7 +178,7 @@ def train(
     texts = comma_list(missing)
     for text in [missing_test, *([] if masks else texts)]:
         parse_missing(text, modalities=None)  # wrong ones are told before any store is looked for
-    settings = Settings(epochs, _batch_size(batch_size, trunk), lr, weight_decay, hidden, dim, marginal)
+    settings = settings_from(hyper, trunk)
     wanted = [MEDIA] if trunk else parse_features(features or list(DEFAULT))
     found = list(map(open_store, named_stores(store, features)))
     found = found or [open_features(one, stores, dataset) for one in wanted]
@@ -179,6 +203,7 @@ def finish_training(document: dict, out: Path, as_json: bool) -> int:
     return DONE
 
 
+@with_settings
 def reproduce(
     exhibit: ExhibitArgument,
     features: FeaturesOption = None,
@@ -195,13 +220,7 @@ def reproduce(
     dataset: Annotated[str | None, typer.Option(help="Which dataset's stores (default: the paper's).")] = None,
     seeds: SeedsOption = 5,
     budget: BudgetOption = None,
-    marginal: MarginalOption = Settings.marginal,
-    epochs: EpochsOption = Settings.epochs,
-    lr: LrOption = Settings.lr,
-    batch_size: BatchSizeOption = None,
-    hidden: HiddenOption = Settings.hidden,
-    dim: DimOption = Settings.dim,
-    weight_decay: WeightDecayOption = Settings.weight_decay,
+    hyper: Mapping = MappingProxyType({}),
     tuned: TunedOption = None,
     device: DeviceOption = "auto",
     stores: StoresOption = Path("stores"),
@@ -223,8 +242,7 @@ def reproduce(
         raise InputError(f"--end-to-end: {exhibit} is on cached features.\nName others with --features.")
     backbone = (end_to_end or wanted.features[0]) if wanted.end_to_end else None
     trunk = _end_to_end(backbone, init, **how, micro_batch=micro_batch, precision=precision)
-    batch_size = _batch_size(batch_size, trunk)
-    settings = Settings(epochs, batch_size, lr, weight_decay, hidden, dim, marginal)
+    settings = settings_from(hyper, trunk)
     out = writable_folder(out or Path("runs") / wanted.name, "--out")
     if budget is not None and not budget > 0:
         raise InputError(f"a budget of {budget} hours is out of range: expected more than 0.")
@@ -382,11 +400,10 @@ def _chosen(tuned: Path | None, settings: Settings, trunk: "EndToEnd | None") ->
     return Tuned(tuned)
 
 
-def _batch_size(given: int | None, trunk: "EndToEnd | None") -> int:
-    """Return --batch-size, or its default: for a backbone the micro-batch, so that nothing is computed twice."""
-    if given is not None:
-        return given
-    return trunk.micro_batch if trunk and not trunk.frozen else Settings.batch_size
+def settings_from(hyper: Mapping, trunk: "EndToEnd | None" = None) -> Settings:
+    """Return the options' settings; by default a trained backbone's batch is one micro-batch: nothing twice."""
+    size = trunk.micro_batch if trunk and not trunk.frozen else Settings.batch_size
+    return Settings(**hyper | ({"batch_size": size} if hyper["batch_size"] is None else {}))
 
 
 def named_stores(store: list[Place] | None, features: list[str] | None) -> list[Place]:

@@ -1,6 +1,8 @@
 """The verb `tune`."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated
 
 import typer
@@ -9,20 +11,20 @@ from ..pipeline.console import DONE, comma_list, print_json, say, writable_folde
 from ..pipeline.errors import InputError
 from ..pipeline.options import DeviceOption, JsonOption, StoresOption
 from .commands import (
-    EpochsOption,
     FeaturesOption,
     FusionOption,
-    MarginalOption,
     MethodOption,
     MissingOption,
     MissingTestOption,
     SplitOption,
     StoreOption,
     named_stores,
+    settings_from,
+    with_settings,
 )
-from .settings import Settings
 
 
+@with_settings
 def tune(
     missing: MissingOption,
     features: FeaturesOption = None,
@@ -43,9 +45,7 @@ def tune(
     budget: Annotated[
         float | None, typer.Option(help="Hours: only draws that every row trained in time count; run again to go on.")
     ] = None,
-    marginal: MarginalOption = Settings.marginal,
-    epochs: EpochsOption = Settings.epochs,
-    batch_size: Annotated[int, typer.Option(help="Segments a batch.")] = Settings.batch_size,
+    hyper: Mapping = MappingProxyType({}),
     device: DeviceOption = "auto",
     stores: StoresOption = Path("stores"),
     store: StoreOption = None,
@@ -70,7 +70,7 @@ def tune(
     grid = Grid(methods, fusions, comma_list(missing), missing_test, list(tuned_on), [split])
     own = {name: rate for one in grid.methods for name, rate in registry.load(one).rates.items()}
     drawn_from = parse_space(comma_list(space) if space else [], own)
-    settings = Settings(epochs=epochs, batch_size=batch_size, marginal=marginal)
+    settings = settings_from(hyper)
     out = writable_folder(out or Path("runs") / "tune", "--out")
     opened = list(map(open_store, named_stores(store, features)))
     opened = opened or [open_features(one, stores, dataset) for one in parse_features(features or list(DEFAULT))]
