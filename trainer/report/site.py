@@ -25,7 +25,17 @@ from .csv_files import comparison_row, result_row, write_rows
 from .figures import accuracy_by_rate, groups
 from .report import compare_documents
 from .runs import NamedRun, choose_results, read_runs
-from .tables import Section, column_text, comparisons_text, grouped_text, sections, side_row, source_text, span_text
+from .tables import (
+    Section,
+    column_text,
+    comparisons_text,
+    grouped_text,
+    sections,
+    side_row,
+    source_text,
+    span_text,
+    worse_text,
+)
 
 PAGE, MARKER = "index.html", "site.json"
 PHONE = 360  # points: a wider figure is not shrunk to a phone's width
@@ -128,6 +138,7 @@ def _table(number: int, part: Section, comparisons: Sequence[dict]) -> dict:
         "notes": [
             _tested(part),
             *part.conditions(compared),
+            *worse_text(part, compared),
             *comparisons_text(compared),
             *_settings_text(part),
         ],
