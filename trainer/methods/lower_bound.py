@@ -1,11 +1,13 @@
 """Discarding incomplete data."""
 
+from typing import ClassVar
+
 from ..batches import Stage, complete_rows
 from .mle import MaximumLikelihood
 
 
 class LowerBound(MaximumLikelihood):
-    """Lower bound: the maximum-likelihood model trained on complete clips only.
+    """Lower bound: the maximum-likelihood model trained on complete clips only, those with a label.
 
     Objective: the first sum of equation 2, -log Q(z | x, y) by equation 4; no marginal is computed in training.
     Source: section 3.3 of the paper (Ma and others, 2021), which discards incomplete data.
@@ -15,3 +17,4 @@ class LowerBound(MaximumLikelihood):
 
     stages = (Stage(rows=complete_rows),)
     marginalises = False
+    rates: ClassVar = {}
