@@ -31,8 +31,13 @@ def write_store(
     separation: float = 0.8,
     filler: float = np.nan,
     widths: Mapping[str, int] = WIDTHS,
+    segments: int = SEGMENTS,
+    sparse: bool = False,
 ) -> FeatureStore:
-    """Clips of ``classes`` classes in 8 subjects of unequal size; ``filler`` stands where a modality is missing."""
+    """Clips of ``classes`` classes in 8 subjects of unequal size; ``filler`` stands where a modality is missing.
+
+    sparse: features as of `relu_features`.
+    """
     rng = np.random.default_rng(0)
     label = np.arange(clips) % classes if label is None else label
     path = folder / f"{dataset}-{features}-0123abcd.zarr"
@@ -42,10 +47,11 @@ def write_store(
     present[list(without_audio), 1] = False
     for m, (modality, width) in enumerate(widths.items()):
         centres = rng.normal(0, separation, (classes, 1, width))
-        values = centres[label] + rng.normal(0, 0.7, (clips, 1, width)) + rng.normal(0, 1, (clips, SEGMENTS, width))
+        values = centres[label] + rng.normal(0, 0.7, (clips, 1, width)) + rng.normal(0, 1, (clips, segments, width))
+        values = relu_features(rng, label, segments, width) if sparse else values
         values[~present[:, m]] = filler
         values[:, :, 0] = np.where(present[:, m, None], 1.5, filler)  # a feature that never varies
-        shape, dimensions = (clips, SEGMENTS, width), ["clip", "segment", "feature"]
+        shape, dimensions = (clips, segments, width), ["clip", "segment", "feature"]
         chunks = (min(CHUNK, clips), *shape[1:])
         create_array(group, modality, shape, chunks, "float16", dimensions)[:] = values.astype(np.float16)
     table = {
@@ -73,6 +79,18 @@ def write_store(
     )
     publish(folder / f".building-{features}", path)
     return FeatureStore.open(path)
+
+
+def relu_features(rng: np.random.Generator, label: np.ndarray, segments: int, width: int) -> np.ndarray:
+    """Draw features as after a CNN's last ReLU: 1.5 % of them active, with heavy tails; [clip, segment, width].
+
+    A class activates a tenth of them 40 times as often as the others. Of a dozen clips a feature has one or two active
+    values, and where these are small, values of other clips are thousands of deviations away from the mean.
+    """
+    own = rng.random((label.max() + 1, width)) < 0.1
+    rate = np.where(own, 40.0, 1.0)[label][:, None]
+    active = rng.random((len(label), segments, width)) < 0.015 * rate / rate.mean()
+    return active * np.exp(rng.normal(0, 2, active.shape))
 
 
 def predictions(document, out, **cell):

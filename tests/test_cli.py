@@ -1,6 +1,7 @@
 """The command line as a user meets it: help, wrong usage, statuses, JSON, and what importing must not load."""
 
 import errno
+import inspect
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,7 @@ def test_every_verb_has_help(verb, mlemiss):
         (["train", "--missing", "audio:1.5"], "not between 0 and 1"),
         (["train", "--missing", ","], "an empty list"),
         (["train", "--missing", "none", "--epochs", "0"], "epochs 0"),
+        (["reproduce", "table2", "--hide", "1"], "hide 1.0 is out of range: expected 0 or more and less than 1"),
         (["train", "--missing", "none", "--marginal", "most"], "is not one of 'full', 'bank', 'batch'"),
         (["train", "--missing", "none", "--stores", "nowhere"], "no finished store"),
         (["train", "--missing", "none", "--store", "nowhere"], "no store at nowhere"),
@@ -107,6 +110,23 @@ def test_train_prints_a_table_and_keeps_results(toy, tmp_path, mlemiss):
     again = mlemiss("train", "--missing", "none", *quick, "--out", tmp_path / "r")
     assert again.returncode == 2 and "another run" in again.stderr
     assert json.loads((tmp_path / "r" / "results.json").read_text()) == kept
+
+
+def test_hyper_parameters_are_in_the_results(toy, tmp_path, mlemiss):
+    """Each as it was given, the others as by default, in both verbs; and the report says them."""
+    given = {"dropout": 0.2, "hide": 0.3, "complete_share": 0.4, "clamp": 5.0, "dim": 4, "weight_decay": 0.5}
+    options = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
+    result = mlemiss(
+        "train", "--missing", "audio:0.5", "--seeds", 1, "--epochs", 1, "--store", toy, *options, "--out", "run"
+    )
+    assert result.returncode == 0, result.stderr
+    assert "dropout 0.2, hide 0.3, complete share 0.4, clamp 5.0" in result.stderr
+    (found,) = json.loads((tmp_path / "run" / "results.json").read_text())["results"]
+    assert found["settings"] == asdict(Settings(epochs=1, **given))
+    assert "complete share 0.4, clamp 5.0" in (tmp_path / "run" / "report.html").read_text()
+    for function in (commands.train, commands.reproduce):
+        defaults = {name: one.default for name, one in inspect.signature(function).parameters.items()}
+        assert {name: defaults[name] for name in given} == {name: getattr(Settings, name) for name in given}
 
 
 def test_train_json_is_one_document_and_nothing_else(toy, mlemiss):

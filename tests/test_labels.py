@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mlemiss import cli
 from mlemiss.pipeline.errors import InputError
 from mlemiss.pipeline.stores.mask_files import export_masks, read_masks
 from mlemiss.pipeline.stores.masks import (
@@ -18,7 +19,6 @@ from mlemiss.pipeline.stores.masks import (
     split_clips,
     unlabelled_clips,
 )
-from mlemiss.trainer import commands
 from mlemiss.trainer.batches import NO_LABEL, Strata
 from mlemiss.trainer.data import Clips, Dataset, Runs, RunSpec
 from mlemiss.trainer.experiments.grid import Grid
@@ -134,9 +134,12 @@ def test_held_out_clips_keep_their_labels(store, tmp_path):
         read_masks(masks)
 
 
-def test_a_rate_of_test_labels_is_told_before_any_store_is_looked_for():
-    with pytest.raises(InputError, match=HELD_OUT_LABELS):
-        commands.train(missing=["label:0.5"], missing_test="label:0.5")
+@pytest.mark.parametrize("verb", [["train"], ["tune", "--draws", "2"]])
+def test_test_labels_are_asked_for_before_any_store_is(verb, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*verb, "--missing", "label:0.5", "--missing-test", "label:0.5"])
+    assert HELD_OUT_LABELS in capsys.readouterr().err
 
 
 # The likelihood of rows without a label.
@@ -183,8 +186,8 @@ def test_likelihood_of_what_is_observed_equals_loops_over_everything(fusion, M):
         torch.testing.assert_close(f, e, rtol=1e-9, atol=1e-12)
 
 
-def build(dataset, missing, fusion="addition", own=None, seeds=(0,), **changes):
-    kind, chosen = load("mle"), Settings(hidden=8, dim=3, own=own or {}, **changes)
+def build(dataset, missing, fusion="addition", seeds=(0,), **changes):
+    kind, chosen = load("mle"), Settings(hidden=8, dim=3, **changes)
     runs = Runs(dataset, draw(dataset.clips, missing, seeds), kind.stages[-1], rates_of(kind, [chosen] * len(seeds)))
     return kind(runs, chosen, fusion), runs
 
@@ -193,8 +196,8 @@ def build(dataset, missing, fusion="addition", own=None, seeds=(0,), **changes):
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_the_loss_is_equation_2_and_the_joint_of_rows_without_a_label(tmp_path, fusion, hide):
     small = write_store(tmp_path, clips=24, without_audio=(7,), failed=())
-    missing = "audio:0.3+visual:0.2+label:0.5"
-    method, runs = build(Dataset(Clips(small)), missing, fusion, {"unlabelled": 0.3}, marginal="full", hide=hide)
+    missing = "audio:0.3+visual:0.2+label:0.7"
+    method, runs = build(Dataset(Clips(small)), missing, fusion, marginal="full", hide=hide)
     method.double()
     (run,) = runs.runs
     steps = -(-int(runs.trained_on.sum()) * runs.segments // 32)
@@ -220,10 +223,10 @@ def test_the_loss_is_equation_2_and_the_joint_of_rows_without_a_label(tmp_path, 
                 of_row = slow_log_weights(inputs, b, every)
                 if run.labelled[clip]:
                     of_label = slow_log_weights(inputs, b, [int(small.label[runs.dataset.clips.kept][clip])])
-                    row = (of_label - of_row) * 0.7 / (1 - u)
+                    row = (of_label - of_row) * 0.5 / (1 - u)
                 else:
                     assert batch.label[0, b] == NO_LABEL
-                    row = (of_row - denominator) * 0.3 / u
+                    row = (of_row - denominator) * 0.5 / u
                 total = total - row * batch.weight[0, b]
             slow = total / (batch.weight[0] > 0).sum()
             torch.testing.assert_close(method.loss(batch)[0].double(), slow.double(), rtol=1e-5, atol=1e-6)
@@ -257,14 +260,12 @@ def test_the_bank_gives_the_gradient_of_the_full_marginal_in_the_mean(tmp_path):
 
 def test_shares_of_the_loss(store):
     dataset = Dataset(Clips(store))
-    for missing, own, complete_share, expected in [
-        ("label:0.9", None, None, 0.5),
-        ("label:0.9", {"unlabelled": 0.2}, None, 0.2),
-        ("label:0.9", {"unlabelled": 1.0}, None, None),  # as they occur
-        ("label:0.2", None, None, None),
-        ("label:0.9", None, 0.4, None),  # which says it already
+    for missing, complete_share, expected in [
+        ("label:0.9", None, 0.5),
+        ("label:0.2", None, None),  # as they occur
+        ("label:0.9", 0.4, None),  # which has shared the loss out already
     ]:
-        method, runs = build(dataset, missing, own=own, complete_share=complete_share, seeds=(0, 1))
+        method, runs = build(dataset, missing, complete_share=complete_share, seeds=(0, 1))
         of_all = (runs.trained_on & ~runs.labelled.numpy()).sum(1) / runs.trained_on.sum(1)
         found = method._shares * torch.as_tensor(np.stack([1 - of_all, of_all], 1))
         torch.testing.assert_close(found.sum(1), torch.ones(2, dtype=torch.float64))

@@ -10,7 +10,7 @@ from mlemiss.pipeline.stores.masks import parse_missing
 from mlemiss.trainer.batches import Draws, Stage, hiding_chances
 from mlemiss.trainer.data import Clips, Dataset, RunSpec
 from mlemiss.trainer.fit import RunAdamW, fit
-from mlemiss.trainer.methods import load, method_names
+from mlemiss.trainer.methods import autoencoders, load, method_names
 from mlemiss.trainer.networks import Dropout, Standardise
 from mlemiss.trainer.settings import Settings
 
@@ -146,6 +146,39 @@ def test_clamped_inputs_are_within_their_bound():
     layer = Standardise(torch.zeros(1, 2), torch.ones(1, 2), 5.0)
     assert layer(x, torch.ones(1, 2, dtype=torch.bool)).tolist() == [[[0, 5], [1, -5]]]
     assert layer(x * torch.nan, torch.zeros(1, 2, dtype=torch.bool)).tolist() == [[[0, 0], [0, 0]]]
+
+
+@pytest.mark.slow
+def test_sparse_features_cannot_explode(tmp_path, monkeypatch):
+    """At 95 % missing, values of held-out clips are thousands of deviations away; clamped, methods gain or keep."""
+    widths = {"visual": 192, "audio": 192}
+    store = write_store(tmp_path, clips=320, classes=4, segments=1, widths=widths, failed=(), sparse=True)
+    assert 0.01 < (store.read("audio")[..., 1:] > 0).mean() < 0.02
+    data = Dataset(Clips(store))
+    runs, seen = draw(data, range(4), "audio:0.95"), []
+    standardise, error = Standardise.forward, autoencoders._squared_error
+
+    def watched(self, x, observed):
+        seen.append(float((z := standardise(self, x, observed)).detach().abs().max()))
+        return z
+
+    def watched_error(found, target, weight):
+        seen.append(float(target.abs().max()))
+        return error(found, target, weight)
+
+    monkeypatch.setattr(Standardise, "forward", watched)
+    monkeypatch.setattr(autoencoders, "_squared_error", watched_error)
+    found = {}
+    for clamp in (0.0, 5.0):
+        settings = Settings(epochs=8, batch_size=32, lr=1e-2, hidden=32, dim=8, clamp=clamp)
+        for method in method_names():
+            seen.clear()
+            results = fit(load(method), data, runs, settings, load(method).fusions[0])
+            right = [r.probability.argmax(1) == data.clips.label[r.test_clips] for r in results]
+            found.setdefault(method, []).append(100 * np.mean(right))
+            assert seen and (max(seen) <= clamp if clamp else method == "visual-only" or max(seen) > 1000)
+    gained = {method: clamped - plain for method, (plain, clamped) in found.items()}
+    assert min(gained.values()) > -3 and np.mean(list(gained.values())) > 4, found
 
 
 @pytest.mark.parametrize(

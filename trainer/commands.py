@@ -1,7 +1,12 @@
 """The verbs `train`, `reproduce`, `predict` and `report`. Whatever is heavy is imported inside the command."""
 
+import inspect
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import fields
+from functools import wraps
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -22,6 +27,7 @@ from .settings import Marginal, Settings
 
 if TYPE_CHECKING:
     from .end_to_end.end_to_end import EndToEnd
+    from .experiments.tune import Tuned
 
 EndToEndOption = Annotated[
     str | None,
@@ -56,15 +62,23 @@ FusionOption = Annotated[
     list[str] | None, typer.Option(help="addition (default), concatenation or outer, repeated or a list.")
 ]
 SeedsOption = Annotated[int, typer.Option(help="Runs of each cell, with seeds from 0.")]
-MarginalOption = Annotated[Marginal, typer.Option(help="Support of the marginal in training.")]
-EpochsOption = Annotated[int, typer.Option(help="Epochs of every classifier.")]
-LrOption = Annotated[float, typer.Option(help="Learning rate.")]
-BatchSizeOption = Annotated[
-    int | None, typer.Option(help="Segments a batch (default: 256; of a trained backbone --micro-batch).")
-]
-HiddenOption = Annotated[int, typer.Option(help="Units of an encoder's hidden layer.")]
-DimOption = Annotated[int, typer.Option(help="k, the embedding's width.")]
-WeightDecayOption = Annotated[float, typer.Option(help="Weight decay.")]
+HYPER = {  # an option for each hyper-parameter of `Settings` that a command line names, in the order of --help
+    "marginal": Annotated[Marginal, typer.Option(help="Support of the marginal in training.")],
+    "epochs": Annotated[int, typer.Option(help="Epochs of every classifier.")],
+    "lr": Annotated[float, typer.Option(help="Learning rate.")],
+    "batch_size": Annotated[
+        int | None, typer.Option(help="Segments a batch (default: 256; of a trained backbone --micro-batch).")
+    ],
+    "hidden": Annotated[int, typer.Option(help="Units of an encoder's hidden layer.")],
+    "dim": Annotated[int, typer.Option(help="k, the embedding's width.")],
+    "weight_decay": Annotated[float, typer.Option(help="Weight decay.")],
+    "dropout": Annotated[float, typer.Option(help="Share of hidden units that a training step leaves out.")],
+    "hide": Annotated[float, typer.Option(help="Share of complete rows of which a step hides one modality.")],
+    "complete_share": Annotated[
+        float | None, typer.Option(help="Complete clips' share of the loss (default: every row counts alike).")
+    ],
+    "clamp": Annotated[float, typer.Option(help="Most deviations from the mean that an input may be away; 0: any.")],
+}
 StoreOption = Annotated[
     list[Place] | None,
     typer.Option(
@@ -87,6 +101,9 @@ SplitsOption = Annotated[Path | None, typer.Option(help="Somebody else's splits,
 MasksOption = Annotated[
     Path | None, typer.Option(help="Somebody else's masks: --missing then names settings of this CSV.")
 ]
+TunedOption = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Settings that a `tune` into this folder chose for each row.")
+]
 SaveWeightsOption = Annotated[bool, typer.Option("--save-weights", help="Keep what was trained, for predict.")]
 ExhibitArgument = Annotated[
     str, typer.Argument(metavar="table1|table2|figure4|figure5|figure6", help="What of the paper to reproduce.")
@@ -100,6 +117,24 @@ BudgetOption = Annotated[
 ]
 
 
+def with_settings(command: Callable[..., int]) -> Callable[..., int]:
+    """Give a command the options of HYPER in place of its parameter ``hyper``, which gets their values by name."""
+    places = {name: getattr(Settings, name) for name in HYPER} | {"batch_size": None}
+    parameters = []
+    for one in inspect.signature(command).parameters.values():
+        options = [one.replace(name=n, default=v, annotation=HYPER[n]) for n, v in places.items()]
+        parameters += options if one.name == "hyper" else [one]
+
+    @wraps(command)
+    def run(**given: object) -> int:
+        return command(hyper={name: given.pop(name) for name in HYPER}, **given)
+
+    run.__signature__ = inspect.Signature(parameters)
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    return run
+
+
+@with_settings
 def train(
     missing: MissingOption,
     features: FeaturesOption = None,
@@ -119,13 +154,8 @@ def train(
     split: SplitOption = "clip",
     splits: SplitsOption = None,
     masks: MasksOption = None,
-    marginal: MarginalOption = Settings.marginal,
-    epochs: EpochsOption = Settings.epochs,
-    lr: LrOption = Settings.lr,
-    batch_size: BatchSizeOption = None,
-    hidden: HiddenOption = Settings.hidden,
-    dim: DimOption = Settings.dim,
-    weight_decay: WeightDecayOption = Settings.weight_decay,
+    hyper: Mapping = MappingProxyType({}),
+    tuned: TunedOption = None,
     device: DeviceOption = "auto",
     stores: StoresOption = Path("stores"),
     store: StoreOption = None,
@@ -149,9 +179,9 @@ def train(
     texts = comma_list(missing)
     for text, why in [(missing_test, HELD_OUT_LABELS), *([] if masks else ((text, None) for text in texts))]:
         parse_missing(text, None, why)  # wrong ones are told before any store is looked for
-    settings = Settings(epochs, _batch_size(batch_size, trunk), lr, weight_decay, hidden, dim, marginal)
+    settings = settings_from(hyper, trunk)
     wanted = [MEDIA] if trunk else parse_features(features or list(DEFAULT))
-    found = list(map(open_store, _named_stores(store, features)))
+    found = list(map(open_store, named_stores(store, features)))
     found = found or [open_features(one, stores, dataset) for one in wanted]
     files = read_given(splits, masks, tuple(dict.fromkeys(name for one in found for name in one.modalities)))
     specs = [files.setting(text) for text in texts]
@@ -159,7 +189,7 @@ def train(
     grid = Grid(comma_list(method or ["mle"]), comma_list(fusion or ["addition"]), specs, held_out, seeds, splits_by)
     opened = [files.apply(one, seeds, specs) for one in found]
     how = {"end_to_end": trunk, "save_weights": save_weights}
-    return finish_training(*job.train(opened, out, grid, settings, device, **how), as_json)
+    return finish_training(*job.train(opened, out, grid, _chosen(tuned, settings, trunk), device, **how), as_json)
 
 
 def finish_training(document: dict, out: Path, as_json: bool) -> int:
@@ -174,6 +204,7 @@ def finish_training(document: dict, out: Path, as_json: bool) -> int:
     return DONE
 
 
+@with_settings
 def reproduce(
     exhibit: ExhibitArgument,
     features: FeaturesOption = None,
@@ -190,13 +221,8 @@ def reproduce(
     dataset: Annotated[str | None, typer.Option(help="Which dataset's stores (default: the paper's).")] = None,
     seeds: SeedsOption = 5,
     budget: BudgetOption = None,
-    marginal: MarginalOption = Settings.marginal,
-    epochs: EpochsOption = Settings.epochs,
-    lr: LrOption = Settings.lr,
-    batch_size: BatchSizeOption = None,
-    hidden: HiddenOption = Settings.hidden,
-    dim: DimOption = Settings.dim,
-    weight_decay: WeightDecayOption = Settings.weight_decay,
+    hyper: Mapping = MappingProxyType({}),
+    tuned: TunedOption = None,
     device: DeviceOption = "auto",
     stores: StoresOption = Path("stores"),
     store: StoreOption = None,
@@ -217,17 +243,16 @@ def reproduce(
         raise InputError(f"--end-to-end: {exhibit} is on cached features.\nName others with --features.")
     backbone = (end_to_end or wanted.features[0]) if wanted.end_to_end else None
     trunk = _end_to_end(backbone, init, **how, micro_batch=micro_batch, precision=precision)
-    batch_size = _batch_size(batch_size, trunk)
-    settings = Settings(epochs, batch_size, lr, weight_decay, hidden, dim, marginal)
+    settings = settings_from(hyper, trunk)
     out = writable_folder(out or Path("runs") / wanted.name, "--out")
     if budget is not None and not budget > 0:
         raise InputError(f"a budget of {budget} hours is out of range: expected more than 0.")
-    opened, absent = list(map(open_store, _named_stores(store, features))), []
+    opened, absent = list(map(open_store, named_stores(store, features))), []
     if not opened:
         opened, absent = job.choose_stores(wanted, stores, dataset, named)
     grid = wanted.grid(comma_list(fusion) if fusion else (), comma_list(split) if split else (), seeds)
     more = {"absent": absent, "hours": budget, "end_to_end": trunk}
-    compared = job.reproduce(wanted, opened, out, grid, settings, device, **more)
+    compared = job.reproduce(wanted, opened, out, grid, _chosen(tuned, settings, trunk), device, **more)
     if as_json:
         print_json(compared)
     else:
@@ -297,6 +322,10 @@ def report(
     out: Annotated[Path | None, typer.Option(help="The HTML file (default: report.html in the first run).")] = None,
     csv: Annotated[bool, typer.Option("--csv", help="Also results.csv and comparisons.csv, beside it.")] = False,
     latex: Annotated[bool, typer.Option("--latex", help="Also results.tex (booktabs), beside it.")] = False,
+    site: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Instead, a leaderboard over many runs (default: all in runs/): a web page."),
+    ] = None,
 ) -> int:
     """Write one self-contained HTML report of one or more runs, with paired comparisons over all of them."""
     from .report.csv_files import export_csv
@@ -307,7 +336,9 @@ def report(
         kept = sorted(Path("runs").glob("*/results.json"), key=lambda path: path.stat().st_mtime)
         if not kept:
             raise InputError("no run in runs/.\nName the folder of a run, or make one with `mlemiss train`.")
-        runs = [kept[-1].parent]
+        runs = [kept[-1].parent] if site is None else [path.parent for path in kept]
+    if site is not None:
+        return _leaderboard(runs, site, {"--out": out, "--csv": csv, "--latex": latex})
     out = out or (runs[0] if runs[0].is_dir() else runs[0].parent) / "report.html"
     beside = ["results.csv", "comparisons.csv"] * csv + ["results.tex"] * latex
     for path in (out, *(out.parent / name for name in beside)):
@@ -321,6 +352,18 @@ def report(
         paths.append(export_latex(documents, out.parent))
     for path in paths:
         say(f"report: {path}")
+    return DONE
+
+
+def _leaderboard(runs: list[Path], folder: Path, others: dict[str, object]) -> int:
+    """Write the page of --site. InputError: one of the other options is given too."""
+    from .report.site import PAGE, write_site
+
+    if stray := [option for option, value in others.items() if value]:
+        raise InputError(f"--site and {stray[0]} exclude each other: a leaderboard has its own page and CSV files.")
+    for note in write_site(runs, folder):
+        say(f"note: {note}")
+    say(f"leaderboard: {folder / PAGE}")
     return DONE
 
 
@@ -343,14 +386,27 @@ def _end_to_end(backbone: str | None, init: str | None, **given) -> "EndToEnd | 
     return EndToEnd(backbone, parse_weights([init or "imagenet"], [backbone])[backbone], **given)
 
 
-def _batch_size(given: int | None, trunk: "EndToEnd | None") -> int:
-    """Return --batch-size, or its default: for a backbone the micro-batch, so that nothing is computed twice."""
-    if given is not None:
-        return given
-    return trunk.micro_batch if trunk and not trunk.frozen else Settings.batch_size
+def _chosen(tuned: Path | None, settings: Settings, trunk: "EndToEnd | None") -> "Settings | Tuned":
+    """Return the settings, or what --tuned chose. InputError: both are given, or a backbone is trained too."""
+    if tuned is None:
+        return settings
+    if trunk:
+        raise InputError("--tuned and --end-to-end exclude each other: tuning is on cached features.")
+    if settings != Settings():
+        own = ", ".join(f"--{one.name.replace('_', '-')}" for one in fields(Settings) if one.name != "own")
+        raise InputError(f"--tuned and settings of your own exclude each other.\nLeave out {own}, or --tuned.")
+    from .experiments.tune import Tuned
+
+    return Tuned(tuned)
 
 
-def _named_stores(store: list[Place] | None, features: list[str] | None) -> list[Place]:
+def settings_from(hyper: Mapping, trunk: "EndToEnd | None" = None) -> Settings:
+    """Return the options' settings; by default a trained backbone's batch is one micro-batch: nothing twice."""
+    size = trunk.micro_batch if trunk and not trunk.frozen else Settings.batch_size
+    return Settings(**hyper | ({"batch_size": size} if hyper["batch_size"] is None else {}))
+
+
+def named_stores(store: list[Place] | None, features: list[str] | None) -> list[Place]:
     """Return the stores of --store, each once, however its path is written. InputError: --features is given too."""
     if store and features:
         raise InputError("--store and --features exclude each other: a store has its features.\nGive one of them.")

@@ -120,8 +120,11 @@ class Standardise(nn.Module):
     def forward(self, x: Tensor, observed: Tensor) -> Tensor:
         """Standardise x [R, n, D], observed bool [R, n]."""
         z = torch.addcmul(self.shift, x, self.scale)
-        z = z.clamp_(-self.clamp, self.clamp) if self.clamp else z
-        return z.masked_fill_(~observed[..., None], 0)
+        return self.bounded(z).masked_fill_(~observed[..., None], 0)
+
+    def bounded(self, z: Tensor) -> Tensor:
+        """Clamp standardised values in place."""
+        return z.clamp_(-self.clamp, self.clamp) if self.clamp else z
 
     def undo(self, standardised: Tensor) -> Tensor:
         """Return values in the features' own units: [R, n, D]."""

@@ -39,10 +39,14 @@ class Missing:
     label: float = 0.0
 
     @property
+    def entries(self) -> tuple[tuple[str, float], ...]:
+        """Return the rates of modalities, then that of labels where some are missing."""
+        return (*self.rates, (LABEL_ENTRY, self.label)) if self.label else self.rates
+
+    @property
     def name(self) -> str:
         """Return the canonical spelling; ``none`` for complete data."""
-        rates = [*self.rates, *([(LABEL_ENTRY, self.label)] if self.label else [])]
-        return "+".join(f"{name}:{rate:g}" for name, rate in rates) or "none"
+        return "+".join(f"{name}:{rate:g}" for name, rate in self.entries) or "none"
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,7 @@ def run_plan(
     command: str | None = None,
     progress: Report | None = None,
     say: Callable[[str], None] = lambda line: None,
+    compare: bool = True,
 ) -> dict:
     """Train and test the cells of a plan; return the results document.
 
@@ -125,6 +126,7 @@ def run_plan(
         command: the command line, for the record.
         progress: called after each epoch.
         say: takes lines for the user.
+        compare: make the paired comparisons at the end.
 
     Raises:
         InputError: ``folder`` resumes another kind of run, a checkpoint is of another training, or a loss is not
@@ -149,7 +151,7 @@ def run_plan(
                 _train(group, dataset, clock, folder)
                 results.keep()
                 clock.check()
-    return results.finish()
+    return results.finish(compare)
 
 
 def _by_reason(skipped: Sequence[Mapping]) -> dict[str, list[str]]:
@@ -176,9 +178,14 @@ class _Results:
     loaded: set[Cell] = field(default_factory=set)  # with some runs of an earlier command
 
     def document(self) -> dict:
-        """Return the document of what is finished, in the plan's order, without comparisons."""
+        """Return the document of what is finished, in the plan's order, without comparisons.
+
+        ``unfinished`` is the number of planned cells that lack any of their seeds; it is absent where none does.
+        """
         results = [self.entries[cell] for cell in self.plan.cells if cell in self.entries]
+        left = sum(self.entries.get(cell, {}).get("seeds") != list(cell.seeds) for cell in self.plan.cells)
         document = {"schema": SCHEMA, "results": results, "comparisons": [], "skipped": self.plan.skipped}
+        document |= {"unfinished": left} if left else {}
         document |= {"command": self.command, "created": self.created}
         return document | ({"exhibit": self.folder.exhibit} if self.folder and self.folder.exhibit else {})
 
@@ -242,10 +249,10 @@ class _Results:
         for cell in kept:
             self.folder.checkpoints(describe_cell(cell)).remove(cell.results)
 
-    def finish(self) -> dict:
+    def finish(self, compare: bool) -> dict:
         """Compare the methods where predictions are kept; return the document."""
         document = self.document()
-        if self.folder:
+        if self.folder and compare:
             document["comparisons"] = compare_methods(document["results"], self.folder.path)
             self.folder.write(document)
         return document
@@ -330,6 +337,7 @@ def describe_cell(cell: Cell) -> dict:
         "classes": list(cell.clips.classes),
         "epochs": settings.epochs,
         "settings": asdict(settings),
+        "tuned": cell.tuned,
         "versions": {"python": platform.python_version()} | {n: version(n) for n in ("mlemiss", "torch", "numpy")},
     }
 

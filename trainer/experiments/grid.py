@@ -64,6 +64,7 @@ class Cell:
     missing_test: Missing = NOTHING
     split: str = "clip"
     settings: Settings = field(default_factory=Settings)
+    tuned: dict | None = None  # how they were chosen (`tune.Tuned`)
     runs: list[Run] = field(default_factory=list)
     results: dict[int, RunResult] = field(default_factory=dict)  # by seed
     trained: list = field(default_factory=list)  # `weights.TrainedRuns`, where weights are kept

@@ -135,7 +135,7 @@ class Autoencoder2(Autoencoder1):
             else:
                 with torch.no_grad():
                     pseudo = functional_call(imputer, self._before[m], (batch.x, batch.observed))
-                target = torch.where(observed[..., None], target, pseudo)
+                target = torch.where(observed[..., None], target, self.encoders[int(m)].standardise.bounded(pseudo))
             total = total + _squared_error(imputer(batch.x, batch.observed), target, weight)
         return total
 

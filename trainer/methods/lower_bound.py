@@ -1,7 +1,5 @@
 """Discarding incomplete data."""
 
-from typing import ClassVar
-
 from ..batches import Stage, complete_rows
 from .mle import MaximumLikelihood
 
@@ -17,4 +15,3 @@ class LowerBound(MaximumLikelihood):
 
     stages = (Stage(rows=complete_rows),)
     marginalises = False
-    rates: ClassVar = {}

@@ -21,14 +21,13 @@ are, all of training or the batch. With addition and concatenation x and y are i
 a label fit a mixture of C classes, which the labelled ones name.
 
 A mixture's likelihood has many maxima. Where nearly all labels are missing the plain sum finds one whose classes are
-not those of the labels (docs/choices.md), so unlabelled rows have at most ``own={"unlabelled": share}`` of the loss, by
-default half. Any share keeps each term a likelihood of the same distribution; 1 gives the plain sum.
+not those of the labels (docs/choices.md), so unlabelled rows have at most half of the loss. Any share keeps each term
+a likelihood of the same distribution. ``Settings.complete_share`` sets another; that of the clips gives the plain sum.
 """
 
 import itertools
 from collections.abc import Sequence
 from functools import cached_property
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -38,15 +37,16 @@ from ..batches import NO_LABEL, Batch, Patterns, Stage
 from ..likelihood import log_posterior, log_weights
 from ..marginal import BY_NAME, BY_NAME_END_TO_END, SupportRows
 from ..method import FusionClassifier, mean_over_rows, negative_log_likelihood
-from ..settings import Rate
+
+UNLABELLED = 0.5  # most of the loss that rows without a label have
 
 
 class MaximumLikelihood(FusionClassifier):
     """Maximum likelihood: complete rows by equation 4, rows that lack a modality by equation 5.
 
     Objective: equation 2, the mean over all training rows of -log Q(z | what is observed), both kinds unweighted; of
-    rows without a label -log Q(what is observed) of the same distribution, equation 3, with ``unlabelled`` of the loss
-    at most, or what ``Settings.complete_share`` leaves (see the module).
+    rows without a label -log Q(what is observed) of the same distribution, equation 3, with half of the loss at most
+    (see the module).
     Source: Ma, Xu, Huang, Zhang, "Maximum Likelihood Estimation for Multimodal Learning with Missing Modality", 2021.
     The paper leaves open how the sum over y' in equation 5 is taken in training (here: ``Settings.marginal``), the
     encoders, k and the optimiser (here: the same for every method), and prediction from incomplete data (here:
@@ -56,7 +56,6 @@ class MaximumLikelihood(FusionClassifier):
 
     marginalises = True
     stages = (Stage(unlabelled=True),)
-    rates: ClassVar = {"unlabelled": Rate(0.5, 0.1, 0.9)}
 
     @cached_property
     def _marginals(self) -> dict:
@@ -92,7 +91,7 @@ class MaximumLikelihood(FusionClassifier):
         trained = torch.as_tensor(self.runs.trained_on, device=self.runs.device)
         of_all = (trained & ~self.runs.labelled).sum(1) / trained.sum(1)
         given = ~self.rate("complete_share").isnan()
-        share = torch.where(given, of_all, torch.minimum(of_all, self.rate("unlabelled")))
+        share = torch.where(given, of_all, of_all.clamp_max(UNLABELLED))
         return torch.stack([(1 - share) / (1 - of_all), share / of_all.clamp_min(1e-12)], 1)
 
     def _log_likelihood(self, embeddings: Sequence[Tensor], batch: Batch, supports: Sequence[tuple]) -> Tensor:

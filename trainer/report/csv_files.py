@@ -20,9 +20,14 @@ def export_csv(documents: Sequence[dict], comparisons: Sequence[dict], folder: P
     tables = {"results.csv": [result_row(r) for r in results]}
     tables["comparisons.csv"] = [comparison_row(c) for c in map(current, plain(comparisons))]
     for name, rows in tables.items():
-        header = list(dict.fromkeys(column for row in rows for column in row)) or COMPARISON_COLUMNS
-        write_csv(folder / name, header, ([row.get(column) for column in header] for row in rows))
+        write_rows(folder / name, rows)
     return [folder / name for name in tables]
+
+
+def write_rows(path: Path, rows: Sequence[Mapping]) -> None:
+    """Write rows as a CSV file with every column that any of them has; of no row, those of comparisons."""
+    header = list(dict.fromkeys(column for row in rows for column in row)) or COMPARISON_COLUMNS
+    write_csv(path, header, ([row.get(column) for column in header] for row in rows))
 
 
 def result_row(r: Mapping) -> dict:
@@ -37,6 +42,7 @@ def result_row(r: Mapping) -> dict:
             row[f"{name}_low"], row[f"{name}_high"] = r.get(f"{name}_interval") or (None, None)
     row |= {"epochs": r["epochs"], "total_epochs": r.get("total_epochs"), "seconds": r["seconds"]}
     lists = ("seeds", "test_accuracy", "n_train", "n_complete", "n_test", "best_epoch")
+    row["n_labelled"] = " ".join(map(str, r.get("n_labelled", r["n_train"])))  # none was missing before they could be
     return row | {name: " ".join(map(str, r[name])) for name in lists} | _family_columns(r)
 
 

@@ -52,6 +52,10 @@ def load_results(run: Path) -> dict:
         raise InputError(f"{path} is no results file of mlemiss train.\nName the folder it wrote.") from None
     if document.get("schema") != 1:
         raise InputError(f"{path}: expected results of schema 1, found {document.get('schema')!r}.")
+    if not isinstance(results, list) or not all(isinstance(result, dict) for result in results):
+        raise InputError(f"{path} is no results file of mlemiss train.\nName the folder it wrote.")
+    if document.get("exhibit") == "tune":
+        raise InputError(f"{path} holds draws of `mlemiss tune`, which are no results.\nSee tune.html beside it.")
     if not results:
         raise InputError(f"{path} holds no finished result yet.\nWait for the training, or run it again.")
     return document
@@ -60,21 +64,34 @@ def load_results(run: Path) -> dict:
 def load_runs(runs: Sequence[Path]) -> tuple[list[dict], list[dict]]:
     """Read the documents of runs, and make the paired comparisons between all of their results.
 
-    Comparisons of results whose predictions are gone are those that the runs themselves recorded, with an entry
-    ``recorded`` True; Holm's correction is over all. InputError: as `load_results`, or a damaged predictions file.
+    InputError: as `load_results`, or a damaged predictions file.
     """
-    documents = [load_results(run) for run in runs]
-    for run, document in zip(runs, documents, strict=True):
-        folder = (run if run.is_dir() else run.parent).absolute()
-        for result in document["results"]:
-            if result.get("predictions"):
-                result["predictions"] = str(folder / result["predictions"])
+    documents = [load_run(run) for run in runs]
+    return documents, compare_documents(documents)
+
+
+def load_run(run: Path) -> dict:
+    """Read the results of a run as `load_results` does, the paths of their predictions made absolute."""
+    document = load_results(run)
+    folder = (run if run.is_dir() else run.parent).absolute()
+    for result in document["results"]:
+        if result.get("predictions"):
+            result["predictions"] = str(folder / result["predictions"])
+    return document
+
+
+def compare_documents(documents: Sequence[dict]) -> list[dict]:
+    """Make the paired comparisons between all results of documents as `load_run` gives them.
+
+    Comparisons of results whose predictions are gone are those that the runs themselves recorded, with an entry
+    ``recorded`` True; Holm's correction is over all. InputError: a damaged predictions file.
+    """
     together = [result for section in sections(documents) for result in section.results]
     entries = {_pair(entry): entry for entry in compare_methods(together, Path())}
     for document in documents:
         for entry in _recorded(document, together):
             entries.setdefault(_pair(entry), entry)
-    return documents, corrected(list(entries.values()))
+    return corrected(list(entries.values()))
 
 
 def _pair(entry: dict) -> tuple:
