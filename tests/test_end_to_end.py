@@ -596,3 +596,30 @@ def test_one_run_at_a_time(media):
     runs = [clips.run(RunSpec(s)) for s in (0, 1)]
     with pytest.raises(ValueError, match="one run is trained at a time, found 2"):
         clips.load(CPU).runs(runs, Stage())
+
+
+# Missing labels.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["mle", "zero-padding"])
+def test_clips_without_a_label_train_as_on_cached_features(media, features, method):
+    missing = "audio:0.3+label:0.6"
+    clips = Clips(features)
+    plain = fit(load(method), Dataset(clips), [clips.run(RunSpec(0, parse_missing(missing)))], QUICK, "addition")[0]
+    frozen = trained(media, method, missing=missing, frozen=True)
+    np.testing.assert_allclose(frozen.probability, plain.probability, atol=0.01)
+    assert frozen.best_epoch == plain.best_epoch and frozen.val_accuracy == plain.val_accuracy
+    assert np.isfinite(trained(media, method, missing=missing).probability).all()
+
+
+@pytest.mark.slow
+def test_missing_labels_do_not_touch_backbones(media):
+    """Of networks that are trained, too: other labels where they are missing give the same."""
+    clips = MediaClips(media, tiny())
+    run = clips.run(RunSpec(0, parse_missing("label:0.6")))
+    found = []
+    for label in (clips.label, np.where(run.labelled, clips.label, (clips.label + 1) % 3)):
+        clips.label = label
+        found.append(fit_end_to_end(load("mle"), clips.load(CPU), [run], QUICK, "addition")[0].probability)
+    np.testing.assert_array_equal(*found)

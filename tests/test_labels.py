@@ -27,6 +27,7 @@ from mlemiss.trainer.likelihood import log_weights
 from mlemiss.trainer.marginal import SupportRows
 from mlemiss.trainer.method import rates_of
 from mlemiss.trainer.methods import load, method_names
+from mlemiss.trainer.methods.mle import UNLABELLED
 from mlemiss.trainer.settings import FUSIONS, Settings
 
 from .feature_stores import QUICK, grid, predictions, write_store
@@ -223,10 +224,10 @@ def test_the_loss_is_equation_2_and_the_joint_of_rows_without_a_label(tmp_path, 
                 of_row = slow_log_weights(inputs, b, every)
                 if run.labelled[clip]:
                     of_label = slow_log_weights(inputs, b, [int(small.label[runs.dataset.clips.kept][clip])])
-                    row = (of_label - of_row) * 0.5 / (1 - u)
+                    row = (of_label - of_row) * (1 - UNLABELLED) / (1 - u)
                 else:
                     assert batch.label[0, b] == NO_LABEL
-                    row = (of_row - denominator) * 0.5 / u
+                    row = (of_row - denominator) * UNLABELLED / u
                 total = total - row * batch.weight[0, b]
             slow = total / (batch.weight[0] > 0).sum()
             torch.testing.assert_close(method.loss(batch)[0].double(), slow.double(), rtol=1e-5, atol=1e-6)
@@ -261,7 +262,7 @@ def test_the_bank_gives_the_gradient_of_the_full_marginal_in_the_mean(tmp_path):
 def test_shares_of_the_loss(store):
     dataset = Dataset(Clips(store))
     for missing, complete_share, expected in [
-        ("label:0.9", None, 0.5),
+        ("label:0.9", None, UNLABELLED),
         ("label:0.2", None, None),  # as they occur
         ("label:0.9", 0.4, None),  # which has shared the loss out already
     ]:

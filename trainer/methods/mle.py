@@ -21,7 +21,7 @@ are, all of training or the batch. With addition and concatenation x and y are i
 a label fit a mixture of C classes, which the labelled ones name.
 
 A mixture's likelihood has many maxima. Where nearly all labels are missing the plain sum finds one whose classes are
-not those of the labels (docs/choices.md), so unlabelled rows have at most half of the loss. Any share keeps each term
+not those of the labels (docs/choices.md), so unlabelled rows have at most 30 % of the loss. Any share keeps each term
 a likelihood of the same distribution. ``Settings.complete_share`` sets another; that of the clips gives the plain sum.
 """
 
@@ -38,14 +38,14 @@ from ..likelihood import log_posterior, log_weights
 from ..marginal import BY_NAME, BY_NAME_END_TO_END, SupportRows
 from ..method import FusionClassifier, mean_over_rows, negative_log_likelihood
 
-UNLABELLED = 0.5  # most of the loss that rows without a label have
+UNLABELLED = 0.3  # most of the loss that rows without a label have
 
 
 class MaximumLikelihood(FusionClassifier):
     """Maximum likelihood: complete rows by equation 4, rows that lack a modality by equation 5.
 
     Objective: equation 2, the mean over all training rows of -log Q(z | what is observed), both kinds unweighted; of
-    rows without a label -log Q(what is observed) of the same distribution, equation 3, with half of the loss at most
+    rows without a label -log Q(what is observed) of the same distribution, equation 3, with 30 % of the loss at most
     (see the module).
     Source: Ma, Xu, Huang, Zhang, "Maximum Likelihood Estimation for Multimodal Learning with Missing Modality", 2021.
     The paper leaves open how the sum over y' in equation 5 is taken in training (here: ``Settings.marginal``), the
