@@ -28,6 +28,7 @@ from .pipeline.errors import InputError, MachineError, is_machine_fault, out_of_
 from .pipeline.options import JsonOption
 from .trainer import commands as trainer_commands
 from .trainer.settings import Settings
+from .trainer.tuning import tune
 
 app = typer.Typer(
     name="mlemiss",
@@ -39,7 +40,8 @@ app = typer.Typer(
 )
 for verb in (pipeline_commands.synth, pipeline_commands.fetch, pipeline_commands.preprocess):
     app.command()(verb)
-for verb in (trainer_commands.train, trainer_commands.reproduce, trainer_commands.predict, trainer_commands.report):
+verbs = (trainer_commands.train, tune, trainer_commands.reproduce, trainer_commands.predict, trainer_commands.report)
+for verb in verbs:
     app.command()(verb)
 app.add_typer(pipeline_commands.store_app)
 
@@ -48,12 +50,13 @@ WHEN_INTERRUPTED = {
     "fetch": GOES_ON,
     "preprocess": GOES_ON,
     "reproduce": GOES_ON,
+    "tune": GOES_ON,
     "store push": GOES_ON,
     "store pull": GOES_ON,
     "train": "; the cells that were finished are kept in the run's folder; another run starts from the beginning, but "
     "with --end-to-end and the same --out it goes on",
 }
-COMPUTES = ("preprocess", "train", "predict", "reproduce", "demo")
+COMPUTES = ("preprocess", "train", "tune", "predict", "reproduce", "demo")
 LEAST_ADDRESS_SPACE = 5 << 30  # bytes, of verbs that compute with torch, which aborts or hangs where it may map less
 DEMO_SUBJECTS, DEMO_CLIPS = 24, 12
 DEMO_FEATURES = "timm:mobilenetv3_small_050"

@@ -1,6 +1,7 @@
 """Render and write self-contained HTML pages: templates, pictures as data, a palette for figures.
 
-A page opens offline and prints: pictures are data URIs, nothing is fetched, nothing runs. Templates are Jinja2's with
+A page opens offline and prints: pictures are data URIs, nothing is fetched, and nothing runs but what sorts the tables
+of a leaderboard. Templates are Jinja2's with
 autoescape, so that text is text whatever somebody's store says. Colours are told apart with any colour vision and, by
 markers, without colour.
 """

@@ -43,8 +43,10 @@ def small(command: str, folder: Path) -> list[str]:
         arguments += ["--weights", "random", "--workers", "0"] + (
             [] if "--features" in command else ["--features", SMALL]
         )
-    if arguments[1] == "train":
-        arguments += ["--seeds", "1", "--epochs", "1", "--dataset", "ravdess"]
+    if arguments[1] in ("train", "tune"):
+        arguments += ["--seeds", "1", "--dataset", "ravdess"] + ["--epochs", "1"] * ("--tuned" not in arguments)
+    if arguments[1] == "tune":
+        arguments += ["--draws", "2"]
     return arguments
 
 

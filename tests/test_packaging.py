@@ -27,7 +27,9 @@ def test_wheel_installs_and_works_elsewhere(tmp_path):
         archive.extractall(tmp_path / "site")
     assert {name.split("/")[0] for name in packed} == {"mlemiss", wheel.name.rsplit("-", 3)[0] + ".dist-info"}
     assert {f"mlemiss/data_manifests/{name}.csv" for name in ("ravdess", "enterface05.counts")} <= set(packed)
-    templates = {name for name in names if name.endswith(".html") and name.startswith(("pipeline/", "trainer/"))}
+    templates = {
+        name for name in names if name.endswith((".html", ".js")) and name.startswith(("pipeline/", "trainer/"))
+    }
     assert templates and {f"mlemiss/{name}" for name in templates} <= set(packed)
     assert not any("test" in name for name in packed)
     # isolated from the checkout, whose editable install must not answer in the wheel's place

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import fields
 from functools import wraps
 from pathlib import Path
 from types import MappingProxyType
@@ -26,6 +27,7 @@ from .settings import Marginal, Settings
 
 if TYPE_CHECKING:
     from .end_to_end.end_to_end import EndToEnd
+    from .experiments.tune import Tuned
 
 EndToEndOption = Annotated[
     str | None,
@@ -84,7 +86,11 @@ StoreOption = Annotated[
     ),
 ]
 MethodOption = Annotated[
-    list[str] | None, typer.Option(help="Methods (`list methods`), repeated or a list (default: mle).")
+    list[str] | None,
+    typer.Option(
+        help="Methods (`list methods`), repeated or a list; only: each modality alone "
+        "(default: mle,only; end to end mle)."
+    ),
 ]
 MissingOption = Annotated[
     list[str],
@@ -98,6 +104,9 @@ SplitsOption = Annotated[Path | None, typer.Option(help="Somebody else's splits,
 MasksOption = Annotated[
     Path | None, typer.Option(help="Somebody else's masks: --missing then names settings of this CSV.")
 ]
+TunedOption = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Settings that a `tune` into this folder chose for each row.")
+]
 SaveWeightsOption = Annotated[bool, typer.Option("--save-weights", help="Keep what was trained, for predict.")]
 ExhibitArgument = Annotated[
     str, typer.Argument(metavar="table1|table2|figure4|figure5|figure6", help="What of the paper to reproduce.")
@@ -105,6 +114,12 @@ ExhibitArgument = Annotated[
 ExhibitSplitOption = Annotated[
     list[str] | None,
     typer.Option(help="clip or a column, repeated or a list (default: clip,subject; end to end clip)."),
+]
+SingleOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--single/--no-single", help="Each modality alone, too (default: for cached features of another dataset)."
+    ),
 ]
 BudgetOption = Annotated[
     float | None, typer.Option(help="Hours: train seed by seed until the time is up; run again to go on.")
@@ -149,6 +164,7 @@ def train(
     splits: SplitsOption = None,
     masks: MasksOption = None,
     hyper: Mapping = MappingProxyType({}),
+    tuned: TunedOption = None,
     device: DeviceOption = "auto",
     stores: StoresOption = Path("stores"),
     store: StoreOption = None,
@@ -164,6 +180,7 @@ def train(
     from ..pipeline.stores.store import MEDIA
     from .experiments import train as job
     from .experiments.grid import Grid
+    from .methods import EACH
 
     how = {"frozen": frozen, "augment": augment, "backbone_lr": backbone_lr, "compiled": compiled}
     trunk = _end_to_end(end_to_end, init, **how, micro_batch=micro_batch, precision=precision)
@@ -172,17 +189,18 @@ def train(
     texts = comma_list(missing)
     for text in [missing_test, *([] if masks else texts)]:
         parse_missing(text, modalities=None)  # wrong ones are told before any store is looked for
-    settings = _settings(hyper, trunk)
+    settings = settings_from(hyper, trunk)
     wanted = [MEDIA] if trunk else parse_features(features or list(DEFAULT))
-    found = list(map(open_store, _named_stores(store, features)))
+    found = list(map(open_store, named_stores(store, features)))
     found = found or [open_features(one, stores, dataset) for one in wanted]
     files = read_given(splits, masks, tuple(dict.fromkeys(name for one in found for name in one.modalities)))
     specs = [files.setting(text) for text in texts]
     held_out, splits_by = files.held_out(missing_test), [files.split_name(split)]
-    grid = Grid(comma_list(method or ["mle"]), comma_list(fusion or ["addition"]), specs, held_out, seeds, splits_by)
+    methods = comma_list(method or (["mle"] if trunk else ["mle", EACH]))
+    grid = Grid(methods, comma_list(fusion or ["addition"]), specs, held_out, seeds, splits_by)
     opened = [files.apply(one, seeds, specs) for one in found]
     how = {"end_to_end": trunk, "save_weights": save_weights}
-    return finish_training(*job.train(opened, out, grid, settings, device, **how), as_json)
+    return finish_training(*job.train(opened, out, grid, _chosen(tuned, settings, trunk), device, **how), as_json)
 
 
 def finish_training(document: dict, out: Path, as_json: bool) -> int:
@@ -211,10 +229,12 @@ def reproduce(
     compiled: CompileOption = False,
     fusion: FusionOption = None,
     split: ExhibitSplitOption = None,
+    single: SingleOption = None,
     dataset: Annotated[str | None, typer.Option(help="Which dataset's stores (default: the paper's).")] = None,
     seeds: SeedsOption = 5,
     budget: BudgetOption = None,
     hyper: Mapping = MappingProxyType({}),
+    tuned: TunedOption = None,
     device: DeviceOption = "auto",
     stores: StoresOption = Path("stores"),
     store: StoreOption = None,
@@ -235,16 +255,18 @@ def reproduce(
         raise InputError(f"--end-to-end: {exhibit} is on cached features.\nName others with --features.")
     backbone = (end_to_end or wanted.features[0]) if wanted.end_to_end else None
     trunk = _end_to_end(backbone, init, **how, micro_batch=micro_batch, precision=precision)
-    settings = _settings(hyper, trunk)
+    settings = settings_from(hyper, trunk)
     out = writable_folder(out or Path("runs") / wanted.name, "--out")
     if budget is not None and not budget > 0:
         raise InputError(f"a budget of {budget} hours is out of range: expected more than 0.")
-    opened, absent = list(map(open_store, _named_stores(store, features))), []
+    opened, absent = list(map(open_store, named_stores(store, features))), []
     if not opened:
         opened, absent = job.choose_stores(wanted, stores, dataset, named)
-    grid = wanted.grid(comma_list(fusion) if fusion else (), comma_list(split) if split else (), seeds)
+    if single is None:  # the paper's exhibits stay as they are, and networks train for hours
+        single = trunk is None and all(one.dataset != wanted.dataset for one in opened)
+    grid = wanted.grid(comma_list(fusion) if fusion else (), comma_list(split) if split else (), seeds, single)
     more = {"absent": absent, "hours": budget, "end_to_end": trunk}
-    compared = job.reproduce(wanted, opened, out, grid, settings, device, **more)
+    compared = job.reproduce(wanted, opened, out, grid, _chosen(tuned, settings, trunk), device, **more)
     if as_json:
         print_json(compared)
     else:
@@ -314,17 +336,35 @@ def report(
     out: Annotated[Path | None, typer.Option(help="The HTML file (default: report.html in the first run).")] = None,
     csv: Annotated[bool, typer.Option("--csv", help="Also results.csv and comparisons.csv, beside it.")] = False,
     latex: Annotated[bool, typer.Option("--latex", help="Also results.tex (booktabs), beside it.")] = False,
+    site: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Instead, a leaderboard over many runs (default: all in runs/): a web page."),
+    ] = None,
+    measure: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of results.tex: accuracy (default), macro-f1, weighted-f1, uar, nll or ece, repeated or a list."
+        ),
+    ] = None,
 ) -> int:
     """Write one self-contained HTML report of one or more runs, with paired comparisons over all of them."""
     from .report.csv_files import export_csv
+    from .report.latex import export_latex
     from .report.report import load_runs, write_report
-    from .report.tables import export_latex
+    from .report.tables import MEASURES
 
+    measures = comma_list(measure or ["accuracy"])
+    if unknown := [name for name in measures if name not in MEASURES]:
+        raise InputError(f"unknown measure {unknown[0]!r}: expected some of {', '.join(MEASURES)}.")
+    if measure and not latex:
+        raise InputError("--measure says what --latex writes; the report has all measures.\nAdd --latex.")
     if not runs:
         kept = sorted(Path("runs").glob("*/results.json"), key=lambda path: path.stat().st_mtime)
         if not kept:
             raise InputError("no run in runs/.\nName the folder of a run, or make one with `mlemiss train`.")
-        runs = [kept[-1].parent]
+        runs = [kept[-1].parent] if site is None else [path.parent for path in kept]
+    if site is not None:
+        return _leaderboard(runs, site, {"--out": out, "--csv": csv, "--latex": latex})
     out = out or (runs[0] if runs[0].is_dir() else runs[0].parent) / "report.html"
     beside = ["results.csv", "comparisons.csv"] * csv + ["results.tex"] * latex
     for path in (out, *(out.parent / name for name in beside)):
@@ -335,9 +375,21 @@ def report(
     if csv:
         paths += export_csv(documents, comparisons, out.parent)
     if latex:
-        paths.append(export_latex(documents, out.parent))
+        paths.append(export_latex(documents, out.parent, measures))
     for path in paths:
         say(f"report: {path}")
+    return DONE
+
+
+def _leaderboard(runs: list[Path], folder: Path, others: dict[str, object]) -> int:
+    """Write the page of --site. InputError: one of the other options is given too."""
+    from .report.site import PAGE, write_site
+
+    if stray := [option for option, value in others.items() if value]:
+        raise InputError(f"--site and {stray[0]} exclude each other: a leaderboard has its own page and CSV files.")
+    for note in write_site(runs, folder):
+        say(f"note: {note}")
+    say(f"leaderboard: {folder / PAGE}")
     return DONE
 
 
@@ -360,13 +412,27 @@ def _end_to_end(backbone: str | None, init: str | None, **given) -> "EndToEnd | 
     return EndToEnd(backbone, parse_weights([init or "imagenet"], [backbone])[backbone], **given)
 
 
-def _settings(hyper: Mapping, trunk: "EndToEnd | None") -> Settings:
+def _chosen(tuned: Path | None, settings: Settings, trunk: "EndToEnd | None") -> "Settings | Tuned":
+    """Return the settings, or what --tuned chose. InputError: both are given, or a backbone is trained too."""
+    if tuned is None:
+        return settings
+    if trunk:
+        raise InputError("--tuned and --end-to-end exclude each other: tuning is on cached features.")
+    if settings != Settings():
+        own = ", ".join(f"--{one.name.replace('_', '-')}" for one in fields(Settings) if one.name != "own")
+        raise InputError(f"--tuned and settings of your own exclude each other.\nLeave out {own}, or --tuned.")
+    from .experiments.tune import Tuned
+
+    return Tuned(tuned)
+
+
+def settings_from(hyper: Mapping, trunk: "EndToEnd | None" = None) -> Settings:
     """Return the options' settings; by default a trained backbone's batch is one micro-batch: nothing twice."""
     size = trunk.micro_batch if trunk and not trunk.frozen else Settings.batch_size
     return Settings(**hyper | ({"batch_size": size} if hyper["batch_size"] is None else {}))
 
 
-def _named_stores(store: list[Place] | None, features: list[str] | None) -> list[Place]:
+def named_stores(store: list[Place] | None, features: list[str] | None) -> list[Place]:
     """Return the stores of --store, each once, however its path is written. InputError: --features is given too."""
     if store and features:
         raise InputError("--store and --features exclude each other: a store has its features.\nGive one of them.")

@@ -28,7 +28,7 @@ from .. import methods as registry
 from ..data import Clips, Dataset
 from ..end_to_end.end_to_end import EndToEnd, MediaClips
 from ..end_to_end.training import OutOfTimeError, fit_end_to_end
-from ..evaluate import accuracy, confusion, macro_f1, mean_and_std, mean_interval, unweighted_average_recall
+from ..evaluate import scores
 from ..fit import fit
 from ..method import Method
 from ..report.comparisons import compare_methods
@@ -113,6 +113,7 @@ def run_plan(
     command: str | None = None,
     progress: Report | None = None,
     say: Callable[[str], None] = lambda line: None,
+    compare: bool = True,
 ) -> dict:
     """Train and test the cells of a plan; return the results document.
 
@@ -125,6 +126,7 @@ def run_plan(
         command: the command line, for the record.
         progress: called after each epoch.
         say: takes lines for the user.
+        compare: make the paired comparisons at the end.
 
     Raises:
         InputError: ``folder`` resumes another kind of run, a checkpoint is of another training, or a loss is not
@@ -149,7 +151,7 @@ def run_plan(
                 _train(group, dataset, clock, folder)
                 results.keep()
                 clock.check()
-    return results.finish()
+    return results.finish(compare)
 
 
 def _by_reason(skipped: Sequence[Mapping]) -> dict[str, list[str]]:
@@ -176,9 +178,14 @@ class _Results:
     loaded: set[Cell] = field(default_factory=set)  # with some runs of an earlier command
 
     def document(self) -> dict:
-        """Return the document of what is finished, in the plan's order, without comparisons."""
+        """Return the document of what is finished, in the plan's order, without comparisons.
+
+        ``unfinished`` is the number of planned cells that lack any of their seeds; it is absent where none does.
+        """
         results = [self.entries[cell] for cell in self.plan.cells if cell in self.entries]
+        left = sum(self.entries.get(cell, {}).get("seeds") != list(cell.seeds) for cell in self.plan.cells)
         document = {"schema": SCHEMA, "results": results, "comparisons": [], "skipped": self.plan.skipped}
+        document |= {"unfinished": left} if left else {}
         document |= {"command": self.command, "created": self.created}
         return document | ({"exhibit": self.folder.exhibit} if self.folder and self.folder.exhibit else {})
 
@@ -242,10 +249,10 @@ class _Results:
         for cell in kept:
             self.folder.checkpoints(describe_cell(cell)).remove(cell.results)
 
-    def finish(self) -> dict:
+    def finish(self, compare: bool) -> dict:
         """Compare the methods where predictions are kept; return the document."""
         document = self.document()
-        if self.folder:
+        if self.folder and compare:
             document["comparisons"] = compare_methods(document["results"], self.folder.path)
             self.folder.write(document)
         return document
@@ -330,6 +337,7 @@ def describe_cell(cell: Cell) -> dict:
         "classes": list(cell.clips.classes),
         "epochs": settings.epochs,
         "settings": asdict(settings),
+        "tuned": cell.tuned,
         "versions": {"python": platform.python_version()} | {n: version(n) for n in ("mlemiss", "torch", "numpy")},
     }
 
@@ -338,22 +346,11 @@ def _result(cell: Cell, seeds: Sequence[int]) -> dict:
     """Return what training a cell with these seeds gave, beside `describe`; lists have one entry a seed."""
     label = cell.clips.label
     results = [cell.results[seed] for seed in seeds]
-    counts = [confusion(r.probability, label[r.test_clips]) for r in results]
     runs = [run for run in cell.runs if run.spec.seed in seeds]
-    scores = [accuracy(c) for c in counts]
-    mean, std = mean_and_std(scores)
     return {
         "total_epochs": max(r.total_epochs for r in results),  # with an autoencoder's, before the classifier
-        "test_accuracy": scores,
-        "mean": mean,
-        "std": std,
-        "interval": mean_interval(scores),  # 95 %, of the mean over seeds
+        **scores([r.probability for r in results], [label[r.test_clips] for r in results]),
         "val_accuracy": [r.val_accuracy[r.best_epoch - 1] for r in results],
-        "macro_f1": [macro_f1(c) for c in counts],
-        "uar": [unweighted_average_recall(c) for c in counts],
-        "macro_f1_interval": mean_interval([macro_f1(c) for c in counts]),
-        "uar_interval": mean_interval([unweighted_average_recall(c) for c in counts]),
-        "confusion": sum(counts).tolist(),
         "curve": {
             "epoch": list(range(1, cell.settings.epochs + 1)),
             "val_accuracy": [r.val_accuracy for r in results],

@@ -22,6 +22,7 @@ from .experiments import check_stores, clips_as, command_line, run_plan, shown_p
 from .grid import Grid, GridPlan, plan_grid
 from .paper import Exhibit
 from .run_folder import RunFolder
+from .tune import Tuned
 
 
 def choose_stores(
@@ -80,7 +81,7 @@ def reproduce(
     stores: Sequence[FeatureStore],
     out: Path,
     grid: Grid,
-    settings: Settings,
+    settings: Settings | Tuned,
     device: str = "auto",
     *,
     absent: Sequence[str] = (),
@@ -94,7 +95,7 @@ def reproduce(
         stores: to run on.
         out: the folder. What an earlier run into it finished is kept.
         grid: what is combined, see `Exhibit.grid`.
-        settings: hyper-parameters.
+        settings: hyper-parameters, or those that were chosen for each row.
         device: auto, cpu, cuda or mps.
         absent: stores that the exhibit lacks, in words.
         hours: stop when the time is up, see `experiments.run_plan`.
@@ -103,13 +104,14 @@ def reproduce(
     Raises:
         InputError: stores of the wrong kind, or another process works in the folder.
     """
-    check_stores(stores, settings, end_to_end)
+    plain = isinstance(settings, Settings)
+    check_stores(stores, settings if plain else None, end_to_end)
     keep_freed_memory()
     where = torch.device(resolve_device(device))
     lines = [ran_on(exhibit, store, end_to_end) for store in stores]
     for line in [exhibit.title, *(f"left out {line}" for line in absent), *lines]:
         say(line)
-    plan = plan_grid(stores, grid, settings, clips_as(end_to_end))
+    plan = plan_grid(stores, grid, settings, clips_as(end_to_end)) if plain else settings.plan(stores, grid)
     say(f"{amount(len(plan.cells), 'cell')} of {amount(len(grid.seeds), 'seed')} on {where}")
     folder = RunFolder(out, resume=True, exhibit=exhibit.name)
     with only_one(out / ".lock", str(out)):

@@ -21,13 +21,14 @@ from ..settings import Settings
 from .experiments import check_stores, clips_as, command_line, run_plan, shown_progress
 from .grid import Grid, plan_grid
 from .run_folder import RESULTS, RunFolder
+from .tune import Tuned
 
 
 def train(
     stores: Sequence[FeatureStore],
     out: Path | None,
     grid: Grid,
-    settings: Settings,
+    settings: Settings | Tuned,
     device: str = "auto",
     *,
     end_to_end: EndToEnd | None = None,
@@ -40,7 +41,7 @@ def train(
         stores: of features; of media to train end to end.
         out: the folder; by default a new runs/DATE-NAME.
         grid: what is combined.
-        settings: hyper-parameters.
+        settings: hyper-parameters, or those that were chosen for each row.
         device: auto, cpu, cuda or mps.
         end_to_end: how a backbone is trained too. What an earlier run of the same into ``out`` finished is kept.
         save_weights: keep what was trained.
@@ -49,7 +50,8 @@ def train(
     Raises:
         InputError: stores of the wrong kind, results of another run in the folder, or the folder cannot be made.
     """
-    check_stores(stores, settings, end_to_end, save_weights)
+    plain = isinstance(settings, Settings)
+    check_stores(stores, settings if plain else None, end_to_end, save_weights)
     writable_folder(out or Path("runs"), "--out")
     resume = end_to_end is not None and out is not None
     if out and (out / RESULTS).exists() and not replace:
@@ -63,7 +65,8 @@ def train(
         lacking = dict(zip(store.modalities, (~store.present).sum(0).tolist(), strict=True)) if store.joined else {}
         without = f"; without {missing_counts(lacking)}" * any(lacking.values())
         say(f"store {store.path}: {amount(len(store.clip_id), 'clip')}{made_with}{without}")
-    say(f"device {where}; {amount(len(grid.seeds), 'seed')}; {_listed(asdict(settings))}")
+    chosen = _listed(asdict(settings)) if plain else settings.text
+    say(f"device {where}; {amount(len(grid.seeds), 'seed')}; {chosen}")
     if end_to_end:
         say(f"end to end: {_listed(end_to_end.describe())}")
     name = "-".join(dict.fromkeys([store.dataset for store in stores] + grid.methods))[:60]
@@ -73,7 +76,7 @@ def train(
     ):
         folder = RunFolder(path, resume=resume, save_weights=save_weights)
         with shown_progress("train") as report:
-            plan = plan_grid(stores, grid, settings, clips_as(end_to_end))
+            plan = plan_grid(stores, grid, settings, clips_as(end_to_end)) if plain else settings.plan(stores, grid)
             document = run_plan(plan, where, folder, command=command_line(), progress=report, say=say)
         write_report([document], path / "report.html")
     return document, path

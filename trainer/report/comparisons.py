@@ -1,7 +1,8 @@
 """Compare any two methods of one setting, test by test, from the test predictions that runs keep.
 
 A setting is one dataset, store and its revision, features, split, given files, missing spec in training and in test,
-and hyper-parameters. Of hyper-parameters only the marginal may differ: it is a choice of the method. A difference
+and hyper-parameters. Of hyper-parameters only the marginal may differ: it is a choice of the method. Tuned ones, each
+method's own, are those of one tuning, with as many draws for each. A difference
 **holds** where it is too large to come from which speakers were tested, which clips, and how the trainings turned out:
 where two methods are equal on average over speakers and trainings, at most 5 in 100 tables have one that "holds". So it
 is about other speakers like these and other trainings (seeds: split, masks, initial weights), on this dataset. Exactly:
@@ -63,6 +64,8 @@ class Outcomes:
 def family_of(described: Mapping) -> dict:
     """Return what names the table of a result or a comparison: the values of FAMILY."""
     settings = {name: value for name, value in (described.get("settings") or {}).items() if name != "marginal"}
+    if tuned := described.get("tuned"):
+        settings = {"tuned": {name: tuned[name] for name in ("run", "draws", "seeds")}}
     return {name: described.get(name) for name in FAMILY} | {"settings": settings}
 
 

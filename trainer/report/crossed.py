@@ -95,17 +95,21 @@ class Layout:
     w: np.ndarray
 
     @cached_property
+    def _levels(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the number of each cell's group, of its seed and of itself: [N] each."""
+        return self.group, self.seed, np.arange(len(self.w))
+
+    @cached_property
     def members(self) -> list[np.ndarray]:
         """Return which cells each group, seed and cell has: [level, N] for each."""
-        levels = (self.group, self.seed, np.arange(len(self.w)))
-        return [(of == np.unique(of)[:, None]).astype(float) for of in levels]
+        return [(of == np.unique(of)[:, None]).astype(float) for of in self._levels]
 
     @cached_property
     def _squares(self) -> np.ndarray:
         """Return w(e) w(f) times what r(e) r(f) counts in each sum of squares of step 1, as of u: [3, N, N]."""
         found = []
-        for of in self.members:
-            same = of.T @ of
+        for of in self._levels:
+            same = (of == of[:, None]).astype(float)
             by = same @ self.w
             found.append((same - by - by[:, None] + by @ self.w) * self.w * self.w[:, None])
         return np.stack(found)
@@ -113,13 +117,19 @@ class Layout:
     @cached_property
     def _expected(self) -> np.ndarray:
         """Return the expectation of each sum of squares (rows) for a variance of 1 (columns): [3, 3]."""
-        return np.array([[np.einsum("ln,nm,lm->", of, one, of) for of in self.members] for one in self._squares])
+        return np.array([[one[of == of[:, None]].sum() for of in self._levels] for one in self._squares])
 
     def _spread(self, squares: np.ndarray) -> np.ndarray:
         """Return the variance of a combination of the sums of squares, as a form [3, 3] of the variances."""
         form = np.tensordot(squares, self._squares, 1)
-        halves = [of @ form for of in self.members]
-        return 2 * np.array([[((half @ of.T) ** 2).sum() for of in self.members] for half in halves])
+        halves = [self._added(level, form) for level in (GROUP, SEEDS, CELL)]
+        return 2 * np.array(
+            [[(self._added(level, half.T) ** 2).sum() for level in (GROUP, SEEDS, CELL)] for half in halves]
+        )
+
+    def _added(self, level: int, form: np.ndarray) -> np.ndarray:
+        """Add up the rows of each group or seed, [N, M] to [level, M]; of each cell there is one."""
+        return form if level == CELL else self.members[level] @ form
 
     @cached_property
     def _shares(self) -> np.ndarray:

@@ -1,0 +1,163 @@
+"""Tuning: the same draws for every method, chosen on validation clips of seeds that are not reported."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from mlemiss.pipeline.errors import InputError
+from mlemiss.trainer.experiments.space import COMMON, Space, parse_space
+from mlemiss.trainer.settings import Rate, Settings
+
+from .feature_stores import write_store
+
+QUICK = ["--epochs", 2, "--missing", "audio:0.5,visual:0.5", "--seeds", 1]
+
+
+# ---- draws ----
+
+
+def test_draws_are_those_of_their_number_and_setting():
+    space, rates = Space(), {"gate": Rate(0.01, 0.001, 0.1)}
+    some, more, another = (space.settings(Settings(), own, n) for own, n in (({}, 5), ({}, 40), (rates, 5)))
+    assert some == more[:5] and some[0] == Settings()
+    assert all(a == Settings(**{**vars(b), "own": {}}) for a, b in zip(some, another, strict=True))
+    assert another[0].own == {} and all(0.001 <= one.own["gate"] <= 0.1 for one in another[1:])
+    for name, of in COMMON.items():
+        values = [getattr(one, name) for one in more]
+        assert all(value is None or value in of for value in values)
+        assert len(set(values)) > 1
+    assert 8 <= sum(one.hide == 0 for one in more) <= 32  # half of the draws leave it as it is
+    lr = np.log([one.lr for one in more])
+    assert abs(lr.mean() - np.log(3e-3)) < 0.5  # even in the logarithm
+
+
+def test_a_space_of_ones_own():
+    space = parse_space(
+        ["lr=1e-4..1e-2", "hidden=32|48", "weight-decay=0", "gate=0.5"], {"gate": Rate(0.01, 0.001, 0.1)}
+    )
+    drawn = space.settings(Settings(), {"gate": Rate(0.01, 0.001, 0.1)}, 30)
+    assert drawn[0].lr == Settings.lr  # the default is in the range
+    assert all(1e-4 <= one.lr <= 1e-2 for one in drawn)
+    assert {one.hidden for one in drawn} == {32, 48} and {one.weight_decay for one in drawn} == {0}
+    assert {one.own["gate"] for one in drawn} == {0.5}
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("lr=2..1", "holds no valid draw: 2 is more than 1"),
+        ("lr=-1..1", "lr -1 is out of range"),
+        ("dropout=0..2", "dropout 2.0 is out of range"),
+        ("hidden=1..64", "Name them: hidden=1|64"),
+        ("hidden=6.5", "expected hidden=LOW..HIGH"),
+        ("lr", "expected lr=LOW..HIGH"),
+        ("lr=1..2..3", "expected lr=LOW..HIGH"),
+        ("epochs=3", "expected one of lr, weight_decay"),
+        ("gate=-1", "gate -1.0 is out of range"),
+    ],
+)
+def test_spaces_that_are_none(text, why):
+    with pytest.raises(InputError, match=why):
+        parse_space([text], {"gate": Rate(0.01, 0.001, 0.1)})
+    with pytest.raises(InputError, match="twice"):
+        parse_space(["lr=1", "lr=2"], {})
+
+
+# ---- by the command ----
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return write_store(tmp_path_factory.mktemp("stores")).path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("tuned") / "t"
+
+
+@pytest.fixture
+def tuned(store, folder, mlemiss):
+    """A tuning of two methods and a reference, in two commands: the second goes on."""
+    if not folder.exists():
+        first = mlemiss(*tune_command(store, folder), "--draws", 2)
+        assert first.returncode == 0, first.stderr
+        more = mlemiss(*tune_command(store, folder), "--draws", 4)
+        assert more.returncode == 0 and "12 of 24 cells are finished and kept" in more.stderr
+    return folder
+
+
+def tune_command(store, out):
+    return ["tune", "--store", store, "--method", "mle,flex-moe,only:audio", *QUICK, "--out", out]
+
+
+def test_the_choice_is_the_draw_with_the_highest_validation_accuracy(tuned):
+    document, results = (json.loads((tuned / name).read_text()) for name in ("tuned.json", "results.json"))
+    assert document["draws"] == 4 and document["seeds"] == [1000] and len(document["rows"]) == 6
+    assert len(results["results"]) == 24 and results["comparisons"] == []
+    for row in document["rows"]:
+        of = [r for r in results["results"] if all(r[n] == row[n] for n in ("method", "missing"))]
+        scores = [np.mean(r["val_accuracy"]) for r in of]
+        assert row["validation"] == pytest.approx(scores, abs=1e-3)
+        assert row["draw"] == int(np.argmax(scores)) and row["settings"] == of[row["draw"]]["settings"]
+        assert [r["settings"] for r in of] == row["drawn"]
+    common = [[{**one, "own": {}} for one in row["drawn"]] for row in document["rows"]]
+    assert all(drawn == common[0] for drawn in common)  # the same draws for every row
+    page = (tuned / "tune.html").read_text()
+    assert page.count("<h2>") == 2 and page.count("data:image/svg+xml") == 2 and "4 of each row" in page
+
+
+def test_training_with_what_was_chosen(tuned, store, tmp_path, mlemiss):
+    how = ["train", "--store", store, "--method", "mle,flex-moe,only:audio", "--missing", "audio:0.5", "--tuned", tuned]
+    done = mlemiss(*how, "--seeds", 2, "--out", tmp_path / "run", "--json")
+    assert done.returncode == 0 and "chosen among 4 draws of each row" in done.stderr, done.stderr
+    document, rows = json.loads(done.stdout), json.loads((tuned / "tuned.json").read_text())["rows"]
+    for result in document["results"]:
+        (row,) = [r for r in rows if all(r[n] == result[n] for n in ("method", "missing"))]
+        assert result["settings"] == row["settings"] and result["tuned"]["draws"] == 4
+        assert result["tuned"]["validation"] == row["validation"][row["draw"]]
+    assert len({json.dumps(r["settings"]) for r in document["results"]}) > 1
+    assert len(document["comparisons"]) == 3  # one table, though each method has settings of its own
+    for options, why in (
+        (["--lr", 0.1], "--tuned and settings of your own exclude each other"),
+        (["--seeds", 1001], "seeds [1000] were tuned on"),
+        (["--method", "ae1"], "has tuned nothing for toy toy ae1 addition audio:0.5: method ae1 (tuned: mle, flex-moe"),
+        (["--missing", "audio:0.7"], "missing audio:0.7 (tuned: audio:0.5, visual:0.5)"),
+        (["--tuned", tmp_path], "no tuned.json in"),
+    ):
+        wrong = mlemiss(*how, *options, "--out", tmp_path / "none")
+        assert wrong.returncode == 2 and why in wrong.stderr, wrong.stderr
+        assert not (tmp_path / "none").exists()
+
+
+def test_other_features_and_damaged_choices(tuned, tmp_path, mlemiss):
+    other = write_store(tmp_path, features="others", weights_hash="1").path
+    wrong = mlemiss("train", "--store", other, "--missing", "audio:0.5", "--tuned", tuned, "--out", tmp_path / "r")
+    assert wrong.returncode == 2 and "features others (tuned: toy)" in wrong.stderr
+    shutil.copytree(tuned, tmp_path / "t")
+    for text in ("{}", "no json", '{"rows": [1]}'):
+        (tmp_path / "t" / "tuned.json").write_text(text)
+        wrong = mlemiss("train", "--store", other, "--missing", "audio:0.5", "--tuned", tmp_path / "t")
+        assert wrong.returncode == 2 and "cannot be read as what `mlemiss tune` chose" in wrong.stderr
+    refused = mlemiss("report", tuned)
+    assert refused.returncode == 2 and "See tune.html" in refused.stderr
+
+
+def test_a_budget(store, tmp_path, mlemiss):
+    short = mlemiss(*tune_command(store, tmp_path / "t"), "--draws", 4, "--budget", 1e-9)
+    assert short.returncode == 2 and "too short for one draw of each of 6 rows" in short.stderr
+    assert not (tmp_path / "t" / "tuned.json").exists()
+    enough = mlemiss(*tune_command(store, tmp_path / "t"), "--draws", 2, "--budget", 1)
+    assert enough.returncode == 0 and json.loads((tmp_path / "t" / "tuned.json").read_text())["draws"] == 2
+
+
+def test_rows_that_cannot_be_trained_are_skipped_in_both(store, tmp_path, mlemiss):
+    both = ["--store", store, "--method", "zp,mle", "--fusion", "outer", "--missing", "audio:0.5", "--seeds", 1]
+    done = mlemiss("tune", *both, "--epochs", 1, "--draws", 2, "--out", tmp_path / "t", "--json")
+    assert done.returncode == 0 and [row["method"] for row in json.loads(done.stdout)["rows"]] == ["mle"]
+    trained = mlemiss("train", *both, "--tuned", tmp_path / "t", "--out", tmp_path / "r", "--json")
+    assert trained.returncode == 0 and len(json.loads(trained.stdout)["skipped"]) == 1
+    for option, value in (("--draws", 0), ("--seeds", 0), ("--budget", 0)):
+        wrong = mlemiss("tune", *both, option, value, "--out", tmp_path / "n")
+        assert wrong.returncode == 2 and "out of range" in wrong.stderr and not (tmp_path / "n").exists()

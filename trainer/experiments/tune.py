@@ -1,0 +1,246 @@
+"""The job of `mlemiss tune`: draw settings, train them all, choose on validation clips; and what was chosen.
+
+A row is one method, fusion, missing spec, split and store. Every row gets the same number of draws, and the draw with
+the highest mean validation accuracy over the tuning seeds wins; of equals the first, the defaults above all. The tuning
+seeds begin at FIRST_SEED, and are never reported: the reported seeds draw other splits, masks and initial weights.
+Test clips choose nothing.
+"""
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from ...pipeline.console import amount, plain, say
+from ...pipeline.encoders import keep_freed_memory, resolve_device
+from ...pipeline.errors import InputError
+from ...pipeline.files import write_json
+from ...pipeline.stores.claim import only_one
+from ...pipeline.stores.store import FeatureStore
+from .. import methods as registry
+from ..report.draws import settings_text, write_draws
+from ..settings import Settings
+from .experiments import check_stores, command_line, describe_cell, run_plan, shown_progress
+from .grid import Cell, Grid, GridPlan, plan_grid
+from .run_folder import RunFolder
+from .space import Space
+
+FIRST_SEED = 1000
+TUNED, PAGE, EXHIBIT = "tuned.json", "tune.html", "tune"
+ROW = ("dataset", "features", "store", "method", "fusion", "missing", "split")  # what a choice is looked up by
+BLOCKS = 6  # under a budget, draws are trained in about so many
+
+
+def tune(
+    stores: Sequence[FeatureStore],
+    out: Path,
+    grid: Grid,
+    settings: Settings,
+    space: Space,
+    draws: int,
+    device: str = "auto",
+    *,
+    hours: float | None = None,
+) -> dict:
+    """Train the draws of every row, and keep what was chosen in ``out``; run again, it goes on.
+
+    Args:
+        stores: of features.
+        out: the folder.
+        grid: the rows; its seeds are the tuning seeds.
+        settings: the defaults, which are draw 0, and what is not drawn.
+        space: what is drawn from.
+        draws: of each row.
+        device: auto, cpu, cuda or mps.
+        hours: stop when they are over. Only draws that every row has trained count.
+
+    Returns:
+        The document of tuned.json.
+
+    Raises:
+        InputError: a store of media, another run's folder, no row can be trained, or no time for a draw of each.
+    """
+    check_stores(stores, settings, None)
+    keep_freed_memory()
+    where = torch.device(resolve_device(device))
+    for store in stores:
+        say(f"store {store.path}: {amount(len(store.clip_id), 'clip')}, weights {store.weights.get('name')}")
+    ranges = ", ".join(f"{name.replace('_', ' ')} {text}" for name, text in space.describe().items())
+    say(f"device {where}; {amount(draws, 'draw')} of {ranges}; seeds {grid.seeds[0]} to {grid.seeds[-1]}")
+    out.mkdir(parents=True, exist_ok=True)
+    with only_one(out / ".lock", str(out)):
+        plan, done = _train_draws(stores, out, grid, settings, space, draws, where, hours)
+        rows = _rows(plan)
+        if not done:
+            short = [name for name, cells in rows.items() if cells[0].left]
+            raise InputError(
+                f"{hours} hours were too short for one draw of each of {amount(len(rows), 'row')}: "
+                f"{len(short)} lack it, such as {short[0]}.\n"
+                "What is trained is kept: run the same command again to go on, or give a longer --budget."
+            )
+        document = _document(rows, plan, grid, space, done)
+        write_json(out / TUNED, document)
+        write_draws(document, out / PAGE)
+    return document
+
+
+def _train_draws(
+    stores: Sequence[FeatureStore],
+    out: Path,
+    grid: Grid,
+    settings: Settings,
+    space: Space,
+    draws: int,
+    device: torch.device,
+    hours: float | None,
+) -> tuple[GridPlan, int]:
+    """Train all draws, under a budget some after the others; return the last plan, and how many draws are whole."""
+    deadline = None if hours is None else time.monotonic() + 3600 * hours
+    steps = [draws] if hours is None else [1, *range(1 + (block := -(-draws // BLOCKS)), draws, block), draws]
+    whole = 0
+    for count in dict.fromkeys(min(step, draws) for step in steps):
+
+        def drawn(cell: Cell, count: int = count) -> list[Settings]:
+            return space.settings(settings, registry.load(cell.method).rates, count)
+
+        plan = plan_grid(stores, grid, drawn)
+        left = None if deadline is None else max(deadline - time.monotonic(), 0) / 3600
+        with shown_progress("tune") as report:
+            folder = RunFolder(out, resume=True, exhibit=EXHIBIT)
+            run_plan(plan, device, folder, hours=left, command=command_line(), progress=report, say=say, compare=False)
+        whole = min(_trained(cells) for cells in _rows(plan).values())
+        if whole < count or (deadline is not None and time.monotonic() > deadline):
+            break
+    return plan, whole
+
+
+def _rows(plan: GridPlan) -> dict[str, list[Cell]]:
+    """Return the cells of each row, in the order of their draws."""
+    rows: dict[str, list[Cell]] = defaultdict(list)
+    for cell in plan.cells:
+        rows[f"{cell.name}, store {cell.clips.store.fingerprint}"].append(cell)
+    return rows
+
+
+def _trained(cells: Sequence[Cell]) -> int:
+    """Return how many draws, from the first on, are trained with every seed."""
+    return next((j for j, cell in enumerate(cells) if cell.left), len(cells))
+
+
+def _validation(cell: Cell) -> float:
+    """Return the mean over seeds of the best epoch's validation accuracy, in percent."""
+    return float(np.mean([result.val_accuracy[result.best_epoch - 1] for result in cell.results.values()]))
+
+
+def _document(rows: Mapping[str, list[Cell]], plan: GridPlan, grid: Grid, space: Space, draws: int) -> dict:
+    """Return what was chosen for each row among its first draws, and how every draw did."""
+    chosen = []
+    for cells in rows.values():
+        validation = [_validation(cell) for cell in cells[:draws]]
+        best = int(np.argmax(validation))
+        described = describe_cell(cells[best])
+        row = {name: described[name] for name in (*ROW, "missing_test", "synthetic")}
+        chosen.append(
+            row
+            | {"draw": best, "settings": described["settings"], "validation": [round(v, 4) for v in validation]}
+            | {"drawn": [asdict(cell.settings) for cell in cells[:draws]]}
+        )
+    return {
+        "schema": 1,
+        "draws": draws,
+        "seeds": list(grid.seeds),
+        "space": space.describe(),
+        "rows": chosen,
+        "skipped": plan.skipped,
+        "command": command_line(),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def print_chosen(document: Mapping) -> None:
+    """Print a line for each row: validation accuracy of the defaults and of the choice, and the settings."""
+    table = Table(box=None, header_style="bold")
+    for name in ("method", "fusion", "missing", "defaults", "chosen", "settings"):
+        table.add_column(name, justify="right" if name in ("defaults", "chosen") else "left")
+    for row in plain(document)["rows"]:
+        scores = [f"{row['validation'][draw]:.1f}" for draw in (0, row["draw"])]
+        table.add_row(row["method"], row["fusion"], row["missing"], *scores, settings_text(row["settings"]))
+    Console().print(table)
+    print(f"Validation accuracy in percent; the best of {document['draws']} draws is too high an estimate.")
+
+
+class Tuned:
+    """What an earlier `mlemiss tune` chose.
+
+    path: its folder. InputError: it holds no choice, or a file that cannot be read as one.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self.document = json.loads((path / TUNED).read_text(encoding="utf-8"))
+            self.rows = {tuple(row[name] for name in ROW): row for row in self.document["rows"]}
+            self._settings = {key: Settings(**row["settings"]) for key, row in self.rows.items()}
+            self.skipped = {entry["cell"] for entry in self.document["skipped"]}
+            self.facts = {"run": path.absolute().name} | {name: self.document[name] for name in ("draws", "seeds")}
+        except OSError:
+            raise InputError(f"no {TUNED} in {path}.\nName the folder of a `mlemiss tune` that has ended.") from None
+        except (ValueError, KeyError, TypeError):
+            raise InputError(f"{path / TUNED} cannot be read as what `mlemiss tune` chose.\nRun it again.") from None
+
+    @property
+    def text(self) -> str:
+        """Say where the settings are from."""
+        return f"settings of {self.path}, chosen among {amount(self.facts['draws'], 'draw')} of each row"
+
+    def plan(self, stores: Sequence[FeatureStore], grid: Grid) -> GridPlan:
+        """Plan a grid with the settings that were chosen for each of its rows.
+
+        InputError: see `grid.plan_grid` and `settings`, or seeds that were tuned on.
+        """
+        if shared := set(grid.seeds) & set(self.facts["seeds"]):
+            raise InputError(f"seeds {sorted(shared)} were tuned on: they cannot be reported.\nTake other seeds.")
+        plan = plan_grid(stores, grid, self.settings)
+        for cell in plan.cells:
+            cell.tuned = self.describe(cell)
+        return plan
+
+    def settings(self, cell: Cell) -> list[Settings]:
+        """Return the settings that were chosen for a cell's row, or the defaults where it could not be trained.
+
+        InputError: the run was of other data, features or methods.
+        """
+        key = self._key(cell)
+        if key in self._settings:
+            return [self._settings[key]]
+        if cell.name in self.skipped:
+            return [Settings()]
+        differs = [
+            f"{name} {value} (tuned: {', '.join(dict.fromkeys(row[name] for row in self.rows.values()))})"
+            for name, value in zip(ROW, key, strict=True)
+            if value not in {row[name] for row in self.rows.values()}
+        ]
+        raise InputError(
+            f"{self.path} has tuned nothing for {cell.name}: {'; '.join(differs) or 'not this combination'}.\n"
+            "Tune it with the same options, or leave --tuned out."
+        )
+
+    def describe(self, cell: Cell) -> dict | None:
+        """Return what a cell's results say of how its settings were chosen; None where they were not."""
+        row = self.rows.get(self._key(cell))
+        if row is None:
+            return None
+        draw = row["draw"]
+        return self.facts | {"draw": draw, "validation": row["validation"][draw], "missing_test": row["missing_test"]}
+
+    def _key(self, cell: Cell) -> tuple:
+        store = cell.clips.store
+        features = cell.clips.describe()["features"]
+        return store.dataset, features, store.fingerprint, cell.method, cell.fusion, cell.missing.name, cell.split
