@@ -128,11 +128,15 @@ def imputer_alone(dataset, run, kind):
     steps = -(-int(clips.sum()) * runs.segments // SETTINGS.batch_size)
     order = runs.batches(stage, steps, SETTINGS.batch_size).order
     optimiser = torch.optim.AdamW([w, b, v, c], lr=SETTINGS.lr, weight_decay=SETTINGS.weight_decay)
-    x, y = (((dataset.features[m] - runs.moments[m][0][0]) / runs.moments[m][1][0]).double() for m in (0, 1))
+
+    def bounded(z):
+        return z.clamp(-SETTINGS.clamp, SETTINGS.clamp) if SETTINGS.clamp else z
+
+    x, y = (bounded((dataset.features[m] - runs.moments[m][0][0]) / runs.moments[m][1][0]).double() for m in (0, 1))
     has_audio = torch.as_tensor(np.repeat(run.observed[:, 1], runs.segments))
     for epoch in range(SETTINGS.epochs):
         with torch.no_grad():
-            pseudo = (x @ w + b).relu() @ v + c  # what is predicted before the epoch
+            pseudo = bounded((x @ w + b).relu() @ v + c)  # what is predicted before the epoch
         for rows, weight in order.epoch(epoch + 1):
             rows = rows[0][weight[0] > 0]
             target = torch.where(has_audio[rows, None], y[rows].nan_to_num(), pseudo[rows])
