@@ -69,7 +69,7 @@ def gradients(store, method, fusion, specs):
     kind, data = load(method), Dataset(Clips(store))
     runs = [data.clips.run(RunSpec(seed, parse_missing(missing), parse_missing("none"))) for seed, missing in specs]
     settings = Settings(batch_size=300, hidden=16, dim=6, dropout=0.3, clamp=2.0)
-    together = data.runs(runs, kind.stages[-1].rows, rates_of(kind, [settings] * len(runs)))
+    together = data.runs(runs, kind.stages[-1], rates_of(kind, [settings] * len(runs)))
     model = kind(together, settings, fusion).double()
     model.begin_epoch(kind.stages[-1], 1)
     batch = next(together.batches(kind.stages[-1], 1, 300).epoch(1))
