@@ -27,7 +27,7 @@ from .settings import Marginal, Settings
 
 if TYPE_CHECKING:
     from .end_to_end.end_to_end import EndToEnd
-    from .experiments.tune import Tuned
+    from .experiments.tuned import Tuned
 
 EndToEndOption = Annotated[
     str | None,
@@ -423,7 +423,7 @@ def _chosen(tuned: Path | None, settings: Settings, trunk: "EndToEnd | None") ->
     if settings != Settings():
         own = ", ".join(f"--{one.name.replace('_', '-')}" for one in fields(Settings) if one.name != "own")
         raise InputError(f"--tuned and settings of your own exclude each other.\nLeave out {own}, or --tuned.")
-    from .experiments.tune import Tuned
+    from .experiments.tuned import Tuned
 
     return Tuned(tuned)
 
