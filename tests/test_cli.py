@@ -121,8 +121,8 @@ def test_hyper_parameters_are_in_the_results(toy, tmp_path, mlemiss):
     )
     assert result.returncode == 0, result.stderr
     assert "dropout 0.2, hide 0.3, complete share 0.4, clamp 5.0" in result.stderr
-    (found,) = json.loads((tmp_path / "run" / "results.json").read_text())["results"]
-    assert found["settings"] == asdict(Settings(epochs=1, **given))
+    found = json.loads((tmp_path / "run" / "results.json").read_text())["results"]
+    assert found and all(r["settings"] == asdict(Settings(epochs=1, **given)) for r in found)
     assert "complete share 0.4, clamp 5.0" in (tmp_path / "run" / "report.html").read_text()
     for function in (commands.train, commands.reproduce):
         defaults = {name: one.default for name, one in inspect.signature(function).parameters.items()}
@@ -252,8 +252,8 @@ def test_runs_of_one_second_have_folders_of_their_own_and_failed_ones_leave_none
 @pytest.mark.parametrize(
     ("arguments", "inside", "said"),
     [
-        (["train", "--missing", "none"], "trainer.commands._named_stores", "another run starts from the beginning"),
-        (["reproduce", "table2"], "trainer.commands._named_stores", "to go on"),
+        (["train", "--missing", "none"], "trainer.commands.named_stores", "another run starts from the beginning"),
+        (["reproduce", "table2"], "trainer.commands.named_stores", "to go on"),
         (["report", "run"], "trainer.commands.writable_file", "interrupted\n"),
     ],
 )
@@ -272,7 +272,7 @@ def test_a_store_named_twice_is_trained_once(toy, tmp_path, mlemiss):
     stores = ["--store", toy, "--store", "same", "--store", toy.relative_to(tmp_path)]
     result = mlemiss("train", "--missing", "none", "--method", "mle", "--seeds", 1, "--epochs", 1, *stores, "--json")
     assert len(json.loads(result.stdout)["results"]) == 1
-    assert commands._named_stores([Path("b"), Path("a"), Path("c/../b")], None) == [Path("b"), Path("a")]
+    assert commands.named_stores([Path("b"), Path("a"), Path("c/../b")], None) == [Path("b"), Path("a")]
 
 
 @pytest.mark.parametrize("what", ["methods", "features", "datasets"])

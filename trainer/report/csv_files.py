@@ -42,7 +42,9 @@ def result_row(r: Mapping) -> dict:
     row["val_accuracy_std"] = statistics.stdev(r["val_accuracy"]) if len(r["val_accuracy"]) > 1 else None
     row |= {"epochs": r["epochs"], "total_epochs": r.get("total_epochs"), "seconds": r["seconds"]}
     lists = ("seeds", "test_accuracy", "n_train", "n_complete", "n_test", "best_epoch")
-    return row | {name: " ".join(map(str, r[name])) for name in lists} | _family_columns(r)
+    row["n_labelled"] = " ".join(map(str, r.get("n_labelled", r["n_train"])))  # none was missing before they could be
+    row |= {name: " ".join(map(str, r[name])) for name in lists} | _family_columns(r)
+    return row | {name: value for name, value in r["settings"].items() if name != "marginal"}  # tuned ones, too
 
 
 def test_rows(r: Mapping) -> list[dict]:
