@@ -95,8 +95,8 @@ MethodOption = Annotated[
 MissingOption = Annotated[
     list[str],
     typer.Option(
-        help="What training lacks: audio:0.5, audio:0.3+visual:0.3, label:0.5, none, of any modality; repeated or a "
-        "list."
+        help="What training lacks: audio:0.5, audio:0.3+visual:0.3, label:0.5, none, of any modality; "
+        "audio:0.8@label=angry, by value of a column; repeated or a list."
     ),
 ]
 MissingTestOption = Annotated[
@@ -360,10 +360,10 @@ def report(
     ] = None,
 ) -> int:
     """Write one self-contained HTML report of one or more runs, with paired comparisons over all of them."""
+    from .evaluate import MEASURES
     from .report.csv_files import export_csv
     from .report.latex import export_latex
     from .report.report import load_runs, write_report
-    from .report.tables import MEASURES
 
     measures = comma_list(measure or ["accuracy"])
     if unknown := [name for name in measures if name not in MEASURES]:

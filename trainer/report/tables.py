@@ -3,11 +3,11 @@
 The terminal, the report and LaTeX files share them, and what must be said beside them.
 """
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -15,39 +15,12 @@ from rich.table import Table
 
 from ...pipeline.console import plain
 from ...pipeline.encoders import are_random
-from ..evaluate import mean_and_std
+from ..evaluate import ACCURACY, Measure
 from .comparisons import current, family_key, family_of, several_marginals, side, units_text
 
 NAMED = 3  # of the combinations that share a reason
 NAMED_WORSE = 8  # of a missing spec's methods that are worse than a single modality
 SETTING = ("dataset", "features", "store", "split", "missing_test")  # of results and comparisons
-
-
-class Measure(NamedTuple):
-    """What is measured on test clips: its name in results, how it is written, and whether less of it is better."""
-
-    key: str
-    name: str
-    digits: int = 1
-    less: bool = False
-
-    def of(self, result: Mapping) -> tuple[float, float | None] | None:
-        """Return mean and deviation over seeds; None where an earlier version did not record the measure."""
-        if self.key == ACCURACY.key:
-            return result["mean"], result["std"]
-        values = result.get(self.key)
-        return mean_and_std(values) if values else None
-
-
-ACCURACY = Measure("test_accuracy", "Test accuracy in percent of clips")
-MEASURES = {
-    "accuracy": ACCURACY,
-    "macro-f1": Measure("macro_f1", "Macro F1 in percent"),
-    "weighted-f1": Measure("weighted_f1", "Weighted F1 in percent"),
-    "uar": Measure("uar", "UAR (unweighted average recall) in percent"),
-    "nll": Measure("nll", "NLL (negative log-likelihood) in nats", 2, True),
-    "ece": Measure("ece", "ECE (expected calibration error) in percentage points", less=True),
-}
 
 
 @dataclass(frozen=True)
@@ -150,6 +123,9 @@ class Section:
                 f"Missing {missing}: of {span_text(r['n_train'])} training clips {' and '.join(counts)}. A method that "
                 f"has no likelihood of clips without a label trains on the labelled ones."
             )
+        specs = [one for r in self.results for one in (r["missing"], *(r.get("missing_tests") or [r["missing_test"]]))]
+        if columns := dict.fromkeys(found for one in specs for found in re.findall(r"@([^=+]+)=", one)):
+            lines.append(f"What is missing depends on {' and '.join(columns)}, so it is not missing at random.")
         if lacking_too != "none":
             lines.append(f"Validation and test clips lack {lacking_too} too.")
         return lines
