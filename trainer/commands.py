@@ -193,7 +193,7 @@ def tune(
     if as_json:
         print_json(document)
     else:
-        job.printchosen_settings(document)
+        job.print_chosen(document)
     if document["draws"] < draws:
         say(f"the time is up: {document['draws']} of {draws} draws of each row count; run the same command to go on")
     say(f"chosen: {out / job.TUNED}\npage:   {out / job.PAGE}\nuse:    mlemiss train --tuned {out} …")
