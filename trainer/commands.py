@@ -27,7 +27,7 @@ from .settings import Marginal, Settings
 
 if TYPE_CHECKING:
     from .end_to_end.end_to_end import EndToEnd
-    from .experiments.tune import Tuned
+    from .experiments.tuned import Tuned
 
 EndToEndOption = Annotated[
     str | None,
@@ -95,7 +95,8 @@ MethodOption = Annotated[
 MissingOption = Annotated[
     list[str],
     typer.Option(
-        help="What training lacks: audio:0.5, audio:0.3+visual:0.3, none, of any modality; repeated or a list."
+        help="What training lacks: audio:0.5, audio:0.3+visual:0.3, label:0.5, none, of any modality; repeated or a "
+        "list."
     ),
 ]
 MissingTestOption = Annotated[str, typer.Option(help="What validation and test clips lack.")]
@@ -176,7 +177,7 @@ def train(
     from ..pipeline.encoders.names import DEFAULT
     from ..pipeline.stores.catalogue import open_features, open_store, parse_features
     from ..pipeline.stores.mask_files import read_given
-    from ..pipeline.stores.masks import parse_missing
+    from ..pipeline.stores.masks import HELD_OUT_LABELS, parse_missing
     from ..pipeline.stores.store import MEDIA
     from .experiments import train as job
     from .experiments.grid import Grid
@@ -187,8 +188,8 @@ def train(
     if trunk and features:
         raise InputError("--end-to-end and --features exclude each other: features are cached.\nGive one of them.")
     texts = comma_list(missing)
-    for text in [missing_test, *([] if masks else texts)]:
-        parse_missing(text, modalities=None)  # wrong ones are told before any store is looked for
+    for text, why in [(missing_test, HELD_OUT_LABELS), *([] if masks else ((text, None) for text in texts))]:
+        parse_missing(text, None, why)  # wrong ones are told before any store is looked for
     settings = settings_from(hyper, trunk)
     wanted = [MEDIA] if trunk else parse_features(features or list(DEFAULT))
     found = list(map(open_store, named_stores(store, features)))
@@ -422,7 +423,7 @@ def _chosen(tuned: Path | None, settings: Settings, trunk: "EndToEnd | None") ->
     if settings != Settings():
         own = ", ".join(f"--{one.name.replace('_', '-')}" for one in fields(Settings) if one.name != "own")
         raise InputError(f"--tuned and settings of your own exclude each other.\nLeave out {own}, or --tuned.")
-    from .experiments.tune import Tuned
+    from .experiments.tuned import Tuned
 
     return Tuned(tuned)
 

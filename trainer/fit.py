@@ -1,8 +1,10 @@
-"""The only training loop: R runs of one method side by side, each exactly as it would go alone.
+"""The only training loop: R runs of one method side by side, each as it would go alone but for rounding.
 
 Nothing couples the runs: the loss is the sum over runs of each run's own mean, the optimiser works element by element,
-and what is random comes from a generator of the run's seed. Runs of one batch need equal numbers of steps an epoch; a
-shorter last batch is filled up with rows of weight 0.
+and what is random comes from a generator of the run's seed. Only the order of sums depends on the company: supports are
+filled up to the longest of any run, and the outer product takes rows and support in blocks of a size that all runs
+share. In float64 a step beside others is the step alone within 1e-12; docs/training.md has what float32 makes of it.
+Runs of one batch need equal numbers of steps an epoch; a shorter last batch is filled up with rows of weight 0.
 
 Shapes: R runs, B batch, C classes.
 """
@@ -82,7 +84,7 @@ def fit(
     each = [settings] * len(runs) if isinstance(settings, Settings) else settings
     if len({one.shape for one in each}) != 1:
         raise ValueError("runs of one batch need settings of one shape.")
-    method = kind(dataset.runs(runs, kind.stages[-1].rows, rates_of(kind, each)), each[0], fusion)
+    method = kind(dataset.runs(runs, kind.stages[-1], rates_of(kind, each)), each[0], fusion)
     results = Training(method, name, on_epoch).run()
     on_trained(method)
     return results
@@ -126,7 +128,7 @@ class Training:
         Returns the number of epochs: none where the stage has nothing to train.
         """
         parameters = _parameters(self.method, stage)
-        clips = sum(int(run.training_clips(stage.rows).sum()) for run in self.runs.runs)
+        clips = sum(int(run.training_clips(stage).sum()) for run in self.runs.runs)
         if not parameters:  # such as autoencoders where nothing is missing
             self.on_epoch(self.settings.epochs * clips)
             return 0

@@ -162,7 +162,7 @@ def _heads(texts: Sequence[str], numbers: Sequence[str], last: Sequence[str] = (
 def _by_rate(missing: str) -> tuple:
     """Return what orders columns: complete data, then modality by modality by rate, then other people's settings."""
     try:
-        rates = parse_missing(missing, modalities=None).rates
+        rates = parse_missing(missing, modalities=None).entries
     except InputError:
         return 1, (), ()
     return 0, tuple(name for name, _ in rates), tuple(rate for _, rate in rates)

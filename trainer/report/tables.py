@@ -143,6 +143,13 @@ class Section:
         whole = [r for r in self.results if r["missing"] == "none"]
         if lacking := max((max(np.subtract(r["n_train"], r["n_complete"])) for r in whole), default=0):
             lines.append(f"Complete is as the data are: {lacking} training clips lack a modality by themselves.")
+        unlabelled = {r["missing"]: r for r in self.results if r.get("n_labelled", r["n_train"]) != r["n_train"]}
+        for missing, r in unlabelled.items():
+            counts = [f"{span_text(r[f'n_{name}'])} {name}" for name in ("labelled", "complete")]
+            lines.append(
+                f"Missing {missing}: of {span_text(r['n_train'])} training clips {' and '.join(counts)}. A method that "
+                f"has no likelihood of clips without a label trains on the labelled ones."
+            )
         if lacking_too != "none":
             lines.append(f"Validation and test clips lack {lacking_too} too.")
         return lines
