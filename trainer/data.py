@@ -137,14 +137,15 @@ class Clips:
             InputError: a missing spec of other modalities, an empty part, or a class in none of the training clips.
         """
         tests = (spec.missing_test, *spec.more_tests)
-        for missing, labels in ((spec.missing, None), *((test, HELD_OUT_LABELS) for test in tests)):
+        for missing, labels in ((spec.missing, None), *((one, HELD_OUT_LABELS) for one in tests)):
             if isinstance(missing, Missing):
                 parse_missing(missing.name, self.modalities, labels)
         part = self.store.split(spec.seed, spec.split)
         hidden = self.store.missing(spec.missing, spec.seed, part == TRAIN)
         hidden = hidden | self.store.missing(spec.missing_test, spec.seed, part == VALIDATION)
         hidden = [hidden | self.store.missing(one, spec.seed, part == TEST) for one in tests]
-        whole, part, (observed, *more) = part, part[self.kept], [self.present & ~one[self.kept] for one in hidden]
+        whole, part = part, part[self.kept]
+        observed, *more = [self.present & ~one[self.kept] for one in hidden]
         drawn = f"{self.store.path}: the split by {spec.split} with seed {spec.seed}"
         for value, name in PARTS.items():
             if not (part == value).any():

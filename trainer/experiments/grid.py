@@ -46,7 +46,7 @@ class Grid:
                 raise InputError(f"unknown fusion {fusion!r}: expected one of {', '.join(FUSIONS)}.")
         self.missing = list(dict.fromkeys(_parsed(spec) for spec in self.missing))
         tests = [self.missing_test] if isinstance(self.missing_test, str | Missing) else self.missing_test
-        self.missing_test, *more = dict.fromkeys(_parsed(test, HELD_OUT_LABELS) for test in tests or ["none"])
+        self.missing_test, *more = dict.fromkeys(_parsed(one, HELD_OUT_LABELS) for one in tests or ["none"])
         self.more_tests: tuple[Missing, ...] = tuple(more)
         self.seeds = list(range(self.seeds) if isinstance(self.seeds, int) else dict.fromkeys(self.seeds))
         if not self.seeds:
