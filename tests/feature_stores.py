@@ -44,7 +44,7 @@ def write_store(
     group = open_group(folder / f".building-{features}")
     present = np.ones((clips, len(widths)), bool)
     present[list(failed)] = False
-    present[list(without_audio), 1] = False
+    present[list(without_audio), 1:2] = False
     for m, (modality, width) in enumerate(widths.items()):
         centres = rng.normal(0, separation, (classes, 1, width))
         values = centres[label] + rng.normal(0, 0.7, (clips, 1, width)) + rng.normal(0, 1, (clips, segments, width))

@@ -252,8 +252,8 @@ def test_runs_of_one_second_have_folders_of_their_own_and_failed_ones_leave_none
 @pytest.mark.parametrize(
     ("arguments", "inside", "said"),
     [
-        (["train", "--missing", "none"], "trainer.commands._named_stores", "another run starts from the beginning"),
-        (["reproduce", "table2"], "trainer.commands._named_stores", "to go on"),
+        (["train", "--missing", "none"], "trainer.commands.named_stores", "another run starts from the beginning"),
+        (["reproduce", "table2"], "trainer.commands.named_stores", "to go on"),
         (["report", "run"], "trainer.commands.writable_file", "interrupted\n"),
     ],
 )
@@ -270,9 +270,9 @@ def test_what_is_said_on_an_interrupt_is_true_of_the_verb(arguments, inside, sai
 def test_a_store_named_twice_is_trained_once(toy, tmp_path, mlemiss):
     (tmp_path / "same").symlink_to(toy)
     stores = ["--store", toy, "--store", "same", "--store", toy.relative_to(tmp_path)]
-    result = mlemiss("train", "--missing", "none", "--seeds", 1, "--epochs", 1, *stores, "--json")
+    result = mlemiss("train", "--missing", "none", "--method", "mle", "--seeds", 1, "--epochs", 1, *stores, "--json")
     assert len(json.loads(result.stdout)["results"]) == 1
-    assert commands._named_stores([Path("b"), Path("a"), Path("c/../b")], None) == [Path("b"), Path("a")]
+    assert commands.named_stores([Path("b"), Path("a"), Path("c/../b")], None) == [Path("b"), Path("a")]
 
 
 @pytest.mark.parametrize("what", ["methods", "features", "datasets"])

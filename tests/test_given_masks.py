@@ -166,7 +166,7 @@ def test_from_the_command_line(store, tmp_path, mlemiss):
     assert written.returncode == 0 and written.stdout.split() == ["files/splits.csv", "files/masks.csv"]
     given = ["--store", store.path, "--splits", "files/splits.csv", "--masks", "files/masks.csv", "--seeds", 1]
     trained = mlemiss("train", "--missing", "audio:0.50", *given, "--epochs", 1, "--json")
-    (result,) = json.loads(trained.stdout)["results"]
+    result, *_ = json.loads(trained.stdout)["results"]
     assert (result["split"], result["missing"]) == ("given:splits.csv", "audio:0.5")
     bad = mlemiss("train", "--missing", "audio:0.8", *given)
     assert bad.returncode == 2 and "There are none (complete data), audio:0.5, visual:0.5" in bad.stderr

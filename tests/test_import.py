@@ -449,7 +449,7 @@ def test_an_imported_store_trains_as_any_other(npz, mlemiss):
         "train", "--features", "votes", "--missing", "audio:0.5", "--split", "subject", "--seeds", 1, "--epochs", 12,
         "--lr", 0.02, "--json",
     )  # fmt: skip
-    (result,) = json.loads(trained.stdout)["results"]
+    result, *_ = json.loads(trained.stdout)["results"]
     assert result["weights"] == "imported" and result["mean"] > 90
     bad = mlemiss("store", "import", path, "--dataset", "a/b", "--features", "votes", *options)
     assert bad.returncode == 2 and "--dataset 'a/b'" in bad.stderr and "Traceback" not in bad.stderr
@@ -540,6 +540,6 @@ def test_a_clip_level_modality_is_stored_once_and_counts_for_every_segment(tmp_p
         store = load(tmp_path / f"{name}.npz", tmp_path / name, maps=("visual=face", "audio=text"))
         assert FeatureStore.open(store).shape("audio") == (60, 1 if name == "once" else 5, 3)
         quick = ["--missing", "audio:0.5", "--seeds", 1, "--epochs", 2, "--json"]
-        (result,) = json.loads(mlemiss("train", "--store", store, *quick).stdout)["results"]
+        result, *_ = json.loads(mlemiss("train", "--store", store, *quick).stdout)["results"]
         found.append(result["test_accuracy"])
     assert found[0] == found[1]

@@ -199,7 +199,7 @@ def test_joined_from_command_line_to_report(tmp_path, mlemiss):
     for name in ("va", "vb"):
         stored(tmp_path, name, data, {"visual": data.features["visual"]})
     audio = stored(tmp_path, "a", data, {"audio": data.features["audio"]})
-    how = ["--missing", "audio:0.5", "--epochs", 1, "--seeds", 1, "--save-weights"]
+    how = ["--missing", "audio:0.5", "--method", "mle", "--epochs", 1, "--seeds", 1, "--save-weights"]
     run = mlemiss("train", "--features", f"visual=va|vb,audio={audio.path}", *how, "--out", "run", "--json")
     assert run.returncode == 0, run.stderr
     results = json.loads(run.stdout)["results"]

@@ -15,7 +15,7 @@ from mlemiss.pipeline.media.decode import read_waveform
 from mlemiss.pipeline.stores.schema import FACE_BOX
 from mlemiss.pipeline.stores.store import FeatureStore
 
-from .models import write_hubert
+from .models import write_bert, write_hubert
 from .test_encoders import heard_alone, needs
 
 CLIP = "timm:vit_base_patch32_clip_224.openai"
@@ -122,3 +122,26 @@ def test_transformers_of_timm_are_those_of_the_library(tag="eva02_tiny_patch14_2
     (found,) = encoder.visual([frame])
     np.testing.assert_allclose(found, expected.numpy(), atol=5e-3, rtol=5e-3)
     assert found.shape == (1, network.num_features) and tuple(encoder.spec["mean"]) == tuple(config["mean"])
+
+
+@needs("transformers")
+@pytest.mark.slow
+def test_a_clip_without_text_lacks_that_modality(tmp_path, mlemiss):
+    """Text alone needs no decoding; what is said is beside the clip's path."""
+    folder, texts = write_bert(tmp_path / "bert"), ["kids are talking", "", "dogs are sitting", "   ", "the door"]
+    for number in range(len(texts)):
+        (tmp_path / f"{number}.mp4").write_bytes(b"no clip at all")
+    lines = [f"c{number},{number}.mp4,{'ab'[number % 2]},s{number},{text}" for number, text in enumerate(texts)]
+    (tmp_path / "said.csv").write_text("\n".join(["clip_id,path,label,subject,text", *lines]))
+    where = ["--root", tmp_path, "--stores", tmp_path / "stores", "--workers", 0, "--json"]
+    done = mlemiss("preprocess", "--dataset", tmp_path / "said.csv", "--features", f"text=hf:{folder}", *where)
+    (path,) = json.loads(done.stdout)["stores"]
+    store = FeatureStore.open(Path(path))
+    assert store.modalities == ("text",) and store.shape("text") == (5, 1, 20)
+    assert dict(zip(store.clip_id, store.present[:, 0], strict=True)) == {
+        f"c{number}": bool(text.strip()) for number, text in enumerate(texts)
+    }
+    network = load_encoder(f"hf:{folder}", Weights(f"hf:{folder}", str(folder)))
+    (expected,) = network.encode("text", ["the door"])
+    np.testing.assert_allclose(store.read("text")[list(store.clip_id).index("c4")], expected, atol=1e-3)
+    assert "text" in done.stderr and done.returncode in (0, 1), done.stderr

@@ -86,7 +86,11 @@ StoreOption = Annotated[
     ),
 ]
 MethodOption = Annotated[
-    list[str] | None, typer.Option(help="Methods (`list methods`), repeated or a list (default: mle).")
+    list[str] | None,
+    typer.Option(
+        help="Methods (`list methods`), repeated or a list; only: each modality alone "
+        "(default: mle,only; end to end mle)."
+    ),
 ]
 MissingOption = Annotated[
     list[str],
@@ -111,6 +115,12 @@ ExhibitArgument = Annotated[
 ExhibitSplitOption = Annotated[
     list[str] | None,
     typer.Option(help="clip or a column, repeated or a list (default: clip,subject; end to end clip)."),
+]
+SingleOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--single/--no-single", help="Each modality alone, too (default: for cached features of another dataset)."
+    ),
 ]
 BudgetOption = Annotated[
     float | None, typer.Option(help="Hours: train seed by seed until the time is up; run again to go on.")
@@ -171,6 +181,7 @@ def train(
     from ..pipeline.stores.store import MEDIA
     from .experiments import train as job
     from .experiments.grid import Grid
+    from .methods import EACH
 
     how = {"frozen": frozen, "augment": augment, "backbone_lr": backbone_lr, "compiled": compiled}
     trunk = _end_to_end(end_to_end, init, **how, micro_batch=micro_batch, precision=precision)
@@ -186,7 +197,8 @@ def train(
     files = read_given(splits, masks, tuple(dict.fromkeys(name for one in found for name in one.modalities)))
     specs = [files.setting(text) for text in texts]
     held_out, splits_by = files.held_out(missing_test), [files.split_name(split)]
-    grid = Grid(comma_list(method or ["mle"]), comma_list(fusion or ["addition"]), specs, held_out, seeds, splits_by)
+    methods = comma_list(method or (["mle"] if trunk else ["mle", EACH]))
+    grid = Grid(methods, comma_list(fusion or ["addition"]), specs, held_out, seeds, splits_by)
     opened = [files.apply(one, seeds, specs) for one in found]
     how = {"end_to_end": trunk, "save_weights": save_weights}
     return finish_training(*job.train(opened, out, grid, _chosen(tuned, settings, trunk), device, **how), as_json)
@@ -218,6 +230,7 @@ def reproduce(
     compiled: CompileOption = False,
     fusion: FusionOption = None,
     split: ExhibitSplitOption = None,
+    single: SingleOption = None,
     dataset: Annotated[str | None, typer.Option(help="Which dataset's stores (default: the paper's).")] = None,
     seeds: SeedsOption = 5,
     budget: BudgetOption = None,
@@ -250,7 +263,9 @@ def reproduce(
     opened, absent = list(map(open_store, named_stores(store, features))), []
     if not opened:
         opened, absent = job.choose_stores(wanted, stores, dataset, named)
-    grid = wanted.grid(comma_list(fusion) if fusion else (), comma_list(split) if split else (), seeds)
+    if single is None:  # the paper's exhibits stay as they are, and networks train for hours
+        single = trunk is None and all(one.dataset != wanted.dataset for one in opened)
+    grid = wanted.grid(comma_list(fusion) if fusion else (), comma_list(split) if split else (), seeds, single)
     more = {"absent": absent, "hours": budget, "end_to_end": trunk}
     compared = job.reproduce(wanted, opened, out, grid, _chosen(tuned, settings, trunk), device, **more)
     if as_json:
@@ -326,14 +341,27 @@ def report(
         Path | None,
         typer.Option(metavar="DIR", help="Instead, a leaderboard over many runs (default: all in runs/): a web page."),
     ] = None,
+    measure: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of results.tex: accuracy (default), macro-f1, weighted-f1, uar, nll or ece, repeated or a list."
+        ),
+    ] = None,
 ) -> int:
     """Write one self-contained HTML report of one or more runs, with paired comparisons over all of them."""
     from .report.csv_files import export_csv
+    from .report.latex import export_latex
     from .report.report import load_runs, write_report
-    from .report.tables import export_latex
+    from .report.tables import MEASURES
 
+    measures = comma_list(measure or ["accuracy"])
+    if unknown := [name for name in measures if name not in MEASURES]:
+        raise InputError(f"unknown measure {unknown[0]!r}: expected some of {', '.join(MEASURES)}.")
+    if measure and not latex:
+        raise InputError("--measure says what --latex writes; the report has all measures.\nAdd --latex.")
     if not runs:
-        kept = sorted(Path("runs").glob("*/results.json"), key=lambda path: path.stat().st_mtime)
+        found = [path for path in Path("runs").glob("*/results.json") if not path.with_name("tuned.json").exists()]
+        kept = sorted(found, key=lambda path: path.stat().st_mtime)
         if not kept:
             raise InputError("no run in runs/.\nName the folder of a run, or make one with `mlemiss train`.")
         runs = [kept[-1].parent] if site is None else [path.parent for path in kept]
@@ -349,7 +377,7 @@ def report(
     if csv:
         paths += export_csv(documents, comparisons, out.parent)
     if latex:
-        paths.append(export_latex(documents, out.parent))
+        paths.append(export_latex(documents, out.parent, measures))
     for path in paths:
         say(f"report: {path}")
     return DONE

@@ -66,9 +66,11 @@ def tune(
     if budget is not None and not budget > 0:
         raise InputError(f"a budget of {budget} hours is out of range: expected more than 0.")
     tuned_on = range(job.FIRST_SEED, job.FIRST_SEED + seeds)
-    methods, fusions = comma_list(method or ["mle"]), comma_list(fusion or ["addition"])
+    methods, fusions = comma_list(method or ["mle", registry.EACH]), comma_list(fusion or ["addition"])
     grid = Grid(methods, fusions, comma_list(missing), missing_test, list(tuned_on), [split])
-    own = {name: rate for one in grid.methods for name, rate in registry.load(one).rates.items()}
+    own = {
+        name: rate for one in grid.methods if one != registry.EACH for name, rate in registry.load(one).rates.items()
+    }
     drawn_from = parse_space(comma_list(space) if space else [], own)
     settings = settings_from(hyper)
     out = writable_folder(out or Path("runs") / "tune", "--out")

@@ -349,6 +349,8 @@ def _check_inputs(collection: Collection, inputs: Mapping[str, str]) -> None:
     for modality in inputs:
         if modality in store.NO_MODALITY | FACTS:
             raise InputError(f"--features {modality}=…: {modality} is a name of the store's own.\nName it otherwise.")
+        if modality in dict(collection.clips[0].columns) and (modality, inputs[modality]) != ("text", "text"):
+            raise InputError(f"--features {modality}=…: the manifest has a column of that name.\nRename one of them.")
     if "text" in inputs.values() and not any(dict(clip.columns).get("text", "").strip() for clip in collection.clips):
         raise InputError(
             f"no clip of {collection.dataset} has a text.\n"

@@ -331,7 +331,8 @@ def _gather(plan: Plan, output: Output, group: zarr.Group) -> tuple[dict[str, Se
         "duration": duration,
     }
     for name, _ in clips[0].columns:
-        table[name] = [dict(clip.columns)[name] for clip in clips]
+        if name not in output.modalities:  # as `text` may be, whose features have that name
+            table[name] = [dict(clip.columns)[name] for clip in clips]
     return table, present, versions
 
 

@@ -163,7 +163,7 @@ class MissingModalityClassifier(ClassifierMixin, BaseEstimator):
         """Return the trainings as a cell, with their validation rows drawn."""
         clips = ArrayClips(parts, label, list(map(str, self.classes_)), observed, self.validation_fraction)
         first = int(check_random_state(self.random_state).randint(2**31 - 1))
-        grid = Grid([self.method], [self.fusion], ["none"], seeds=range(first, first + self.seeds))
+        grid = Grid([registry.resolve(self.method)], [self.fusion], ["none"], seeds=range(first, first + self.seeds))
         (cell,) = plan_grid([clips], grid, settings, lambda clips: clips).cells
         return cell
 

@@ -19,6 +19,7 @@ from ...pipeline.stores.store import FeatureStore
 from ..experiments.experiments import check_stores, run_plan, shown_progress
 from ..experiments.grid import Grid, plan_grid
 from ..experiments.run_folder import RESULTS, RunFolder
+from ..methods import EACH
 from ..report.comparisons import current
 from ..report.csv_files import comparison_row, result_row
 from ..report.report import write_report
@@ -28,6 +29,7 @@ from ..report.tables import (
     grouped_text,
     score_text,
     sections,
+    worse_text,
 )
 from ..settings import Settings
 
@@ -36,14 +38,14 @@ if TYPE_CHECKING:
 
 Stores = FeatureStore | Place | str
 SAID = ("dataset", "features", "method", "fusion", "missing", "missing_test", "split")
-OF_SEEDS = ("test_accuracy", "macro_f1", "uar", "val_accuracy", "best_epoch")
-OF_SEEDS += ("n_train", "n_labelled", "n_complete", "n_test")
+COUNTS = ("n_train", "n_labelled", "n_complete", "n_test")
+OF_SEEDS = ("test_accuracy", "macro_f1", "uar", "weighted_f1", "nll", "ece", "val_accuracy", "best_epoch", *COUNTS)
 
 
 def train(
     stores: Stores | Sequence[Stores],
     missing: str | Sequence[str],
-    method: str | Sequence[str] = "mle",
+    method: str | Sequence[str] = ("mle", EACH),
     fusion: str | Sequence[str] = "addition",
     *,
     seeds: int | Sequence[int] = 5,
@@ -59,7 +61,7 @@ def train(
     Args:
         stores: one or several, open, or by path or URL; ``visual=PATH,audio=PATH`` joins two.
         missing: what training lacks, such as ``audio:0.5``; one, a comma list, or several.
-        method, fusion: names, in the same way.
+        method, fusion: names, in the same way; the method ``only`` is each modality alone.
         seeds: how many, from 0, or which.
         split: clip, or a column whose equal values stay together.
         missing_test: what validation and test clips lack.
@@ -114,7 +116,8 @@ class Results:
     def to_pandas(self, rows: Literal["cells", "seeds", "comparisons"] = "cells") -> "pandas.DataFrame":
         """Return a table: a row for each combination, for each seed of each, or for each two that were compared.
 
-        Accuracies, F1 and recalls are percentages. ImportError: pandas is not installed. InputError: other rows.
+        Accuracies, F1, recalls and ECE are percentages, NLL is in nats. ImportError: pandas is not installed.
+        InputError: other rows.
         """
         made = {"cells": self._cells, "seeds": self._seeds, "comparisons": self._comparisons}
         if rows not in made:
@@ -126,7 +129,7 @@ class Results:
         return pandas.DataFrame(made[rows]())
 
     def _cells(self) -> list[dict]:
-        of_seeds = {"seeds", *OF_SEEDS} - {"macro_f1", "uar", "val_accuracy"}  # texts of numbers
+        of_seeds = {"seeds", "test_accuracy", "best_epoch", *COUNTS}  # texts of numbers
         return [{n: v for n, v in result_row(r).items() if n not in of_seeds} for r in self.document["results"]]
 
     def _seeds(self) -> list[dict]:
@@ -160,7 +163,7 @@ class Results:
                 "rows": [
                     [*row, *(score_text(part.cell(*row, missing)) for missing in part.columns)] for row in part.rows
                 ],
-                "notes": part.notes(compared) + comparisons_text(compared),
+                "notes": [*part.notes(compared), *worse_text(part, compared), *comparisons_text(compared)],
             }
             for part in parts
             for compared in [part.compared(plain(self.document["comparisons"]))]

@@ -28,7 +28,7 @@ from .. import methods as registry
 from ..data import Clips, Dataset
 from ..end_to_end.end_to_end import EndToEnd, MediaClips
 from ..end_to_end.training import OutOfTimeError, fit_end_to_end
-from ..evaluate import accuracy, confusion, macro_f1, mean_and_std, mean_interval, unweighted_average_recall
+from ..evaluate import scores
 from ..fit import fit
 from ..method import Method
 from ..report.comparisons import compare_methods
@@ -346,22 +346,11 @@ def _result(cell: Cell, seeds: Sequence[int]) -> dict:
     """Return what training a cell with these seeds gave, beside `describe`; lists have one entry a seed."""
     label = cell.clips.label
     results = [cell.results[seed] for seed in seeds]
-    counts = [confusion(r.probability, label[r.test_clips]) for r in results]
     runs = [run for run in cell.runs if run.spec.seed in seeds]
-    scores = [accuracy(c) for c in counts]
-    mean, std = mean_and_std(scores)
     return {
         "total_epochs": max(r.total_epochs for r in results),  # with an autoencoder's, before the classifier
-        "test_accuracy": scores,
-        "mean": mean,
-        "std": std,
-        "interval": mean_interval(scores),  # 95 %, of the mean over seeds
+        **scores([r.probability for r in results], [label[r.test_clips] for r in results]),
         "val_accuracy": [r.val_accuracy[r.best_epoch - 1] for r in results],
-        "macro_f1": [macro_f1(c) for c in counts],
-        "uar": [unweighted_average_recall(c) for c in counts],
-        "macro_f1_interval": mean_interval([macro_f1(c) for c in counts]),
-        "uar_interval": mean_interval([unweighted_average_recall(c) for c in counts]),
-        "confusion": sum(counts).tolist(),
         "curve": {
             "epoch": list(range(1, cell.settings.epochs + 1)),
             "val_accuracy": [r.val_accuracy for r in results],

@@ -21,9 +21,9 @@ DEFAULTS = Settings()
 class Grid:
     """Everything that is combined with each other, on every store. Duplicates count once.
 
-    methods, fusions: names. missing: what training lacks, specs such as ``audio:0.5`` or settings of a masks file.
-    missing_test: what validation and test clips lack. seeds: how many, from 0, or which. splits: ``clip``, or columns
-    whose equal values stay together.
+    methods, fusions: names; `registry.EACH` among methods is each of a store's modalities alone. missing: what training
+    lacks, specs such as ``audio:0.5`` or settings of a masks file. missing_test: what validation and test clips lack.
+    seeds: how many, from 0, or which. splits: ``clip``, or columns whose equal values stay together.
 
     Raises:
         InputError: an unknown name, a wrong spec, or no seed.
@@ -37,7 +37,8 @@ class Grid:
     splits: Sequence[str] = ("clip",)
 
     def __post_init__(self) -> None:
-        self.methods = list(dict.fromkeys(map(registry.resolve, self.methods)))
+        named = (name if name == registry.EACH else registry.resolve(name) for name in self.methods)
+        self.methods = list(dict.fromkeys(named))
         self.fusions, self.splits = list(dict.fromkeys(self.fusions)), list(dict.fromkeys(self.splits))
         for fusion in self.fusions:
             if fusion not in FUSIONS:
@@ -125,10 +126,14 @@ def plan_grid(
     InputError: an empty grid, or none of its combinations can be trained.
     """
     cells, skipped = [], []
+    asked: set[str] = set()  # the methods that are named; single modalities where none is
+    refused: list[str] = []  # why, of these
     for store in stores:
         clips = clips_of(store)
         drawn: dict[RunSpec, Run] = {}  # shared by all methods
-        for split, method, fusion, spec in itertools.product(grid.splits, grid.methods, grid.fusions, grid.missing):
+        methods = methods_on(clips, grid.methods)
+        asked |= {name for name in grid.methods if name != registry.EACH} or set(methods)
+        for split, method, fusion, spec in itertools.product(grid.splits, methods, grid.fusions, grid.missing):
             kind = registry.load(method)
             if not kind.fuses and fusion != grid.fusions[0]:
                 continue
@@ -140,15 +145,29 @@ def plan_grid(
                     _draw(cell, [RunSpec(seed, spec, grid.missing_test, split) for seed in grid.seeds], drawn)
             except InputError as error:
                 skipped.append({"cell": one.name, "reason": str(error)})
+                refused += [str(error)] * (method in asked)
             else:
                 cells += made
-    if not cells:
-        reasons = list(dict.fromkeys(entry["reason"] for entry in skipped))
-        if not reasons:
+    if asked.isdisjoint(cell.method for cell in cells):
+        if not refused:
             raise InputError("an empty grid: expected at least one store, method, fusion and missing spec.")
-        head = "" if len(reasons) == 1 else f"none of the {len(skipped)} combinations can be, the first because: "
-        raise InputError(head + reasons[0])
+        head = f"none of the {len(refused)} combinations can be, the first because: " * (len(set(refused)) > 1)
+        raise InputError(head + refused[0])
     return GridPlan(cells, skipped)
+
+
+def methods_on(clips: Clips, methods: Sequence[str]) -> list[str]:
+    """Return the methods to train on clips, with the single modalities in place of `registry.EACH`.
+
+    A modality that a method of the list looks at alone is not added, nor the only modality beside other methods.
+    """
+    others = [name for name in methods if name != registry.EACH]
+    looked_at = {registry.load(name).modalities for name in others}
+    each = [f"only:{m}" for m in clips.modalities if (m,) not in looked_at]
+    if others and len(clips.modalities) == 1:
+        each = []
+    found = [one for name in methods for one in (each if name == registry.EACH else [name])]
+    return list(dict.fromkeys(found))
 
 
 def _draw(cell: Cell, specs: Sequence[RunSpec], drawn: dict[RunSpec, Run]) -> None:

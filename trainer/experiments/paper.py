@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...pipeline.errors import InputError
+from ..methods import EACH
 from ..settings import FUSIONS
 from .grid import Grid
 
@@ -69,9 +70,22 @@ class Exhibit:
     end_to_end: bool = False
     shows: str = ""
 
-    def grid(self, fusions: Sequence[str] = (), splits: Sequence[str] = (), seeds: int | Sequence[int] = 5) -> Grid:
-        """Return what is combined, with other fusions and splits where they are given."""
-        return Grid(self.methods, fusions or self.fusions, self.missing, "none", seeds, splits or self.splits)
+    def grid(
+        self,
+        fusions: Sequence[str] = (),
+        splits: Sequence[str] = (),
+        seeds: int | Sequence[int] = 5,
+        single: bool = False,
+    ) -> Grid:
+        """Return what is combined, with other fusions and splits where they are given; single: each modality alone."""
+        return Grid(
+            [*self.methods, *[EACH] * single],
+            fusions or self.fusions,
+            self.missing,
+            "none",
+            seeds,
+            splits or self.splits,
+        )
 
     @property
     def source(self) -> str:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from ...pipeline.console import plain
 from ...pipeline.files import whole_file, write_json
-from ..report.tables import grouped_text
+from ..report.tables import grouped_text, sections, worse_text
 from .paper import Exhibit
 
 SHOWN_EPOCHS = 8  # of a curve, in tables
@@ -31,6 +31,11 @@ def compare(exhibit: Exhibit, document: Mapping, ran_on: Sequence[str], left_out
         "command": document["command"],
         "created": document["created"],
         "cells": [_cell(exhibit, result) for result in document["results"]],
+        "single": [
+            f"{part.title}: {line}"
+            for part in sections([document])
+            for line in worse_text(part, part.compared(document["comparisons"]))
+        ],
     }
 
 
@@ -165,6 +170,7 @@ def notes(compared: Mapping) -> list[str]:
         *(f"Ran on {line}." for line in compared["ran_on"]),
         f"Accuracy in percent of test clips, mean ± standard deviation over seeds; the paper's: {compared['paper']}, "
         "means of five runs.",
+        *compared.get("single", ()),
         *(["Every classifier trains as many epochs; an autoencoder trains as many before it."] * (not end_to_end)),
         *(["The paper's networks are ResNet-50s; every method of ours trains the same backbone alike."] * end_to_end),
     ]

@@ -183,7 +183,8 @@ class Predictions:
 def choose(run: Path, features: str, **wanted: str | None) -> tuple[Path, dict]:
     """Return the one weights file of a run that fits, and its header.
 
-    wanted: method, fusion and missing as results have them, cell (a part of the file's name); None takes any.
+    wanted: method, fusion and missing as results have them, cell (a part of the file's name); None takes any. Of one
+    method and references, the method is taken.
     InputError: no weights are kept, or none or several fit (they are listed).
     """
     files = sorted((run / FOLDER).glob(f"*{SUFFIX}"))
@@ -211,6 +212,8 @@ def choose(run: Path, features: str, **wanted: str | None) -> tuple[Path, dict]:
         if "=" in there:
             how = "Join stores of these features: `--store visual=PATH,audio=PATH`."
         raise InputError(f"the weights in {run} take {there} features, and the store has {features} features.\n{how}")
+    fused = [(path, header) for path, header in same if not header.get("reference")]
+    same = fused if len(fused) == 1 else same  # a method beside the single modalities it is measured against
     if len(same) > 1:
         raise InputError(
             f"several trained cells in {run} fit: {_listed(same)}.\n"

@@ -27,6 +27,7 @@ BUILT_IN = {
     "audio-only": "single_modality:AudioOnly",
     "visual-only": "single_modality:VisualOnly",
 }
+EACH = "only"  # in a grid: `only:NAME` of every modality that a store has
 ONLY = re.compile(r"only:[A-Za-z][A-Za-z0-9_]*")  # one modality of any name
 ALIASES = {"lb": "lower-bound", "zp": "zero-padding"}
 

@@ -13,8 +13,9 @@ from .tables import SETTING, sections
 def export_csv(documents: Sequence[dict], comparisons: Sequence[dict], folder: Path) -> list[Path]:
     """Write results.csv, a row a cell, and comparisons.csv, a row a pair, into ``folder``; return their paths.
 
-    Accuracies, F1 and recalls are percentages, differences percentage points. Lists over seeds are separated by
-    spaces; what does not exist (the deviation of one seed) is empty.
+    Accuracies, F1, recalls and ECE are percentages, NLL is in nats, differences percentage points. Lists over seeds are
+    separated by spaces; what does not exist (the deviation of one seed, a measure that an earlier version did not
+    record) is empty.
     """
     results = [result for section in sections(plain(documents)) for result in section.results]
     tables = {"results.csv": [result_row(r) for r in results]}
@@ -35,15 +36,17 @@ def result_row(r: Mapping) -> dict:
     names = ("dataset", "features", "store", "weights", "split", "missing_test", "method", "fusion", "missing")
     row = {name: r.get(name) for name in (*names, "marginal", "mean", "std")}
     row["low"], row["high"] = r.get("interval") or (None, None)
-    for name in ("macro_f1", "uar", "val_accuracy"):
-        row[name] = statistics.fmean(r[name])
-        row[f"{name}_std"] = statistics.stdev(r[name]) if len(r[name]) > 1 else None
+    for name in ("macro_f1", "uar", "weighted_f1", "nll", "ece", "val_accuracy"):
+        values = r.get(name, ())
+        row[name] = statistics.fmean(values) if values else None
+        row[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else None
         if name != "val_accuracy":
             row[f"{name}_low"], row[f"{name}_high"] = r.get(f"{name}_interval") or (None, None)
     row |= {"epochs": r["epochs"], "total_epochs": r.get("total_epochs"), "seconds": r["seconds"]}
     lists = ("seeds", "test_accuracy", "n_train", "n_complete", "n_test", "best_epoch")
     row["n_labelled"] = " ".join(map(str, r.get("n_labelled", r["n_train"])))  # none was missing before they could be
-    return row | {name: " ".join(map(str, r[name])) for name in lists} | _family_columns(r)
+    row |= {name: " ".join(map(str, r[name])) for name in lists} | _family_columns(r)
+    return row | {name: value for name, value in r["settings"].items() if name != "marginal"}  # tuned ones, too
 
 
 def comparison_row(c: Mapping) -> dict:

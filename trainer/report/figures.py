@@ -26,6 +26,7 @@ REFERENCE = (0, (6, 2, 1, 2, 1, 2))  # dash, dot, dot
 TOGETHER, MOST_LINES = 6, 9  # rows of all fusions in one panel; rows in any panel
 LABEL = 44  # characters a line, below a panel
 PANELS_ACROSS = 3  # panels beside each other
+LEAST_SHARE = 0.01  # of the clips, for a bin of confidence to be on its method's line
 APART, SPREAD = 0.015, 0.25  # rows of one rate: of the axis from one to the next; of the way to the next rate, in all
 
 
@@ -184,12 +185,49 @@ def accuracy_by_epoch(section: Section, lines: Lines) -> str | None:
         return svg(figure)
 
 
+def accuracy_by_confidence(section: Section, lines: Lines) -> str | None:
+    """Draw accuracy against confidence, bin by bin, a panel a missing spec; a dot's area is its share of the clips.
+
+    None where there is nothing to draw: results of an earlier version.
+    """
+    known = {r["missing"] for r in section.results if r.get("reliability")}
+    columns = [missing for missing in section.columns if missing in known and _own_rows(section, lines, [missing])]
+    if not columns:
+        return None
+    with rc_context(STYLE):
+        figure, axes = _panels(len(columns), 3.4, 3.3, "accuracy (% of a bin's clips)")
+        for axis, missing in zip(axes, columns, strict=True):
+            axis.plot([0, 100], [0, 100], color="#888888", lw=0.8, zorder=1)
+            for method, fusion in lines.rows:
+                cell = section.cell(method, fusion, missing)
+                if cell is not None and cell.get("reliability"):
+                    look = _look(section, method, fusion, lines)
+                    _bins(axis, cell["reliability"], look)
+            axis.set_title(column_text(missing), fontsize=9)
+            axis.set_xlabel("confidence (%)")
+            axis.set(xlim=(0, 102), aspect="equal")
+        _finish(figure, axes, lines, [0, 100])
+        return svg(figure)
+
+
+def _bins(axis: Axes, bins: dict, look: dict) -> None:
+    """Draw a method's bins: a dot each, and a line through those that hold LEAST_SHARE of the clips."""
+    clips = np.array(bins["clips"])
+    x, y = (np.array(bins[name], float) for name in ("confidence", "accuracy"))  # NaN where empty
+    share = clips / clips.sum()
+    usual = share >= LEAST_SHARE
+    axis.plot(x[usual], y[usual], lw=1.2, **look | {"markersize": 3})
+    axis.scatter(x[clips > 0], y[clips > 0], s=150 * share[clips > 0], color=look["color"], alpha=0.35, linewidths=0)
+
+
 def epochs_before(result: dict) -> int:
     """Return the number of epochs that a method trained before its classifier's first: an autoencoder's."""
     return result.get("total_epochs", result["epochs"]) - result["epochs"]
 
 
-def _panels(number: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+def _panels(
+    number: int, width: float, height: float, of: str = "test accuracy (% of clips)"
+) -> tuple[Figure, list[Axes]]:
     """Make a figure with so many panels of a size in inches, PANELS_ACROSS beside each other, one scale for all."""
     columns = min(number, PANELS_ACROSS)
     lines = -(-number // columns)
@@ -198,7 +236,7 @@ def _panels(number: int, width: float, height: float) -> tuple[Figure, list[Axes
     for axis in axes[number:]:
         axis.set_visible(False)
     for axis in axes[::columns]:
-        axis.set_ylabel("test accuracy (% of clips)")
+        axis.set_ylabel(of)
     return figure, axes[:number]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from ...pipeline.console import plain
 from ...pipeline.errors import InputError
 from ...pipeline.page import render, write_page
+from ..evaluate import mean_and_std
 from .comparisons import (
     compare_methods,
     corrected,
@@ -20,20 +21,31 @@ from .comparisons import (
     side,
     units_text,
 )
-from .figures import accuracy_by_epoch, accuracy_by_rate, confusion_matrices, epochs_before, groups
+from .figures import (
+    accuracy_by_confidence,
+    accuracy_by_epoch,
+    accuracy_by_rate,
+    confusion_matrices,
+    epochs_before,
+    groups,
+)
 from .tables import (
+    ACCURACY,
+    MEASURES,
+    Measure,
     Section,
     by_clip_text,
     column_text,
     comparisons_text,
     grouped_text,
-    mean_text,
     score_text,
     sections,
     side_row,
     signed_text,
     source_text,
     span_text,
+    spread_text,
+    worse_text,
 )
 
 OPEN_ROWS = 30  # tables longer than this are folded away
@@ -223,11 +235,17 @@ def _section(part: Section, compared: Sequence[dict]) -> dict:
         "title": part.title,
         "columns": [column_text(missing) for missing in part.columns],
         "methods": _scores(part),
-        "notes": part.notes(compared),
+        "notes": part.notes(compared) + worse_text(part, compared),
         "cells": [_cell(part, result) for result in part.results],
+        "measures": [
+            (measure.name, _scores(part, measure))
+            for measure in MEASURES.values()
+            if measure != ACCURACY and any(map(measure.of, part.results))
+        ],
         "seeds": [_seeds(part, result) for result in part.results],
         "cells_open": len(part.results) <= OPEN_ROWS,
         "rates": [svg for each in lines if (svg := accuracy_by_rate(part, each))],
+        "reliability": [(each.title, svg) for each in lines if (svg := accuracy_by_confidence(part, each))],
         "epochs": [(each.title, svg) for each in lines if (svg := accuracy_by_epoch(part, each))],
         "epochs_before": any(map(epochs_before, part.results)),
         "confusions": [(column_text(missing), confusion_matrices(part, missing)) for missing in part.columns],
@@ -236,12 +254,12 @@ def _section(part: Section, compared: Sequence[dict]) -> dict:
     }
 
 
-def _scores(part: Section) -> list[list[tuple[tuple[str, str], list[tuple[str, bool]]]]]:
+def _scores(part: Section, measure: Measure = ACCURACY) -> list[list[tuple[tuple[str, str], list[tuple[str, bool]]]]]:
     """Return the rows of each method: its fusions' scores, column by column, and whether each is the best there."""
-    best = {missing: part.best(missing) for missing in part.columns}
+    best = {missing: part.best(missing, measure) for missing in part.columns}
     methods: dict[str, list] = {}
     for row in part.rows:
-        scores = [(score_text(part.cell(*row, missing)), row in best[missing]) for missing in part.columns]
+        scores = [(score_text(part.cell(*row, missing), measure), row in best[missing]) for missing in part.columns]
         methods.setdefault(row[0], []).append((row, scores))
     return list(methods.values())
 
@@ -249,8 +267,9 @@ def _scores(part: Section) -> list[list[tuple[tuple[str, str], list[tuple[str, b
 def _cell(part: Section, result: dict) -> list[str]:
     values = [*part.row(result), result["missing"], score_text(result), _interval_text(result.get("interval"))]
     for name in ("macro_f1", "uar"):
-        values += [mean_text(result[name]), _interval_text(result.get(f"{name}_interval"))]
-    values += [mean_text(result["val_accuracy"]), span_text(result["n_complete"])]
+        values += [spread_text(*mean_and_std(result[name])), _interval_text(result.get(f"{name}_interval"))]
+    values += [score_text(result, MEASURES[name]) for name in ("weighted-f1", "nll", "ece")]
+    values += [spread_text(*mean_and_std(result["val_accuracy"])), span_text(result["n_complete"])]
     epochs = result["epochs"]
     return [*values, f"{epochs} ({epochs + epochs_before(result)})", f"{result['seconds']:.1f}"]
 

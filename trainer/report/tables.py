@@ -1,14 +1,13 @@
 """Arrange results in tables: rows are methods and fusions, columns what is missing.
 
-The terminal, the report and LaTeX files share them.
+The terminal, the report and LaTeX files share them, and what must be said beside them.
 """
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -16,16 +15,39 @@ from rich.table import Table
 
 from ...pipeline.console import plain
 from ...pipeline.encoders import are_random
-from ...pipeline.files import whole_file
+from ..evaluate import mean_and_std
 from .comparisons import current, family_key, family_of, several_marginals, side, units_text
 
 NAMED = 3  # of the combinations that share a reason
+NAMED_WORSE = 8  # of a missing spec's methods that are worse than a single modality
 SETTING = ("dataset", "features", "store", "split", "missing_test")  # of results and comparisons
-LATEX = str.maketrans(
-    {character: f"\\{character}" for character in "{}%_&#$"}
-    | {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}"}
-    | {">": r"\textgreater{}", "|": r"\textbar{}", '"': "''", "±": r"$\pm$", "–": "--", "−": "$-$"}
-)
+
+
+class Measure(NamedTuple):
+    """What is measured on test clips: its name in results, how it is written, and whether less of it is better."""
+
+    key: str
+    name: str
+    digits: int = 1
+    less: bool = False
+
+    def of(self, result: Mapping) -> tuple[float, float | None] | None:
+        """Return mean and deviation over seeds; None where an earlier version did not record the measure."""
+        if self.key == ACCURACY.key:
+            return result["mean"], result["std"]
+        values = result.get(self.key)
+        return mean_and_std(values) if values else None
+
+
+ACCURACY = Measure("test_accuracy", "Test accuracy in percent of clips")
+MEASURES = {
+    "accuracy": ACCURACY,
+    "macro-f1": Measure("macro_f1", "Macro F1 in percent"),
+    "weighted-f1": Measure("weighted_f1", "Weighted F1 in percent"),
+    "uar": Measure("uar", "UAR (unweighted average recall) in percent"),
+    "nll": Measure("nll", "NLL (negative log-likelihood) in nats", 2, True),
+    "ece": Measure("ece", "ECE (expected calibration error) in percentage points", less=True),
+}
 
 
 @dataclass(frozen=True)
@@ -64,11 +86,12 @@ class Section:
                 return result
         return None
 
-    def best(self, missing: str) -> list[tuple[str, str]]:
-        """Return the rows of the highest mean of a column as it is printed: several where they print alike."""
-        cells = [r for r in self.results if r["missing"] == missing]
-        highest = max(round(r["mean"], 1) for r in cells)
-        return [self.row(r) for r in cells if round(r["mean"], 1) == highest]
+    def best(self, missing: str, measure: Measure = ACCURACY) -> list[tuple[str, str]]:
+        """Return the rows of the best mean of a column as it is printed: several where they print alike."""
+        found = [(self.row(r), measure.of(r)) for r in self.results if r["missing"] == missing]
+        means = {row: round(of[0], measure.digits) for row, of in found if of}
+        best = (min if measure.less else max)(means.values(), default=None)
+        return [row for row, mean in means.items() if mean == best]
 
     def compared(self, comparisons: Sequence[dict]) -> list[dict]:
         """Return those of the paired comparisons that belong to this table."""
@@ -96,12 +119,12 @@ class Section:
         """Return the dataset's name, loud where its clips are drawn ones."""
         return f"{self.of('dataset')} (SYNTHETIC clips)" if self.results[0].get("synthetic") else self.of("dataset")
 
-    def notes(self, compared: Sequence[dict] = ()) -> list[str]:
+    def notes(self, compared: Sequence[dict] = (), measure: Measure = ACCURACY) -> list[str]:
         """Say what must stand beside these numbers; compared: this table's comparisons, which know of speakers."""
         seeds = [len(r["seeds"]) for r in self.results]
         spread = "one seed" if max(seeds) == 1 else f"mean ± standard deviation of {span_text(seeds)} seeds"
         clips = span_text([n for r in self.results for n in r["n_test"]])
-        return [f"Test accuracy in percent of clips, {spread}, {clips} test clips.", *self.conditions(compared)]
+        return [f"{measure.name}, {spread}, {clips} test clips.", *self.conditions(compared)]
 
     def conditions(self, compared: Sequence[dict] = ()) -> list[str]:
         """Say under which conditions these numbers hold; arguments as for `notes`."""
@@ -177,19 +200,23 @@ def _apart(first: Mapping, firsts: Sequence[Mapping]) -> str:
     The split is named wherever tables of any data differ in it.
     """
     same = [r for r in firsts if all(r[name] == first[name] for name in ("dataset", "features", "weights"))]
-    facts, *others = [_facts(r) for r in [first, *same]]
-    differ = [text for name, text in facts.items() if any(other.get(name) != text for other in others)]
+    (settings, facts), *others = [_facts(r) for r in [first, *same]]
+    alike = [of for of, other in others if other["tuned"] == facts["tuned"]]  # a tuned table has settings of each row
+    differ = [text for name, text in settings.items() if any(of.get(name) != text for of in alike)]
+    differ += [text for name, text in facts.items() if any(other.get(name) != text for _, other in others)]
     split = [f"by {first['split']}"] if len({r["split"] for r in firsts}) > 1 else []
     return ", ".join([*split, *differ])
 
 
-def _facts(result: Mapping) -> dict[str, str]:
-    """Return what makes a table besides data, features and weights, in words that tell different values apart."""
+def _facts(result: Mapping) -> tuple[dict[str, str], dict[str, str]]:
+    """Return hyper-parameters, and what else makes a table besides data, features and weights, in words for each."""
     family = family_of(result)
-    facts = {name.replace("_", " "): value for name, value in family["settings"].items()}
-    facts |= {name.replace("_", " "): value for name, value in (family["end_to_end"] or {}).items()}
+    tuned, trained = family["settings"].get("tuned"), family["end_to_end"] or {}
     given = [f"{kind} {f['file']} ({f['sha256'][:8]})" for kind, f in (family["given"] or {}).items()]
-    return {name: f"{name} {value}" for name, value in facts.items()} | {
+    settings = {name: f"{name.replace('_', ' ')} {value}" for name, value in family["settings"].items() if not tuned}
+    facts = {name: f"{name.replace('_', ' ')} {value}" for name, value in trained.items()}
+    return settings, facts | {
+        "tuned": f"tuned ({', '.join(f'{n} {v}' for n, v in tuned.items())})" if tuned else "not tuned",
         "missing_test": f"test clips {column_text(family['missing_test'])}",
         "store": f"store {family['store']}",
         "revision": f"revision {family['revision']}",
@@ -202,19 +229,15 @@ def side_row(named: Mapping) -> tuple[str, str]:
     return named["method"] + (f" ({named['marginal']})" if "marginal" in named else ""), named["fusion"]
 
 
-def score_text(result: dict | None) -> str:
+def score_text(result: dict | None, measure: Measure = ACCURACY) -> str:
     """Write ``71.3 ± 2.1``; without a deviation for one seed, a dash for no result."""
-    return "–" if result is None else spread_text(result["mean"], result["std"])
+    found = None if result is None else measure.of(result)
+    return "–" if found is None else spread_text(*found, measure.digits)
 
 
-def spread_text(mean: float, std: float | None) -> str:
+def spread_text(mean: float, std: float | None, digits: int = 1) -> str:
     """Write a mean and, where there is one, its standard deviation."""
-    return f"{mean:.1f}" + ("" if std is None else f" ± {std:.1f}")
-
-
-def mean_text(values: Sequence[float]) -> str:
-    """Write values of seeds as ``71.3 ± 2.1``."""
-    return spread_text(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
+    return f"{mean:.{digits}f}" + ("" if std is None else f" ± {std:.{digits}f}")
 
 
 def span_text(numbers: Sequence[int]) -> str:
@@ -230,11 +253,6 @@ def signed_text(points: float) -> str:
 def column_text(missing: str) -> str:
     """Write a missing spec as a column's head."""
     return "complete" if missing == "none" else f"missing {missing}"
-
-
-def _head(missing: str) -> str:
-    """Write a column's head for the terminal, a line for each modality."""
-    return column_text(missing).replace(" ", "\n").replace("+", "\n+")
 
 
 def comparisons_text(compared: Sequence[dict]) -> list[str]:
@@ -272,6 +290,66 @@ def grouped_text(entries: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
             listed = f"{len(names)} combinations, such as {listed}"
         found.append((listed, reason))
     return found
+
+
+def best_single(section: Section, missing: str) -> dict | None:
+    """Return the result of the single modality with the highest validation accuracy; None where there is none.
+
+    Test clips do not choose it: the best of several on test clips would be too good by chance.
+    """
+    alone = [r for r in section.results if r["missing"] == missing and r.get("reference")]
+    return max(alone, key=lambda r: np.mean(r["val_accuracy"]), default=None)
+
+
+def gain(result: Mapping, other: Mapping) -> float | None:
+    """Return how many points of test accuracy a result is above another, over their common seeds; None without any."""
+    theirs = dict(zip(other["seeds"], other["test_accuracy"], strict=True))
+    scores = zip(result["seeds"], result["test_accuracy"], strict=True)
+    gains = [score - theirs[seed] for seed, score in scores if seed in theirs]
+    return float(np.mean(gains)) if gains else None
+
+
+def worse_text(section: Section, compared: Sequence[dict] = ()) -> list[str]:
+    """Return one line that says which fused methods are worse than the best single modality, by spec, and by how much.
+
+    compared: the section's paired comparisons, of which a difference may hold. No line where there is nothing to say:
+    without a row of a single modality, or without another.
+    """
+    asked, worse = [], []
+    for missing in section.columns:
+        single = best_single(section, missing)
+        fused = [r for r in section.results if r["missing"] == missing and not r.get("reference")]
+        if single is None or not fused:
+            continue
+        asked.append(missing)
+        gains = [(gain(r, single), section.row(r)) for r in fused]
+        losses = sorted((points, row) for points, row in gains if points is not None and round(points, 1) < 0)
+        if losses:
+            held = _held(compared, missing, section.row(single))
+            several = len({fusion for _, fusion in section.rows}) > 1
+            named = [
+                f"{' '.join(row) if several else row[0]} by {-points:.1f}" + " (which holds)" * (row in held)
+                for points, row in losses[:NAMED_WORSE]
+            ]
+            named += [f"{len(losses) - NAMED_WORSE} more"] * (len(losses) > NAMED_WORSE)
+            worse.append(f"{column_text(missing)}, {section.row(single)[0]} {single['mean']:.1f}: {', '.join(named)}")
+    if not asked:
+        return []
+    chosen = "the best single modality (chosen on validation clips)"
+    if not worse:
+        return [f"No fused method is worse than {chosen}."]
+    rest = "" if len(worse) == len(asked) else "; none elsewhere"
+    return [f"Worse than {chosen}, in points: {'; '.join(worse)}{rest}."]
+
+
+def _held(compared: Sequence[dict], missing: str, single: tuple[str, str]) -> set[tuple[str, str]]:
+    """Return the rows whose difference from a single modality's row holds."""
+    pairs = [
+        {side_row(entry[s]) for s in ("a", "b")}
+        for entry in map(current, compared)
+        if entry["missing"] == missing and entry["verdict"]
+    ]
+    return {row for pair in pairs if single in pair for row in pair - {single}}
 
 
 def results_table(section: Section, columns: Sequence[str] | None = None) -> Table:
@@ -320,45 +398,10 @@ def print_results(document: dict, console: Console | None = None) -> None:
         console.print(section.title, style="italic", markup=False, highlight=False)
         for columns in _fitting(section, console.width):
             console.print(results_table(section, columns), markup=False)  # names are text
-        for note in section.notes(compared) + comparisons_text(compared):
+        for note in [*section.notes(compared), *worse_text(section, compared), *comparisons_text(compared)]:
             console.print(note, markup=False, highlight=False)
 
 
-def export_latex(documents: Sequence[dict], folder: Path) -> Path:
-    """Write results.tex into ``folder``: a table a section, for a document that uses booktabs; return its path."""
-    tables = "\n".join(map(_latex_table, sections(plain(documents))))
-    with whole_file(folder / "results.tex", "w") as file:
-        file.write(f"% \\usepackage{{booktabs}}; the best mean of each column is bold\n{tables}")
-    return folder / "results.tex"
-
-
-def _latex_table(section: Section) -> str:
-    columns, rows = section.columns, section.rows
-    several = len(rows) > len({method for method, _ in rows})
-    lines = []
-    for i, row in enumerate(rows):
-        scores = [_latex_score(section, row, missing) for missing in columns]
-        apart = "\\addlinespace\n" if several and i and rows[i - 1][0] != row[0] else ""
-        lines.append(apart + " & ".join([*map(latex_text, row), *scores]) + r" \\")
-    heads = [column_text(missing).rpartition(" ") for missing in columns]  # on two lines, or it grows wide
-    above = " & ".join(["", "", *(latex_text(first) for first, _, _ in heads)])
-    head = " & ".join(["method", "fusion", *(latex_text(last) for _, _, last in heads)])
-    caption = latex_text(" ".join([section.title + ".", *section.notes()]))
-    words = [*map(section.of, SETTING), *filter(None, [section.apart])]
-    name = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(words)).strip("-")
-    body = "\n".join(lines)
-    return (
-        f"\\begin{{table}}\n\\centering\n\\caption{{{caption}}}\n\\label{{tab:{name}}}\n"
-        f"\\begin{{tabular}}{{ll{'r' * len(columns)}}}\n\\toprule\n{above} \\\\\n{head} \\\\\n\\midrule\n"
-        f"{body}\n\\bottomrule\n\\end{{tabular}}\n\\end{{table}}\n"
-    )
-
-
-def _latex_score(section: Section, row: tuple[str, str], missing: str) -> str:
-    text = latex_text(score_text(section.cell(*row, missing)))
-    return f"\\textbf{{{text}}}" if row in section.best(missing) else text
-
-
-def latex_text(text: str) -> str:
-    """Write plain text as LaTeX that compiles: every character that means something to TeX is escaped."""
-    return text.translate(LATEX)
+def _head(missing: str) -> str:
+    """Write a column's head for the terminal, a line for each modality."""
+    return column_text(missing).replace(" ", "\n").replace("+", "\n+")
