@@ -2,8 +2,11 @@
 
     python benchmarks/choices.py marginal STORE [STORE ...] [--missing visual:0.8,visual:0.95,…] [--fusions addition,…]
     python benchmarks/choices.py settings STORE [STORE ...] [--missing visual:0.9,audio:0.9]
+    python benchmarks/choices.py clamp STORE [STORE ...] [--rates 0.8,0.95] [--methods mle,…]
 
-`marginal` trains mle with each estimator; `settings` changes one hyper-parameter at a time, the same for every method.
+`marginal` trains mle with each estimator; `settings` changes one hyper-parameter at a time, the same for every method;
+`clamp` bounds the standardised inputs, the same for every method, where either of two modalities lacks that share.
+Stores with subjects are split by subject for `clamp`; pixels=PATH,zernike=PATH takes two modalities of a store.
 Tables are in Markdown: mean validation accuracy in percent of clips, over seeds (and, for `settings`, over methods).
 Test clips are not looked at. The last line is JSON.
 """
@@ -11,10 +14,11 @@ Test clips are not looked at. The last line is JSON.
 import argparse
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from mlemiss.pipeline.encoders import keep_freed_memory
+from mlemiss.pipeline.options import parse_stores
+from mlemiss.pipeline.stores.catalogue import open_store
 from mlemiss.pipeline.stores.store import FeatureStore
 from mlemiss.trainer.experiments.experiments import run_grid
 from mlemiss.trainer.experiments.grid import Grid
@@ -29,6 +33,7 @@ CHANGES = {
     "dim": (8, 32),
     "weight_decay": (0.0, 1e-2),
 }
+CLAMPS = (0.0, 3.0, 5.0, 10.0, 20.0)
 
 
 def marginal(stores: list[FeatureStore], missing: list[str], fusions: list[str], seeds: int) -> dict:
@@ -74,17 +79,48 @@ def settings(stores: list[FeatureStore], missing: list[str], fusions: list[str],
     return found
 
 
+def clamp(stores: list[FeatureStore], rates: list[str], seeds: int, methods: list[str]) -> dict:
+    """Accuracy by store and missing rate, a column a bound, the mean over methods and over which modality lacks it."""
+    print(f"| data | missing | {' | '.join(f'{bound:g}' for bound in CLAMPS)} | most harmed |")
+    print("|---|---|" + "---|" * (len(CLAMPS) + 1))
+    found = {}
+    for store in stores:
+        split = "subject" if len(np.unique(store.subject)) > 1 else "clip"
+        specs = [f"{modality}:{rate}" for rate in rates for modality in store.modalities]
+        grid = Grid(methods, missing=specs, seeds=seeds, splits=[split])
+        every = [run_grid([store], grid, Settings(clamp=bound))["results"] for bound in CLAMPS]
+        for rate in rates:
+            values = {m: np.array([_mean(results, m, rate) for results in every]) for m in methods}
+            label = f"{store.dataset} {', '.join(store.modalities)} | {rate}"
+            changes = [(v[b] - v[0], m, CLAMPS[b]) for m, v in values.items() for b in range(1, len(CLAMPS))]
+            loss, worst, bound = min(changes)
+            cells = " | ".join(f"{value:.1f}" for value in np.mean(list(values.values()), 0))
+            print(f"| {label} | {cells} | {worst} {loss:+.1f} by {bound:g} |", flush=True)
+            found[label] = {method: v.round(2).tolist() for method, v in values.items()}
+    return found
+
+
+def _mean(results: list[dict], method: str, rate: str) -> float:
+    cells = [r["val_accuracy"] for r in results if r["method"] == method and r["missing"].endswith(f":{rate}")]
+    return float(np.mean(cells))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("marginal", "settings"))
-    parser.add_argument("stores", nargs="+", type=Path)
+    parser.add_argument("what", choices=("marginal", "settings", "clamp"))
+    parser.add_argument("stores", nargs="+")
+    parser.add_argument("--rates", default="0.8,0.95", help="missing rates of clamp")
+    parser.add_argument("--methods", default=",".join(METHODS), help="methods of clamp")
     parser.add_argument("--missing")
     parser.add_argument("--fusions")
     parser.add_argument("--change", default=",".join(CHANGES), help="hyper-parameters to change")
     parser.add_argument("--seeds", type=int, default=5)
     arguments = parser.parse_args()
     keep_freed_memory()
-    stores = [FeatureStore.open(path) for path in arguments.stores]
+    stores = [open_store(parse_stores(text)) for text in arguments.stores]
+    if arguments.what == "clamp":
+        print(json.dumps(clamp(stores, arguments.rates.split(","), arguments.seeds, arguments.methods.split(","))))
+        return
     compare, missing, fusions = {
         "marginal": (marginal, "visual:0.8,visual:0.95,audio:0.8,audio:0.95", "addition,concatenation,outer"),
         "settings": (settings, "visual:0.9,audio:0.9", "addition"),

@@ -28,7 +28,7 @@ def write_store(
     failed: tuple[int, ...] = (5,),
     without_audio: tuple[int, ...] = (7, 8),
     label: np.ndarray | None = None,
-    separation: float = 0.8,
+    separation: float | Mapping[str, float] = 0.8,
     filler: float = np.nan,
     widths: Mapping[str, int] = WIDTHS,
     segments: int = SEGMENTS,
@@ -46,7 +46,8 @@ def write_store(
     present[list(failed)] = False
     present[list(without_audio), 1:2] = False
     for m, (modality, width) in enumerate(widths.items()):
-        centres = rng.normal(0, separation, (classes, 1, width))
+        apart = separation[modality] if isinstance(separation, Mapping) else separation
+        centres = rng.normal(0, apart, (classes, 1, width))
         values = centres[label] + rng.normal(0, 0.7, (clips, 1, width)) + rng.normal(0, 1, (clips, segments, width))
         values = relu_features(rng, label, segments, width) if sparse else values
         values[~present[:, m]] = filler

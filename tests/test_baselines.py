@@ -69,9 +69,11 @@ def test_soft_hgr_of_a_perfect_dependence():
     torch.testing.assert_close(found, torch.full((1,), 1.5, dtype=torch.float64))
 
 
-def test_hgr_loss_is_its_terms(dataset):
+@pytest.mark.parametrize("fusion", ["addition", "concatenation", "outer"])
+def test_hgr_loss_is_its_terms(dataset, fusion):
+    """The classifier scores with the label embedding that the correlations of all rows train."""
     runs = Runs(dataset, draw(dataset, "audio:0.4+visual:0.3"), load("hgr").stages[-1])
-    method = load("hgr")(runs, SETTINGS, "concatenation")
+    method = load("hgr")(runs, SETTINGS, fusion)
     batch = runs.batch(runs.rows_of(runs.padded_clips(runs.trained_on)[0])[:, ::2], torch.ones(1, 1).expand(1, -1))
     batch.weight = torch.ones(batch.label.shape)
     with torch.no_grad():
@@ -84,8 +86,11 @@ def test_hgr_loss_is_its_terms(dataset):
         assert min(both.sum(), only_f.sum(), only_g.sum()) > 2
         pairs = [(f, g, both), (f, h, both), (g, h, both), (f, h, only_f), (g, h, only_g)]
         correlation = sum(soft_hgr_loops(a[rows].numpy(), b[rows].numpy()) for a, b, rows in pairs)
-        logits = torch.cat([f, g], 1)[both] @ method.labels()[0].double().T + method.log_prior[0].double()
-        entropy = torch.nn.functional.cross_entropy(logits, batch.label[0][both]).item()
+        logits = (f + g) @ method.correlated()[0].double().T + method.log_prior[0].double()
+        if fusion != "addition":
+            joined = torch.cat([f, g], 1) if fusion == "concatenation" else (f[:, :, None] * g[:, None]).flatten(1)
+            logits += joined @ method.labels()[0].double().T
+        entropy = torch.nn.functional.cross_entropy(logits[both], batch.label[0][both]).item()
         assert method.loss(batch).item() == pytest.approx(entropy - correlation, rel=1e-4)
 
 
@@ -123,11 +128,15 @@ def imputer_alone(dataset, run, kind):
     steps = -(-int(clips.sum()) * runs.segments // SETTINGS.batch_size)
     order = runs.batches(stage, steps, SETTINGS.batch_size).order
     optimiser = torch.optim.AdamW([w, b, v, c], lr=SETTINGS.lr, weight_decay=SETTINGS.weight_decay)
-    x, y = (((dataset.features[m] - runs.moments[m][0][0]) / runs.moments[m][1][0]).double() for m in (0, 1))
+
+    def bounded(z):
+        return z.clamp(-SETTINGS.clamp, SETTINGS.clamp) if SETTINGS.clamp else z
+
+    x, y = (bounded((dataset.features[m] - runs.moments[m][0][0]) / runs.moments[m][1][0]).double() for m in (0, 1))
     has_audio = torch.as_tensor(np.repeat(run.observed[:, 1], runs.segments))
     for epoch in range(SETTINGS.epochs):
         with torch.no_grad():
-            pseudo = (x @ w + b).relu() @ v + c  # what is predicted before the epoch
+            pseudo = bounded((x @ w + b).relu() @ v + c)  # what is predicted before the epoch
         for rows, weight in order.epoch(epoch + 1):
             rows = rows[0][weight[0] > 0]
             target = torch.where(has_audio[rows, None], y[rows].nan_to_num(), pseudo[rows])

@@ -82,6 +82,7 @@ class Reference(nn.Module):
             for m, part in enumerate(self.method.maps):
                 mean, std = (moment[self.r].double() for moment in self.method.runs.moments[m])
                 z = (x[m][b].double() - mean) / std if observed[b, m] else torch.zeros_like(mean)
+                z = z.clamp(-bound, bound) if (bound := self.method.settings.clamp) else z
                 tokens.append(self.linear(part.linear, z[None]))
             t = torch.cat(tokens)[None]
             left_out = torch.cat([torch.zeros(1, dtype=torch.bool), ~observed[b]])

@@ -179,6 +179,21 @@ def test_damaged_weights_are_told(run, store, tmp_path, damage):
         weights.predict(path, header, store, CPU)
 
 
+@pytest.mark.parametrize(("fusion", "now"), [("addition", "labels"), ("concatenation", "shared")])
+def test_weights_of_hgr_with_two_label_embeddings_are_refused(run, store, tmp_path, fusion, now):
+    """Which earlier versions had: read as one, they would predict something else."""
+    path, header = weights.choose(run[0], "toy", method="hgr", fusion=fusion)
+    with safe_open(path, "pt") as file:
+        tensors = {name.removeprefix("0."): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    before = {name.replace(f"state.{now}.", "state.correlated."): value for name, value in tensors.items()}
+    (part,) = header["parts"]
+    described = {name: value for name, value in header.items() if name not in ("parts", "digest", "schema")}
+    kept = {name: value.clone() for name, value in (before | (tensors if fusion == "addition" else {})).items()}
+    weights.save(tmp_path / "one.safetensors", described, [weights.TrainedRuns(**part, tensors=kept)])
+    with pytest.raises(InputError, match=r"this version builds hgr differently[^$]*--save-weights"):
+        weights.load(tmp_path / "one.safetensors", CPU)
+
+
 def test_predict_as_a_user(store, run, tmp_path, mlemiss):
     several = mlemiss("predict", run[0], "--store", store.path, "--method", "mle")
     assert several.returncode == 2 and "3 cells (" in several.stderr and several.stdout == ""

@@ -15,6 +15,7 @@ from mlemiss.trainer.evaluate import accuracy, confusion, macro_f1, mean_and_std
 from mlemiss.trainer.fit import fit
 from mlemiss.trainer.likelihood import log_mean_exp_inner
 from mlemiss.trainer.marginal import BY_NAME
+from mlemiss.trainer.method import rates_of
 from mlemiss.trainer.methods import load, method_names
 from mlemiss.trainer.methods.mle import MaximumLikelihood
 from mlemiss.trainer.networks import Dropout, Encoder
@@ -61,6 +62,30 @@ def test_a_run_does_not_depend_on_its_company(store, tmp_path, method, fusion, m
         np.testing.assert_allclose(found, expected, atol=2e-5)
     others = predictions(five, tmp_path / "b", **cell)
     assert not np.allclose(others[0], others[1], equal_nan=True)  # seeds differ
+
+
+def gradients(store, method, fusion, specs):
+    """Return the gradients of the first run, by a step on all rows in float64."""
+    kind, data = load(method), Dataset(Clips(store))
+    runs = [data.clips.run(RunSpec(seed, parse_missing(missing), parse_missing("none"))) for seed, missing in specs]
+    settings = Settings(batch_size=300, hidden=16, dim=6, dropout=0.3, clamp=2.0)
+    together = data.runs(runs, kind.stages[-1], rates_of(kind, [settings] * len(runs)))
+    model = kind(together, settings, fusion).double()
+    model.begin_epoch(kind.stages[-1], 1)
+    batch = next(together.batches(kind.stages[-1], 1, 300).epoch(1))
+    batch.x, batch.weight = [x.double() for x in batch.x], batch.weight.double()
+    model.loss(batch).sum().backward()
+    return {name: p.grad[0] for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(("method", "fusion"), EVERY)
+def test_company_changes_nothing_but_rounding(store, method, fusion):
+    """In float64 a step beside others is as a step alone but for 1e-12, so what differs in float32 is rounding."""
+    crowd = [(0, "audio:0.5"), (1, "audio:0.5"), (0, "audio:0.3+visual:0.3"), (2, "audio:0.2")]
+    alone, beside = (gradients(store, method, fusion, specs) for specs in (crowd[:1], crowd))
+    assert alone and alone.keys() <= beside.keys()
+    for name, expected in alone.items():
+        torch.testing.assert_close(beside[name], expected, rtol=1e-9, atol=1e-12)
 
 
 def test_runs_of_unequal_size_keep_their_own_results(store, tmp_path):

@@ -22,8 +22,9 @@ class MaximalCorrelation(FusionClassifier):
 
     Objective: -[H(f, g) + H(f, h) + H(g, h)] on complete rows, -H(f, h) on rows that have only f,
     -H(g, h) on rows that have only g, each the mean over its own rows, plus the mean over complete rows of
-    -log Q(z | f, g) by equation 4. H is the Soft-HGR objective (`soft_hgr`); h(z) has the width of f and g, the
-    classifier a label embedding of its own.
+    -log Q(z | f, g) by equation 4. H is the Soft-HGR objective (`soft_hgr`); h(z) has the width of f and g. The
+    classifier scores with that h, which incomplete rows train too: with addition h is its label embedding; with the
+    other fusions (f + g) . h(z) is added to the scores of a label embedding of its own, which only complete rows train.
     Source: section 3.3 of the paper (Ma and others, 2021) names the correlations; Soft-HGR is Wang, Wu, Huang, Zheng,
     Xu, Zhang, Huang, "An Efficient Approach to Informative Feature Extraction from Multimodal Data", AAAI 2019.
     The paper leaves the label rule open. Here complete clips are predicted by the classifier, others by the maximum a
@@ -38,8 +39,20 @@ class MaximalCorrelation(FusionClassifier):
 
     def __init__(self, runs: Blueprint, settings: Settings, fusion: str):
         super().__init__(runs, settings, fusion)
-        self.correlated = LabelEmbedding(self.labels().shape[1], settings.dim, runs.generators("correlated labels"))
-        self.to(runs.device)
+        if fusion != "addition":
+            self.shared = LabelEmbedding(len(runs.classes), settings.dim, runs.generators("correlated labels"))
+            self.to(runs.device)
+
+    def correlated(self) -> Tensor:
+        """Return h(z) of the correlations: [R, C, k]."""
+        return self.labels() if self.fusion == "addition" else self.shared()
+
+    def classify(self, embeddings: Sequence[Tensor]) -> Tensor:
+        """Return log Q(z | all modalities) by equation 4, with the correlations' h: [R, B, C]."""
+        scores = super().classify(embeddings)
+        if self.fusion == "addition":
+            return scores
+        return (scores + torch.bmm(sum(embeddings), self.shared().mT)).log_softmax(-1)
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the classifier's mean loss on complete rows less the correlations of all rows: [R]."""
