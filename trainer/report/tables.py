@@ -101,9 +101,7 @@ class Section:
 
     def conditions(self, compared: Sequence[dict] = ()) -> list[str]:
         """Say under which conditions these numbers hold; arguments as for `notes`."""
-        lines = []
-        if self.untrained:
-            lines.append("RANDOM WEIGHTS: these features come from networks that were never trained.")
+        lines = ["RANDOM WEIGHTS: these features come from networks that were never trained."] * self.untrained
         split, lacking_too = self.of("split"), self.of("missing_test")
         if split == "clip":
             lines.append(f"Split by clip: {by_clip_text(compared)}, so this says nothing of new speakers.")
@@ -116,19 +114,13 @@ class Section:
         whole = [r for r in self.results if r["missing"] == "none"]
         if lacking := max((max(np.subtract(r["n_train"], r["n_complete"])) for r in whole), default=0):
             lines.append(f"Complete is as the data are: {lacking} training clips lack a modality by themselves.")
-        unlabelled = {r["missing"]: r for r in self.results if r.get("n_labelled", r["n_train"]) != r["n_train"]}
-        for missing, r in unlabelled.items():
-            counts = [f"{span_text(r[f'n_{name}'])} {name}" for name in ("labelled", "complete")]
-            lines.append(
-                f"Missing {missing}: of {span_text(r['n_train'])} training clips {' and '.join(counts)}. A method that "
-                f"has no likelihood of clips without a label trains on the labelled ones."
-            )
+        for r in {r["missing"]: r for r in self.results if r.get("n_labelled", r["n_train"]) != r["n_train"]}.values():
+            n, labelled, complete = (span_text(r[f"n_{name}"]) for name in ("train", "labelled", "complete"))
+            lines.append(f"Missing {r['missing']}: {n} training clips, {labelled} labelled, {complete} complete.")
         specs = [one for r in self.results for one in (r["missing"], *(r.get("missing_tests") or [r["missing_test"]]))]
         if columns := dict.fromkeys(found for one in specs for found in re.findall(r"@([^=+]+)=", one)):
             lines.append(f"What is missing depends on {' and '.join(columns)}, so it is not missing at random.")
-        if lacking_too != "none":
-            lines.append(f"Validation and test clips lack {lacking_too} too.")
-        return lines
+        return lines + [f"Validation and test clips lack {lacking_too} too."] * (lacking_too != "none")
 
 
 def by_clip_text(compared: Sequence[dict]) -> str:
