@@ -27,7 +27,7 @@ import torch
 from mlemiss.pipeline.encoders import parse_weights, resolve_device
 from mlemiss.pipeline.encoders.images import Backbone
 from mlemiss.pipeline.stores.store import FeatureStore
-from mlemiss.trainer.batches import Stage, all_rows
+from mlemiss.trainer.batches import Stage
 from mlemiss.trainer.data import RunSpec
 from mlemiss.trainer.end_to_end.end_to_end import EndToEnd, MediaClips
 from mlemiss.trainer.experiments.paper import EXHIBITS
@@ -100,7 +100,7 @@ def steps_end_to_end(store, options, o, device) -> Callable[[], int]:
     """A step of training the maximum-likelihood method; returns its number of images."""
     clips = MediaClips(store, options)
     settings = Settings(batch_size=o.batch_size)
-    runs = clips.load(device).runs([clips.run(RunSpec(0))], all_rows)
+    runs = clips.load(device).runs([clips.run(RunSpec(0))], Stage())
     method = load("mle")(runs, settings, "addition")
     groups = [{"params": list(method.parameters())}]
     if not options.frozen:

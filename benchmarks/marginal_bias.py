@@ -22,7 +22,7 @@ import torch
 from mlemiss.pipeline.encoders import parse_weights, resolve_device
 from mlemiss.pipeline.stores.masks import parse_missing
 from mlemiss.pipeline.stores.store import FeatureStore
-from mlemiss.trainer.batches import Batch, Stage, all_rows
+from mlemiss.trainer.batches import Batch, Stage
 from mlemiss.trainer.data import RunSpec
 from mlemiss.trainer.end_to_end.end_to_end import EndToEnd, MediaClips
 from mlemiss.trainer.experiments.experiments import clips_as, run_grid
@@ -66,7 +66,7 @@ def gradients(store: FeatureStore, options: EndToEnd, o: argparse.Namespace, see
     """One run's epochs; see the module."""
     settings = Settings(batch_size=o.batch_size)
     clips = MediaClips(store, options)
-    runs = clips.load(device).runs([clips.run(RunSpec(seed, parse_missing(o.missing)))], all_rows)
+    runs = clips.load(device).runs([clips.run(RunSpec(seed, parse_missing(o.missing)))], Stage())
     method = load("mle")(runs, settings, o.fusion)
     groups = [{"params": list(method.parameters())}]
     if not options.frozen:

@@ -72,7 +72,7 @@ def test_soft_hgr_of_a_perfect_dependence():
 @pytest.mark.parametrize("fusion", ["addition", "concatenation", "outer"])
 def test_hgr_loss_is_its_terms(dataset, fusion):
     """The classifier scores with the label embedding that the correlations of all rows train."""
-    runs = Runs(dataset, draw(dataset, "audio:0.4+visual:0.3"), load("hgr").stages[-1].rows)
+    runs = Runs(dataset, draw(dataset, "audio:0.4+visual:0.3"), load("hgr").stages[-1])
     method = load("hgr")(runs, SETTINGS, fusion)
     batch = runs.batch(runs.rows_of(runs.padded_clips(runs.trained_on)[0])[:, ::2], torch.ones(1, 1).expand(1, -1))
     batch.weight = torch.ones(batch.label.shape)
@@ -95,7 +95,7 @@ def test_hgr_loss_is_its_terms(dataset, fusion):
 
 
 def test_hgr_predicts_an_incomplete_clip_by_the_maximum_a_posteriori_rule(dataset):
-    runs = Runs(dataset, draw(dataset), load("hgr").stages[-1].rows)
+    runs = Runs(dataset, draw(dataset), load("hgr").stages[-1])
     method = load("hgr")(runs, SETTINGS, "addition")
     rows = runs.rows_of(runs.padded_clips(runs.trained_on)[0])
     x, observed = runs.gather(rows)
@@ -119,12 +119,12 @@ def test_hgr_predicts_an_incomplete_clip_by_the_maximum_a_posteriori_rule(datase
 
 def imputer_alone(dataset, run, kind):
     """Train the network that predicts audio from visual in plain torch: float64, a loop over batches."""
-    runs = Runs(dataset, [run], kind.stages[-1].rows)
+    runs = Runs(dataset, [run], kind.stages[-1])
     start = kind(runs, SETTINGS, "addition").imputers["1"]
     layers = [start.hidden.weight, start.hidden.bias, start.output.weight, start.output.bias]
     w, b, v, c = (layer.detach()[0].double().clone().requires_grad_() for layer in layers)
     stage = kind.stages[0]
-    clips = run.training_clips(stage.rows)
+    clips = run.training_clips(stage)
     steps = -(-int(clips.sum()) * runs.segments // SETTINGS.batch_size)
     order = runs.batches(stage, steps, SETTINGS.batch_size).order
     optimiser = torch.optim.AdamW([w, b, v, c], lr=SETTINGS.lr, weight_decay=SETTINGS.weight_decay)

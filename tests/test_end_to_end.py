@@ -13,7 +13,7 @@ from mlemiss.pipeline.encoders.images import Backbone
 from mlemiss.pipeline.errors import InputError
 from mlemiss.pipeline.stores.masks import TRAIN, parse_missing
 from mlemiss.pipeline.stores.store import FeatureStore
-from mlemiss.trainer.batches import Stage, Strata, all_rows
+from mlemiss.trainer.batches import Stage, Strata
 from mlemiss.trainer.data import Clips, Dataset, RunSpec
 from mlemiss.trainer.end_to_end.checkpoint import Checkpoints
 from mlemiss.trainer.end_to_end.end_to_end import EndToEnd, MediaClips
@@ -87,8 +87,8 @@ def test_losses_of_real_clips_are_those_of_cached_features(synthetic_ravdess, tm
     opened = {store.features: store for store in map(FeatureStore.open, sorted(tmp_path.glob("*.zarr")))}
     clips = Clips(opened[SMALL])
     run = clips.run(RunSpec(0, parse_missing("audio:0.5")))
-    plain = Dataset(clips).runs([run], all_rows)
-    frozen = MediaClips(opened["media"], EndToEnd(SMALL, RANDOM, frozen=True)).load(CPU).runs([run], all_rows)
+    plain = Dataset(clips).runs([run], Stage())
+    frozen = MediaClips(opened["media"], EndToEnd(SMALL, RANDOM, frozen=True)).load(CPU).runs([run], Stage())
     for one, other in zip(plain.moments, frozen.moments, strict=True):
         for a, b in zip(one, other, strict=True):
             torch.testing.assert_close(a, b, rtol=5e-3, atol=5e-4)
@@ -273,7 +273,7 @@ def test_weights_make_the_expected_loss_the_plain_mean(clips, complete, batch):
 def test_an_epoch_depends_on_its_number_alone(media):
     clips = MediaClips(media, tiny())
     run = clips.run(RunSpec(0, parse_missing("audio:0.5")))
-    runs = clips.load(CPU).runs([run], all_rows)
+    runs = clips.load(CPU).runs([run], Stage())
     batches = [runs.batches(Stage(), 0, 16) for _ in range(2)]
     first = [list(batches[0].epoch(n)) for n in (1, 2)]
     second = list(batches[1].epoch(2))
@@ -291,8 +291,8 @@ def test_the_latest_features_give_an_unbiased_gradient(tmp_path):
     marginal's, the loss's own weights included."""
     clips = Clips(write_store(tmp_path, clips=60, without_audio=(), failed=()))
     run = clips.run(RunSpec(0, parse_missing("audio:0.8")))
-    runs = Dataset(clips).runs([run], all_rows)
-    strata = Strata(run.observed, run.training_clips(all_rows), runs.segments, 24)
+    runs = Dataset(clips).runs([run], Stage())
+    strata = Strata(run.observed, run.training_clips(Stage()), runs.segments, 24)
     settings = Settings(hidden=8, dim=4)
     scale = [torch.ones(n, requires_grad=True) for n in (12, 10)]
     gather = runs.gather_modality
@@ -331,7 +331,7 @@ def test_the_latest_features_give_an_unbiased_gradient(tmp_path):
 def test_a_bank_goes_on_where_it_was(media):
     clips = MediaClips(media, tiny())
     run = clips.run(RunSpec(0, parse_missing("audio:0.5")))
-    runs = clips.load(CPU).runs([run], all_rows)
+    runs = clips.load(CPU).runs([run], Stage())
     one, other = (MaximumLikelihood(runs, QUICK, "addition") for _ in range(2))
     one.begin_epoch(Stage(), 1)
     assert isinstance(one._marginals[1], Latest)
@@ -369,7 +369,7 @@ def test_a_whole_support_is_embedded_as_its_clips_are(media):
     """In micro-batches of all kinds of clips: batch norms leave what tells clips apart, and count nothing."""
     clips = MediaClips(media, tiny(NORMED, micro_batch=4))
     run = clips.run(RunSpec(0, parse_missing("visual:0.5")))
-    runs = clips.load(CPU).runs([run], all_rows)
+    runs = clips.load(CPU).runs([run], Stage())
     support = SupportRows(runs, 1)
     with torch.no_grad():
         expected = support.features(support.rows)[0]
@@ -395,7 +395,7 @@ def test_both_modalities_may_be_missing(media):
 def test_backbones_learn(media):
     clips = MediaClips(media, tiny(backbone_lr=1e-2))
     run = clips.run(RunSpec(0, parse_missing("audio:0.5")))
-    runs = clips.load(CPU).runs([run], all_rows)
+    runs = clips.load(CPU).runs([run], Stage())
     MediaTraining(load("mle")(runs, replace(QUICK, epochs=3), "addition"), "mle", lambda clips: None).run()
     before = Backbone(TINY, RANDOM).model.state_dict()
     for trunk in runs.trunks:
@@ -405,7 +405,7 @@ def test_backbones_learn(media):
 def test_what_is_missing_is_neither_read_nor_seen(media):
     clips = MediaClips(media, tiny())
     run = clips.run(RunSpec(0, parse_missing("audio:0.8")))
-    runs = clips.load(CPU).runs([run], all_rows)
+    runs = clips.load(CPU).runs([run], Stage())
     read = []
     whole, runs.reader.read = runs.reader.read, lambda m, rows: read.append((m, rows)) or whole(m, rows)
     for batch in runs.batches(Stage(), 0, 16).epoch(1):
@@ -595,4 +595,31 @@ def test_one_run_at_a_time(media):
     clips = MediaClips(media, tiny())
     runs = [clips.run(RunSpec(s)) for s in (0, 1)]
     with pytest.raises(ValueError, match="one run is trained at a time, found 2"):
-        clips.load(CPU).runs(runs, all_rows)
+        clips.load(CPU).runs(runs, Stage())
+
+
+# Missing labels.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["mle", "zero-padding"])
+def test_clips_without_a_label_train_as_on_cached_features(media, features, method):
+    missing = "audio:0.3+label:0.6"
+    clips = Clips(features)
+    plain = fit(load(method), Dataset(clips), [clips.run(RunSpec(0, parse_missing(missing)))], QUICK, "addition")[0]
+    frozen = trained(media, method, missing=missing, frozen=True)
+    np.testing.assert_allclose(frozen.probability, plain.probability, atol=0.01)
+    assert frozen.best_epoch == plain.best_epoch and frozen.val_accuracy == plain.val_accuracy
+    assert np.isfinite(trained(media, method, missing=missing).probability).all()
+
+
+@pytest.mark.slow
+def test_missing_labels_do_not_touch_backbones(media):
+    """Of networks that are trained, too: other labels where they are missing give the same."""
+    clips = MediaClips(media, tiny())
+    run = clips.run(RunSpec(0, parse_missing("label:0.6")))
+    found = []
+    for label in (clips.label, np.where(run.labelled, clips.label, (clips.label + 1) % 3)):
+        clips.label = label
+        found.append(fit_end_to_end(load("mle"), clips.load(CPU), [run], QUICK, "addition")[0].probability)
+    np.testing.assert_array_equal(*found)

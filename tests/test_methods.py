@@ -29,7 +29,7 @@ def dataset(tmp_path_factory):
 
 def build(kind, dataset, fusion, seeds=(0, 1, 2), missing="audio:0.5"):
     spec = parse_missing(missing)
-    runs = Runs(dataset, [dataset.clips.run(RunSpec(s, spec)) for s in seeds], kind.stages[-1].rows)
+    runs = Runs(dataset, [dataset.clips.run(RunSpec(s, spec)) for s in seeds], kind.stages[-1])
     return kind(runs, SETTINGS, fusion), runs
 
 

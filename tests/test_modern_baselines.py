@@ -30,7 +30,7 @@ def datasets(tmp_path_factory):
 
 def build(name, dataset, missing="none", seeds=(0, 1)):
     kind, spec = load(name), parse_missing(missing, None)
-    runs = Runs(dataset, [dataset.clips.run(RunSpec(s, spec)) for s in seeds], kind.stages[-1].rows)
+    runs = Runs(dataset, [dataset.clips.run(RunSpec(s, spec)) for s in seeds], kind.stages[-1])
     return kind(runs, SETTINGS, "addition"), runs
 
 
@@ -139,7 +139,7 @@ def test_any_number_of_modalities_and_any_pattern(datasets, name):
 @pytest.mark.parametrize("name", BASELINES)
 def test_one_modality(datasets, name):
     dataset = datasets[1]
-    runs = Runs(dataset, [dataset.clips.run(RunSpec(s)) for s in (0, 1)], load(name).stages[-1].rows)
+    runs = Runs(dataset, [dataset.clips.run(RunSpec(s)) for s in (0, 1)], load(name).stages[-1])
     x, observed, batch = [torch.randn(2, 5, 9)], torch.ones(2, 5, 1, dtype=torch.bool), batch_of(runs)
     runs.modalities, runs.moments = runs.modalities[:1], runs.moments[:1]
     batch.x, batch.observed = batch.x[:1], batch.observed[..., :1]

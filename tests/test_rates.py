@@ -7,7 +7,7 @@ import pytest
 import torch
 from mlemiss.pipeline.errors import InputError
 from mlemiss.pipeline.stores.masks import TEST, parse_missing
-from mlemiss.trainer.batches import Draws, Stage, all_rows, hiding_chances
+from mlemiss.trainer.batches import Draws, Stage, hiding_chances
 from mlemiss.trainer.data import Clips, Dataset, RunSpec
 from mlemiss.trainer.fit import RunAdamW, fit
 from mlemiss.trainer.methods import autoencoders, load, method_names
@@ -40,7 +40,7 @@ def probabilities(method, dataset, runs, settings, fusion="addition"):
 def test_what_is_random_does_not_depend_on_company(dataset, method):
     """Runs of unequal size, each with rates of its own: as each would train alone."""
     runs = draw(dataset, range(4), split="subject")
-    assert len({run.training_clips(all_rows).sum() for run in runs}) > 1
+    assert len({run.training_clips(Stage()).sum() for run in runs}) > 1
     own = [(0.5, 0.3, 1e-2), (0.0, 0.3, 3e-3), (0.2, 0.0, 1e-2), (0.5, 0.6, 1e-3)]
     settings = [replace(ONE_STEP, dropout=dropout, hide=hide, lr=lr) for dropout, hide, lr in own]
     fusion = load(method).fusions[0]
@@ -108,7 +108,7 @@ def test_dropout_drops_its_share_and_keeps_the_mean():
 
 
 def test_a_checkpoint_draws_on(dataset):
-    runs = dataset.runs(draw(dataset), all_rows)
+    runs = dataset.runs(draw(dataset), Stage())
     settings = replace(STEPS, dropout=0.5)
     method, again = (load("transformer")(runs, settings, "addition") for _ in range(2))
     batch = runs.batch(torch.arange(20)[None], torch.ones(1, 20))
@@ -125,7 +125,7 @@ def test_hidden_modalities_are_those_of_complete_rows_at_the_rate_asked_for():
     chances = np.stack([hiding_chances(o, t, rate) for o, t, rate in zip(observed, trained, (0.4, 0.0), strict=True)])
     assert chances[0].sum() == pytest.approx(0.4) and not chances[1].any()
     assert np.all(np.diff(chances[0]) < 0)  # what few clips have is seldom hidden
-    draws = Draws(observed, trained, 2, [5, 6], chances, [np.nan, np.nan])
+    draws = Draws(observed, observed.any(-1), trained, 2, [5, 6], chances, [np.nan, np.nan])
     rows = torch.as_tensor(rng.integers(0, 8000, (4, 2, 5000)))
     hidden = draws.hidden(Stage(), 3, rows)
     complete = torch.as_tensor(observed.all(-1))[0][rows[:, 0] // 2]
@@ -142,7 +142,7 @@ def test_complete_clips_share_of_the_loss():
     observed = np.ones((2, 10, 2), bool)
     observed[:, 2:, 1] = False  # 2 of 10 are complete
     trained, rows = np.ones((2, 10), bool), torch.arange(10).expand(1, 2, 10)
-    draws = Draws(observed, trained, 1, [0, 1], np.zeros((2, 2)), [0.5, np.nan])
+    draws = Draws(observed, trained, trained, 1, [0, 1], np.zeros((2, 2)), [0.5, np.nan])
     weight = draws.weighted(Stage(), rows, torch.ones(1, 2, 10))[0]
     assert weight[1].tolist() == [1] * 10
     assert weight[0].sum() == pytest.approx(10) and weight[0, :2].sum() == pytest.approx(5)

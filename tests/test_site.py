@@ -22,7 +22,8 @@ from .feature_stores import grid, write_store
 
 torch.set_num_threads(1)  # small networks
 
-TOY = "Accuracy, toy, toy features (RANDOM weights, never trained), by clip, lr 0.003, test clips complete"
+DATA = "toy, toy features (RANDOM weights, never trained), by clip, "
+TOY = f"Accuracy, {DATA}lr 0.003, test clips complete"
 QUICK = Settings(epochs=2, batch_size=64, hidden=8, dim=4)
 EVIL = "<script>alert('1')</script>\"&</table>{{ 7 * 7 }} onload=\u202e"
 
@@ -212,6 +213,34 @@ def test_a_run_named_twice_counts_once(runs, tmp_path, monkeypatch):
     assert [row[3][0] for row in rows] == ["0", "2"]
 
 
+def test_tuned_results_are_a_table_that_tells_the_settings_of_each(runs, tmp_path):
+    shutil.copytree(runs / "first", tmp_path / "tuned")
+    document = json.loads((tmp_path / "tuned" / "results.json").read_text())
+    for result in document["results"]:
+        result["tuned"] = {"run": "draws", "draws": 30, "seeds": [1000]}
+        result["settings"]["lr"] = {"mle": 0.1, "zero-padding": 0.2, "audio-only": 0.3}[result["method"]]
+    (tmp_path / "tuned" / "results.json").write_text(json.dumps(document))
+    write_site([runs / "first", runs / "faster", tmp_path / "tuned"], tmp_path / "site")
+    page = page_of(tmp_path / "site")
+    for said in ("lr 0.003, not tuned", "lr 0.01, not tuned", "tuned (run draws, draws 30, seeds [1000])"):
+        assert said in page.text
+    assert (
+        "marginal bank, dropout 0.0" in page.text and "draws for each row, by `mlemiss tune` (run draws)" in page.text
+    )
+    heads, *rows = page.table(f"All results, {DATA}tuned")
+    assert heads[-1][0].startswith("settings") and {(row[0][0], row[-1][0]) for row in rows} == {
+        ("mle", "lr 0.1"),
+        ("zero-padding", "lr 0.2"),
+        ("audio-only", "lr 0.3"),
+    }
+    (path,) = (tmp_path / "site" / "tables").glob("03-*.csv")
+    assert {(row["method"], row["lr"]) for row in rows_of(path)} == {
+        ("mle", "0.1"),
+        ("zero-padding", "0.2"),
+        ("audio-only", "0.3"),
+    }
+
+
 def test_predictions_that_are_gone(runs, tmp_path):
     odd = tmp_path / "odd\u202e"  # its name is shown changed, and its predictions are found all the same
     shutil.copytree(runs / "first", odd)
@@ -390,6 +419,8 @@ def test_hostile_text_is_shown_and_does_nothing(runs, tmp_path):
 def test_the_command(runs, tmp_path, mlemiss):
     shutil.copytree(runs / "more", tmp_path / "runs" / "one")
     shutil.copytree(runs / "other", tmp_path / "runs" / "two")
+    shutil.copytree(runs / "other", tmp_path / "runs" / "draws")
+    (tmp_path / "runs" / "draws" / "tuned.json").write_text("{}")  # of `mlemiss tune`, which are no results
     (tmp_path / "file").touch()
     done = mlemiss("report", "--site", "site")  # all in runs/
     assert done.returncode == 0 and done.stderr == "leaderboard: site/index.html\n" and done.stdout == ""

@@ -56,7 +56,7 @@ def test_a_step_runs_without_values(dataset, name, fusion, marginal):
     steps = {plan_steps(kind, run, dataset.segments, settings) for run in drawn}
     assert len(steps) == 1
     for stage, count in zip(kind.stages, steps.pop(), strict=True):
-        runs = Dataset(dataset.clips).runs(drawn, kind.stages[-1].rows)
+        runs = Dataset(dataset.clips).runs(drawn, kind.stages[-1])
         method = kind(runs, settings, fusion)
         for _ in range(2):  # autoencoder 2 fits its own predictions from the second epoch on
             method.begin_epoch(stage, count)

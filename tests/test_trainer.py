@@ -9,8 +9,8 @@ import pytest
 import torch
 from mlemiss.pipeline.errors import InputError
 from mlemiss.pipeline.stores.masks import TEST, TRAIN, VALIDATION, parse_missing
-from mlemiss.trainer.batches import Stage, all_rows
-from mlemiss.trainer.data import Clips, Dataset, Runs, RunSpec, generator
+from mlemiss.trainer.batches import Stage, generator
+from mlemiss.trainer.data import Clips, Dataset, Runs, RunSpec
 from mlemiss.trainer.evaluate import accuracy, confusion, macro_f1, mean_and_std, unweighted_average_recall
 from mlemiss.trainer.fit import fit
 from mlemiss.trainer.likelihood import log_mean_exp_inner
@@ -69,7 +69,7 @@ def gradients(store, method, fusion, specs):
     kind, data = load(method), Dataset(Clips(store))
     runs = [data.clips.run(RunSpec(seed, parse_missing(missing), parse_missing("none"))) for seed, missing in specs]
     settings = Settings(batch_size=300, hidden=16, dim=6, dropout=0.3, clamp=2.0)
-    together = data.runs(runs, kind.stages[-1].rows, rates_of(kind, [settings] * len(runs)))
+    together = data.runs(runs, kind.stages[-1], rates_of(kind, [settings] * len(runs)))
     model = kind(together, settings, fusion).double()
     model.begin_epoch(kind.stages[-1], 1)
     batch = next(together.batches(kind.stages[-1], 1, 300).epoch(1))
@@ -107,7 +107,7 @@ def test_runs_of_unequal_size_keep_their_own_results(store, tmp_path):
 
 def test_every_row_is_trained_on_once_an_epoch_in_the_seeds_own_order(store):
     clips = Clips(store)
-    runs = Runs(Dataset(clips), draw(clips, (0, 1)), all_rows)
+    runs = Runs(Dataset(clips), draw(clips, (0, 1)), Stage())
     steps = -(-runs.trained_on[0].sum() * runs.segments // 32)
     order = runs.batches(Stage(), steps, 32).order
     epochs = []
@@ -128,7 +128,7 @@ def test_every_row_is_trained_on_once_an_epoch_in_the_seeds_own_order(store):
 
 def test_fillers_of_a_short_batch_weigh_nothing(store):
     clips = Clips(store)
-    runs = Runs(Dataset(clips), draw(clips), all_rows)
+    runs = Runs(Dataset(clips), draw(clips), Stage())
     method = load("mle")(runs, Settings(marginal="full", hidden=16, dim=6), "addition")
     rows = runs.rows_of(runs.padded_clips(runs.trained_on)[0])[:, :20]
     filled = torch.cat([rows, rows[:, :1].expand(-1, 12)], 1)
@@ -179,7 +179,7 @@ def test_garbage_where_a_modality_is_missing_changes_nothing(store, method, fusi
 
 def test_methods_see_nan_where_a_modality_is_missing(store):
     clips = Clips(store)
-    runs = Runs(Dataset(clips), draw(clips, (0, 1)), all_rows)
+    runs = Runs(Dataset(clips), draw(clips, (0, 1)), Stage())
     rows = runs.rows_of(runs.padded_clips(runs.trained_on)[0])
     batch = runs.batch(rows, torch.ones(rows.shape))
     assert (~batch.observed).any() and batch.observed.any()
@@ -191,7 +191,7 @@ def test_methods_see_nan_where_a_modality_is_missing(store):
 def test_standardisation_uses_observed_training_entries_only(store):
     clips = Clips(store)
     (run,) = draw(clips)
-    runs = Runs(Dataset(clips), [run], all_rows)
+    runs = Runs(Dataset(clips), [run], Stage())
     for m, modality in enumerate(WIDTHS):
         seen = store.read(modality)[clips.kept][run.observed[:, m] & (run.part == TRAIN)].astype(np.float64)
         mean, std = runs.moments[m]
@@ -211,7 +211,7 @@ def test_features_are_loaded_as_they_are_stored(tmp_path):
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
-    runs = Runs(dataset, draw(clips), all_rows)
+    runs = Runs(dataset, draw(clips), Stage())
     rows = torch.arange(40)[None]
     for m, modality in enumerate(WIDTHS):
         stored = store.read(modality)[clips.kept]
@@ -280,7 +280,7 @@ def marginal_setting(store, kind, clips_kept=16):
     without = np.flatnonzero((run.part == TRAIN) & ~run.observed[:, 1])[:8]
     part = np.full(len(run.part), TEST)
     part[[*with_audio, *without]] = TRAIN
-    runs = Runs(Dataset(clips), [replace(run, part=part)], all_rows)
+    runs = Runs(Dataset(clips), [replace(run, part=part)], Stage())
     none = Dropout(torch.zeros(1), runs.generators("dropout"))
     encoder = Encoder(*runs.moments[1], 8, 5, runs.generators("encoder"), none)
     rows = runs.rows_of(torch.tensor(without)[None])
@@ -406,7 +406,7 @@ def test_features_that_are_not_finite_are_named(store):
 
     clips = Clips(Broken(store, "none", 0, 0))
     with pytest.raises(InputError, match="features of 1 clips are not finite, first visual of clip020"):
-        Runs(Dataset(clips), draw(clips), all_rows)
+        Runs(Dataset(clips), draw(clips), Stage())
 
 
 @pytest.mark.parametrize("change", [{"epochs": 0}, {"lr": -1.0}, {"lr": float("nan")}, {"marginal": "some"}])
@@ -452,6 +452,6 @@ def test_settings_and_registry_load_without_torch():
 def test_maximum_likelihood_pays_for_no_marginal_it_does_not_need(tmp_path):
     dataset = Dataset(Clips(write_store(tmp_path, without_audio=())))
     complete = draw(dataset.clips, missing="none")
-    assert MaximumLikelihood(Runs(dataset, complete, all_rows), QUICK, "outer")._marginals == {}
-    lacking = MaximumLikelihood(Runs(dataset, draw(dataset.clips), all_rows), QUICK, "outer")._marginals
+    assert MaximumLikelihood(Runs(dataset, complete, Stage()), QUICK, "outer")._marginals == {}
+    lacking = MaximumLikelihood(Runs(dataset, draw(dataset.clips), Stage()), QUICK, "outer")._marginals
     assert list(lacking) == [1]  # audio alone

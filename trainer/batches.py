@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+NO_LABEL = -1  # the label of a row that has none, which no method that asks for it by mistake gets past
 TOGETHER = 64  # clips of one pattern whose rows are mixed: 400 MB of media, and many more clips than a batch has rows
 
 Rows = Callable[[np.ndarray, Sequence[str]], np.ndarray]  # observed [clip, M], names of the modalities -> bool [clip]
@@ -40,7 +41,8 @@ class Stage:
     rows: the clips it trains on.
     parts: the attributes whose parameters it trains; empty means all parameters.
     selects: predictions are validated after each epoch, and the best epoch's weights are kept.
-    hides: modalities of complete rows may be hidden in it (`Settings.hide`).
+    hides: modalities of rows that have all may be hidden in it (`Settings.hide`).
+    unlabelled: it trains on clips without a label too, else on labelled ones only.
     """
 
     name: str = "classifier"
@@ -49,6 +51,7 @@ class Stage:
     parts: tuple[str, ...] = ()
     selects: bool = True
     hides: bool = True
+    unlabelled: bool = False
 
 
 Patterns = Mapping[tuple[bool, ...], int]  # of observed modalities, each with the most rows of it in a run
@@ -68,7 +71,7 @@ class Batch:
     rows: Tensor  # [R, B]
     x: list[Tensor]
     observed: Tensor  # bool [R, B, M]
-    label: Tensor  # [R, B]
+    label: Tensor  # [R, B], NO_LABEL where it is missing
     # [R, B], how much a row counts, 1 in the mean over all rows: 0 where a shorter last batch is filled up; see
     # `Strata` and `Settings.complete_share`.
     weight: Tensor
@@ -133,8 +136,11 @@ def hiding_chances(observed: np.ndarray, trained: np.ndarray, rate: float) -> np
 class Draws:
     """What the rows of a step get beside their order: hidden modalities, and the weight of complete clips.
 
+    Complete clips lack nothing, their label included. Modalities are hidden of labelled and unlabelled ones alike.
+
     Args:
         observed: of each run, bool [R, clip, M].
+        labelled: bool [R, clip].
         trained_on: the clips it trains on, bool [R, clip].
         segments: rows a clip.
         seeds: of each run.
@@ -145,6 +151,7 @@ class Draws:
     def __init__(
         self,
         observed: np.ndarray,
+        labelled: np.ndarray,
         trained_on: np.ndarray,
         segments: int,
         seeds: Sequence[int],
@@ -153,18 +160,20 @@ class Draws:
     ):
         self.segments, self.seeds = segments, seeds
         self.hides = torch.as_tensor(hides)
-        self.complete = torch.as_tensor(observed.all(2))  # [R, clip]
-        kept = (trained_on & observed.all(2)).sum(1) / trained_on.sum(1)  # complete ones' share of the rows
+        self.whole = torch.as_tensor(observed.all(2))  # [R, clip], no modality is missing
+        complete = observed.all(2) & labelled
+        self.complete = torch.as_tensor(complete)
+        kept = (trained_on & complete).sum(1) / trained_on.sum(1)  # complete ones' share of the rows
         factors = [
             (1, 1) if np.isnan(share) or one in (0, 1) else ((1 - share) / (1 - one), share / one)
             for share, one in zip(shares, kept, strict=True)
         ]
         self.factors = torch.tensor(factors, dtype=torch.float32)  # [R, 2] of incomplete and complete rows
 
-    def _complete(self, rows: Tensor) -> Tensor:
-        """Return which rows [steps, R, B] are of complete clips."""
+    def _of_rows(self, chosen: Tensor, rows: Tensor) -> Tensor:
+        """Return which rows [steps, R, B] are of chosen clips, bool [R, clip]."""
         clips = torch.div(rows, self.segments, rounding_mode="floor")
-        return self.complete.expand(len(rows), -1, -1).gather(2, clips)
+        return chosen.expand(len(rows), -1, -1).gather(2, clips)
 
     def hidden(self, stage: Stage, epoch: int, rows: Tensor, first: int = 0) -> Tensor | list[None]:
         """Draw what the steps of an epoch hide: bool [steps, R, B, M], or None a step where nothing is hidden.
@@ -179,18 +188,18 @@ class Draws:
             drawn = torch.rand(rows[:, r].shape, generator=generator(seed, f"hide:{stage.name}:{epoch}:{first}"))
             place = torch.bucketize(drawn, chances.cumsum(0).float(), right=True)  # M where nothing is hidden
             hidden[:, r] = place[..., None] == torch.arange(len(chances))
-        return hidden & self._complete(rows)[..., None]
+        return hidden & self._of_rows(self.whole, rows)[..., None]
 
     def weighted(self, stage: Stage, rows: Tensor, weight: Tensor) -> Tensor:
         """Return the rows' weights [steps, R, B], with complete clips' share of the loss as wanted."""
         if not stage.selects or bool((self.factors == 1).all()):
             return weight
-        factor = self.factors.expand(len(rows), -1, -1).gather(2, self._complete(rows).long())
+        factor = self.factors.expand(len(rows), -1, -1).gather(2, self._of_rows(self.complete, rows).long())
         return weight * factor
 
 
 class Strata:
-    """One run's batches that each hold rows of every pattern of observed modalities, complete ones above all.
+    """One run's batches that each hold rows of every pattern of what is observed, complete ones above all.
 
     Where 95 % of the clips are incomplete a batch of 32 would often hold no complete row, and neither classify both
     modalities nor have anything to marginalise over. So at least a quarter of every batch is complete, the rest is
@@ -203,7 +212,7 @@ class Strata:
     """
 
     def __init__(self, observed: np.ndarray, trained: np.ndarray, segments: int, batch_size: int):
-        """observed: bool [clip, M]; trained: bool [clip], the clips trained on."""
+        """observed: bool [clip, n], modalities and the label; trained: bool [clip], the clips trained on."""
         patterns = np.unique(observed[trained], axis=0)[::-1]
         clips = [np.flatnonzero(trained & (observed == pattern).all(1)) for pattern in patterns]
         counts = np.array([len(c) * segments for c in clips])

@@ -95,7 +95,8 @@ MethodOption = Annotated[
 MissingOption = Annotated[
     list[str],
     typer.Option(
-        help="What training lacks: audio:0.5, audio:0.3+visual:0.3, none, of any modality; repeated or a list."
+        help="What training lacks: audio:0.5, audio:0.3+visual:0.3, label:0.5, none, of any modality; repeated or a "
+        "list."
     ),
 ]
 MissingTestOption = Annotated[str, typer.Option(help="What validation and test clips lack.")]
@@ -176,7 +177,7 @@ def train(
     from ..pipeline.encoders.names import DEFAULT
     from ..pipeline.stores.catalogue import open_features, open_store, parse_features
     from ..pipeline.stores.mask_files import read_given
-    from ..pipeline.stores.masks import parse_missing
+    from ..pipeline.stores.masks import HELD_OUT_LABELS, parse_missing
     from ..pipeline.stores.store import MEDIA
     from .experiments import train as job
     from .experiments.grid import Grid
@@ -187,8 +188,8 @@ def train(
     if trunk and features:
         raise InputError("--end-to-end and --features exclude each other: features are cached.\nGive one of them.")
     texts = comma_list(missing)
-    for text in [missing_test, *([] if masks else texts)]:
-        parse_missing(text, modalities=None)  # wrong ones are told before any store is looked for
+    for text, why in [(missing_test, HELD_OUT_LABELS), *([] if masks else ((text, None) for text in texts))]:
+        parse_missing(text, None, why)  # wrong ones are told before any store is looked for
     settings = settings_from(hyper, trunk)
     wanted = [MEDIA] if trunk else parse_features(features or list(DEFAULT))
     found = list(map(open_store, named_stores(store, features)))
@@ -359,7 +360,8 @@ def report(
     if measure and not latex:
         raise InputError("--measure says what --latex writes; the report has all measures.\nAdd --latex.")
     if not runs:
-        kept = sorted(Path("runs").glob("*/results.json"), key=lambda path: path.stat().st_mtime)
+        found = [path for path in Path("runs").glob("*/results.json") if not path.with_name("tuned.json").exists()]
+        kept = sorted(found, key=lambda path: path.stat().st_mtime)
         if not kept:
             raise InputError("no run in runs/.\nName the folder of a run, or make one with `mlemiss train`.")
         runs = [kept[-1].parent] if site is None else [path.parent for path in kept]

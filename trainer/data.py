@@ -14,9 +14,19 @@ import torch
 from torch import Tensor
 
 from ..pipeline.errors import InputError
-from ..pipeline.stores.masks import TEST, TRAIN, VALIDATION, Missing, Setting, parse_missing
+from ..pipeline.stores.masks import (
+    HELD_OUT_LABELS,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Missing,
+    Setting,
+    parse_missing,
+    unlabelled_clips,
+)
 from ..pipeline.stores.store import FeatureStore
-from .batches import Batch, Draws, EpochOrder, Patterns, Rows, Stage, count_patterns, generator, hiding_chances, rows_of
+from .batches import NO_LABEL, Batch, Draws, EpochOrder, Patterns, Stage, count_patterns, hiding_chances, rows_of
+from .networks import Blueprint, exact_type, usable_deviation
 
 NOTHING = Missing()
 NO_RATES: Mapping[str, Tensor] = MappingProxyType({})
@@ -44,16 +54,23 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class Run:
-    """One run's view of the usable clips, on the host: part int8 [clip] and observed bool [clip, M]."""
+    """One run's view of the usable clips, on the host: part int8 [clip], observed bool [clip, M], labelled [clip]."""
 
     spec: RunSpec
     part: np.ndarray
     observed: np.ndarray
     modalities: tuple[str, ...]
+    labelled: np.ndarray
 
-    def training_clips(self, rows: Rows) -> np.ndarray:
-        """Return the training clips with something observed that ``rows`` chooses: bool [clip]."""
-        return (self.part == TRAIN) & self.observed.any(1) & rows(self.observed, self.modalities)
+    def training_clips(self, stage: Stage) -> np.ndarray:
+        """Return the clips that a stage trains on, with something observed each: bool [clip]."""
+        clips = (self.part == TRAIN) & self.observed.any(1) & stage.rows(self.observed, self.modalities)
+        return clips if stage.unlabelled else clips & self.labelled
+
+    @property
+    def complete(self) -> np.ndarray:
+        """Return the training clips that lack nothing, no label either: bool [clip]."""
+        return (self.part == TRAIN) & self.observed.all(1) & self.labelled
 
 
 @dataclass
@@ -116,14 +133,14 @@ class Clips:
         Raises:
             InputError: a missing spec of other modalities, an empty part, or a class in none of the training clips.
         """
-        for missing in (spec.missing, spec.missing_test):
+        for missing, labels in ((spec.missing, None), (spec.missing_test, HELD_OUT_LABELS)):
             if isinstance(missing, Missing):
-                parse_missing(missing.name, self.modalities)
+                parse_missing(missing.name, self.modalities, labels)
         part = self.store.split(spec.seed, spec.split)
         hidden = self.store.missing(spec.missing, spec.seed, part == TRAIN)
         for held_out in (VALIDATION, TEST):
             hidden = hidden | self.store.missing(spec.missing_test, spec.seed, part == held_out)
-        part, observed = part[self.kept], self.present & ~hidden[self.kept]
+        whole, part, observed = part, part[self.kept], self.present & ~hidden[self.kept]
         drawn = f"{self.store.path}: the split by {spec.split} with seed {spec.seed}"
         for value, name in PARTS.items():
             if not (part == value).any():
@@ -135,7 +152,16 @@ class Clips:
                 f"{drawn} has held-out clips but no training clip of {names}.\n"
                 f"Preprocess more clips, or choose another --split."
             )
-        return Run(spec, part, observed, self.modalities)
+        return Run(spec, part, observed, self.modalities, self._labelled(spec, whole, observed))
+
+    def _labelled(self, spec: RunSpec, part: np.ndarray, observed: np.ndarray) -> np.ndarray:
+        """Draw which usable clips keep their label, held-out ones all: part of all clips, observed [clip, M]."""
+        if not (isinstance(spec.missing, Missing) and spec.missing.label):
+            return np.ones(len(self.kept), bool)
+        store, usable = self.store, np.zeros(len(part), bool)
+        usable[self.kept] = observed.any(1)
+        table = (store.clip_id, store.label, part == TRAIN)
+        return ~unlabelled_clips(*table, spec.missing.label, spec.seed, usable)[self.kept]
 
 
 class Dataset:
@@ -177,9 +203,9 @@ class Dataset:
             rows = torch.div(rows, self.segments, rounding_mode="floor")
         return self.features[m].index_select(0, rows.flatten()).float().unflatten(0, rows.shape)
 
-    def runs(self, runs: Sequence[Run], rows: Rows, rates: Mapping[str, Tensor] = NO_RATES) -> "Runs":
-        """Return these runs, to be trained side by side on the clips that ``rows`` chooses."""
-        return Runs(self, runs, rows, rates)
+    def runs(self, runs: Sequence[Run], stage: Stage, rates: Mapping[str, Tensor] = NO_RATES) -> "Runs":
+        """Return these runs, to be trained side by side; stage: what trains the classifier."""
+        return Runs(self, runs, stage, rates)
 
     def moments(self, m: int, clips: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of modality m over the rows of clips (bool [clip]): float32 [D] each.
@@ -193,16 +219,6 @@ class Dataset:
         mean = means.mean(0) if len(means) else torch.zeros_like(means.sum(0))
         std = ((segments * (means - mean).square_().sum(0) + spreads.sum(0)) / count).sqrt()
         return mean.float(), usable_deviation(mean, std)
-
-
-def exact_type(device: torch.device) -> torch.dtype:
-    """Return the type to sum in: float64, or float32 on Apple's mps, which has no float64."""
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
-def usable_deviation(mean: Tensor, std: Tensor) -> Tensor:
-    """Return what features are divided by, float32 [D]: their deviation, or 1 where they are constant (to rounding)."""
-    return std.masked_fill(std <= 1e-6 * mean.abs().clamp_min(1e-3), 1).float()
 
 
 def _load(clips: Clips, modality: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -248,35 +264,9 @@ def _load(clips: Clips, modality: str) -> tuple[Tensor, Tensor, Tensor]:
     return features, means, spreads
 
 
-@dataclass(eq=False)
-class Blueprint:
-    """The facts that R runs of a method are built from, whether they are trained (`Runs`) or read from a file.
-
-    seeds: one a run. moments: per modality mean and deviation, [R, D] each. log_prior: [R, C]. lacking,
-    lacking_held_out: per modality, is it missing in some row trained on, and in some clip predicted. rates: numbers
-    that only training asks for and that runs may have of their own, [R] each on the host (see `Settings`).
-    """
-
-    seeds: list[int]
-    modalities: tuple[str, ...]
-    classes: tuple[str, ...]
-    moments: list[tuple[Tensor, Tensor]]
-    log_prior: Tensor
-    lacking: list[bool]
-    lacking_held_out: list[bool]
-    device: torch.device
-    rates: Mapping[str, Tensor] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.seeds)
-
-    def generators(self, purpose: str) -> list[torch.Generator]:
-        """Return a random generator for each run. It depends on the run's seed and the purpose, never on other runs."""
-        return [generator(seed, purpose) for seed in self.seeds]
-
-
 class Runs(Blueprint):
-    """R runs over one data set, trained as one batch. ``trained_on`` [R, clip] are the clips the classifier trains on.
+    """R runs over one data set, trained as one batch. ``trained_on`` [R, clip] are the clips the classifier trains on,
+    ``unlabelled`` whether some of them lack their label.
 
     rates: of each run, [R] each, see `method.rates_of`.
 
@@ -286,7 +276,7 @@ class Runs(Blueprint):
 
     features_change = False  # a row keeps its features while the method trains
 
-    def __init__(self, dataset: Dataset, runs: Sequence[Run], rows: Rows, rates: Mapping[str, Tensor] = NO_RATES):
+    def __init__(self, dataset: Dataset, runs: Sequence[Run], stage: Stage, rates: Mapping[str, Tensor] = NO_RATES):
         for run in runs:
             dataset.check_finite(run)
         hide = rates["hide"].tolist() if rates else [0.0] * len(runs)
@@ -295,13 +285,17 @@ class Runs(Blueprint):
         clips, device = dataset.clips, dataset.device
         observed = np.stack([r.observed for r in runs])  # [R, clip, M]
         held_out = np.stack([r.part != TRAIN for r in runs])  # [R, clip]
-        self.trained_on = np.stack([r.training_clips(rows) for r in runs])
+        self.trained_on = np.stack([r.training_clips(stage) for r in runs])
+        labelled = np.stack([r.labelled for r in runs])  # [R, clip]
+        self.unlabelled = bool((self.trained_on & ~labelled).any())
+        self.labelled = torch.as_tensor(labelled, device=device)
         self.observed = torch.as_tensor(observed, device=device)
         each = zip(observed, self.trained_on, hide, strict=True)
         hides = np.stack([hiding_chances(*one) for one in each])  # [R, M]
         self._anything_missing = ((~observed).any((0, 1)) | (hides > 0).any(0)).tolist()
         # Every clip has S rows, so clips' frequencies are rows' frequencies.
-        counts = np.stack([np.bincount(clips.label[k], minlength=len(clips.classes)) for k in self.trained_on])
+        counted = self.trained_on & labelled
+        counts = np.stack([np.bincount(clips.label[k], minlength=len(clips.classes)) for k in counted])
         prior = torch.as_tensor(counts / counts.sum(1, keepdims=True))
         super().__init__(
             seeds=[run.spec.seed for run in runs],
@@ -314,7 +308,7 @@ class Runs(Blueprint):
             device=device,
             rates=rates,
         )
-        self.draws = Draws(observed, self.trained_on, self.segments, self.seeds, hides, shares)
+        self.draws = Draws(observed, labelled, self.trained_on, self.segments, self.seeds, hides, shares)
 
     def batches(self, stage: Stage, steps: int, batch_size: int) -> "Batches":
         """Return what yields the batches of a stage, epoch by epoch."""
@@ -354,8 +348,13 @@ class Runs(Blueprint):
         """
         patterns = self.patterns(rows.cpu(), hidden) if patterns is None else patterns
         x, observed = self.gather(rows, hidden)
-        label = self.dataset.label[torch.div(rows, self.segments, rounding_mode="floor")]
-        return Batch(rows, x, observed, label, weight, patterns)
+        return Batch(rows, x, observed, self.labels(rows), weight, patterns)
+
+    def labels(self, rows: Tensor) -> Tensor:
+        """Return the labels of rows [R, n], NO_LABEL where they are missing: [R, n]."""
+        clips = torch.div(rows, self.segments, rounding_mode="floor")
+        label = self.dataset.label[clips]
+        return label.masked_fill(~self.labelled.gather(1, clips), NO_LABEL) if self.unlabelled else label
 
     def patterns(self, rows: Tensor, hidden: Tensor | None = None) -> Patterns:
         """Return the patterns of observed modalities of rows [R, B] on the host, less what is hidden of them."""
@@ -384,7 +383,7 @@ class Batches:
 
     def __init__(self, runs: Runs, stage: Stage, steps: int, batch_size: int):
         self.runs, self.stage = runs, stage
-        rows = [rows_of(run.training_clips(stage.rows), runs.segments) for run in runs.runs]
+        rows = [rows_of(run.training_clips(stage), runs.segments) for run in runs.runs]
         self.order = EpochOrder(rows, runs.generators(f"order:{stage.name}"), steps, batch_size)
 
     def epoch(self, number: int) -> Iterator[Batch]:

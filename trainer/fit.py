@@ -84,7 +84,7 @@ def fit(
     each = [settings] * len(runs) if isinstance(settings, Settings) else settings
     if len({one.shape for one in each}) != 1:
         raise ValueError("runs of one batch need settings of one shape.")
-    method = kind(dataset.runs(runs, kind.stages[-1].rows, rates_of(kind, each)), each[0], fusion)
+    method = kind(dataset.runs(runs, kind.stages[-1], rates_of(kind, each)), each[0], fusion)
     results = Training(method, name, on_epoch).run()
     on_trained(method)
     return results
@@ -128,7 +128,7 @@ class Training:
         Returns the number of epochs: none where the stage has nothing to train.
         """
         parameters = _parameters(self.method, stage)
-        clips = sum(int(run.training_clips(stage.rows).sum()) for run in self.runs.runs)
+        clips = sum(int(run.training_clips(stage).sum()) for run in self.runs.runs)
         if not parameters:  # such as autoencoders where nothing is missing
             self.on_epoch(self.settings.epochs * clips)
             return 0

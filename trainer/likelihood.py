@@ -151,6 +151,26 @@ def log_posterior(
     ValueError: unknown fusion, shapes that do not fit (expected and found are named), an empty support, or an entry
     that is not observed in a modality without support.
     """
+    given = (embeddings, observed, label_embedding, log_prior, support, fusion, support_mask, patterns)
+    return log_weights(*given).log_softmax(-1)
+
+
+def log_weights(
+    embeddings: Sequence[Tensor],
+    observed: Tensor,
+    label_embedding: Tensor,
+    log_prior: Tensor,
+    support: Sequence[Tensor | None],
+    fusion: str,
+    support_mask: Sequence[Tensor | None] | None = None,
+    patterns: Mapping[tuple[bool, ...], int] | None = None,
+) -> Tensor:
+    """Return equation 3 of z and what is observed, less what does not depend on the model: [..., B, C].
+
+    That is log R_Z(z) + log mean over the missing of exp(phi . h(z)): log Q(z, what is observed), less the log of R of
+    what is observed, plus the log of equation 3's denominator. The denominator is its sum over z of a row with nothing
+    observed, so that the same function gives it. Arguments and errors as of `log_posterior`, which normalises over z.
+    """
     masks = support_mask if support_mask is not None else [None] * len(embeddings)
     _check_shapes(embeddings, observed, label_embedding, log_prior, support, masks, fusion)
     tails = [*((e, 2) for e in embeddings), (observed, 2), (label_embedding, 2), (log_prior, 1)]
@@ -179,7 +199,7 @@ def log_posterior(
         k = filled[0].shape[-1]
         slices = [heads] * len(filled) if fusion == "addition" else list(heads.split(k, dim=-1))
         logits = _additive_logits(filled, observed, slices, supports)
-    return (logits + prior[:, None]).log_softmax(-1).reshape(*lead, *logits.shape[1:])
+    return (logits + prior[:, None]).reshape(*lead, *logits.shape[1:])
 
 
 def _count_patterns(observed: Tensor) -> dict[tuple[bool, ...], int]:

@@ -185,7 +185,7 @@ def in_blocks(function: Callable[[Tensor], Tensor], rows: Tensor, most: int) -> 
 
 def plan_steps(kind: type[Method], run: Run, segments: int, settings: Settings) -> tuple[int, ...]:
     """Return the steps an epoch of each stage: rows over batch size, rounded up."""
-    rows = (int(run.training_clips(stage.rows).sum()) * segments for stage in kind.stages)
+    rows = (int(run.training_clips(stage).sum()) * segments for stage in kind.stages)
     return tuple(-(-n // settings.batch_size) for n in rows)
 
 
@@ -201,18 +201,19 @@ def rates_of(kind: type[Method], settings: Sequence[Settings]) -> dict[str, Tens
 
 def check_run(kind: type[Method], clips: Clips, run: Run, name: str) -> None:
     """Check that a run suits the method called ``name``. InputError: too few clips, or none with a modality."""
-    complete = int(((run.part == TRAIN) & run.observed.all(1)).sum())
+    complete, trained = int(run.complete.sum()), run.part == TRAIN
+    labelled = "" if run.labelled.all() else f"{int((trained & run.labelled).sum())} with a label, "
     for stage in kind.stages:
-        chosen = run.training_clips(stage.rows)
-        classes = len(np.unique(clips.label[chosen]))
+        chosen = run.training_clips(stage)
+        classes = len(np.unique(clips.label[chosen & run.labelled]))
         if (stage.selects and classes < 2) or complete < kind.least_complete:
             needs = "training clips of at least two classes"
             if kind.least_complete:
                 needs += f" and at least {kind.least_complete} complete ones"
             raise InputError(
                 f"{name} cannot train its {stage.name} with {run.spec.name}: expected {needs}, found "
-                f"{int(chosen.sum())} fitting clips of {classes} classes ({int((run.part == TRAIN).sum())} training "
-                f"clips, {complete} complete).\n"
+                f"{int(chosen.sum())} fitting clips of {classes} classes ({int(trained.sum())} training clips, "
+                f"{labelled}{complete} complete).\n"
                 f"Lower the missing rate, preprocess more clips, or use a method that trains on incomplete clips."
             )
         for m, modality in enumerate(clips.modalities):

@@ -1,14 +1,45 @@
-"""Networks with a leading run axis: R small networks of one shape, trained side by side as batched products.
+"""Networks with a leading run axis: R small networks of one shape, trained side by side as batched products, and what
+they are built from.
 
 Each run's weights come from its own generator, so a run starts the same in any company.
 Shapes: R runs, n rows, D input features, k embedding, C classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
+
+from .batches import generator
+
+
+@dataclass(eq=False)
+class Blueprint:
+    """The facts that R runs of a method are built from, whether they are trained (`Runs`) or read from a file.
+
+    seeds: one a run. moments: per modality mean and deviation, [R, D] each. log_prior: [R, C]. lacking,
+    lacking_held_out: per modality, is it missing in some row trained on, and in some clip predicted. rates: numbers
+    that only training asks for and that runs may have of their own, [R] each on the host (see `Settings`).
+    """
+
+    seeds: list[int]
+    modalities: tuple[str, ...]
+    classes: tuple[str, ...]
+    moments: list[tuple[Tensor, Tensor]]
+    log_prior: Tensor
+    lacking: list[bool]
+    lacking_held_out: list[bool]
+    device: torch.device
+    rates: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def generators(self, purpose: str) -> list[torch.Generator]:
+        """Return a random generator for each run. It depends on the run's seed and the purpose, never on other runs."""
+        return [generator(seed, purpose) for seed in self.seeds]
 
 
 class RunLinear(nn.Module):
@@ -150,3 +181,13 @@ class LabelEmbedding(nn.Module):
     def forward(self) -> Tensor:
         """Return h(z) of every class: [R, C, d]."""
         return self.linear.weight + self.linear.bias  # a one-hot label picks a row of the weights
+
+
+def exact_type(device: torch.device) -> torch.dtype:
+    """Return the type to sum in: float64, or float32 on Apple's mps, which has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def usable_deviation(mean: Tensor, std: Tensor) -> Tensor:
+    """Return what features are divided by, float32 [D]: their deviation, or 1 where they are constant (to rounding)."""
+    return std.masked_fill(std <= 1e-6 * mean.abs().clamp_min(1e-3), 1).float()

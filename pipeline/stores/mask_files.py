@@ -16,7 +16,7 @@ import numpy as np
 from ..console import name_some
 from ..errors import InputError
 from ..files import Wrong, csv_text, read_csv, sha256_of, write_csv
-from .masks import MODALITIES, TEST, TRAIN, VALIDATION, Missing, Setting, parse_missing
+from .masks import HELD_OUT_LABELS, MODALITIES, TEST, TRAIN, VALIDATION, Missing, Setting, parse_missing
 from .store import FeatureStore
 
 SPLITS, MASKS = "splits.csv", "masks.csv"
@@ -49,7 +49,8 @@ def export_masks(store: FeatureStore, out: Path, seeds: int, settings: Sequence[
     """
     if seeds < 1:
         raise InputError("expected at least one seed, found none.\nChoose --seeds 1 or more.")
-    specs = list(dict.fromkeys(parse_missing(text, store.modalities) for text in settings))
+    why = "a masks file says which modalities are missing, and no labels"
+    specs = list(dict.fromkeys(parse_missing(text, store.modalities, labels_stay=why) for text in settings))
     splits_path, masks_path = out / SPLITS, out / MASKS
     for path in (splits_path, masks_path):
         if path.exists():
@@ -183,7 +184,7 @@ def _check_setting(name: str, modalities: Sequence[str], wrong: Wrong) -> None:
         raise wrong("the setting 'none' is complete data and has no rows")
     if not SETTING_NAME.fullmatch(name):
         try:
-            parse_missing(name, modalities)
+            parse_missing(name, modalities, labels_stay="no labels")
         except InputError:
             raise wrong(
                 f"setting {name!r} is neither a spec such as audio:0.5 nor a word of letters, digits and '_.-'"
@@ -259,7 +260,7 @@ class GivenFiles:
 
     def held_out(self, text: str) -> Missing:
         """Parse what --missing-test asks for. InputError: anything, beside a masks file."""
-        spec = parse_missing(text, self.modalities)
+        spec = parse_missing(text, self.modalities, HELD_OUT_LABELS)
         if self.masks and spec != Missing():
             raise InputError(
                 f"--missing-test {text} and --masks {self.masks.path} exclude each other: the file's rows say what "

@@ -2,6 +2,9 @@
 
 Both are pure functions of the clips' ids, labels, group, the rate and the seed. Clips are put in one order, a
 stratified shuffle, and a rate takes a prefix of it, so whatever is missing at 0.8 is also missing at 0.9.
+
+Labels go missing in the same way, in an order of their own: which clips lack their label says nothing of what else
+they lack.
 """
 
 import hashlib
@@ -20,21 +23,30 @@ HELD_OUT = 0.15  # of all clips, for validation and for test each
 TELLING_CLIPS, TELLING_RATE = 5, 0.5
 
 STORED_RATES = (0.5, 0.8, 0.9, 0.95)  # of the masks that every store carries, so that a team trains on the same ones
+LABEL_ENTRY = "label"  # in a missing spec; never the name of a modality
+HELD_OUT_LABELS = "validation and test clips need their labels, by which they are scored"
 
 
 @dataclass(frozen=True)
 class Missing:
     """A share of the clips for each modality that they lack, for example ``audio:0.3+visual:0.3``.
 
-    The clips are disjoint where the rates add up to less than 1, and of two modalities always.
+    The clips are disjoint where the rates add up to less than 1, and of two modalities always. ``label`` is the share
+    that lacks its label, whatever else it lacks.
     """
 
     rates: tuple[tuple[str, float], ...] = ()
+    label: float = 0.0
+
+    @property
+    def entries(self) -> tuple[tuple[str, float], ...]:
+        """Return the rates of modalities, then that of labels where some are missing."""
+        return (*self.rates, (LABEL_ENTRY, self.label)) if self.label else self.rates
 
     @property
     def name(self) -> str:
         """Return the canonical spelling; ``none`` for complete data."""
-        return "+".join(f"{modality}:{rate:g}" for modality, rate in self.rates) or "none"
+        return "+".join(f"{name}:{rate:g}" for name, rate in self.entries) or "none"
 
 
 @dataclass(frozen=True)
@@ -68,10 +80,10 @@ def missing_by_class(present: np.ndarray, label: np.ndarray, classes: Sequence[s
     return ", ".join(f"{name} {some} of {all_}" for name, some, all_ in zip(classes, lacking, clips, strict=True))
 
 
-def parse_missing(text: str, modalities: Sequence[str] | None = MODALITIES) -> Missing:
-    """Parse ``none``, ``audio:0.5`` or ``audio:0.3+visual:0.3``. InputError: what is wrong with anything else.
+def parse_missing(text: str, modalities: Sequence[str] | None = MODALITIES, labels_stay: str | None = None) -> Missing:
+    """Parse ``none``, ``audio:0.5`` or ``audio:0.3+label:0.5``. InputError: what is wrong with anything else.
 
-    modalities: those there are; None takes any name.
+    modalities: those there are; None takes any name. labels_stay: why no labels may go missing, or None if they may.
     """
 
     def wrong(why: str) -> InputError:
@@ -80,6 +92,7 @@ def parse_missing(text: str, modalities: Sequence[str] | None = MODALITIES) -> M
             f"missing spec {text!r}: {why}.\n"
             f"Write MODALITY:RATE, for example audio:0.5, or several joined by '+' (audio:0.3+visual:0.3), or none; "
             f"modalities are {there}, rates lie between 0 and 1."
+            + ("" if labels_stay else f" {LABEL_ENTRY}:RATE takes labels away.")
         )
 
     if text.strip() == "none":
@@ -87,7 +100,9 @@ def parse_missing(text: str, modalities: Sequence[str] | None = MODALITIES) -> M
     rates: dict[str, float] = {}
     for part in text.split("+"):
         modality, separator, number = part.strip().partition(":")
-        if not separator or (modalities and modality not in modalities):
+        if modality == LABEL_ENTRY and labels_stay:
+            raise wrong(labels_stay)
+        if not separator or (modalities and modality not in (*modalities, LABEL_ENTRY)):
             raise wrong(f"{part.strip()!r} names no known modality with a rate")
         if modality in rates:
             raise wrong(f"{modality} is named twice")
@@ -97,15 +112,18 @@ def parse_missing(text: str, modalities: Sequence[str] | None = MODALITIES) -> M
             raise wrong(f"{number!r} is no number") from None
         if not 0 <= rate <= 1:
             raise wrong(f"rate {number} is not between 0 and 1")
-        if modalities and len(modalities) == 1:
+        if modality == LABEL_ENTRY and rate == 1:
+            raise wrong("no training clip would have a label")
+        if modalities and len(modalities) == 1 and modality != LABEL_ENTRY:
             raise wrong(f"{modality} is the only modality, and a clip without it has nothing")
         rates[modality] = rate
+    label = rates.pop(LABEL_ENTRY, 0.0)
     if modalities and len(rates) == len(modalities) and sum(rates.values()) > len(rates) - 1 + 1e-9:
         raise wrong(
             f"the rates of all {len(rates)} modalities add up to {sum(rates.values()):g}, which is more than "
             f"{len(rates) - 1}, and some clips would have nothing"
         )
-    return Missing(tuple((modality, rates[modality]) for modality in sorted(rates) if rates[modality] > 0))
+    return Missing(tuple((modality, rates[modality]) for modality in sorted(rates) if rates[modality] > 0), label)
 
 
 def split_clips(
@@ -236,6 +254,34 @@ def _overlapping_clips(
                 f"so that at most {len(order)} can lack it, not {count}.\nLower a rate."
             )
         mask[order[:count], list(modalities).index(modality)] = True
+    return mask
+
+
+def unlabelled_clips(
+    clip_ids: Sequence[str], labels: Sequence[int], among: np.ndarray, rate: float, seed: int, usable: np.ndarray
+) -> np.ndarray:
+    """Draw which clips lack their label: round(rate · n) of n clips, stratified by class, in the seed's own order.
+
+    Each class keeps a label: its last usable clip in that order is passed over, so that fewer clips than that lack
+    theirs where a class is so small, or the rate so high.
+
+    Args:
+        clip_ids: str [clip].
+        labels: int [clip].
+        among: bool [clip], the clips to draw from.
+        rate: below 1.
+        seed: of the order.
+        usable: bool [clip], the clips that can be trained on.
+
+    Returns:
+        bool [clip], True where the label is missing.
+    """
+    labels, mask = np.asarray(labels), np.zeros(len(clip_ids), bool)
+    chosen = np.flatnonzero(among)
+    order = chosen[stratified_order([clip_ids[i] for i in chosen], labels[chosen], f"missing:{seed}:{LABEL_ENTRY}")]
+    last = {labels[i]: i for i in order if usable[i]}  # of each class
+    drawn = order[~np.isin(order, list(last.values()))]
+    mask[drawn[: round(rate * len(order))]] = True
     return mask
 
 

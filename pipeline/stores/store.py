@@ -394,7 +394,7 @@ class FeatureStore:
 
         A clip split's training masks of the stored settings are read, anything else is computed by the same function.
         """
-        stored = spec.name in self.attrs["settings"] and seed < STORED_SEEDS
-        if stored and np.array_equal(among, self._stored_splits[seed] == TRAIN):
-            return self.chunks.read("missing", (self.attrs["settings"].index(spec.name), seed))
+        name, stored = Missing(spec.rates).name, self.attrs["settings"]  # labels hide no modality
+        if name in stored and seed < STORED_SEEDS and np.array_equal(among, self._stored_splits[seed] == TRAIN):
+            return self.chunks.read("missing", (stored.index(name), seed))
         return missing_clips(self.clip_id, self.label, among, spec, seed, self.modalities)

@@ -66,7 +66,7 @@ class ArrayClips(Clips):
                 f"of n_samples={n} in X no row is left to train on of class {names}, as {(part == VALIDATION).sum()} "
                 f"validate.\nGive more rows of each class, or lower validation_fraction."
             )
-        return Run(spec, part, self.present, self.modalities)
+        return Run(spec, part, self.present, self.modalities, np.ones(n, bool))
 
 
 class ArrayData(Dataset):

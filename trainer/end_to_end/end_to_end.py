@@ -24,8 +24,8 @@ from ...pipeline.encoders.images import Backbone
 from ...pipeline.errors import InputError, out_of_memory
 from ...pipeline.stores.masks import TRAIN
 from ...pipeline.stores.store import FeatureStore
-from ..batches import Batch, EpochOrder, Rows, Stage, Strata, rows_of
-from ..data import NO_RATES, Clips, Run, Runs, exact_type, generator, usable_deviation
+from ..batches import Batch, EpochOrder, Stage, Strata, generator, rows_of
+from ..data import NO_RATES, Clips, Run, Runs, exact_type, usable_deviation
 from ..method import Method
 from ..settings import Settings
 from .media import MediaReader
@@ -180,25 +180,27 @@ class MediaDataset:
     def runs(
         self,
         runs: Sequence[Run],
-        rows: Rows,
+        stage: Stage,
         rates: Mapping[str, Tensor] = NO_RATES,
         modalities: Sequence[str] | None = None,
     ) -> "MediaRuns":
-        """Return the only run, for a method that looks at these modalities (None: all)."""
-        return MediaRuns(self, [self.clips.seen(run, modalities) for run in runs], rows, rates)
+        """Return the only run, for a method that looks at these modalities (None: all); stage: as `Dataset.runs`."""
+        return MediaRuns(self, [self.clips.seen(run, modalities) for run in runs], stage, rates)
 
 
 class MediaRuns(Runs):
     """One run whose features come from trunks. ValueError: more than one."""
 
-    def __init__(self, dataset: MediaDataset, runs: Sequence[Run], rows: Rows, rates: Mapping[str, Tensor] = NO_RATES):
+    def __init__(
+        self, dataset: MediaDataset, runs: Sequence[Run], stage: Stage, rates: Mapping[str, Tensor] = NO_RATES
+    ):
         if len(runs) != 1:
             raise ValueError(f"end to end one run is trained at a time, found {len(runs)}.")
         self.options, self.reader = dataset.clips.options, dataset.clips.reader
         self.features_change = not self.options.frozen
         self.modalities, self.device, self.seeds = dataset.clips.modalities, dataset.device, [runs[0].spec.seed]
         self._augment = generator(self.seeds[0], "augment")
-        super().__init__(dataset, runs, rows, rates)
+        super().__init__(dataset, runs, stage, rates)
 
     @cached_property
     def trunks(self) -> nn.ModuleList:
@@ -221,8 +223,7 @@ class MediaRuns(Runs):
         for m in range(len(self.modalities)):
             features = self._compute(m, media[m].result())
             x.append(self._in_place(features, observed[0, :, m].nonzero()[:, 0], rows.shape[1]))
-        label = self.dataset.label[torch.div(rows, self.segments, rounding_mode="floor")]
-        return Batch(rows, x, observed, label, weight, patterns)
+        return Batch(rows, x, observed, self.labels(rows), weight, patterns)
 
     def gather_modality(self, m: int, rows: Tensor, observed: Tensor) -> Tensor:
         """Compute modality m of rows [1, n]: float32 [1, n, D], NaN where not observed, and only what is observed.
@@ -301,11 +302,12 @@ class MediaBatches:
     def __init__(self, runs: MediaRuns, stage: Stage, steps: int, batch_size: int):
         (run,) = runs.runs
         self.runs, self.stage, self.purpose = runs, stage, f"order:{stage.name}"
-        trained = run.training_clips(stage.rows)
+        trained = run.training_clips(stage)
         if runs.options.frozen:
             self.order = EpochOrder([rows_of(trained, runs.segments)], runs.generators(self.purpose), steps, batch_size)
         else:
-            self.order = Strata(run.observed, trained, runs.segments, batch_size)
+            has = np.column_stack([run.observed, run.labelled])
+            self.order = Strata(has, trained, runs.segments, batch_size)
 
     def _steps(self, number: int) -> list[tuple[Tensor, Tensor]]:
         """Draw an epoch: rows and weights of each step, [1, B] on the host."""

@@ -151,6 +151,6 @@ def fit_end_to_end(
     """
     options = dataset.clips.options
     rates = rates_of(kind, [settings])
-    method = kind(dataset.runs(runs, kind.stages[-1].rows, rates, kind.modalities), settings, fusion)
+    method = kind(dataset.runs(runs, kind.stages[-1], rates, kind.modalities), settings, fusion)
     with within_memory(options, settings.batch_size, dataset.device):
         return MediaTraining(method, name, on_epoch, checkpoints, deadline).run()

@@ -357,7 +357,8 @@ def _result(cell: Cell, seeds: Sequence[int]) -> dict:
             "test_accuracy": [r.test_accuracy for r in results],
         },
         "n_train": [int((run.part == TRAIN).sum()) for run in runs],
-        "n_complete": [int(((run.part == TRAIN) & run.observed.all(1)).sum()) for run in runs],
+        "n_labelled": [int(((run.part == TRAIN) & run.labelled).sum()) for run in runs],
+        "n_complete": [int(run.complete.sum()) for run in runs],  # their label included
         "n_test": [len(r.test_clips) for r in results],
         "best_epoch": [r.best_epoch for r in results],
         "seconds": round(sum(r.seconds for r in results), 3),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from ...pipeline.errors import InputError
-from ...pipeline.stores.masks import TRAIN, Missing, Setting, parse_missing
+from ...pipeline.stores.masks import HELD_OUT_LABELS, TRAIN, Missing, Setting, parse_missing
 from ...pipeline.stores.store import FeatureStore
 from .. import methods as registry
 from ..batches import hiding_chances
@@ -44,14 +44,14 @@ class Grid:
             if fusion not in FUSIONS:
                 raise InputError(f"unknown fusion {fusion!r}: expected one of {', '.join(FUSIONS)}.")
         self.missing = list(dict.fromkeys(_parsed(spec) for spec in self.missing))
-        self.missing_test = _parsed(self.missing_test)
+        self.missing_test = _parsed(self.missing_test, HELD_OUT_LABELS)
         self.seeds = list(range(self.seeds) if isinstance(self.seeds, int) else dict.fromkeys(self.seeds))
         if not self.seeds:
             raise InputError("expected at least one seed, found none.\nChoose --seeds 1 or more.")
 
 
-def _parsed(spec: str | Missing | Setting) -> Missing | Setting:
-    return parse_missing(spec, modalities=None) if isinstance(spec, str) else spec
+def _parsed(spec: str | Missing | Setting, labels_stay: str | None = None) -> Missing | Setting:
+    return parse_missing(spec, None, labels_stay) if isinstance(spec, str) else spec
 
 
 @dataclass(eq=False)
@@ -99,7 +99,7 @@ class Cell:
     def clip_epochs(self) -> int:
         """Return the clips to train on, over all runs left, stages and epochs: about proportional to time."""
         stages = registry.load(self.method).stages
-        return self.settings.epochs * sum(int(r.training_clips(s.rows).sum()) for r in self.left for s in stages)
+        return self.settings.epochs * sum(int(r.training_clips(s).sum()) for r in self.left for s in stages)
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ Group = list[tuple[Cell, Run]]  # of one batch
 def group_runs(cells: Sequence[Cell], segments: int, most: int, seeds: Sequence[int] | None = None) -> list[Group]:
     """Return the runs left, in groups that train as one batch.
 
-    Runs of a group have the same method, fusion, `Settings.shape`, steps an epoch and modalities missing in training.
+    Runs of a group have the same method, fusion, `Settings.shape`, steps an epoch and kinds of what training lacks.
     A cell's seeds stay together; a group holds at most ``most`` runs, or one cell. Where ``most`` is 1 every run is a
     group of its own, in the order of the cells. seeds: only runs of these (default: all).
     """
@@ -211,10 +211,11 @@ def group_runs(cells: Sequence[Cell], segments: int, most: int, seeds: Sequence[
         kind = registry.load(cell.method)
         shapes: dict[tuple, Group] = defaultdict(list)
         for run in left(cell):
-            trained = run.training_clips(kind.stages[-1].rows)
+            trained = run.training_clips(kind.stages[-1])
             hidden = hiding_chances(run.observed, trained, cell.settings.hide)
             lacking = (~run.observed[trained]).any(0) | (hidden > 0)
-            shape = (plan_steps(kind, run, segments, cell.settings), tuple(lacking.tolist()))
+            unlabelled = bool((trained & ~run.labelled).any())
+            shape = (plan_steps(kind, run, segments, cell.settings), tuple(lacking.tolist()), unlabelled)
             shapes[shape].append((cell, run))
         for shape, group in shapes.items():
             alike[cell.method, cell.fusion, cell.settings.shape, shape].append(group)

@@ -54,10 +54,11 @@ class FlexibleExperts(OwnFusion):
     scores of incomplete rows and the expert that is set aside for their pattern.
     Source: Yun, Choi, Peng, Wu, Bao, Zhang, Xin, Long, Chen, "Flex-MoE: Modeling Arbitrary Modality Combination via the
     Flexible Mixture-of-Experts", NeurIPS 2024 (repository UNITES-Lab/Flex-MoE): 16 experts, top 4.
-    What differs: a row is one segment, so a modality has one token; one block, whose mean token a linear layer
-    classifies. The router has no noise, and rows come in the order of every method, not complete ones first. Experts
-    share an output's bias. With more than 10 modalities, patterns that agree in the first 10 share a bank entry;
-    with more than 4, several patterns an expert. Optimiser and epochs as for every method.
+    What differs: a row is one segment, so a modality has one token; one block, whose tokens side by side a linear layer
+    classifies. The router has no noise, its shares are those before the best are chosen, and incomplete rows' experts
+    are not balanced; rows come in the order of every method, not complete ones first. Experts share an output's bias.
+    With more than 10 modalities, patterns that agree in the first 10 share a bank entry; with more than 4, several
+    patterns an expert. Optimiser and epochs as for every method.
     """
 
     EXPERTS, CHOSEN, MOST_ENTRIES = 16, 4, 1024
@@ -75,7 +76,7 @@ class FlexibleExperts(OwnFusion):
         hidden, dropout = max(settings.hidden // 8, 1), self.dropout("experts")
         experts = SparseExperts(d, self.EXPERTS, hidden, self.CHOSEN, runs.generators("experts"), dropout)
         self.block = AttentionBlock(d, experts, runs.generators("attention"), self.dropout("attention"))
-        self.head = self.linear(d, len(runs.classes), "head")
+        self.head = self.linear(M * d, len(runs.classes), "head")
         self.to(runs.device)
 
     def _pattern(self, observed: Tensor) -> Tensor:
@@ -87,7 +88,7 @@ class FlexibleExperts(OwnFusion):
         maps = torch.stack([part(x[m], observed[..., m]) for m, part in enumerate(self.maps)], 2)
         of_run = torch.arange(len(self.runs), device=observed.device)[:, None]
         tokens = torch.where(observed[..., None], maps, self.bank[of_run, self._pattern(observed)])
-        return self.head(self.block(tokens, torch.ones_like(observed)).mean(2))
+        return self.head(self.block(tokens, torch.ones_like(observed)).flatten(2))
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the mean loss with the gate's: [R]."""

@@ -5,7 +5,7 @@ from .mle import MaximumLikelihood
 
 
 class LowerBound(MaximumLikelihood):
-    """Lower bound: the maximum-likelihood model trained on complete clips only.
+    """Lower bound: the maximum-likelihood model trained on complete clips only, those with a label.
 
     Objective: the first sum of equation 2, -log Q(z | x, y) by equation 4; no marginal is computed in training.
     Source: section 3.3 of the paper (Ma and others, 2021), which discards incomplete data.

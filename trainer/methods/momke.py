@@ -31,20 +31,19 @@ class KnowledgeExperts(OwnFusion):
     """MoMKE: experts learn one modality each, then all experts see every modality and a soft router mixes them.
 
     Objective: first, each modality through its own expert, the mean over the rows that have it of the cross-entropy,
-    summed over modalities; then every modality through all experts, mixed by a router of its token, the mean over all
-    rows of the cross-entropy. E epochs each.
+    summed over modalities; then every modality through all experts, mixed by its own router of the token, the mean over
+    all rows of the cross-entropy. E epochs each.
     Source: Xu, Jiang, Liang, "Leveraging Knowledge of Modality Experts for Incomplete Multimodal Learning", ACM
     Multimedia 2024 (repository wxxv/MoMKE).
     What differs: a row is one segment, so a token has no others in time to attend to, and an expert has 2 blocks of one
-    hidden layer (there 4 of attention over time, of width 256). Mixed features are joined side by side, zero where
-    missing, and classified by a linear layer. Dropout by the settings (there 0.5), optimiser and epochs as for every
-    method.
+    hidden layer, normalised (there 4 of attention over time, of width 256, not normalised). Dropout by the settings
+    (there 0.5), optimiser and epochs as for every method.
     """
 
     DEPTH = 2
     stages = (
         Stage("experts", "experts_loss", parts=("maps", "experts", "heads"), selects=False, hides=False),
-        Stage("mixture", parts=("maps", "experts", "router", "head")),
+        Stage("mixture", parts=("maps", "experts", "routers", "join", "head")),
     )
 
     def __init__(self, runs: Blueprint, settings: Settings, fusion: str):
@@ -58,7 +57,8 @@ class KnowledgeExperts(OwnFusion):
             for name in runs.modalities
         )
         self.heads = nn.ModuleList(self.linear(d, C, f"head:{name}") for name in runs.modalities)
-        self.router = self.linear(d, M, "router")
+        self.routers = nn.ModuleList(self.perceptron(d, M, f"router:{name}") for name in runs.modalities)
+        self.join = self.linear(M * d, M * d, "join")
         self.head = self.linear(M * d, C, "head")
         self.to(runs.device)
 
@@ -76,7 +76,9 @@ class KnowledgeExperts(OwnFusion):
 
     def logits(self, x: Sequence[Tensor], observed: Tensor) -> Tensor:
         """Return scores of the classes [R, B, C]."""
-        tokens = torch.cat(self._tokens(x, observed), 1)  # [R, M * B, d]: a modality after the other
-        share = self.router(tokens).softmax(-1)
+        each = self._tokens(x, observed)
+        share = torch.cat([router(token) for router, token in zip(self.routers, each, strict=True)], 1).softmax(-1)
+        tokens = torch.cat(each, 1)  # [R, M * B, d]: a modality after the other
         mixed = sum(expert(tokens) * share[..., m, None] for m, expert in enumerate(self.experts))
-        return self.head(torch.cat(blank(mixed.chunk(len(self.maps), 1), observed), -1))
+        joined = torch.cat(blank(mixed.chunk(len(self.maps), 1), observed), -1)
+        return self.head(joined + self.join(joined).relu())

@@ -44,7 +44,9 @@ def result_row(r: Mapping) -> dict:
             row[f"{name}_low"], row[f"{name}_high"] = r.get(f"{name}_interval") or (None, None)
     row |= {"epochs": r["epochs"], "total_epochs": r.get("total_epochs"), "seconds": r["seconds"]}
     lists = ("seeds", "test_accuracy", "n_train", "n_complete", "n_test", "best_epoch")
-    return row | {name: " ".join(map(str, r[name])) for name in lists} | _family_columns(r)
+    row["n_labelled"] = " ".join(map(str, r.get("n_labelled", r["n_train"])))  # none was missing before they could be
+    row |= {name: " ".join(map(str, r[name])) for name in lists} | _family_columns(r)
+    return row | {name: value for name, value in r["settings"].items() if name != "marginal"}  # tuned ones, too
 
 
 def comparison_row(c: Mapping) -> dict:

@@ -79,22 +79,23 @@ def _look(section: Section, method: str, fusion: str, lines: Lines) -> dict:
 
 
 def rates(section: Section) -> dict[str, list[tuple[float, str]]]:
-    """Return the modalities that go missing in equal proportions at two rates or more: rates with their specs.
+    """Return what goes missing in equal proportions at two rates or more, modalities or labels: rates with their specs.
 
     Rates are in order, complete data is rate 0 of each. A key reads ``audio``, or ``audio or visual`` where both go
-    missing equally often, in clips of their own: rates are of both together. Where rates add up to more than 1 they are
-    of each: ``each of audio, text``.
+    missing equally often, in clips of their own: rates are of both together. Where rates add up to more than 1, or
+    one is of labels, they are of each: ``each of audio, text``.
     """
     found: dict[tuple, list[tuple[float, str]]] = {}
     complete = [(0.0, spec) for spec in section.columns if spec == "none"]
     for spec in section.columns:
         try:
-            missing = dict(parse_missing(spec, modalities=None).rates)
+            parsed = parse_missing(spec, modalities=None)
+            missing = dict(parsed.entries)
         except InputError:  # somebody else's masks, which have a name and no rate
             continue
         total = sum(missing.values())
         if total:
-            overlap = total > 1 + 1e-9
+            overlap = total > 1 + 1e-9 or bool(parsed.label and parsed.rates)
             shares = overlap, tuple((modality, round(rate / total, 6)) for modality, rate in missing.items())
             found.setdefault(shares, list(complete)).append((max(missing.values()) if overlap else total, spec))
     return {_shares_text(*key): sorted(points) for key, points in found.items() if len(points) > 1}

@@ -25,7 +25,17 @@ from .csv_files import comparison_row, result_row, write_rows
 from .figures import accuracy_by_rate, groups
 from .report import compare_documents
 from .runs import NamedRun, choose_results, read_runs
-from .tables import Section, column_text, comparisons_text, grouped_text, sections, side_row, source_text, span_text
+from .tables import (
+    Section,
+    column_text,
+    comparisons_text,
+    grouped_text,
+    sections,
+    side_row,
+    source_text,
+    span_text,
+    worse_text,
+)
 
 PAGE, MARKER = "index.html", "site.json"
 PHONE = 360  # points: a wider figure is not shrunk to a phone's width
@@ -116,6 +126,7 @@ def _table(number: int, part: Section, comparisons: Sequence[dict]) -> dict:
         scores = [_score(cell, marks[missing].get(row, "")) for missing, cell in cells.items()]
         seeds = "/".join(map(str, sorted({len(cell["seeds"]) for cell in there})))
         rows.append({"texts": row, "scores": scores, "seeds": seeds, "runs": sorted({cell["run"] for cell in there})})
+    own = _own_settings(part)
     measures = [name for name in MEASURES if any(r.get(name) for r in part.results)]
     slug = re.sub(r"[^a-z0-9]+", "-", f"{part.of('dataset')} {part.of('features')}".lower())[:60].strip("-")
     rates = [svg for each in groups(part) if (svg := accuracy_by_rate(part, each))]
@@ -127,16 +138,18 @@ def _table(number: int, part: Section, comparisons: Sequence[dict]) -> dict:
         "notes": [
             _tested(part),
             *part.conditions(compared),
+            *worse_text(part, compared),
             *comparisons_text(compared),
-            _settings_text(part.results[0]),
+            *_settings_text(part),
         ],
         "rates": rates,
         "wide": any(float(re.search(r'width="([\d.]+)pt"', svg)[1]) > PHONE for svg in rates),
         "cell_heads": _heads(
             ["method", "fusion", "missing"],
             ["accuracy", "low (95 %)", "high", *(MEASURES[name] for name in measures), "seeds", "run"],
+            ["settings of its own"] * bool(own),
         ),
-        "cells": [_cell(part, r, measures) for r in part.results],
+        "cells": [_cell(part, r, measures, own[i : i + 1]) for i, r in enumerate(part.results)],
         "csv": f"tables/{number:02}-{slug}.csv",
     }
 
@@ -149,7 +162,7 @@ def _heads(texts: Sequence[str], numbers: Sequence[str], last: Sequence[str] = (
 def _by_rate(missing: str) -> tuple:
     """Return what orders columns: complete data, then modality by modality by rate, then other people's settings."""
     try:
-        rates = parse_missing(missing, modalities=None).rates
+        rates = parse_missing(missing, modalities=None).entries
     except InputError:
         return 1, (), ()
     return 0, tuple(name for name, _ in rates), tuple(rate for _, rate in rates)
@@ -186,11 +199,11 @@ def _score(cell: dict | None, mark: str) -> tuple[float | str, str, str]:
     return mean, f"{mean:.1f}{half}", mark
 
 
-def _cell(part: Section, r: Mapping, measures: Sequence[str]) -> dict:
-    """Return a row of the table of every result; a number that was not recorded is empty."""
+def _cell(part: Section, r: Mapping, measures: Sequence[str], more: Sequence[str]) -> dict:
+    """Return a row of the table of every result, ``more`` at its end; a number that was not recorded is empty."""
     means = [float(np.mean(r[name])) if r.get(name) else "" for name in measures]
     numbers = [r["mean"], *(r.get("interval") or ("", "")), *means, len(r["seeds"]), r["run"]]
-    return {"texts": [*part.row(r), r["missing"]], "numbers": numbers}
+    return {"texts": [*part.row(r), r["missing"]], "numbers": numbers, "more": more}
 
 
 def _tested(part: Section) -> str:
@@ -207,11 +220,26 @@ def _tested(part: Section) -> str:
     return f"Tested: {units_text(counts | {'seeds': most['seeds']})}; {each} clips a seed."
 
 
-def _settings_text(result: Mapping) -> str:
-    """Say with which hyper-parameters a table was trained."""
+def _settings_text(part: Section) -> list[str]:
+    """Say with which hyper-parameters a table was trained, and how they were chosen."""
+    shared = [setting for setting in _settings(part.results[0]) if all(setting in _settings(r) for r in part.results)]
+    several = " Others differ from result to result: see all results below." * bool(_own_settings(part))
+    tuned = part.results[0].get("tuned")
+    how = f" Chosen among {tuned['draws']} draws for each row, by `mlemiss tune` (run {tuned['run']})." if tuned else ""
+    return [f"Settings: {', '.join(shared)}.{how}{several}"]
+
+
+def _own_settings(part: Section) -> list[str]:
+    """Return each result's hyper-parameters that not all results of the table share; nothing where all are."""
+    found = [_settings(r) for r in part.results]
+    own = [", ".join(setting for setting in of if not all(setting in other for other in found)) for of in found]
+    return own if any(own) else []
+
+
+def _settings(result: Mapping) -> list[str]:
     trained = {f"end to end {name}": value for name, value in (result.get("end_to_end") or {}).items()}
     values = {name.replace("_", " "): value for name, value in (result["settings"] | trained).items()}
-    return "Settings: " + ", ".join(f"{n} {v}" for n, v in values.items() if v not in ({}, None)) + "."
+    return [f"{name} {value}" for name, value in values.items() if value not in ({}, None)]
 
 
 def _page(tables: Sequence[dict], parts: Sequence[Section], runs: Sequence[NamedRun], repeats: Sequence) -> str:

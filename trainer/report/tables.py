@@ -143,6 +143,13 @@ class Section:
         whole = [r for r in self.results if r["missing"] == "none"]
         if lacking := max((max(np.subtract(r["n_train"], r["n_complete"])) for r in whole), default=0):
             lines.append(f"Complete is as the data are: {lacking} training clips lack a modality by themselves.")
+        unlabelled = {r["missing"]: r for r in self.results if r.get("n_labelled", r["n_train"]) != r["n_train"]}
+        for missing, r in unlabelled.items():
+            counts = [f"{span_text(r[f'n_{name}'])} {name}" for name in ("labelled", "complete")]
+            lines.append(
+                f"Missing {missing}: of {span_text(r['n_train'])} training clips {' and '.join(counts)}. A method that "
+                f"has no likelihood of clips without a label trains on the labelled ones."
+            )
         if lacking_too != "none":
             lines.append(f"Validation and test clips lack {lacking_too} too.")
         return lines
@@ -193,19 +200,23 @@ def _apart(first: Mapping, firsts: Sequence[Mapping]) -> str:
     The split is named wherever tables of any data differ in it.
     """
     same = [r for r in firsts if all(r[name] == first[name] for name in ("dataset", "features", "weights"))]
-    facts, *others = [_facts(r) for r in [first, *same]]
-    differ = [text for name, text in facts.items() if any(other.get(name) != text for other in others)]
+    (settings, facts), *others = [_facts(r) for r in [first, *same]]
+    alike = [of for of, other in others if other["tuned"] == facts["tuned"]]  # a tuned table has settings of each row
+    differ = [text for name, text in settings.items() if any(of.get(name) != text for of in alike)]
+    differ += [text for name, text in facts.items() if any(other.get(name) != text for _, other in others)]
     split = [f"by {first['split']}"] if len({r["split"] for r in firsts}) > 1 else []
     return ", ".join([*split, *differ])
 
 
-def _facts(result: Mapping) -> dict[str, str]:
-    """Return what makes a table besides data, features and weights, in words that tell different values apart."""
+def _facts(result: Mapping) -> tuple[dict[str, str], dict[str, str]]:
+    """Return hyper-parameters, and what else makes a table besides data, features and weights, in words for each."""
     family = family_of(result)
-    facts = {name.replace("_", " "): value for name, value in family["settings"].items()}
-    facts |= {name.replace("_", " "): value for name, value in (family["end_to_end"] or {}).items()}
+    tuned, trained = family["settings"].get("tuned"), family["end_to_end"] or {}
     given = [f"{kind} {f['file']} ({f['sha256'][:8]})" for kind, f in (family["given"] or {}).items()]
-    return {name: f"{name} {value}" for name, value in facts.items()} | {
+    settings = {name: f"{name.replace('_', ' ')} {value}" for name, value in family["settings"].items() if not tuned}
+    facts = {name: f"{name.replace('_', ' ')} {value}" for name, value in trained.items()}
+    return settings, facts | {
+        "tuned": f"tuned ({', '.join(f'{n} {v}' for n, v in tuned.items())})" if tuned else "not tuned",
         "missing_test": f"test clips {column_text(family['missing_test'])}",
         "store": f"store {family['store']}",
         "revision": f"revision {family['revision']}",
