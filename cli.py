@@ -28,7 +28,6 @@ from .pipeline.errors import InputError, MachineError, is_machine_fault, out_of_
 from .pipeline.options import JsonOption
 from .trainer import commands as trainer_commands
 from .trainer.settings import Settings
-from .trainer.tuning import tune
 
 app = typer.Typer(
     name="mlemiss",
@@ -40,7 +39,13 @@ app = typer.Typer(
 )
 for verb in (pipeline_commands.synth, pipeline_commands.fetch, pipeline_commands.preprocess):
     app.command()(verb)
-verbs = (trainer_commands.train, tune, trainer_commands.reproduce, trainer_commands.predict, trainer_commands.report)
+verbs = (
+    trainer_commands.train,
+    trainer_commands.tune,
+    trainer_commands.reproduce,
+    trainer_commands.predict,
+    trainer_commands.report,
+)
 for verb in verbs:
     app.command()(verb)
 app.add_typer(pipeline_commands.store_app)

@@ -53,10 +53,10 @@ def features(media, tmp_path_factory) -> FeatureStore:
     return cached(media, tmp_path_factory.mktemp("features"))
 
 
-def trained(media, method="mle", fusion="addition", missing="audio:0.5", settings=QUICK, **options):
+def trained(media, method="mle", fusion="addition", missing="audio:0.5", settings=QUICK, more_tests=(), **options):
     """One run, as `fit` has it."""
     clips = MediaClips(media, tiny(**options))
-    run = clips.run(RunSpec(0, parse_missing(missing)))
+    run = clips.run(RunSpec(0, parse_missing(missing), more_tests=more_tests))
     return fit_end_to_end(load(method), clips.load(CPU), [run], settings, fusion)[0]
 
 
@@ -64,12 +64,14 @@ def trained(media, method="mle", fusion="addition", missing="audio:0.5", setting
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "fusion"), ROWS)
+@pytest.mark.parametrize(("method", "fusion"), [*ROWS, ("audio-only", "addition")])
 def test_frozen_it_is_training_on_cached_features(media, features, method, fusion):
-    spec = RunSpec(0, parse_missing("audio:0.5"))
+    tests = (parse_missing("audio:1"), parse_missing("audio:0.5"))
+    spec = RunSpec(0, parse_missing("audio:0.5"), more_tests=tests)
     clips = Clips(features)
     plain = fit(load(method), Dataset(clips), [clips.run(spec)], QUICK, fusion)[0]
-    frozen = trained(media, method, fusion, frozen=True)
+    frozen = trained(media, method, fusion, frozen=True, more_tests=tests)
+    np.testing.assert_allclose(frozen.more_probabilities, plain.more_probabilities, atol=0.01)
     np.testing.assert_allclose(frozen.probability, plain.probability, atol=0.01)
     assert np.abs(plain.probability - 1 / 3).max() > 0.05  # it has learned something to agree on
     assert frozen.best_epoch == plain.best_epoch and frozen.val_accuracy == plain.val_accuracy

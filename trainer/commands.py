@@ -1,13 +1,10 @@
-"""The verbs `train`, `reproduce`, `predict` and `report`. Whatever is heavy is imported inside the command."""
+"""The verbs `train`, `tune`, `reproduce`, `predict` and `report`. Whatever is heavy is imported inside the command."""
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import fields
-from functools import wraps
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,126 +19,41 @@ from ..pipeline.console import (
 )
 from ..pipeline.errors import InputError
 from ..pipeline.options import DeviceOption, JsonOption, StoresOption, parse_stores
-from ..pipeline.stores.remote import Place, parse_place
-from .settings import Marginal, Settings
+from ..pipeline.stores.remote import Place
+from .options import (
+    AugmentOption,
+    BackboneLrOption,
+    BudgetOption,
+    CompileOption,
+    EndToEndOption,
+    ExhibitArgument,
+    ExhibitSplitOption,
+    FeaturesOption,
+    FrozenOption,
+    FusionOption,
+    InitOption,
+    MasksOption,
+    MethodOption,
+    MicroBatchOption,
+    MissingOption,
+    MissingTestOption,
+    PrecisionOption,
+    SaveWeightsOption,
+    SeedsOption,
+    SingleOption,
+    SplitOption,
+    SplitsOption,
+    StoreOption,
+    TunedOption,
+    chosen_settings,
+    end_to_end_from,
+    named_stores,
+    settings_from,
+    with_settings,
+)
 
 if TYPE_CHECKING:
-    from .end_to_end.end_to_end import EndToEnd
-    from .experiments.tune import Tuned
-
-EndToEndOption = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="Train this backbone too, on the frames and log-Mels of a media store."),
-]
-InitOption = Annotated[
-    str | None, typer.Option(metavar="imagenet|random|FILE", help="Its weights at first (default: imagenet).")
-]
-FrozenOption = Annotated[bool, typer.Option("--frozen", help="Do not train the backbone.")]
-AugmentOption = Annotated[
-    bool, typer.Option("--augment", help="Change frames (flip, crop, colour) and spectrograms (masks) in training.")
-]
-BackboneLrOption = Annotated[float | None, typer.Option(help="Learning rate of the backbone (default: 1e-4).")]
-MicroBatchOption = Annotated[
-    int | None, typer.Option(help="Segments at once on the device, of a larger batch (default: 64).")
-]
-PrecisionOption = Annotated[
-    Literal["fp32", "tf32", "bf16"] | None,
-    typer.Option(help="Of the backbone: bf16 is mixed, tf32 of CUDA GPUs (default: fp32)."),
-]
-CompileOption = Annotated[
-    bool, typer.Option("--compile", help="Compile the backbone first, which takes minutes and may pay on a GPU.")
-]
-FeaturesOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Cached features, repeated or a comma list (default: the paper's three; reproduce: what is there of them);"
-        " or of each modality its own: visual=A,audio=B, with alternatives visual=A|B."
-    ),
-]
-FusionOption = Annotated[
-    list[str] | None, typer.Option(help="addition (default), concatenation or outer, repeated or a list.")
-]
-SeedsOption = Annotated[int, typer.Option(help="Runs of each cell, with seeds from 0.")]
-HYPER = {  # an option for each hyper-parameter of `Settings` that a command line names, in the order of --help
-    "marginal": Annotated[Marginal, typer.Option(help="Support of the marginal in training.")],
-    "epochs": Annotated[int, typer.Option(help="Epochs of every classifier.")],
-    "lr": Annotated[float, typer.Option(help="Learning rate.")],
-    "batch_size": Annotated[
-        int | None, typer.Option(help="Segments a batch (default: 256; of a trained backbone --micro-batch).")
-    ],
-    "hidden": Annotated[int, typer.Option(help="Units of an encoder's hidden layer.")],
-    "dim": Annotated[int, typer.Option(help="k, the embedding's width.")],
-    "weight_decay": Annotated[float, typer.Option(help="Weight decay.")],
-    "dropout": Annotated[float, typer.Option(help="Share of hidden units that a training step leaves out.")],
-    "hide": Annotated[float, typer.Option(help="Share of complete rows of which a step hides one modality.")],
-    "complete_share": Annotated[
-        float | None, typer.Option(help="Complete clips' share of the loss (default: every row counts alike).")
-    ],
-    "clamp": Annotated[float, typer.Option(help="Most deviations from the mean that an input may be away; 0: any.")],
-}
-StoreOption = Annotated[
-    list[Place] | None,
-    typer.Option(
-        parser=parse_place, metavar="PATH|URL", help="This very store, instead of looking for one; repeatable."
-    ),
-]
-MethodOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Methods (`list methods`), repeated or a list; only: each modality alone "
-        "(default: mle,only; end to end mle)."
-    ),
-]
-MissingOption = Annotated[
-    list[str],
-    typer.Option(
-        help="What training lacks: audio:0.5, audio:0.3+visual:0.3, label:0.5, none, of any modality; repeated or a "
-        "list."
-    ),
-]
-MissingTestOption = Annotated[str, typer.Option(help="What validation and test clips lack.")]
-SplitOption = Annotated[str, typer.Option(help="clip, or a column whose equal values stay together.")]
-SplitsOption = Annotated[Path | None, typer.Option(help="Somebody else's splits, a CSV of `store masks`.")]
-MasksOption = Annotated[
-    Path | None, typer.Option(help="Somebody else's masks: --missing then names settings of this CSV.")
-]
-TunedOption = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Settings that a `tune` into this folder chose for each row.")
-]
-SaveWeightsOption = Annotated[bool, typer.Option("--save-weights", help="Keep what was trained, for predict.")]
-ExhibitArgument = Annotated[
-    str, typer.Argument(metavar="table1|table2|figure4|figure5|figure6", help="What of the paper to reproduce.")
-]
-ExhibitSplitOption = Annotated[
-    list[str] | None,
-    typer.Option(help="clip or a column, repeated or a list (default: clip,subject; end to end clip)."),
-]
-SingleOption = Annotated[
-    bool | None,
-    typer.Option(
-        "--single/--no-single", help="Each modality alone, too (default: for cached features of another dataset)."
-    ),
-]
-BudgetOption = Annotated[
-    float | None, typer.Option(help="Hours: train seed by seed until the time is up; run again to go on.")
-]
-
-
-def with_settings(command: Callable[..., int]) -> Callable[..., int]:
-    """Give a command the options of HYPER in place of its parameter ``hyper``, which gets their values by name."""
-    places = {name: getattr(Settings, name) for name in HYPER} | {"batch_size": None}
-    parameters = []
-    for one in inspect.signature(command).parameters.values():
-        options = [one.replace(name=n, default=v, annotation=HYPER[n]) for n, v in places.items()]
-        parameters += options if one.name == "hyper" else [one]
-
-    @wraps(command)
-    def run(**given: object) -> int:
-        return command(hyper={name: given.pop(name) for name in HYPER}, **given)
-
-    run.__signature__ = inspect.Signature(parameters)
-    run.__annotations__ = {one.name: one.annotation for one in parameters}
-    return run
+    pass
 
 
 @with_settings
@@ -158,7 +70,7 @@ def train(
     compiled: CompileOption = False,
     method: MethodOption = None,
     fusion: FusionOption = None,
-    missing_test: MissingTestOption = "none",
+    missing_test: MissingTestOption = None,
     dataset: Annotated[str | None, typer.Option(help="Which dataset's stores (default: the only one).")] = None,
     seeds: SeedsOption = 5,
     split: SplitOption = "clip",
@@ -184,11 +96,14 @@ def train(
     from .methods import EACH
 
     how = {"frozen": frozen, "augment": augment, "backbone_lr": backbone_lr, "compiled": compiled}
-    trunk = _end_to_end(end_to_end, init, **how, micro_batch=micro_batch, precision=precision)
+    trunk = end_to_end_from(end_to_end, init, **how, micro_batch=micro_batch, precision=precision)
     if trunk and features:
         raise InputError("--end-to-end and --features exclude each other: features are cached.\nGive one of them.")
-    texts = comma_list(missing)
-    for text, why in [(missing_test, HELD_OUT_LABELS), *([] if masks else ((text, None) for text in texts))]:
+    texts, tests = comma_list(missing), comma_list(missing_test or ["none"])
+    for text, why in [
+        *((text, HELD_OUT_LABELS) for text in tests),
+        *([] if masks else ((text, None) for text in texts)),
+    ]:
         parse_missing(text, None, why)  # wrong ones are told before any store is looked for
     settings = settings_from(hyper, trunk)
     wanted = [MEDIA] if trunk else parse_features(features or list(DEFAULT))
@@ -196,12 +111,14 @@ def train(
     found = found or [open_features(one, stores, dataset) for one in wanted]
     files = read_given(splits, masks, tuple(dict.fromkeys(name for one in found for name in one.modalities)))
     specs = [files.setting(text) for text in texts]
-    held_out, splits_by = files.held_out(missing_test), [files.split_name(split)]
+    held_out, splits_by = [files.held_out(text) for text in tests], [files.split_name(split)]
     methods = comma_list(method or (["mle"] if trunk else ["mle", EACH]))
     grid = Grid(methods, comma_list(fusion or ["addition"]), specs, held_out, seeds, splits_by)
     opened = [files.apply(one, seeds, specs) for one in found]
     how = {"end_to_end": trunk, "save_weights": save_weights}
-    return finish_training(*job.train(opened, out, grid, _chosen(tuned, settings, trunk), device, **how), as_json)
+    return finish_training(
+        *job.train(opened, out, grid, chosen_settings(tuned, settings, trunk), device, **how), as_json
+    )
 
 
 def finish_training(document: dict, out: Path, as_json: bool) -> int:
@@ -212,7 +129,74 @@ def finish_training(document: dict, out: Path, as_json: bool) -> int:
         print_json(document)
     else:
         print_results(document)
+        if any(result.get("tests") for result in document["results"]):
+            from .report.matrix import print_matrices
+
+            print_matrices(document)
     say(f"results: {out / 'results.json'}\nreport:  {out / 'report.html'}")
+    return DONE
+
+
+@with_settings
+def tune(
+    missing: MissingOption,
+    features: FeaturesOption = None,
+    method: MethodOption = None,
+    fusion: FusionOption = None,
+    missing_test: Annotated[str, typer.Option(help="What validation clips lack.")] = "none",
+    dataset: Annotated[str | None, typer.Option(help="Which dataset's stores (default: the only one).")] = None,
+    split: SplitOption = "clip",
+    draws: Annotated[int, typer.Option(help="Draws of each row, the first of which is the defaults.")] = 30,
+    seeds: Annotated[int, typer.Option(help="Runs of each draw, with seeds from 1000.")] = 3,
+    space: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=RANGE",
+            help="A setting is drawn from: lr=1e-4..1e-2, hidden=64|128, dropout=0; repeatable.",
+        ),
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Hours: only draws that every row trained in time count; run again to go on.")
+    ] = None,
+    hyper: Mapping = MappingProxyType({}),
+    device: DeviceOption = "auto",
+    stores: StoresOption = Path("stores"),
+    store: StoreOption = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to work in and go on in (default: runs/tune).")] = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Draw settings for every method, as many for each, and choose on validation clips; for `train --tuned`."""
+    from ..pipeline.encoders.names import DEFAULT
+    from ..pipeline.stores.catalogue import open_features, open_store, parse_features
+    from . import methods as registry
+    from .experiments import tune as job
+    from .experiments.grid import Grid
+    from .experiments.space import parse_space
+
+    for name, value in (("--draws", draws), ("--seeds", seeds)):
+        if value < 1:
+            raise InputError(f"{name} {value} is out of range: expected 1 or more.")
+    if budget is not None and not budget > 0:
+        raise InputError(f"a budget of {budget} hours is out of range: expected more than 0.")
+    tuned_on = range(job.FIRST_SEED, job.FIRST_SEED + seeds)
+    methods, fusions = comma_list(method or ["mle", registry.EACH]), comma_list(fusion or ["addition"])
+    grid = Grid(methods, fusions, comma_list(missing), missing_test, list(tuned_on), [split])
+    own = {
+        name: rate for one in grid.methods if one != registry.EACH for name, rate in registry.load(one).rates.items()
+    }
+    drawn_from = parse_space(comma_list(space) if space else [], own)
+    settings = settings_from(hyper)
+    out = writable_folder(out or Path("runs") / "tune", "--out")
+    opened = list(map(open_store, named_stores(store, features)))
+    opened = opened or [open_features(one, stores, dataset) for one in parse_features(features or list(DEFAULT))]
+    document = job.tune(opened, out, grid, settings, drawn_from, draws, device, hours=budget)
+    if as_json:
+        print_json(document)
+    else:
+        job.print_chosen(document)
+    if document["draws"] < draws:
+        say(f"the time is up: {document['draws']} of {draws} draws of each row count; run the same command to go on")
+    say(f"chosen: {out / job.TUNED}\npage:   {out / job.PAGE}\nuse:    mlemiss train --tuned {out} …")
     return DONE
 
 
@@ -255,7 +239,7 @@ def reproduce(
     if end_to_end and not wanted.end_to_end:
         raise InputError(f"--end-to-end: {exhibit} is on cached features.\nName others with --features.")
     backbone = (end_to_end or wanted.features[0]) if wanted.end_to_end else None
-    trunk = _end_to_end(backbone, init, **how, micro_batch=micro_batch, precision=precision)
+    trunk = end_to_end_from(backbone, init, **how, micro_batch=micro_batch, precision=precision)
     settings = settings_from(hyper, trunk)
     out = writable_folder(out or Path("runs") / wanted.name, "--out")
     if budget is not None and not budget > 0:
@@ -267,7 +251,7 @@ def reproduce(
         single = trunk is None and all(one.dataset != wanted.dataset for one in opened)
     grid = wanted.grid(comma_list(fusion) if fusion else (), comma_list(split) if split else (), seeds, single)
     more = {"absent": absent, "hours": budget, "end_to_end": trunk}
-    compared = job.reproduce(wanted, opened, out, grid, _chosen(tuned, settings, trunk), device, **more)
+    compared = job.reproduce(wanted, opened, out, grid, chosen_settings(tuned, settings, trunk), device, **more)
     if as_json:
         print_json(compared)
     else:
@@ -393,52 +377,3 @@ def _leaderboard(runs: list[Path], folder: Path, others: dict[str, object]) -> i
         say(f"note: {note}")
     say(f"leaderboard: {folder / PAGE}")
     return DONE
-
-
-def _end_to_end(backbone: str | None, init: str | None, **given) -> "EndToEnd | None":
-    """Return what --end-to-end and the options that belong to it say; None where it is not given.
-
-    InputError: an option that belongs to it without it, or a wrong value.
-    """
-    given = {name: value for name, value in given.items() if value is not None and value is not False}
-    if backbone is None:
-        if stray := [*(["init"] if init else []), *given]:
-            option = stray[0].replace("_", "-").replace("compiled", "compile")
-            raise InputError(f"--{option} belongs to training end to end.\nName a backbone with --end-to-end.")
-        return None
-    from ..pipeline.encoders import parse_weights
-    from ..pipeline.encoders.names import resolve_tag
-    from .end_to_end.end_to_end import EndToEnd
-
-    resolve_tag(backbone)
-    return EndToEnd(backbone, parse_weights([init or "imagenet"], [backbone])[backbone], **given)
-
-
-def _chosen(tuned: Path | None, settings: Settings, trunk: "EndToEnd | None") -> "Settings | Tuned":
-    """Return the settings, or what --tuned chose. InputError: both are given, or a backbone is trained too."""
-    if tuned is None:
-        return settings
-    if trunk:
-        raise InputError("--tuned and --end-to-end exclude each other: tuning is on cached features.")
-    if settings != Settings():
-        own = ", ".join(f"--{one.name.replace('_', '-')}" for one in fields(Settings) if one.name != "own")
-        raise InputError(f"--tuned and settings of your own exclude each other.\nLeave out {own}, or --tuned.")
-    from .experiments.tune import Tuned
-
-    return Tuned(tuned)
-
-
-def settings_from(hyper: Mapping, trunk: "EndToEnd | None" = None) -> Settings:
-    """Return the options' settings; by default a trained backbone's batch is one micro-batch: nothing twice."""
-    size = trunk.micro_batch if trunk and not trunk.frozen else Settings.batch_size
-    return Settings(**hyper | ({"batch_size": size} if hyper["batch_size"] is None else {}))
-
-
-def named_stores(store: list[Place] | None, features: list[str] | None) -> list[Place]:
-    """Return the stores of --store, each once, however its path is written. InputError: --features is given too."""
-    if store and features:
-        raise InputError("--store and --features exclude each other: a store has its features.\nGive one of them.")
-    by_place: dict[Place, Place] = {}
-    for path in store or []:
-        by_place.setdefault(path.resolve(), path)
-    return list(by_place.values())

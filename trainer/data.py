@@ -37,12 +37,13 @@ PARTS = {TRAIN: "training", VALIDATION: "validation", TEST: "test"}
 
 @dataclass(frozen=True)
 class RunSpec:
-    """Everything that the data of one run depend on."""
+    """Everything that the data of one run depend on; more_tests: what test clips lack in further tests of it."""
 
     seed: int
     missing: Missing | Setting = NOTHING
     missing_test: Missing = NOTHING
     split: str = "clip"
+    more_tests: tuple[Missing, ...] = ()
 
     @property
     def name(self) -> str:
@@ -61,6 +62,7 @@ class Run:
     observed: np.ndarray
     modalities: tuple[str, ...]
     labelled: np.ndarray
+    more_tests: tuple[np.ndarray, ...] = ()  # observed, in each further test
 
     def training_clips(self, stage: Stage) -> np.ndarray:
         """Return the clips that a stage trains on, with something observed each: bool [clip]."""
@@ -86,6 +88,7 @@ class RunResult:
     test_accuracy: list[float] = field(default_factory=list)
     seconds: float = 0.0  # its share of its group's
     device: str = ""
+    more_probabilities: list[np.ndarray] = field(default_factory=list)  # [n, C] of each further test
 
 
 class Clips:
@@ -133,14 +136,16 @@ class Clips:
         Raises:
             InputError: a missing spec of other modalities, an empty part, or a class in none of the training clips.
         """
-        for missing, labels in ((spec.missing, None), (spec.missing_test, HELD_OUT_LABELS)):
+        tests = (spec.missing_test, *spec.more_tests)
+        for missing, labels in ((spec.missing, None), *((one, HELD_OUT_LABELS) for one in tests)):
             if isinstance(missing, Missing):
                 parse_missing(missing.name, self.modalities, labels)
         part = self.store.split(spec.seed, spec.split)
         hidden = self.store.missing(spec.missing, spec.seed, part == TRAIN)
-        for held_out in (VALIDATION, TEST):
-            hidden = hidden | self.store.missing(spec.missing_test, spec.seed, part == held_out)
-        whole, part, observed = part, part[self.kept], self.present & ~hidden[self.kept]
+        hidden = hidden | self.store.missing(spec.missing_test, spec.seed, part == VALIDATION)
+        hidden = [hidden | self.store.missing(one, spec.seed, part == TEST) for one in tests]
+        whole, part = part, part[self.kept]
+        observed, *more = [self.present & ~one[self.kept] for one in hidden]
         drawn = f"{self.store.path}: the split by {spec.split} with seed {spec.seed}"
         for value, name in PARTS.items():
             if not (part == value).any():
@@ -152,7 +157,7 @@ class Clips:
                 f"{drawn} has held-out clips but no training clip of {names}.\n"
                 f"Preprocess more clips, or choose another --split."
             )
-        return Run(spec, part, observed, self.modalities, self._labelled(spec, whole, observed))
+        return Run(spec, part, observed, self.modalities, self._labelled(spec, whole, observed), tuple(more))
 
     def _labelled(self, spec: RunSpec, part: np.ndarray, observed: np.ndarray) -> np.ndarray:
         """Draw which usable clips keep their label, held-out ones all: part of all clips, observed [clip, M]."""
@@ -168,8 +173,7 @@ class Dataset:
     """The features of a store's usable clips as float16 rows on a device, as they are stored, shared by all runs.
 
     features: M tensors [clip * S, D_m], or [clip, D_m] of a modality with one segment a clip; entries of clips that
-    lack the modality may hold anything. label: [clip].
-    finite: bool [clip, M], whether all of a clip's values are.
+    lack the modality may hold anything. label: [clip]. finite: bool [clip, M], whether all of a clip's values are.
     """
 
     def __init__(self, clips: Clips, device: torch.device | str = "cpu"):
@@ -188,7 +192,7 @@ class Dataset:
 
     def check_finite(self, run: Run) -> None:
         """Check that every value that a run observes is finite. InputError: one is not."""
-        bad = run.observed & ~self.finite
+        bad = np.any([run.observed, *run.more_tests], axis=0) & ~self.finite
         if bad.any():
             clip, m = np.argwhere(bad)[0]
             raise InputError(
@@ -226,11 +230,8 @@ def _load(clips: Clips, modality: str) -> tuple[Tensor, Tensor, Tensor]:
 
     A variance is a difference of large numbers; about a segment of the clip itself the numbers are small, and float32
     is exact enough. Each thread reads and sums some chunks of the store, so that one decompresses while others read;
-    torch's own threads would wait for each other.
-
-    Returns:
-        Features, float16 [clip, S, D]; each clip's mean over its segments, and the sum of squared differences from
-        it: float32 [clip, D] each.
+    torch's own threads would wait for each other. Returns features, float16 [clip, S, D]; each clip's mean over its
+    segments, and the sum of squared differences from it: float32 [clip, D] each.
     """
     store, kept = clips.store, clips.kept
     (count, S, D), step = store.shape(modality), CHUNKS_AT_ONCE * store.clips_a_chunk(modality)
@@ -285,6 +286,7 @@ class Runs(Blueprint):
         clips, device = dataset.clips, dataset.device
         observed = np.stack([r.observed for r in runs])  # [R, clip, M]
         held_out = np.stack([r.part != TRAIN for r in runs])  # [R, clip]
+        tested = np.stack([np.all([r.observed, *r.more_tests], axis=0) for r in runs])  # in every test
         self.trained_on = np.stack([r.training_clips(stage) for r in runs])
         labelled = np.stack([r.labelled for r in runs])  # [R, clip]
         self.unlabelled = bool((self.trained_on & ~labelled).any())
@@ -292,7 +294,7 @@ class Runs(Blueprint):
         self.observed = torch.as_tensor(observed, device=device)
         each = zip(observed, self.trained_on, hide, strict=True)
         hides = np.stack([hiding_chances(*one) for one in each])  # [R, M]
-        self._anything_missing = ((~observed).any((0, 1)) | (hides > 0).any(0)).tolist()
+        self._anything_missing = ((~tested).any((0, 1)) | (hides > 0).any(0)).tolist()
         # Every clip has S rows, so clips' frequencies are rows' frequencies.
         counted = self.trained_on & labelled
         counts = np.stack([np.bincount(clips.label[k], minlength=len(clips.classes)) for k in counted])
@@ -304,7 +306,7 @@ class Runs(Blueprint):
             moments=[self._moments(m) for m in range(len(clips.modalities))],
             log_prior=prior.log().float().to(device),
             lacking=((~observed & self.trained_on[..., None]).any((0, 1)) | (hides > 0).any(0)).tolist(),
-            lacking_held_out=(~observed & held_out[..., None]).any((0, 1)).tolist(),
+            lacking_held_out=(~tested & held_out[..., None]).any((0, 1)).tolist(),
             device=device,
             rates=rates,
         )

@@ -9,6 +9,7 @@ Runs of one batch need equal numbers of steps an epoch; a shorter last batch is 
 Shapes: R runs, B batch, C classes.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -117,9 +118,14 @@ class Training:
                 result.total_epochs += epochs
         with torch.no_grad():
             self.method.prepare_predictions(self.runs.lacking_held_out)
-        probability = HeldOut(self.runs, TEST).score(self.method)[2].cpu().numpy()
+        more = [copy.copy(self.runs) for _ in self.runs.runs[0].more_tests]
+        for place, view in enumerate(more):  # other test clips lack something
+            observed = np.stack([run.more_tests[place] for run in self.runs.runs])
+            view.observed = torch.as_tensor(observed, device=self.runs.device)
+        probability, *others = [HeldOut(one, TEST).score(self.method)[2].cpu().numpy() for one in (self.runs, *more)]
         for r, result in enumerate(self.results):
             result.probability = probability[r, : len(result.test_clips)]
+            result.more_probabilities = [other[r, : len(result.test_clips)] for other in others]
         return self.results
 
     def train_stage(self, stage: Stage, steps: int) -> int:

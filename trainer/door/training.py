@@ -21,7 +21,7 @@ from ..experiments.grid import Grid, plan_grid
 from ..experiments.run_folder import RESULTS, RunFolder
 from ..methods import EACH
 from ..report.comparisons import current
-from ..report.csv_files import comparison_row, result_row
+from ..report.csv_files import comparison_row, result_row, test_rows
 from ..report.report import write_report
 from ..report.tables import (
     column_text,
@@ -50,7 +50,7 @@ def train(
     *,
     seeds: int | Sequence[int] = 5,
     split: str = "clip",
-    missing_test: str = "none",
+    missing_test: str | Sequence[str] = "none",
     device: str = "auto",
     out: str | Path | None = None,
     verbose: bool = True,
@@ -64,7 +64,7 @@ def train(
         method, fusion: names, in the same way; the method ``only`` is each modality alone.
         seeds: how many, from 0, or which.
         split: clip, or a column whose equal values stay together.
-        missing_test: what validation and test clips lack.
+        missing_test: what validation and test clips lack; of several the further ones are more tests of each training.
         device: auto, cpu, cuda or mps.
         out: a folder to keep the run in, with its report and weights. None: the results remember it all.
         verbose: show progress.
@@ -83,7 +83,7 @@ def train(
     several = stores if isinstance(stores, list | tuple) else [stores]
     opened = [one if isinstance(one, FeatureStore) else open_store(str(one)) for one in several]
     check_stores(opened, chosen, None)
-    grid = Grid(_names(method), _names(fusion), _names(missing), missing_test, seeds, [split])
+    grid = Grid(_names(method), _names(fusion), _names(missing), _names(missing_test), seeds, [split])
     where = torch.device(resolve_device(device))
     plan = plan_grid(opened, grid, chosen)
     for skipped in plan.skipped:
@@ -113,13 +113,15 @@ class Results:
     def __init__(self, document: dict, folder: Path, temporary: TemporaryDirectory | None = None):
         self.document, self.folder, self._temporary = document, folder, temporary
 
-    def to_pandas(self, rows: Literal["cells", "seeds", "comparisons"] = "cells") -> "pandas.DataFrame":
-        """Return a table: a row for each combination, for each seed of each, or for each two that were compared.
+    def to_pandas(self, rows: Literal["cells", "seeds", "comparisons", "tests"] = "cells") -> "pandas.DataFrame":
+        """Return a table: a row for each combination, each of its seeds, each two that were compared, or each test.
+
+        Tests are those of combinations that have several.
 
         Accuracies, F1, recalls and ECE are percentages, NLL is in nats. ImportError: pandas is not installed.
         InputError: other rows.
         """
-        made = {"cells": self._cells, "seeds": self._seeds, "comparisons": self._comparisons}
+        made = {"cells": self._cells, "seeds": self._seeds, "comparisons": self._comparisons, "tests": self._tests}
         if rows not in made:
             raise InputError(f"unknown rows {rows!r}: expected one of {', '.join(made)}.")
         try:
@@ -141,6 +143,9 @@ class Results:
 
     def _comparisons(self) -> list[dict]:
         return [comparison_row(current(c)) for c in self.document["comparisons"]]
+
+    def _tests(self) -> list[dict]:
+        return [row for r in self.document["results"] for row in test_rows(r)]
 
     def report(self, path: str | Path) -> Path:
         """Write the report, one HTML file that opens offline; return its path. InputError: it cannot be written."""

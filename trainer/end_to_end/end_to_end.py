@@ -157,7 +157,8 @@ class MediaClips(Clips):
     def seen(self, run: Run, modalities: Sequence[str] | None) -> Run:
         """Return the run without the modalities that a method does not look at, so that no network computes them."""
         looked_at = np.array([name in (modalities or self.modalities) for name in self.modalities])
-        return replace(run, observed=run.observed & looked_at)
+        more = tuple(observed & looked_at for observed in run.more_tests)
+        return replace(run, observed=run.observed & looked_at, more_tests=more)
 
     def load(self, device: torch.device) -> "MediaDataset":
         """Return the clips' labels on a device, and a reader of their media."""

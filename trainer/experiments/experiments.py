@@ -330,6 +330,7 @@ def describe_cell(cell: Cell) -> dict:
         "fusion": cell.fusion,
         "missing": cell.missing.name,
         "missing_test": cell.held_out_lacks,
+        **({"missing_tests": cell.tests} if cell.more_tests else {}),
         "split": cell.split,
         "given": store.given,  # files with somebody else's splits and masks
         "marginal": settings.marginal if kind.marginalises else None,
@@ -347,9 +348,14 @@ def _result(cell: Cell, seeds: Sequence[int]) -> dict:
     label = cell.clips.label
     results = [cell.results[seed] for seed in seeds]
     runs = [run for run in cell.runs if run.spec.seed in seeds]
+    labels = [label[r.test_clips] for r in results]
+    first = scores([r.probability for r in results], labels)
+    more = [scores(of, labels) for of in zip(*(r.more_probabilities for r in results), strict=True)]
+    tests = [{"missing_test": name} | of for name, of in zip(cell.tests, [first, *more], strict=True)]
     return {
         "total_epochs": max(r.total_epochs for r in results),  # with an autoencoder's, before the classifier
-        **scores([r.probability for r in results], [label[r.test_clips] for r in results]),
+        **first,
+        **({"tests": tests} if more else {}),
         "val_accuracy": [r.val_accuracy[r.best_epoch - 1] for r in results],
         "curve": {
             "epoch": list(range(1, cell.settings.epochs + 1)),

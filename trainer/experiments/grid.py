@@ -22,8 +22,9 @@ class Grid:
     """Everything that is combined with each other, on every store. Duplicates count once.
 
     methods, fusions: names; `registry.EACH` among methods is each of a store's modalities alone. missing: what training
-    lacks, specs such as ``audio:0.5`` or settings of a masks file. missing_test: what validation and test clips lack.
-    seeds: how many, from 0, or which. splits: ``clip``, or columns whose equal values stay together.
+    lacks, specs such as ``audio:0.5`` or settings of a masks file. missing_test: what validation and test clips lack;
+    further ones are what test clips lack in more tests of each training. seeds: how many, from 0, or which. splits:
+    ``clip``, or columns whose equal values stay together.
 
     Raises:
         InputError: an unknown name, a wrong spec, or no seed.
@@ -32,7 +33,7 @@ class Grid:
     methods: Sequence[str] = ("mle",)
     fusions: Sequence[str] = ("addition",)
     missing: Sequence[str | Missing | Setting] = ("audio:0.5",)
-    missing_test: str | Missing = "none"
+    missing_test: str | Missing | Sequence[str | Missing] = "none"
     seeds: int | Sequence[int] = 5
     splits: Sequence[str] = ("clip",)
 
@@ -44,7 +45,9 @@ class Grid:
             if fusion not in FUSIONS:
                 raise InputError(f"unknown fusion {fusion!r}: expected one of {', '.join(FUSIONS)}.")
         self.missing = list(dict.fromkeys(_parsed(spec) for spec in self.missing))
-        self.missing_test = _parsed(self.missing_test, HELD_OUT_LABELS)
+        tests = [self.missing_test] if isinstance(self.missing_test, str | Missing) else self.missing_test
+        self.missing_test, *more = dict.fromkeys(_parsed(one, HELD_OUT_LABELS) for one in tests or ["none"])
+        self.more_tests: tuple[Missing, ...] = tuple(more)
         self.seeds = list(range(self.seeds) if isinstance(self.seeds, int) else dict.fromkeys(self.seeds))
         if not self.seeds:
             raise InputError("expected at least one seed, found none.\nChoose --seeds 1 or more.")
@@ -68,6 +71,7 @@ class Cell:
     tuned: dict | None = None  # how they were chosen (`tune.Tuned`)
     runs: list[Run] = field(default_factory=list)
     results: dict[int, RunResult] = field(default_factory=dict)  # by seed
+    more_tests: tuple[Missing, ...] = ()
     trained: list = field(default_factory=list)  # `weights.TrainedRuns`, where weights are kept
 
     @property
@@ -89,6 +93,11 @@ class Cell:
         if masks and any((self.clips.present & ~run.observed)[run.part != TRAIN].any() for run in self.runs):
             return f"given:{masks['file']}"
         return self.missing_test.name
+
+    @property
+    def tests(self) -> list[str]:
+        """Return what test clips lack in each test; the validation clips lack the first, too."""
+        return [self.held_out_lacks, *(one.name for one in self.more_tests)]
 
     @property
     def left(self) -> list[Run]:
@@ -138,11 +147,13 @@ def plan_grid(
             if not kind.fuses and fusion != grid.fusions[0]:
                 continue
             one = Cell(clips, method, fusion if kind.fuses else kind.fusions[0], spec, grid.missing_test, split)
+            one.more_tests = grid.more_tests
             each = [settings] if isinstance(settings, Settings) else settings(one)
             made = [replace(one, settings=own, runs=[], results={}, trained=[]) for own in each]
             try:
                 for cell in made:
-                    _draw(cell, [RunSpec(seed, spec, grid.missing_test, split) for seed in grid.seeds], drawn)
+                    tests = (grid.missing_test, split, grid.more_tests)
+                    _draw(cell, [RunSpec(seed, spec, *tests) for seed in grid.seeds], drawn)
             except InputError as error:
                 skipped.append({"cell": one.name, "reason": str(error)})
                 refused += [str(error)] * (method in asked)

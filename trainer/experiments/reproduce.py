@@ -22,7 +22,7 @@ from .experiments import check_stores, clips_as, command_line, run_plan, shown_p
 from .grid import Grid, GridPlan, plan_grid
 from .paper import Exhibit
 from .run_folder import RunFolder
-from .tune import Tuned
+from .tuned import Tuned
 
 
 def choose_stores(

@@ -35,7 +35,9 @@ VERSIONS = ("mlemiss", "torch")
 def identity(described: Mapping) -> str:
     """Return a key that finished and planned cells share when they are the same training."""
     values = [described.get(name) for name in IDENTITY]
-    return json.dumps([*values, [described["versions"].get(name) for name in VERSIONS]], sort_keys=True)
+    values.append([described["versions"].get(name) for name in VERSIONS])
+    tests = [described["missing_tests"]] if described.get("missing_tests") else []  # where there are several
+    return json.dumps(values + tests, sort_keys=True)
 
 
 def _words(described: Mapping) -> str:
@@ -129,7 +131,7 @@ class RunFolder:
             if not runs.keys() & set(result["seeds"]) or identity({**result, "seeds": None}) != same:
                 continue
             with np.load(self.path / result["predictions"]) as file:
-                probabilities = file["probabilities"]
+                probabilities, more = file["probabilities"], file.get("more_probabilities", ())
             for r, seed in enumerate(result["seeds"]):
                 if run := runs.pop(seed, None):
                     tested, curve = np.flatnonzero(run.part == TEST), result["curve"]
@@ -143,6 +145,7 @@ class RunFolder:
                         curve["test_accuracy"][r],
                         result["seconds"] / len(result["seeds"]),
                         result["device"],
+                        [of[r, tested] for of in more],
                     )
 
     def set_aside(self, document: Mapping, results: Iterable[dict]) -> None:
@@ -159,13 +162,16 @@ class RunFolder:
 
         predictions: clip_id [clip], subject [clip] and label [clip] of all usable clips, seeds [seed], classes [class],
         group [clip] where another column than subject was split by,
-        and probabilities [seed, clip, class], NaN where a clip is not among that seed's test clips.
+        probabilities [seed, clip, class], NaN where a clip is not among that seed's test clips, and where there are
+        several tests what the further ones are and more_probabilities [test, seed, clip, class].
         weights_file: where weights are kept and every run is trained, see `weights`.
         """
         clips, stem = cell.clips, _file_stem(described)
-        probabilities = np.full((len(described["seeds"]), len(clips.label), len(clips.classes)), np.nan, np.float32)
-        for values, seed in zip(probabilities, described["seeds"], strict=True):
-            values[cell.results[seed].test_clips] = cell.results[seed].probability
+        results = [cell.results[seed] for seed in described["seeds"]]
+        shape = (1 + len(cell.more_tests), len(results), len(clips.label), len(clips.classes))
+        probabilities = np.full(shape, np.nan, np.float32)
+        for s, result in enumerate(results):
+            probabilities[:, s, result.test_clips] = [result.probability, *result.more_probabilities]
         names = {"predictions": f"{PREDICTIONS}/{stem}.npz"}
         by_column = cell.split not in ("clip", "subject") and not cell.split.startswith("given:")
         with whole_file(self.path / names["predictions"]) as file:
@@ -174,9 +180,10 @@ class RunFolder:
                 clip_id=clips.clip_id,
                 subject=clips.subject,
                 label=clips.label,
-                probabilities=probabilities,
+                probabilities=probabilities[0],
                 seeds=np.array(described["seeds"]),
                 classes=np.array(clips.classes),
+                **({"more_tests": cell.tests[1:], "more_probabilities": probabilities[1:]} if cell.more_tests else {}),
                 **({"group": clips.store.columns[cell.split][clips.kept]} if by_column else {}),
             )
         if cell.trained and not cell.left:

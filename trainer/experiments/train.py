@@ -21,7 +21,7 @@ from ..settings import Settings
 from .experiments import check_stores, clips_as, command_line, run_plan, shown_progress
 from .grid import Grid, plan_grid
 from .run_folder import RESULTS, RunFolder
-from .tune import Tuned
+from .tuned import Tuned
 
 
 def train(

@@ -9,17 +9,21 @@ from ...pipeline.files import write_csv
 from .comparisons import current, family_of
 from .tables import SETTING, sections
 
+NAMES = ("dataset", "features", "store", "weights", "split", "missing_test", "method", "fusion", "missing")
+
 
 def export_csv(documents: Sequence[dict], comparisons: Sequence[dict], folder: Path) -> list[Path]:
     """Write results.csv, a row a cell, and comparisons.csv, a row a pair, into ``folder``; return their paths.
 
     Accuracies, F1, recalls and ECE are percentages, NLL is in nats, differences percentage points. Lists over seeds are
     separated by spaces; what does not exist (the deviation of one seed, a measure that an earlier version did not
-    record) is empty.
+    record) is empty. Where trainings have several tests, tests.csv has a row a cell and test.
     """
     results = [result for section in sections(plain(documents)) for result in section.results]
     tables = {"results.csv": [result_row(r) for r in results]}
     tables["comparisons.csv"] = [comparison_row(c) for c in map(current, plain(comparisons))]
+    if several := [row for r in results for row in test_rows(r)]:
+        tables["tests.csv"] = several
     for name, rows in tables.items():
         write_rows(folder / name, rows)
     return [folder / name for name in tables]
@@ -33,20 +37,36 @@ def write_rows(path: Path, rows: Sequence[Mapping]) -> None:
 
 def result_row(r: Mapping) -> dict:
     """Return a result as a row of results.csv."""
-    names = ("dataset", "features", "store", "weights", "split", "missing_test", "method", "fusion", "missing")
-    row = {name: r.get(name) for name in (*names, "marginal", "mean", "std")}
-    row["low"], row["high"] = r.get("interval") or (None, None)
-    for name in ("macro_f1", "uar", "weighted_f1", "nll", "ece", "val_accuracy"):
-        values = r.get(name, ())
-        row[name] = statistics.fmean(values) if values else None
-        row[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else None
-        if name != "val_accuracy":
-            row[f"{name}_low"], row[f"{name}_high"] = r.get(f"{name}_interval") or (None, None)
+    row = {name: r.get(name) for name in (*NAMES, "marginal")} | _measured(r)
+    row["val_accuracy"] = statistics.fmean(r["val_accuracy"])
+    row["val_accuracy_std"] = statistics.stdev(r["val_accuracy"]) if len(r["val_accuracy"]) > 1 else None
     row |= {"epochs": r["epochs"], "total_epochs": r.get("total_epochs"), "seconds": r["seconds"]}
     lists = ("seeds", "test_accuracy", "n_train", "n_complete", "n_test", "best_epoch")
     row["n_labelled"] = " ".join(map(str, r.get("n_labelled", r["n_train"])))  # none was missing before they could be
     row |= {name: " ".join(map(str, r[name])) for name in lists} | _family_columns(r)
     return row | {name: value for name, value in r["settings"].items() if name != "marginal"}  # tuned ones, too
+
+
+def test_rows(r: Mapping) -> list[dict]:
+    """Return a result as rows of tests.csv, one for each of several tests."""
+    same = {name: r.get(name) for name in (*NAMES, "marginal")}
+    seeds = {"seeds": " ".join(map(str, r["seeds"]))}
+    return [
+        same | {"missing_test": test["missing_test"], "validation_lacks": r["missing_test"]} | _measured(test) | seeds
+        for test in r.get("tests", ())
+    ]
+
+
+def _measured(scores: Mapping) -> dict:
+    """Return mean, deviation and interval of each measure of test clips."""
+    row = {"mean": scores["mean"], "std": scores["std"]}
+    row["low"], row["high"] = scores.get("interval") or (None, None)
+    for name in ("macro_f1", "uar", "weighted_f1", "nll", "ece"):
+        values = scores.get(name, ())
+        row[name] = statistics.fmean(values) if values else None
+        row[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else None
+        row[f"{name}_low"], row[f"{name}_high"] = scores.get(f"{name}_interval") or (None, None)
+    return row
 
 
 def comparison_row(c: Mapping) -> dict:

@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from ...pipeline.errors import InputError
 from ...pipeline.page import COLOURS, MARKERS, STYLE, svg
 from ...pipeline.stores.masks import parse_missing
+from .matrix import matrix, several_tests
 from .tables import Section, column_text
 
 DASHES = {"addition": "-", "concatenation": "--", "outer": ":"}
@@ -254,46 +255,65 @@ def _finish(figure: Figure, axes: Sequence[Axes], lines: Lines, bounds: Sequence
 
 
 def confusion_matrices(section: Section, missing: str) -> str:
-    """Draw a matrix for each method and fusion: rows the true class, in percent of its test clips over all seeds.
-
-    All are on one pair of axes, a class a unit: dozens of pairs would take matplotlib many seconds.
-    """
+    """Draw a matrix for each method and fusion: rows the true class, in percent of its test clips over all seeds."""
     cells = [(row, section.cell(*row, missing)) for row in section.rows]
     cells = [(row, cell) for row, cell in cells if cell is not None]
-    classes = cells[0][1]["classes"]
-    C, columns = len(classes), min(len(cells), 4)
-    across, down = max(C, 4) + 0.6, C + 2  # from one matrix to the next; a title needs the width of four
-    lines = -(-len(cells) // columns)
-    room = 0.25 * max(map(len, classes)) + 0.8  # for the names
-    width, height = across * columns + room, down * lines + room  # in classes
+    classes, parts = cells[0][1]["classes"], []
+    for row, cell in cells:
+        counts = np.array(cell["confusion"], float)
+        total = counts.sum(1, keepdims=True)
+        parts.append((row, 100 * np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)))
+    return _matrices(parts, classes, classes)
+
+
+def tests_crossed(section: Section) -> str:
+    """Draw a matrix for each method and fusion: rows what training lacks, columns what test clips lack, accuracies."""
+    parts = [(row, matrix(section, row)) for row in section.rows]
+    names = [
+        [name if name != "none" else "complete" for name in of] for of in (section.columns, several_tests(section))
+    ]
+    return _matrices(parts, *names, digits=1)
+
+
+def _matrices(
+    parts: Sequence[tuple[tuple[str, str], np.ndarray]], down: Sequence[str], across: Sequence[str], digits: int = 0
+) -> str:
+    """Draw matrices of percentages with one scale of colour; the names are those of their rows and columns.
+
+    All are on one pair of axes, an entry a unit: dozens of pairs would take matplotlib many seconds.
+    """
+    n, m, columns = len(down), len(across), min(len(parts), 4)
+    right, below = max(m, 4) + 0.6, n + 2  # from one matrix to the next; a title needs the width of four
+    lines = -(-len(parts) // columns)
+    side, foot = (0.25 * max(map(len, names)) + 0.8 for names in (down, across))  # for the names
+    width, height = right * columns + side, below * lines + foot  # in entries
     with rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(0.29 * width, 0.29 * height))  # inches
         axis = figure.add_axes((0, 0, 1, 1))
         axis.axis("off")
-        for i, ((method, fusion), cell) in enumerate(cells):
-            x, y = across * (i % columns), down * (i // columns)
-            _matrix(axis, np.array(cell["confusion"], float), x, y)
-            axis.text(x + (C - 1) / 2, y - 0.75, f"{method}\n{fusion}", ha="center", fontsize=8, linespacing=1.1)
+        for i, ((method, fusion), percent) in enumerate(parts):
+            x, y = right * (i % columns), below * (i // columns)
+            _matrix(axis, percent, x, y, digits)
+            axis.text(x + (m - 1) / 2, y - 0.75, f"{method}\n{fusion}", ha="center", fontsize=8, linespacing=1.1)
             if i % columns == 0:
-                for row, name in enumerate(classes):
+                for row, name in enumerate(down):
                     axis.text(-0.7, y + row, name, ha="right", va="center", fontsize=8)
-            if i + columns >= len(cells):  # the lowest of its column
-                for column, name in enumerate(classes):
+            if i + columns >= len(parts):  # the lowest of its column
+                for column, name in enumerate(across):
                     options = {"ha": "right", "va": "top", "rotation": 60, "rotation_mode": "anchor", "fontsize": 8}
-                    axis.text(x + column, y + C - 0.3, name, **options)
-        axis.set(xlim=(-0.5 - room, width - 0.5 - room), ylim=(height - 2, -2), aspect="equal")
+                    axis.text(x + column, y + n - 0.3, name, **options)
+        axis.set(xlim=(-0.5 - side, width - 0.5 - side), ylim=(height - 2, -2), aspect="equal")
         return svg(figure, crop=None)  # cropping would draw it twice
 
 
-def _matrix(axis: Axes, counts: np.ndarray, x: float, y: float) -> None:
-    """Draw one matrix with its upper left cell's centre at x, y."""
-    total = counts.sum(1, keepdims=True)
-    percent = 100 * np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
-    C = len(counts)
-    extent = (x - 0.5, x + C - 0.5, y + C - 0.5, y - 0.5)
+def _matrix(axis: Axes, percent: np.ndarray, x: float, y: float, digits: int) -> None:
+    """Draw one matrix with its upper left entry's centre at x, y; NaN stays white."""
+    n, m = percent.shape
+    extent = (x - 0.5, x + m - 0.5, y + n - 0.5, y - 0.5)
     axis.imshow(percent, cmap="Blues", vmin=0, vmax=100, extent=extent, aspect="equal", interpolation="nearest")
-    axis.add_patch(Rectangle((x - 0.5, y - 0.5), C, C, fill=False, edgecolor="#bbbbbb", linewidth=0.6))
+    axis.add_patch(Rectangle((x - 0.5, y - 0.5), m, n, fill=False, edgecolor="#bbbbbb", linewidth=0.6))
     for i, row in enumerate(percent):
         for j, value in enumerate(row):
             colour = "white" if value > 55 else "black"
-            axis.text(x + j, y + i, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
+            text = "" if np.isnan(value) else f"{value:.{digits}f}"
+            axis.text(x + j, y + i, text, ha="center", va="center", fontsize=7, color=colour)

@@ -28,7 +28,9 @@ from .figures import (
     confusion_matrices,
     epochs_before,
     groups,
+    tests_crossed,
 )
+from .matrix import NOTE, matrix_rows, several_tests
 from .tables import (
     ACCURACY,
     MEASURES,
@@ -168,6 +170,7 @@ def render_report(documents: Sequence[dict], comparisons: Sequence[dict] | None 
         "facts": _facts(documents, parts, comparisons),
         "sections": [_section(part, part.compared(comparisons)) for part in parts],
         "skipped": grouped_text(skipped),
+        "tests_note": NOTE,
     }
     return render(Path(__file__).parent / "templates", "report.html", **facts)
 
@@ -214,7 +217,7 @@ def _facts(documents: Sequence[dict], parts: Sequence[Section], comparisons: Seq
             for part in parts
         ],
         "Missing in training": [", ".join(dict.fromkeys(r["missing"] for r in results))],
-        "Missing in test": [r["missing_test"] for r in firsts],
+        "Missing in test": [", ".join(r.get("missing_tests") or [r["missing_test"]]) for r in firsts],
         "Given files": [f"{kind} {file['file']}, sha256 {file['sha256'][:12]}" for kind, file in given],
         "Seeds": [", ".join(map(str, r["seeds"])) for r in results],
         "Clips": [f"{span_text(r['n_train'])} training, {span_text(r['n_test'])} test" for r in results],
@@ -248,10 +251,17 @@ def _section(part: Section, compared: Sequence[dict]) -> dict:
         "reliability": [(each.title, svg) for each in lines if (svg := accuracy_by_confidence(part, each))],
         "epochs": [(each.title, svg) for each in lines if (svg := accuracy_by_epoch(part, each))],
         "epochs_before": any(map(epochs_before, part.results)),
+        "tests": _crossed(part) if any(r.get("tests") for r in part.results) else None,
         "confusions": [(column_text(missing), confusion_matrices(part, missing)) for missing in part.columns],
         "confusions_open": len(part.rows) <= OPEN_MATRICES,
         "comparisons": _comparisons(part, compared) if compared else None,
     }
+
+
+def _crossed(part: Section) -> dict:
+    """Return the tests of each training, where it has several: a picture and a table."""
+    names = ["method", "fusion", "training", *(f"test {column_text(test)}" for test in several_tests(part))]
+    return {"svg": tests_crossed(part), "names": names, "rows": matrix_rows(part)}
 
 
 def _scores(part: Section, measure: Measure = ACCURACY) -> list[list[tuple[tuple[str, str], list[tuple[str, bool]]]]]:
