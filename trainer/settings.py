@@ -61,7 +61,7 @@ class Settings:
     dropout: float = 0.0  # share of hidden units that are zero in a training step
     hide: float = 0.0  # share of complete training rows of which a step hides one modality: see batches.py
     complete_share: float | None = None  # of the loss, for clips that lack nothing; None: every row counts alike
-    clamp: float = 0.0  # most deviations from the mean that an input may be away, 0: any
+    clamp: float = 3.0  # most deviations from the mean that an input may be away, 0: any
     own: Mapping[str, float] = field(default_factory=dict)  # of the method's own `Rate`s, those that are not default
 
     def __post_init__(self) -> None:
