@@ -9,12 +9,12 @@ import re
 import numpy as np
 import pytest
 import torch
-from mlemiss.trainer.evaluate import calibration_error, confusion, log_loss, reliability, scores, weighted_f1
+from mlemiss.trainer.evaluate import MEASURES, calibration_error, confusion, log_loss, reliability, scores, weighted_f1
 from mlemiss.trainer.report.csv_files import export_csv
 from mlemiss.trainer.report.figures import accuracy_by_confidence, groups
 from mlemiss.trainer.report.latex import export_latex
 from mlemiss.trainer.report.report import render_report
-from mlemiss.trainer.report.tables import MEASURES, sections
+from mlemiss.trainer.report.tables import sections
 from sklearn import metrics
 
 from .feature_stores import grid, predictions, write_store

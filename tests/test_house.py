@@ -5,7 +5,7 @@ import json
 from .feature_stores import write_store
 
 MOST_FOR_PREPROCESS = 29  # modules in which a function runs; one of them checks what a store says of itself
-MOST_FOR_TRAIN = 32
+MOST_FOR_TRAIN = 33
 
 # Runs a command and prints the modules of which it ran a function; class bodies and imports are no functions.
 TRACER = """

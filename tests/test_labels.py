@@ -1,6 +1,7 @@
 """Missing labels: how they are drawn, the likelihood of rows without one, and that nothing else sees such rows."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,6 +29,9 @@ from mlemiss.trainer.marginal import SupportRows
 from mlemiss.trainer.method import rates_of
 from mlemiss.trainer.methods import load, method_names
 from mlemiss.trainer.methods.mle import UNLABELLED
+from mlemiss.trainer.report.csv_files import result_row
+from mlemiss.trainer.report.figures import rates
+from mlemiss.trainer.report.tables import sections
 from mlemiss.trainer.settings import FUSIONS, Settings
 
 from .feature_stores import QUICK, grid, predictions, write_store
@@ -355,3 +359,23 @@ def test_learns_from_clips_without_a_label(tmp_path, fusion, modalities):
     document = grid([wide], tmp_path / "out", missing=["label:0.97"], **options)
     mle, labelled_only = (result["mean"] for result in document["results"])
     assert mle > labelled_only + 3
+
+
+# How results show it.
+
+
+def test_figures_and_columns_tell_labels_from_modalities():
+    specs = ["none", "label:0.5", "label:0.8", "audio:0.5", "audio:0.8", "audio:0.5+label:0.5", "audio:0.8+label:0.8"]
+    assert rates(SimpleNamespace(columns=specs)) == {
+        "label": [(0.0, "none"), (0.5, "label:0.5"), (0.8, "label:0.8")],
+        "audio": [(0.0, "none"), (0.5, "audio:0.5"), (0.8, "audio:0.8")],
+        "each of audio, label": [(0.0, "none"), (0.5, "audio:0.5+label:0.5"), (0.8, "audio:0.8+label:0.8")],
+    }
+
+
+def test_tables_say_how_many_labels_there_are(store, tmp_path):
+    document = grid([store], tmp_path, methods=["zero-padding"], missing=["label:0.5", "none"], seeds=1)
+    (section,) = sections([document])
+    assert "Missing label:0.5: 50 training clips, 25 labelled, 23 complete." in section.notes()
+    rows = {r["missing"]: result_row(r) for r in document["results"]}
+    assert (rows["label:0.5"]["n_labelled"], rows["none"]["n_labelled"]) == ("25", "50")

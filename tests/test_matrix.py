@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from mlemiss.pipeline.errors import InputError
+from mlemiss.pipeline.stores.mask_files import export_masks, read_given
 from mlemiss.pipeline.stores.masks import TEST, VALIDATION, parse_missing
 from mlemiss.trainer import methods as registry
 from mlemiss.trainer.data import Clips, RunSpec
@@ -164,6 +165,13 @@ def test_tables_of_one_test_have_no_matrix_and_gaps_are_white(document, tmp_path
     assert matrix_rows(part)[1][3:] == ["–"] * 3 and "Training by test" in render_report([both])
 
 
+def test_beside_a_masks_file_there_is_one_test(store, tmp_path):
+    files = read_given(None, export_masks(store, tmp_path, 1, ["audio:0.5"], "clip")[1], store.modalities)
+    assert files.held_out("none") == parse_missing("none")
+    with pytest.raises(InputError, match="exclude each other"):
+        files.held_out("audio:0.5")
+
+
 def test_as_a_user(store, tmp_path, mlemiss):
     quick = [
         "train",
@@ -184,11 +192,6 @@ def test_as_a_user(store, tmp_path, mlemiss):
     results = json.loads((tmp_path / "run" / "results.json").read_text())["results"]
     assert [r["missing_tests"] for r in results] == [["none", "audio:0.5", "visual:0.5"]] * 2
     assert "complete" in done.stdout and "One training a row" in done.stdout
-    bad = mlemiss(*quick, "--missing-test", "none", "--missing-test", "smell:0.5")
-    assert bad.returncode == 2 and "smell" in bad.stderr
-    assert mlemiss("store", "masks", store.path, "--missing", "audio:0.5", "--seeds", 1, "--out", "m").returncode == 0
-    both = mlemiss(*quick[:3], "--missing", "audio:0.5", "--masks", "m/masks.csv", "--missing-test", "none,audio:0.5")
-    assert both.returncode == 2 and "exclude each other" in both.stderr
 
 
 def test_no_test_is_the_complete_one():

@@ -100,10 +100,8 @@ def train(
     if trunk and features:
         raise InputError("--end-to-end and --features exclude each other: features are cached.\nGive one of them.")
     texts, tests = comma_list(missing), comma_list(missing_test or ["none"])
-    for text, why in [
-        *((text, HELD_OUT_LABELS) for text in tests),
-        *([] if masks else ((text, None) for text in texts)),
-    ]:
+    held = [(text, HELD_OUT_LABELS) for text in tests]
+    for text, why in [*held, *([] if masks else ((text, None) for text in texts))]:
         parse_missing(text, None, why)  # wrong ones are told before any store is looked for
     settings = settings_from(hyper, trunk)
     wanted = [MEDIA] if trunk else parse_features(features or list(DEFAULT))
@@ -333,10 +331,10 @@ def report(
     ] = None,
 ) -> int:
     """Write one self-contained HTML report of one or more runs, with paired comparisons over all of them."""
+    from .evaluate import MEASURES
     from .report.csv_files import export_csv
     from .report.latex import export_latex
     from .report.report import load_runs, write_report
-    from .report.tables import MEASURES
 
     measures = comma_list(measure or ["accuracy"])
     if unknown := [name for name in measures if name not in MEASURES]:

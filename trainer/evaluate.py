@@ -1,6 +1,7 @@
 """Scores over clips. Clips are counted, never segments."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import stdtrit
@@ -109,3 +110,30 @@ def mean_interval(values: Sequence[float], most: float = PERCENT) -> list[float]
     mean, std = mean_and_std(values)
     half = float(stdtrit(len(values) - 1, 0.975)) * std / len(values) ** 0.5
     return [max(mean - half, 0.0), min(mean + half, most)]
+
+
+class Measure(NamedTuple):
+    """What is measured on test clips: its name in results, how it is written, and whether less of it is better."""
+
+    key: str
+    name: str
+    digits: int = 1
+    less: bool = False
+
+    def of(self, result: Mapping) -> tuple[float, float | None] | None:
+        """Return mean and deviation over seeds; None where an earlier version did not record the measure."""
+        if self.key == ACCURACY.key:
+            return result["mean"], result["std"]
+        values = result.get(self.key)
+        return mean_and_std(values) if values else None
+
+
+ACCURACY = Measure("test_accuracy", "Test accuracy in percent of clips")
+MEASURES = {
+    "accuracy": ACCURACY,
+    "macro-f1": Measure("macro_f1", "Macro F1 in percent"),
+    "weighted-f1": Measure("weighted_f1", "Weighted F1 in percent"),
+    "uar": Measure("uar", "UAR (unweighted average recall) in percent"),
+    "nll": Measure("nll", "NLL (negative log-likelihood) in nats", 2, True),
+    "ece": Measure("ece", "ECE (expected calibration error) in percentage points", less=True),
+}

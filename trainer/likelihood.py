@@ -31,6 +31,7 @@ from .settings import FUSIONS
 
 BLOCK_SCORES = 1 << 21  # scores held at once, over all runs: 8 MB of float32 stay in cache
 MOST_COMBINATIONS = 1 << 13  # of the entries of several supports
+MOST_NUMBERS = 1 << 25  # of their products, a run: 134 MB
 BLOCK_SMALLEST, BLOCK_LARGEST = 16, 512  # support entries a block
 
 
@@ -279,19 +280,22 @@ def _marginal(queries: Tensor, supports: list[_Support]) -> Tensor:
 def _combinations(supports: list[_Support]) -> _Support:
     """Return the outer products [R, n, k^q] of combinations of entries of q supports, and which count.
 
-    All combinations, where they are no more than MOST_COMBINATIONS, and equation 3 is exact. Else that many, the same
-    for all rows and steps, spread evenly (Roberts' sequence: multiples of powers of a generalised golden ratio). Their
-    mean is near the mean of all; its logarithm is biased by minus half the squared error of that mean.
+    All combinations, where they are no more than MOST_COMBINATIONS, and equation 3 is exact. Else that many, or as many
+    as have MOST_NUMBERS, the same for all rows and steps, spread evenly (Roberts' sequence: multiples of powers of a
+    generalised golden ratio). Their mean is near the mean of all; its logarithm is biased by minus half the squared
+    error of that mean.
     """
     lengths = [support.keys.shape[1] for support in supports]
     every = math.prod(lengths)
-    i = torch.arange(min(every, MOST_COMBINATIONS), device=supports[0].keys.device)
+    width = math.prod(support.keys.shape[-1] for support in supports)
+    most = min(MOST_COMBINATIONS, MOST_NUMBERS // width)
+    i = torch.arange(min(every, most), device=supports[0].keys.device)
     ratio = 1.0  # solves x^(q + 1) = x + 1
     for _ in range(64):
         ratio = (1 + ratio) ** (1 / (len(supports) + 1))
     products = mask = None
     for q, (support, N) in enumerate(zip(supports, lengths, strict=True), start=1):
-        if every <= MOST_COMBINATIONS:
+        if every <= most:
             chosen = torch.div(i, math.prod(lengths[q:]), rounding_mode="floor") % N
         else:
             chosen = i * int(2**32 / ratio**q) % 2**32 * N >> 32  # in integers, which every device has

@@ -83,8 +83,8 @@ MethodOption = Annotated[
 MissingOption = Annotated[
     list[str],
     typer.Option(
-        help="What training lacks: audio:0.5, audio:0.3+visual:0.3, label:0.5, none, of any modality; repeated or a "
-        "list."
+        help="What training lacks: audio:0.5, audio:0.3+visual:0.3, label:0.5, none, of any modality; "
+        "audio:0.8@label=angry of clips with a value; repeated or a list."
     ),
 ]
 MissingTestOption = Annotated[

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..console import amount, name_some
 from ..errors import InputError
-from .masks import MODALITIES, Missing, missing_clips, split_clips, stored_settings
+from .masks import MODALITIES, Missing, missing_in_store, split_clips, stored_settings
 from .schema import STORED_SEEDS
 from .store import CLIP_DONE, CLIP_FAILED, MEDIA, FeatureStore
 
@@ -227,7 +227,7 @@ class JoinedStore(FeatureStore):
 
     def missing(self, spec: Missing, seed: int, among: np.ndarray) -> np.ndarray:
         """Return what ``spec`` hides of the clips ``among`` (bool [clip]) under this seed: bool [clip, modality]."""
-        return missing_clips(self.clip_id, self.label, among, spec, seed, self.modalities)
+        return missing_in_store(self, spec, seed, among)
 
 
 def _places(store: FeatureStore, clip_id: np.ndarray) -> np.ndarray:

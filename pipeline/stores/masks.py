@@ -10,9 +10,11 @@ they lack.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from ..console import name_some
 from ..errors import InputError
 from .schema import MODALITIES
 
@@ -23,6 +25,7 @@ HELD_OUT = 0.15  # of all clips, for validation and for test each
 TELLING_CLIPS, TELLING_RATE = 5, 0.5
 
 STORED_RATES = (0.5, 0.8, 0.9, 0.95)  # of the masks that every store carries, so that a team trains on the same ones
+NAMES_SHOWN = 12  # values that an error lists
 LABEL_ENTRY = "label"  # in a missing spec; never the name of a modality
 HELD_OUT_LABELS = "validation and test clips need their labels, by which they are scored"
 
@@ -32,11 +35,13 @@ class Missing:
     """A share of the clips for each modality that they lack, for example ``audio:0.3+visual:0.3``.
 
     The clips are disjoint where the rates add up to less than 1, and of two modalities always. ``label`` is the share
-    that lacks its label, whatever else it lacks.
+    that lacks its label, whatever else it lacks. ``where`` has shares of the clips with a value in a column: modality,
+    rate, column, value; ``rates`` are then those of all other clips.
     """
 
     rates: tuple[tuple[str, float], ...] = ()
     label: float = 0.0
+    where: tuple[tuple[str, float, str, str], ...] = ()
 
     @property
     def entries(self) -> tuple[tuple[str, float], ...]:
@@ -46,7 +51,9 @@ class Missing:
     @property
     def name(self) -> str:
         """Return the canonical spelling; ``none`` for complete data."""
-        return "+".join(f"{name}:{rate:g}" for name, rate in self.entries) or "none"
+        by_value = [f"{modality}:{rate:g}@{column}={value}" for modality, rate, column, value in self.where]
+        plain = [f"{name}:{rate:g}" for name, rate in self.entries]
+        return "+".join(plain[: len(self.rates)] + by_value + plain[len(self.rates) :]) or "none"
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,7 @@ def missing_by_class(present: np.ndarray, label: np.ndarray, classes: Sequence[s
 
 
 def parse_missing(text: str, modalities: Sequence[str] | None = MODALITIES, labels_stay: str | None = None) -> Missing:
-    """Parse ``none``, ``audio:0.5`` or ``audio:0.3+label:0.5``. InputError: what is wrong with anything else.
+    """Parse ``none``, ``audio:0.5``, ``audio:0.3+label:0.5`` or ``audio:0.8@COLUMN=VALUE``. InputError: anything else.
 
     modalities: those there are; None takes any name. labels_stay: why no labels may go missing, or None if they may.
     """
@@ -91,21 +98,30 @@ def parse_missing(text: str, modalities: Sequence[str] | None = MODALITIES, labe
         return InputError(
             f"missing spec {text!r}: {why}.\n"
             f"Write MODALITY:RATE, for example audio:0.5, or several joined by '+' (audio:0.3+visual:0.3), or none; "
-            f"modalities are {there}, rates lie between 0 and 1."
+            f"modalities are {there}, rates lie between 0 and 1. MODALITY:RATE@COLUMN=VALUE is for clips with a value."
             + ("" if labels_stay else f" {LABEL_ENTRY}:RATE takes labels away.")
         )
 
     if text.strip() == "none":
         return Missing()
     rates: dict[str, float] = {}
+    where: dict[tuple[str, str, str], float] = {}
     for part in text.split("+"):
         modality, separator, number = part.strip().partition(":")
+        number, at, condition = number.partition("@")
+        column, equals, value = map(str.strip, condition.partition("="))
+        if at and not (column and equals and value):
+            raise wrong(f"{part.strip()!r} has {condition!r} after '@': expected COLUMN=VALUE")
+        if at and modality == LABEL_ENTRY:
+            raise wrong("labels go missing at one rate, whatever the value of a column")
+        if at and any((m, c) != (modality, column) for m, c, _ in where if m == modality):
+            raise wrong(f"the rates of {modality} are by values of two columns, and a clip would have two rates")
         if modality == LABEL_ENTRY and labels_stay:
             raise wrong(labels_stay)
         if not separator or (modalities and modality not in (*modalities, LABEL_ENTRY)):
             raise wrong(f"{part.strip()!r} names no known modality with a rate")
-        if modality in rates:
-            raise wrong(f"{modality} is named twice")
+        if (modality, column, value) in where if at else modality in rates:
+            raise wrong(f"{modality}{at}{condition} is named twice")
         try:
             rate = float(number)
         except ValueError:
@@ -116,14 +132,19 @@ def parse_missing(text: str, modalities: Sequence[str] | None = MODALITIES, labe
             raise wrong("no training clip would have a label")
         if modalities and len(modalities) == 1 and modality != LABEL_ENTRY:
             raise wrong(f"{modality} is the only modality, and a clip without it has nothing")
-        rates[modality] = rate
+        if at:
+            where[modality, column, value] = rate
+        else:
+            rates[modality] = rate
     label = rates.pop(LABEL_ENTRY, 0.0)
     if modalities and len(rates) == len(modalities) and sum(rates.values()) > len(rates) - 1 + 1e-9:
         raise wrong(
             f"the rates of all {len(rates)} modalities add up to {sum(rates.values()):g}, which is more than "
             f"{len(rates) - 1}, and some clips would have nothing"
         )
-    return Missing(tuple((modality, rates[modality]) for modality in sorted(rates) if rates[modality] > 0), label)
+    plain = tuple((modality, rates[modality]) for modality in sorted(rates) if rates[modality] > 0)
+    by_value = tuple((m, rate, c, v) for (m, c, v), rate in sorted(where.items()) if rate > 0 or m in dict(plain))
+    return Missing(plain, label, by_value)
 
 
 def split_clips(
@@ -283,6 +304,58 @@ def unlabelled_clips(
     drawn = order[~np.isin(order, list(last.values()))]
     mask[drawn[: round(rate * len(order))]] = True
     return mask
+
+
+def missing_in_store(store: Any, spec: Missing, seed: int, among: np.ndarray) -> np.ndarray:
+    """Draw as `missing_clips` does which clips of a store lack which modality: bool [clip, modality].
+
+    Where rates depend on values, clips that the same of the spec's entries are about are drawn from by themselves: of
+    each value the share is exact, stratified by class, and nested over its rates.
+
+    InputError: an unknown column or value, or clips of some value would have nothing.
+    """
+    table = (store.clip_id, store.label)
+    if not spec.where:
+        return missing_clips(*table, among, spec, seed, store.modalities)
+    check_values(store, spec)
+    followed = np.full((len(store.clip_id), len(store.modalities)), -1)  # which entry of the spec, -1 the plain rate
+    for place, (modality, _, column, value) in enumerate(spec.where):
+        followed[column_values(store, column) == value, store.modalities.index(modality)] = place
+    mask = np.zeros(followed.shape, bool)
+    for entries in np.unique(followed[among], axis=0):
+        rates = dict(spec.rates) | {spec.where[e][0]: spec.where[e][1] for e in entries if e >= 0}
+        plain = "+".join(f"{modality}:{rate!r}" for modality, rate in rates.items()) or "none"
+        here = among & (followed == entries).all(1)
+        try:
+            drawn = missing_clips(*table, here, parse_missing(plain, store.modalities), seed, store.modalities)
+        except InputError as error:
+            named = dict.fromkeys(f"{spec.where[e][2]} {spec.where[e][3]!r}" for e in entries if e >= 0)
+            of = " and ".join(named) or "other values"
+            raise InputError(f"missing spec {spec.name!r}: of the clips of {of}: {error}") from None
+        mask |= drawn
+    return mask
+
+
+def check_values(store: Any, spec: Missing) -> None:
+    """Check that a store has the columns and values that a spec names. InputError: it lacks one."""
+    for _, _, column, value in spec.where:
+        if value not in (values := column_values(store, column)):
+            raise InputError(
+                f"missing spec {spec.name!r}: no clip of {store.path.name} has {column} {value!r}.\n"
+                f"Values of {column} are {name_some(sorted(set(values.tolist())), NAMES_SHOWN)}."
+            )
+
+
+def column_values(store: Any, column: str) -> np.ndarray:
+    """Return each clip's value of a store's column, of ``label`` its class: str [clip]. InputError: no such column."""
+    if column == LABEL_ENTRY:
+        return np.array(store.classes)[store.label]
+    if column not in store.columns:
+        raise InputError(
+            f"a missing spec names the column {column!r}, which {store.path.name} lacks.\n"
+            f"Columns are {LABEL_ENTRY}, {', '.join(store.columns)}."
+        )
+    return store.columns[column]
 
 
 def _key(purpose: str, name: str) -> bytes:

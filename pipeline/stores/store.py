@@ -39,6 +39,7 @@ from .masks import (
     TRAIN,
     Missing,
     missing_clips,
+    missing_in_store,
     parse_missing,
     split_clips,
     stored_settings,
@@ -391,10 +392,9 @@ class FeatureStore:
 
     def missing(self, spec: Missing, seed: int, among: np.ndarray) -> np.ndarray:
         """Return what ``spec`` hides of the clips ``among`` (bool [clip]) under this seed: bool [clip, modality].
-
         A clip split's training masks of the stored settings are read, anything else is computed by the same function.
         """
-        name, stored = Missing(spec.rates).name, self.attrs["settings"]  # labels hide no modality
+        name, stored = Missing(spec.rates, where=spec.where).name, self.attrs["settings"]  # labels hide no modality
         if name in stored and seed < STORED_SEEDS and np.array_equal(among, self._stored_splits[seed] == TRAIN):
             return self.chunks.read("missing", (stored.index(name), seed))
-        return missing_clips(self.clip_id, self.label, among, spec, seed, self.modalities)
+        return missing_in_store(self, spec, seed, among)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from ...pipeline.errors import InputError
-from ...pipeline.stores.masks import HELD_OUT_LABELS, TRAIN, Missing, Setting, parse_missing
+from ...pipeline.stores.masks import HELD_OUT_LABELS, TRAIN, Missing, Setting, check_values, parse_missing
 from ...pipeline.stores.store import FeatureStore
 from .. import methods as registry
 from ..batches import hiding_chances
@@ -139,6 +139,9 @@ def plan_grid(
     refused: list[str] = []  # why, of these
     for store in stores:
         clips = clips_of(store)
+        for spec in (*grid.missing, grid.missing_test, *grid.more_tests):
+            if isinstance(spec, Missing):
+                check_values(store, spec)
         drawn: dict[RunSpec, Run] = {}  # shared by all methods
         methods = methods_on(clips, grid.methods)
         asked |= {name for name in grid.methods if name != registry.EACH} or set(methods)

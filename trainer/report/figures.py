@@ -91,7 +91,7 @@ def rates(section: Section) -> dict[str, list[tuple[float, str]]]:
     for spec in section.columns:
         try:
             parsed = parse_missing(spec, modalities=None)
-            missing = dict(parsed.entries)
+            missing = {} if parsed.where else dict(parsed.entries)  # rates by value are no one rate
         except InputError:  # somebody else's masks, which have a name and no rate
             continue
         total = sum(missing.values())

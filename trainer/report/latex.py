@@ -6,7 +6,8 @@ from pathlib import Path
 
 from ...pipeline.console import plain
 from ...pipeline.files import whole_file
-from .tables import ACCURACY, MEASURES, SETTING, Measure, Section, column_text, score_text, sections
+from ..evaluate import ACCURACY, MEASURES, Measure
+from .tables import SETTING, Section, column_text, score_text, sections
 
 LATEX = str.maketrans(
     {character: f"\\{character}" for character in "{}%_&#$"}

@@ -11,7 +11,7 @@ from pathlib import Path
 from ...pipeline.console import plain
 from ...pipeline.errors import InputError
 from ...pipeline.page import render, write_page
-from ..evaluate import mean_and_std
+from ..evaluate import ACCURACY, MEASURES, Measure, mean_and_std
 from .comparisons import (
     compare_methods,
     corrected,
@@ -32,9 +32,6 @@ from .figures import (
 )
 from .matrix import NOTE, matrix_rows, several_tests
 from .tables import (
-    ACCURACY,
-    MEASURES,
-    Measure,
     Section,
     by_clip_text,
     column_text,

@@ -3,11 +3,11 @@
 The terminal, the report and LaTeX files share them, and what must be said beside them.
 """
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -15,39 +15,12 @@ from rich.table import Table
 
 from ...pipeline.console import plain
 from ...pipeline.encoders import are_random
-from ..evaluate import mean_and_std
+from ..evaluate import ACCURACY, Measure
 from .comparisons import current, family_key, family_of, several_marginals, side, units_text
 
 NAMED = 3  # of the combinations that share a reason
 NAMED_WORSE = 8  # of a missing spec's methods that are worse than a single modality
 SETTING = ("dataset", "features", "store", "split", "missing_test")  # of results and comparisons
-
-
-class Measure(NamedTuple):
-    """What is measured on test clips: its name in results, how it is written, and whether less of it is better."""
-
-    key: str
-    name: str
-    digits: int = 1
-    less: bool = False
-
-    def of(self, result: Mapping) -> tuple[float, float | None] | None:
-        """Return mean and deviation over seeds; None where an earlier version did not record the measure."""
-        if self.key == ACCURACY.key:
-            return result["mean"], result["std"]
-        values = result.get(self.key)
-        return mean_and_std(values) if values else None
-
-
-ACCURACY = Measure("test_accuracy", "Test accuracy in percent of clips")
-MEASURES = {
-    "accuracy": ACCURACY,
-    "macro-f1": Measure("macro_f1", "Macro F1 in percent"),
-    "weighted-f1": Measure("weighted_f1", "Weighted F1 in percent"),
-    "uar": Measure("uar", "UAR (unweighted average recall) in percent"),
-    "nll": Measure("nll", "NLL (negative log-likelihood) in nats", 2, True),
-    "ece": Measure("ece", "ECE (expected calibration error) in percentage points", less=True),
-}
 
 
 @dataclass(frozen=True)
@@ -128,9 +101,7 @@ class Section:
 
     def conditions(self, compared: Sequence[dict] = ()) -> list[str]:
         """Say under which conditions these numbers hold; arguments as for `notes`."""
-        lines = []
-        if self.untrained:
-            lines.append("RANDOM WEIGHTS: these features come from networks that were never trained.")
+        lines = ["RANDOM WEIGHTS: these features come from networks that were never trained."] * self.untrained
         split, lacking_too = self.of("split"), self.of("missing_test")
         if split == "clip":
             lines.append(f"Split by clip: {by_clip_text(compared)}, so this says nothing of new speakers.")
@@ -143,16 +114,13 @@ class Section:
         whole = [r for r in self.results if r["missing"] == "none"]
         if lacking := max((max(np.subtract(r["n_train"], r["n_complete"])) for r in whole), default=0):
             lines.append(f"Complete is as the data are: {lacking} training clips lack a modality by themselves.")
-        unlabelled = {r["missing"]: r for r in self.results if r.get("n_labelled", r["n_train"]) != r["n_train"]}
-        for missing, r in unlabelled.items():
-            counts = [f"{span_text(r[f'n_{name}'])} {name}" for name in ("labelled", "complete")]
-            lines.append(
-                f"Missing {missing}: of {span_text(r['n_train'])} training clips {' and '.join(counts)}. A method that "
-                f"has no likelihood of clips without a label trains on the labelled ones."
-            )
-        if lacking_too != "none":
-            lines.append(f"Validation and test clips lack {lacking_too} too.")
-        return lines
+        for r in {r["missing"]: r for r in self.results if r.get("n_labelled", r["n_train"]) != r["n_train"]}.values():
+            n, labelled, complete = (span_text(r[f"n_{name}"]) for name in ("train", "labelled", "complete"))
+            lines.append(f"Missing {r['missing']}: {n} training clips, {labelled} labelled, {complete} complete.")
+        specs = [one for r in self.results for one in (r["missing"], *(r.get("missing_tests") or [r["missing_test"]]))]
+        if columns := dict.fromkeys(found for one in specs for found in re.findall(r"@([^=+]+)=", one)):
+            lines.append(f"What is missing depends on {' and '.join(columns)}, so it is not missing at random.")
+        return lines + [f"Validation and test clips lack {lacking_too} too."] * (lacking_too != "none")
 
 
 def by_clip_text(compared: Sequence[dict]) -> str:
