@@ -13,6 +13,7 @@ from mlemiss.trainer.report.comparisons import compare_methods, holm
 from mlemiss.trainer.report.crossed import paired
 from mlemiss.trainer.report.report import load_runs
 from mlemiss.trainer.report.tables import comparisons_text, sections
+from mlemiss.trainer.settings import BEFORE
 from scipy import stats
 
 from .feature_stores import damage, grid, write_store
@@ -333,7 +334,9 @@ def test_other_hyper_parameters_are_other_tables_but_for_the_marginal(tmp_path):
     assert compare_methods([a, *others], tmp_path) == []
     full = {"settings": {"marginal": "full"}}
     entries = compare_methods([a, cell("B"), cell("A", marginal="full", **full), cell("C", **full)], tmp_path)
-    assert len(entries) == 6 and entries[0]["settings"] == {"hidden": 8}
+    assert len(entries) == 6 and entries[0]["settings"] == BEFORE | {"hidden": 8}
+    clamped = [cell("C", settings={"clamp": value}) for value in (0.0, 3.0)]  # results of before were not clamped
+    assert [len(compare_methods([a, one], tmp_path)) for one in clamped] == [1, 0]
     sides = [entries[1]["a"], entries[1]["b"], entries[0]["b"]]
     plain = {"fusion": "addition"}
     assert sides == [

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from types import MappingProxyType
 from typing import Literal, NamedTuple, get_args
 
 from ..pipeline.errors import InputError
@@ -10,6 +11,8 @@ from ..pipeline.errors import InputError
 FUSIONS = ("addition", "concatenation", "outer")
 Marginal = Literal["full", "bank", "batch"]
 MARGINALS = get_args(Marginal)
+# What runs were trained with whose results and weights are older than these settings.
+BEFORE = MappingProxyType({"dropout": 0.0, "hide": 0.0, "complete_share": None, "clamp": 0.0, "own": {}})
 # May differ between runs that train side by side; everything else is a shape, or a choice of the whole batch.
 RATES = ("lr", "weight_decay", "dropout", "hide", "complete_share")
 
@@ -58,7 +61,7 @@ class Settings:
     dropout: float = 0.0  # share of hidden units that are zero in a training step
     hide: float = 0.0  # share of complete training rows of which a step hides one modality: see batches.py
     complete_share: float | None = None  # of the loss, for clips that lack nothing; None: every row counts alike
-    clamp: float = 0.0  # most deviations from the mean that an input may be away, 0: any
+    clamp: float = 3.0  # most deviations from the mean that an input may be away, 0: any
     own: Mapping[str, float] = field(default_factory=dict)  # of the method's own `Rate`s, those that are not default
 
     def __post_init__(self) -> None:

@@ -29,7 +29,7 @@ from ...pipeline.stores.store import IMPORTED, MEDIA, FeatureStore
 from .. import methods as registry
 from ..data import Blueprint
 from ..method import ROWS_AT_ONCE, Method
-from ..settings import Settings
+from ..settings import BEFORE, Settings
 
 SCHEMA = 1
 HEADER = "mlemiss"
@@ -115,7 +115,7 @@ def load(path: Path, device: torch.device) -> list[Method]:
         raise _damaged(path, "its tensors are not the ones that were written")
     kind = registry.load(header["method"])
     try:
-        settings = Settings(**{"clamp": 0.0} | header["settings"])  # weights of before there was a clamp
+        settings = Settings(**BEFORE | header["settings"])
         owned = [{n: t for n, t in tensors.items() if n.startswith(f"{p}.")} for p in range(len(header["parts"]))]
         owned = [{n.partition(".")[2]: t for n, t in own.items()} for own in owned]
         parts = zip(header["parts"], owned, strict=True)

@@ -37,6 +37,7 @@ from pathlib import Path
 import numpy as np
 
 from ...pipeline.errors import InputError
+from ..settings import BEFORE
 from .crossed import paired
 
 # Names the results of one table and of one Holm correction; of the settings all but the marginal.
@@ -63,7 +64,8 @@ class Outcomes:
 
 def family_of(described: Mapping) -> dict:
     """Return what names the table of a result or a comparison: the values of FAMILY."""
-    settings = {name: value for name, value in (described.get("settings") or {}).items() if name != "marginal"}
+    settings = BEFORE | (described.get("settings") or {})
+    settings.pop("marginal", None)
     if tuned := described.get("tuned"):
         settings = {"tuned": {name: tuned[name] for name in ("run", "draws", "seeds")}}
     return {name: described.get(name) for name in FAMILY} | {"settings": settings}
