@@ -25,6 +25,7 @@ from mlemiss.trainer.experiments.run_folder import identity
 from mlemiss.trainer.experiments.train import train
 from mlemiss.trainer.fit import fit
 from mlemiss.trainer.marginal import Full, Latest, SupportRows
+from mlemiss.trainer.method import rates_of
 from mlemiss.trainer.methods import load
 from mlemiss.trainer.methods.mle import MaximumLikelihood
 from mlemiss.trainer.settings import Settings
@@ -288,14 +289,15 @@ def test_an_epoch_depends_on_its_number_alone(media):
 
 
 @pytest.mark.slow
-def test_the_latest_features_give_an_unbiased_gradient(tmp_path):
+@pytest.mark.parametrize("share", [None, 0.6])
+def test_the_latest_features_give_an_unbiased_gradient(tmp_path, share):
     """Over fresh features the mean gradient of what computes them, here a scale of each, and of the encoder is the full
     marginal's, the loss's own weights included."""
     clips = Clips(write_store(tmp_path, clips=60, without_audio=(), failed=()))
     run = clips.run(RunSpec(0, parse_missing("audio:0.8")))
-    runs = Dataset(clips).runs([run], Stage())
+    settings = Settings(hidden=8, dim=4, complete_share=share)
+    runs = Dataset(clips).runs([run], Stage(), rates_of(MaximumLikelihood, [settings]))
     strata = Strata(run.observed, run.training_clips(Stage()), runs.segments, 24)
-    settings = Settings(hidden=8, dim=4)
     scale = [torch.ones(n, requires_grad=True) for n in (12, 10)]
     gather = runs.gather_modality
 
@@ -311,7 +313,8 @@ def test_the_latest_features_give_an_unbiased_gradient(tmp_path):
                 encoder.embedding.weight.mul_(4)  # a marginal that is far from linear
         method._marginals = {1: kind(runs, 1, method.encoders[1])}
         method._marginals[1].begin_epoch(1)
-        method.loss(runs.batch(rows[None], weight[None])).sum().backward()
+        weight = runs.draws.weighted(Stage(), rows[None, None], weight[None, None])[0]
+        method.loss(runs.batch(rows[None], weight)).sum().backward()
         found, scale[1].grad = scale[1].grad, None
         return torch.cat([found, *(p.grad.flatten() for p in method.encoders[1].parameters())])
 

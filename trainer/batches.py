@@ -192,10 +192,13 @@ class Draws:
 
     def weighted(self, stage: Stage, rows: Tensor, weight: Tensor) -> Tensor:
         """Return the rows' weights [steps, R, B], with complete clips' share of the loss as wanted."""
-        if not stage.selects or bool((self.factors == 1).all()):
-            return weight
-        factor = self.factors.expand(len(rows), -1, -1).gather(2, self._of_rows(self.complete, rows).long())
-        return weight * factor
+        return weight * self.shares(rows) if stage.selects else weight
+
+    def shares(self, rows: Tensor) -> Tensor | float:
+        """Return how much more or less than one, for complete clips' share of the loss, rows [steps, R, B] count."""
+        if bool((self.factors == 1).all()):
+            return 1.0
+        return self.factors.expand(len(rows), -1, -1).gather(2, self._of_rows(self.complete, rows).long())
 
 
 class Strata:

@@ -171,7 +171,7 @@ class Latest:
     """
 
     def __init__(self, runs: Runs, m: int, encoder: Encoder):
-        self.support, self.encoder, self.m = SupportRows(runs, m), encoder, m
+        self.runs, self.support, self.encoder, self.m = runs, SupportRows(runs, m), encoder, m
         with torch.no_grad():
             filled = in_blocks(self.support.features, self.support.rows, ROWS_AT_ONCE)
         # One more clip's worth of entries at the end takes what belongs nowhere, and is never part of the support.
@@ -195,7 +195,9 @@ class Latest:
         counted = batch.observed[..., self.m] & (batch.weight > 0)
         x = batch.x[self.m].masked_fill(~counted[..., None], 0)
         written = torch.where(counted, self.support.position(batch.rows), self.N)[..., None].expand_as(x)
-        scale = batch.weight[..., None] * (self.trained / (batch.weight > 0).sum(1)[:, None, None])
+        share = self.runs.draws.shares(batch.rows.cpu()[None])  # of the loss, which is none of what a row stands for
+        weight = batch.weight if isinstance(share, float) else batch.weight / share[0].to(x.device)
+        scale = weight[..., None] * (self.trained / (weight > 0).sum(1)[:, None, None])
         self.bank.scatter_(1, written, x.detach())
         scaled = x.detach() + (x - x.detach()) * scale  # the value of x, N_p / J_p times its gradient
         return self._embed(self.bank.scatter(1, written, scaled)[:, : self.N]), self.support.mask
