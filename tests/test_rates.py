@@ -54,7 +54,7 @@ def test_what_is_random_does_not_depend_on_company(dataset, method):
 def test_every_method_trains_with_all_of_them(dataset, method):
     """Each changes what is trained, or is of no use to the method and changes nothing; results are finite."""
     runs, fusion = draw(dataset, (0, 1), "audio:0.5+visual:0.2"), load(method).fusions[0]
-    plain = probabilities(method, dataset, runs, STEPS, fusion)
+    plain = probabilities(method, dataset, runs, replace(STEPS, clamp=0.0), fusion)
     every = replace(STEPS, dropout=0.3, hide=0.3, complete_share=0.8, clamp=1.0)
     assert not np.allclose(plain, probabilities(method, dataset, runs, every, fusion), atol=1e-4)
     none = replace(STEPS, clamp=1e6)
