@@ -3,7 +3,7 @@
 Nothing couples the runs: the loss is the sum over runs of each run's own mean, the optimiser works element by element,
 and what is random comes from a generator of the run's seed. Only the order of sums depends on the company: supports are
 filled up to the longest of any run, and the outer product takes rows and support in blocks of a size that all runs
-share. In float64 a step beside others is the step alone within 1e-12; docs/training.md has what float32 makes of it.
+share. In float64 a step beside others is the step alone within 1e-9; docs/training.md has what float32 makes of it.
 Runs of one batch need equal numbers of steps an epoch; a shorter last batch is filled up with rows of weight 0.
 
 Shapes: R runs, B batch, C classes.
