@@ -36,7 +36,7 @@ def probabilities(method, dataset, runs, settings, fusion="addition"):
     return [result.probability for result in fit(load(method), dataset, runs, settings, fusion)]
 
 
-@pytest.mark.parametrize("method", ["mle", "transformer", "embracenet", "simmlm"])
+@pytest.mark.parametrize("method", ["mle", "transformer", "embracenet", "simmlm", "momke"])
 def test_what_is_random_does_not_depend_on_company(dataset, method):
     """Runs of unequal size, each with rates of its own: as each would train alone."""
     runs = draw(dataset, range(4), split="subject")
@@ -147,6 +147,13 @@ def test_complete_clips_share_of_the_loss():
     assert weight[1].tolist() == [1] * 10
     assert weight[0].sum() == pytest.approx(10) and weight[0, :2].sum() == pytest.approx(5)
     assert torch.equal(draws.weighted(Stage(selects=False), rows, weight[None]), weight[None])  # imputers' own loss
+
+
+def test_a_single_modality_knows_no_complete_clips(dataset):
+    """What another modality lacks says nothing of it."""
+    runs = draw(dataset, (0,), "visual:0.8")
+    plain, shared = (probabilities("only:audio", dataset, runs, replace(STEPS, complete_share=s)) for s in (None, 0.9))
+    np.testing.assert_array_equal(plain[0], shared[0])
 
 
 def test_one_optimiser_is_as_many_each_with_its_rates():

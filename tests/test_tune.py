@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from mlemiss.pipeline.errors import InputError
 from mlemiss.trainer.experiments.space import COMMON, Space, parse_space
+from mlemiss.trainer.report.comparisons import family_key
 from mlemiss.trainer.settings import Rate, Settings
 
 from .feature_stores import write_store
@@ -101,7 +102,8 @@ def test_the_choice_is_the_draw_with_the_highest_validation_accuracy(tuned):
         scores = [np.mean(r["val_accuracy"]) for r in of]
         assert row["validation"] == pytest.approx(scores, abs=1e-3)
         assert row["draw"] == int(np.argmax(scores)) and row["settings"] == of[row["draw"]]["settings"]
-        assert [r["settings"] for r in of] == row["drawn"]
+        own = {"gate": 0.01} if row["method"] == "flex-moe" else {}  # the page shows defaults, too
+        assert [{**r["settings"], "own": own | r["settings"]["own"]} for r in of] == row["drawn"]
     common = [[{**one, "own": {}} for one in row["drawn"]] for row in document["rows"]]
     assert all(drawn == common[0] for drawn in common)  # the same draws for every row
     page = (tuned / "tune.html").read_text()
@@ -142,6 +144,42 @@ def test_other_features_and_damaged_choices(tuned, tmp_path, mlemiss):
         assert wrong.returncode == 2 and "cannot be read as what `mlemiss tune` chose" in wrong.stderr
     refused = mlemiss("report", tuned)
     assert refused.returncode == 2 and "See tune.html" in refused.stderr
+
+
+def test_a_diverging_draw_has_lost(store, tmp_path, mlemiss):
+    wild = [*tune_command(store, tmp_path / "t")[:3], "--method", "mle", *QUICK, "--out", tmp_path / "t", "--json"]
+    done = mlemiss(*wild, "--space", "lr=1e-3|1e30", "--draws", 8)
+    assert done.returncode == 0, done.stderr
+    for row in json.loads(done.stdout)["rows"]:
+        lr = [one["lr"] for one in row["drawn"]]
+        assert {score > 0 for score, rate in zip(row["validation"], lr, strict=True) if rate == 1e30} == {False}
+        assert row["settings"]["lr"] < 1 and min(lr) < 1 < max(lr)
+
+
+def test_what_is_not_the_same_row(tuned, store, tmp_path, mlemiss):
+    """Another condition of the test clips, a default that is named, rows that another command tuned."""
+    how = ["train", "--store", store, "--method", "mle", "--missing", "audio:0.5", "--tuned", tuned, "--seeds", 1]
+    other = mlemiss(*how, "--missing-test", "visual:0.5", "--out", tmp_path / "r")
+    assert other.returncode == 2 and "missing_test visual:0.5 (tuned: none)" in other.stderr
+    named = mlemiss(*how, "--epochs", Settings.epochs, "--out", tmp_path / "r")
+    assert named.returncode == 2 and "Leave out --epochs" in named.stderr
+    shutil.copytree(tuned, tmp_path / "t")
+    document = json.loads((tmp_path / "t" / "tuned.json").read_text())
+    gone = document["rows"].pop(0)
+    document["skipped"].append({"cell": "toy toy mle addition audio:0.5", "reason": "a seed of its own"})
+    assert (gone["method"], gone["missing"]) == ("mle", "audio:0.5")
+    (tmp_path / "t" / "tuned.json").write_text(json.dumps(document))
+    skipped = mlemiss(*how, "--tuned", tmp_path / "t", "--out", tmp_path / "r")
+    assert skipped.returncode == 2 and "has tuned nothing for toy toy mle addition audio:0.5" in skipped.stderr
+    fewer = mlemiss("tune", "--store", store, "--method", "mle", *QUICK, "--draws", 2, "--out", tmp_path / "t")
+    assert fewer.returncode == 0 and "4 rows chosen earlier are not of this command" in fewer.stderr
+
+
+def test_two_tunings_are_two_tables():
+    facts = {"run": "tune", "draws": 3, "seeds": [1000], "draw": 0, "validation": 50.0}
+    result = {"settings": {"lr": 1.0}, "tuned": facts | {"digest": "a"}}
+    assert family_key(result) == family_key(result | {"settings": {"lr": 2.0}})
+    assert family_key(result) != family_key(result | {"tuned": facts | {"digest": "b"}})
 
 
 def test_a_budget(store, tmp_path, mlemiss):

@@ -41,7 +41,8 @@ class Stage:
     rows: the clips it trains on.
     parts: the attributes whose parameters it trains; empty means all parameters.
     selects: predictions are validated after each epoch, and the best epoch's weights are kept.
-    hides: modalities of rows that have all may be hidden in it (`Settings.hide`).
+    hides: modalities of rows that have all may be hidden in it (`Settings.hide`), and clips that lack nothing may have
+        a share of its loss: not where it looks at one modality.
     unlabelled: it trains on clips without a label too, else on labelled ones only.
     """
 
@@ -192,7 +193,7 @@ class Draws:
 
     def weighted(self, stage: Stage, rows: Tensor, weight: Tensor) -> Tensor:
         """Return the rows' weights [steps, R, B], with complete clips' share of the loss as wanted."""
-        return weight * self.shares(rows) if stage.selects else weight
+        return weight * self.shares(rows) if stage.selects and stage.hides else weight
 
     def shares(self, rows: Tensor) -> Tensor | float:
         """Return how much more or less than one, for complete clips' share of the loss, rows [steps, R, B] count."""

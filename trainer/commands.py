@@ -1,10 +1,8 @@
 """The verbs `train`, `tune`, `reproduce`, `predict` and `report`. Whatever is heavy is imported inside the command."""
 
-from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -31,6 +29,7 @@ from .options import (
     FeaturesOption,
     FrozenOption,
     FusionOption,
+    Hyper,
     InitOption,
     MasksOption,
     MethodOption,
@@ -51,9 +50,6 @@ from .options import (
     settings_from,
     with_settings,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 @with_settings
@@ -76,7 +72,7 @@ def train(
     split: SplitOption = "clip",
     splits: SplitsOption = None,
     masks: MasksOption = None,
-    hyper: Mapping = MappingProxyType({}),
+    hyper: Hyper = Hyper(),
     tuned: TunedOption = None,
     device: DeviceOption = "auto",
     stores: StoresOption = Path("stores"),
@@ -103,7 +99,7 @@ def train(
     held = [(text, HELD_OUT_LABELS) for text in tests]
     for text, why in [*held, *([] if masks else ((text, None) for text in texts))]:
         parse_missing(text, None, why)  # wrong ones are told before any store is looked for
-    settings = settings_from(hyper, trunk)
+    settings = chosen_settings(tuned, hyper, trunk)
     wanted = [MEDIA] if trunk else parse_features(features or list(DEFAULT))
     found = list(map(open_store, named_stores(store, features)))
     found = found or [open_features(one, stores, dataset) for one in wanted]
@@ -114,9 +110,7 @@ def train(
     grid = Grid(methods, comma_list(fusion or ["addition"]), specs, held_out, seeds, splits_by)
     opened = [files.apply(one, seeds, specs) for one in found]
     how = {"end_to_end": trunk, "save_weights": save_weights}
-    return finish_training(
-        *job.train(opened, out, grid, chosen_settings(tuned, settings, trunk), device, **how), as_json
-    )
+    return finish_training(*job.train(opened, out, grid, settings, device, **how), as_json)
 
 
 def finish_training(document: dict, out: Path, as_json: bool) -> int:
@@ -156,7 +150,7 @@ def tune(
     budget: Annotated[
         float | None, typer.Option(help="Hours: only draws that every row trained in time count; run again to go on.")
     ] = None,
-    hyper: Mapping = MappingProxyType({}),
+    hyper: Hyper = Hyper(),
     device: DeviceOption = "auto",
     stores: StoresOption = Path("stores"),
     store: StoreOption = None,
@@ -216,7 +210,7 @@ def reproduce(
     dataset: Annotated[str | None, typer.Option(help="Which dataset's stores (default: the paper's).")] = None,
     seeds: SeedsOption = 5,
     budget: BudgetOption = None,
-    hyper: Mapping = MappingProxyType({}),
+    hyper: Hyper = Hyper(),
     tuned: TunedOption = None,
     device: DeviceOption = "auto",
     stores: StoresOption = Path("stores"),
@@ -238,7 +232,7 @@ def reproduce(
         raise InputError(f"--end-to-end: {exhibit} is on cached features.\nName others with --features.")
     backbone = (end_to_end or wanted.features[0]) if wanted.end_to_end else None
     trunk = end_to_end_from(backbone, init, **how, micro_batch=micro_batch, precision=precision)
-    settings = settings_from(hyper, trunk)
+    settings = chosen_settings(tuned, hyper, trunk)
     out = writable_folder(out or Path("runs") / wanted.name, "--out")
     if budget is not None and not budget > 0:
         raise InputError(f"a budget of {budget} hours is out of range: expected more than 0.")
@@ -249,7 +243,7 @@ def reproduce(
         single = trunk is None and all(one.dataset != wanted.dataset for one in opened)
     grid = wanted.grid(comma_list(fusion) if fusion else (), comma_list(split) if split else (), seeds, single)
     more = {"absent": absent, "hours": budget, "end_to_end": trunk}
-    compared = job.reproduce(wanted, opened, out, grid, chosen_settings(tuned, settings, trunk), device, **more)
+    compared = job.reproduce(wanted, opened, out, grid, settings, device, **more)
     if as_json:
         print_json(compared)
     else:
@@ -332,6 +326,7 @@ def report(
 ) -> int:
     """Write one self-contained HTML report of one or more runs, with paired comparisons over all of them."""
     from .evaluate import MEASURES
+    from .experiments.tuned import DRAWS
     from .report.csv_files import export_csv
     from .report.latex import export_latex
     from .report.report import load_runs, write_report
@@ -342,7 +337,7 @@ def report(
     if measure and not latex:
         raise InputError("--measure says what --latex writes; the report has all measures.\nAdd --latex.")
     if not runs:
-        found = [path for path in Path("runs").glob("*/results.json") if not path.with_name("tuned.json").exists()]
+        found = [path for path in Path("runs").glob("*/results.json") if not path.with_name(DRAWS).exists()]
         kept = sorted(found, key=lambda path: path.stat().st_mtime)
         if not kept:
             raise InputError("no run in runs/.\nName the folder of a run, or make one with `mlemiss train`.")

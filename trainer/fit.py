@@ -64,6 +64,7 @@ def fit(
     name: str = "method",
     on_epoch: Callable[[int], None] = lambda clips: None,
     on_trained: Callable[[Method], None] = lambda method: None,
+    keep_going: bool = False,
 ) -> list[RunResult]:
     """Train runs of equal `plan_steps` side by side; test each with the weights of its best validation epoch.
 
@@ -78,6 +79,7 @@ def fit(
         name: of the method, for messages.
         on_epoch: called after each epoch with the number of clips it trained on, over all runs.
         on_trained: called at the end with the method, which holds each run's best weights.
+        keep_going: where a run's loss is not finite, its validation accuracy is 0 from then on, and no error.
 
     Raises:
         InputError: a loss is not finite.
@@ -86,7 +88,7 @@ def fit(
     if len({one.shape for one in each}) != 1:
         raise ValueError("runs of one batch need settings of one shape.")
     method = kind(dataset.runs(runs, kind.stages[-1], rates_of(kind, each)), each[0], fusion)
-    results = Training(method, name, on_epoch).run()
+    results = Training(method, name, on_epoch, keep_going).run()
     on_trained(method)
     return results
 
@@ -94,9 +96,9 @@ def fit(
 class Training:
     """The training of R runs of one method, side by side. Subclasses train more than the method."""
 
-    def __init__(self, method: Method, name: str, on_epoch: Callable[[int], None]):
+    def __init__(self, method: Method, name: str, on_epoch: Callable[[int], None], keep_going: bool = False):
         self.method, self.runs, self.settings = method, method.runs, method.settings
-        self.name, self.on_epoch = name, on_epoch
+        self.name, self.on_epoch, self.keep_going = name, on_epoch, keep_going
         self.rates = self.runs.rates or rates_of(type(method), [self.settings] * len(self.runs))
         for parameter_name, parameter in method.named_parameters():
             if parameter.shape[0] != len(self.runs):
@@ -187,7 +189,9 @@ class Training:
         """Keep what an epoch left, for `resume`: nothing over cached features."""
 
     def _check_finite(self, values: Tensor, what: str, epoch: int) -> None:
-        """Check that each run's values [R, ...] are finite. InputError: some are not."""
+        """Check that each run's values [R, ...] are finite. InputError: some are not, unless ``keep_going``."""
+        if self.keep_going:
+            return
         finite = values.flatten(1).isfinite().all(1).tolist() if values.ndim > 1 else values.isfinite().tolist()
         for run, fine, lr in zip(self.runs.runs, finite, self.rates["lr"].tolist(), strict=True):
             if not fine:
@@ -248,7 +252,10 @@ class Selection:
         with torch.no_grad():
             self.method.prepare_predictions(self.runs.lacking_held_out)
         accuracy, likelihood, probability = self.validation.score(self.method)
+        finite = probability.isfinite().flatten(1).all(1)
+        accuracy = accuracy.masked_fill(~finite, 0)
         better = (accuracy > self.accuracy) | ((accuracy == self.accuracy) & (likelihood > self.likelihood))
+        better &= finite
         self.accuracy = torch.where(better, accuracy, self.accuracy)
         self.likelihood = torch.where(better, likelihood, self.likelihood)
         for name, parameter in self.method.named_parameters():

@@ -111,6 +111,19 @@ def main_effects(k: int, M: int) -> Tensor:
     return (count <= 1).flatten()
 
 
+def check_width(fusion: str, k: int, M: int) -> None:
+    """Check that embeddings of width k of M modalities can be fused. InputError: their outer product cannot."""
+    if fusion == "outer" and k < 2:
+        raise InputError(f"an embedding of width {k} is too narrow for the outer product: expected at least 2.")
+    if fusion == "outer" and k**M > MOST_PRODUCTS:
+        fits = next(d for d in range(k, 0, -1) if d**M <= MOST_PRODUCTS)
+        raise InputError(
+            f"the outer product of {M} embeddings of width {k} has {k**M:,} entries (k^M), more than "
+            f"{MOST_PRODUCTS:,}.\n"
+            + (f"Use --dim {fits} or less, or another --fusion." if fits > 1 else "Use another --fusion.")
+        )
+
+
 class FusionClassifier(Method):
     """An encoder for each modality it looks at and a label embedding, equal for every method that has them.
 
@@ -123,15 +136,7 @@ class FusionClassifier(Method):
         super().__init__(runs, settings, fusion)
         self._places = [m for m, name in enumerate(runs.modalities) if name in (self.modalities or runs.modalities)]
         k, M = settings.dim, len(self._places)
-        if fusion == "outer" and k < 2:
-            raise InputError(f"an embedding of width {k} is too narrow for the outer product: expected at least 2.")
-        if fusion == "outer" and k**M > MOST_PRODUCTS:
-            fits = next(d for d in range(k, 0, -1) if d**M <= MOST_PRODUCTS)
-            raise InputError(
-                f"the outer product of {M} embeddings of width {k} has {k**M:,} entries (k^M), more than "
-                f"{MOST_PRODUCTS:,}.\n"
-                + (f"Use --dim {fits} or less, or another --fusion." if fits > 1 else "Use another --fusion.")
-            )
+        check_width(fusion, k, M)
         constant = CONSTANT if fusion == "outer" else None
         self.encoders = nn.ModuleList(
             Encoder(

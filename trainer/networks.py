@@ -76,7 +76,7 @@ class RunRandom(nn.Module):
     def seeded(self) -> Sequence[torch.Generator]:
         """Return each run's generator, seeded for one more call."""
         for g, first in zip(self.generators, self.firsts, strict=True):
-            g.manual_seed((first + self.calls) % 2**63)
+            g.manual_seed((first + self.calls) % 2**63)  # of which torch uses 32 bits: two calls in 2^32 draw alike
         self.calls += 1
         return self.generators
 

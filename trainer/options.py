@@ -1,8 +1,7 @@
 """Options of the trainer's verbs, and the one place where hyper-parameters become options."""
 
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import fields
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -121,17 +120,25 @@ BudgetOption = Annotated[
 ]
 
 
+class Hyper(dict):
+    """Hyper-parameters by name; ``named`` are those that the command line gives."""
+
+    named: Sequence[str] = ()
+
+
 def with_settings(command: Callable[..., int]) -> Callable[..., int]:
     """Give a command the options of HYPER in place of its parameter ``hyper``, which gets their values by name."""
     places = {name: getattr(Settings, name) for name in HYPER} | {"batch_size": None}
-    parameters = []
+    parameters = [inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)]
     for one in inspect.signature(command).parameters.values():
         options = [one.replace(name=n, default=v, annotation=HYPER[n]) for n, v in places.items()]
         parameters += options if one.name == "hyper" else [one]
 
     @wraps(command)
-    def run(**given: object) -> int:
-        return command(hyper={name: given.pop(name) for name in HYPER}, **given)
+    def run(context: typer.Context, **given: object) -> int:
+        hyper = Hyper({name: given.pop(name) for name in HYPER})
+        hyper.named = [name for name in HYPER if context.get_parameter_source(name).name == "COMMANDLINE"]
+        return command(hyper=hyper, **given)
 
     run.__signature__ = inspect.Signature(parameters)
     run.__annotations__ = {one.name: one.annotation for one in parameters}
@@ -157,14 +164,15 @@ def end_to_end_from(backbone: str | None, init: str | None, **given) -> "EndToEn
     return EndToEnd(backbone, parse_weights([init or "imagenet"], [backbone])[backbone], **given)
 
 
-def chosen_settings(tuned: Path | None, settings: Settings, trunk: "EndToEnd | None") -> "Settings | Tuned":
-    """Return the settings, or what --tuned chose. InputError: both are given, or a backbone is trained too."""
+def chosen_settings(tuned: Path | None, hyper: Hyper, trunk: "EndToEnd | None") -> "Settings | Tuned":
+    """Return the options' settings, or what --tuned chose. InputError: both are given, or a backbone is trained too."""
+    settings = settings_from(hyper, trunk)
     if tuned is None:
         return settings
     if trunk:
         raise InputError("--tuned and --end-to-end exclude each other: tuning is on cached features.")
-    if settings != Settings():
-        own = ", ".join(f"--{one.name.replace('_', '-')}" for one in fields(Settings) if one.name != "own")
+    if hyper.named:
+        own = ", ".join(f"--{name.replace('_', '-')}" for name in hyper.named)
         raise InputError(f"--tuned and settings of your own exclude each other.\nLeave out {own}, or --tuned.")
     from .experiments.tuned import Tuned
 

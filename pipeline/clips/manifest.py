@@ -14,6 +14,7 @@ from ..console import amount, name_some
 from ..errors import InputError
 from ..files import read_csv
 from ..stores.masks import stratified_order
+from ..stores.schema import FACE_BOX
 from ..stores.store import RESERVED
 
 REQUIRED = ("clip_id", "path", "label", "subject")
@@ -155,7 +156,7 @@ def _check_columns(path: Path, header: Sequence[str]) -> None:
     for name in header:
         if header.count(name) > 1:
             why = "appears twice"
-        elif name in RESERVED and name not in REQUIRED:
+        elif (name in RESERVED and name not in REQUIRED) or name == FACE_BOX:
             why = "has a name that the store itself uses; rename it"
         elif not COLUMN_NAME.fullmatch(name):
             why = "is not made of letters, digits, '_' and '-'"

@@ -24,7 +24,7 @@ from ..media.process import due_to_limit, ffmpeg_version
 from ..stores.catalogue import stores_in, why_not
 from ..stores.checksums import find_damage
 from ..stores.masks import MODALITIES
-from ..stores.schema import FACE_BOX, WAVEFORM
+from ..stores.schema import CLIP, FACE_BOX, WAVEFORM
 from ..stores.store import MEDIA, FeatureStore, open_group
 
 FACTS = frozenset({"present", "failed", "duration", "row", "cause", "versions", FACE_BOX})  # beside arrays
@@ -164,7 +164,8 @@ class Donor:
 
     def box(self, row: int) -> np.ndarray | None:
         """Return the box of the face that a clip's frames are cut to, float32 [4]; None where there is none."""
-        if FACE_BOX not in self.store.arrays:
+        array = self.store.arrays.get(FACE_BOX)
+        if array is None or array.dimensions == CLIP:  # a manifest's own column of that name
             return None
         box = self.store.read(FACE_BOX)[row]
         return None if np.isnan(box).any() else box

@@ -113,7 +113,7 @@ def run_plan(
     command: str | None = None,
     progress: Report | None = None,
     say: Callable[[str], None] = lambda line: None,
-    compare: bool = True,
+    tuning: bool = False,
 ) -> dict:
     """Train and test the cells of a plan; return the results document.
 
@@ -126,7 +126,7 @@ def run_plan(
         command: the command line, for the record.
         progress: called after each epoch.
         say: takes lines for the user.
-        compare: make the paired comparisons at the end.
+        tuning: make no paired comparisons at the end; a run whose loss is not finite has lost, and is no error.
 
     Raises:
         InputError: ``folder`` resumes another kind of run, a checkpoint is of another training, or a loss is not
@@ -148,10 +148,10 @@ def run_plan(
             dataset = clips.load(device)  # one store's features in memory at a time
             most = 1 if clips.end_to_end else MOST_RUNS[device.type]
             for group in group_runs(cells, dataset.segments, most, chosen):
-                _train(group, dataset, clock, folder)
+                _train(group, dataset, clock, folder, tuning)
                 results.keep()
                 clock.check()
-    return results.finish(compare)
+    return results.finish(compare=not tuning)
 
 
 def _by_reason(skipped: Sequence[Mapping]) -> dict[str, list[str]]:
@@ -210,7 +210,11 @@ class _Results:
         folder.tidy()
         finished = folder.finished()
         described = {cell: describe_cell(cell) for cell in self.plan.cells}
-        self.entries = {cell: finished[key] for cell, one in described.items() if (key := identity(one)) in finished}
+        self.entries = {
+            cell: finished[key] | {"tuned": one["tuned"]}  # the same settings may be another tuning's choice
+            for cell, one in described.items()
+            if (key := identity(one)) in finished
+        }
         for cell, one in described.items():
             folder.load_runs(cell, one, finished.values())
         seeds = {identity({**one, "seeds": None}): set(cell.seeds) for cell, one in described.items()}
@@ -258,7 +262,7 @@ class _Results:
         return document
 
 
-def _train(group: Group, dataset: Dataset, clock: "_Clock", folder: RunFolder | None) -> None:
+def _train(group: Group, dataset: Dataset, clock: "_Clock", folder: RunFolder | None, tuning: bool) -> None:
     """Fit one group and hand the results to its cells; each is charged its runs' share of the time."""
     cell = group[0][0]
     cells = list(dict.fromkeys(owner for owner, _ in group))
@@ -283,6 +287,7 @@ def _train(group: Group, dataset: Dataset, clock: "_Clock", folder: RunFolder | 
         name=f"{cell.method} ({cell.fusion}, {cell.clips.describe()['features']})",
         on_epoch=lambda clips: clock.tick(clips, what),
         **({"on_trained": keep} if folder and folder.save_weights else {}),
+        **({"keep_going": True} if tuning else {}),
     )
     seconds = (time.perf_counter() - start) / len(group)
     device = str(dataset.device)

@@ -11,7 +11,7 @@ from ...pipeline.stores.store import FeatureStore
 from .. import methods as registry
 from ..batches import hiding_chances
 from ..data import NOTHING, Clips, Run, RunResult, RunSpec
-from ..method import check_run, plan_steps
+from ..method import check_run, check_width, plan_steps
 from ..settings import FUSIONS, Settings
 
 DEFAULTS = Settings()
@@ -197,6 +197,8 @@ def _draw(cell: Cell, specs: Sequence[RunSpec], drawn: dict[RunSpec, Run]) -> No
             f"{cell.method} has no setting {', '.join(sorted(unknown))}: its own are {', '.join(kind.rates) or 'none'}."
         )
     cell.clips.check(kind, cell.method)
+    if kind.fuses:
+        check_width(cell.fusion, cell.settings.dim, len(kind.modalities or cell.clips.modalities))
     for spec in specs:
         if spec not in drawn:
             drawn[spec] = cell.clips.run(spec)

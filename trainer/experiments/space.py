@@ -1,7 +1,8 @@
 """What `mlemiss tune` draws from: a range or some values of each setting, the same draws for every method.
 
-Draw 0 is the defaults. The j-th draw of a setting depends on j and the setting's name alone, so that methods, data and
-the number of draws change nothing, and a method's own settings can be added without changing others.
+Draw 0 is the defaults, where a range of one's own does not leave them out. The j-th draw of a setting depends on j and
+the setting's name alone, so that methods, data and the number of draws change nothing, and a method's own settings can
+be added without changing others.
 """
 
 import math
@@ -76,25 +77,24 @@ class Space:
         ranges = {**COMMON, **{name: self.narrowed[name] for name in COMMON if name in self.narrowed}}
         drawn = []
         for j in range(count):
-            common = {name: _drawn(j, name, of, getattr(default, name)) for name, of in ranges.items()}
+            common = {name: self._drawn(j, name, of, getattr(default, name)) for name, of in ranges.items()}
             own = {}
             for name, rate in rates.items():
                 of = self.narrowed.get(name, Range(rate.low, rate.high, logarithmic=True))
-                own[name] = _drawn(j, name, of, default.own.get(name, rate.default))
+                own[name] = self._drawn(j, name, of, default.own.get(name, rate.default))
             own = {name: value for name, value in own.items() if value != rates[name].default}
             drawn.append(replace(default, **common, own=own))
         return drawn
 
+    def _drawn(self, j: int, name: str, of: Range, default: float | None) -> float | None:
+        """Return the j-th draw of a setting; the 0th is the default, unless ``narrowed`` leaves it out."""
+        if j == 0 and (name not in self.narrowed or (default is not None and default in of)):
+            return default
+        return of.draw(np.random.default_rng([SEED, j, *name.encode()]), default)
+
     def describe(self) -> dict[str, str]:
         """Return the ranges as text, by name."""
         return {name: str(of) for name, of in {**COMMON, **self.narrowed}.items()}
-
-
-def _drawn(j: int, name: str, of: Range, default: float | None) -> float | None:
-    """Return the j-th draw of a setting; the 0th is the default where it is in the range, or is none in particular."""
-    if j == 0 and (default is None or default in of):
-        return default
-    return of.draw(np.random.default_rng([SEED, j, *name.encode()]), default)
 
 
 def parse_space(texts: Sequence[str], own: Mapping[str, Rate]) -> Space:

@@ -9,12 +9,14 @@ Test clips choose nothing.
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ...pipeline.console import amount, plain, say
@@ -30,7 +32,7 @@ from .experiments import check_stores, command_line, describe_cell, run_plan, sh
 from .grid import Cell, Grid, GridPlan, plan_grid
 from .run_folder import RunFolder
 from .space import Space
-from .tuned import ROW, TUNED
+from .tuned import DRAWS, ROW, TUNED, Tuned
 
 FIRST_SEED = 1000
 PAGE, EXHIBIT = "tune.html", "tune"
@@ -74,6 +76,7 @@ def tune(
     ranges = ", ".join(f"{name.replace('_', ' ')} {text}" for name, text in space.describe().items())
     say(f"device {where}; {amount(draws, 'draw')} of {ranges}; seeds {grid.seeds[0]} to {grid.seeds[-1]}")
     out.mkdir(parents=True, exist_ok=True)
+    (out / DRAWS).touch()
     with only_one(out / ".lock", str(out)):
         plan, done = _train_draws(stores, out, grid, settings, space, draws, where, hours)
         rows = _rows(plan)
@@ -85,6 +88,7 @@ def tune(
                 "What is trained is kept: run the same command again to go on, or give a longer --budget."
             )
         document = _document(rows, plan, grid, space, done)
+        _tell_what_leaves(out, document)
         write_json(out / TUNED, document)
         write_draws(document, out / PAGE)
     return document
@@ -113,9 +117,9 @@ def _train_draws(
         left = None if deadline is None else max(deadline - time.monotonic(), 0) / 3600
         with shown_progress("tune") as report:
             folder = RunFolder(out, resume=True, exhibit=EXHIBIT)
-            run_plan(plan, device, folder, hours=left, command=command_line(), progress=report, say=say, compare=False)
+            run_plan(plan, device, folder, hours=left, command=command_line(), progress=report, say=say, tuning=True)
         whole = min(_trained(cells) for cells in _rows(plan).values())
-        if whole < count or (deadline is not None and time.monotonic() > deadline):
+        if whole < count:
             break
     return plan, whole
 
@@ -138,6 +142,16 @@ def _validation(cell: Cell) -> float:
     return float(np.mean([result.val_accuracy[result.best_epoch - 1] for result in cell.results.values()]))
 
 
+def _tell_what_leaves(out: Path, document: Mapping) -> None:
+    """Say which rows of an earlier command the new document lacks."""
+    if not (out / TUNED).exists():
+        return
+    with suppress(InputError):
+        here = {tuple(row[name] for name in ROW) for row in document["rows"]}
+        if gone := Tuned(out).rows.keys() - here:
+            say(f"{amount(len(gone), 'row')} chosen earlier are not of this command and leave {out / TUNED}")
+
+
 def _document(rows: Mapping[str, list[Cell]], plan: GridPlan, grid: Grid, space: Space, draws: int) -> dict:
     """Return what was chosen for each row among its first draws, and how every draw did."""
     chosen = []
@@ -145,11 +159,14 @@ def _document(rows: Mapping[str, list[Cell]], plan: GridPlan, grid: Grid, space:
         validation = [_validation(cell) for cell in cells[:draws]]
         best = int(np.argmax(validation))
         described = describe_cell(cells[best])
-        row = {name: described[name] for name in (*ROW, "missing_test", "synthetic")}
+        row = {name: described[name] for name in (*ROW, "revision", "synthetic")}
+        row["missing_test"] = cells[best].missing_test.name
+        rates = {name: rate.default for name, rate in registry.load(cells[best].method).rates.items()}
+        drawn = [asdict(cell.settings) for cell in cells[:draws]]
         chosen.append(
             row
             | {"draw": best, "settings": described["settings"], "validation": [round(v, 4) for v in validation]}
-            | {"drawn": [asdict(cell.settings) for cell in cells[:draws]]}
+            | {"drawn": [one | {"own": rates | one["own"]} for one in drawn]}
         )
     return {
         "schema": 1,
@@ -165,11 +182,16 @@ def _document(rows: Mapping[str, list[Cell]], plan: GridPlan, grid: Grid, space:
 
 def print_chosen(document: Mapping) -> None:
     """Print a line for each row: validation accuracy of the defaults and of the choice, and the settings."""
+    rows = plain(document)["rows"]
+    names = [name for name in ROW if name in ("method", "fusion", "missing") or len({row[name] for row in rows}) > 1]
     table = Table(box=None, header_style="bold")
-    for name in ("method", "fusion", "missing", "defaults", "chosen", "settings"):
-        table.add_column(name, justify="right" if name in ("defaults", "chosen") else "left")
-    for row in plain(document)["rows"]:
+    for name in (*names, "draw 0", "chosen", "settings"):
+        table.add_column(name.replace("_", " "), justify="right" if name in ("draw 0", "chosen") else "left")
+    for row in rows:
         scores = [f"{row['validation'][draw]:.1f}" for draw in (0, row["draw"])]
-        table.add_row(row["method"], row["fusion"], row["missing"], *scores, settings_text(row["settings"]))
-    Console().print(table)
+        table.add_row(*(escape(row[name]) for name in names), *scores, settings_text(row["settings"]))
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200  # a file or a pipe has no width of its own
+    console.print(table)
     print(f"Validation accuracy in percent; the best of {document['draws']} draws is too high an estimate.")

@@ -1,8 +1,10 @@
 """What an earlier `mlemiss tune` chose, for `train --tuned` and `reproduce --tuned`."""
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ...pipeline.console import amount
 from ...pipeline.errors import InputError
@@ -10,8 +12,8 @@ from ...pipeline.stores.store import FeatureStore
 from ..settings import Settings
 from .grid import Cell, Grid, GridPlan, plan_grid
 
-TUNED = "tuned.json"
-ROW = ("dataset", "features", "store", "method", "fusion", "missing", "split")  # what a choice is looked up by
+TUNED, DRAWS = "tuned.json", ".tune"  # what was chosen; marks a folder of draws, finished or not
+ROW = ("dataset", "features", "store", "method", "fusion", "missing", "missing_test", "split")  # names a choice
 
 
 class Tuned:
@@ -27,16 +29,24 @@ class Tuned:
             self.rows = {tuple(row[name] for name in ROW): row for row in self.document["rows"]}
             self._settings = {key: Settings(**row["settings"]) for key, row in self.rows.items()}
             self.skipped = {entry["cell"] for entry in self.document["skipped"]}
+            self.chosen = {
+                key: {"draw": row["draw"], "validation": row["validation"][row["draw"]]}
+                for key, row in self.rows.items()
+            }
+            content = json.dumps([self.document["space"], self.document["rows"]], sort_keys=True)
             self.facts = {"run": path.absolute().name} | {name: self.document[name] for name in ("draws", "seeds")}
+            self.facts["digest"] = hashlib.sha256(content.encode()).hexdigest()[:8]
         except OSError:
             raise InputError(f"no {TUNED} in {path}.\nName the folder of a `mlemiss tune` that has ended.") from None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, IndexError):
             raise InputError(f"{path / TUNED} cannot be read as what `mlemiss tune` chose.\nRun it again.") from None
 
     @property
     def text(self) -> str:
         """Say where the settings are from."""
-        return f"settings of {self.path}, chosen among {amount(self.facts['draws'], 'draw')} of each row"
+        alike = dict.fromkeys(f"{one.epochs} epochs of {one.batch_size} segments" for one in self._settings.values())
+        draws = amount(self.facts["draws"], "draw")
+        return f"settings of {self.path}, chosen among {draws} of each row; {' or '.join(alike)}"
 
     def plan(self, stores: Sequence[FeatureStore], grid: Grid) -> GridPlan:
         """Plan a grid with the settings that were chosen for each of its rows.
@@ -47,19 +57,23 @@ class Tuned:
             raise InputError(f"seeds {sorted(shared)} were tuned on: they cannot be reported.\nTake other seeds.")
         plan = plan_grid(stores, grid, self.settings)
         for cell in plan.cells:
-            cell.tuned = self.describe(cell)
+            cell.tuned = self.facts | self._look_up(self.chosen, cell)
         return plan
 
     def settings(self, cell: Cell) -> list[Settings]:
-        """Return the settings that were chosen for a cell's row, or the defaults where it could not be trained.
+        """Return the settings that were chosen for a cell's row; the defaults where it was skipped, as it is again.
 
         InputError: the run was of other data, features or methods.
         """
-        key = self._key(cell)
-        if key in self._settings:
-            return [self._settings[key]]
-        if cell.name in self.skipped:
+        if cell.name in self.skipped and self._key(cell) not in self.rows:
             return [Settings()]
+        return [self._look_up(self._settings, cell)]
+
+    def _look_up(self, values: Mapping, cell: Cell) -> Any:
+        """Return a row's value. InputError: the row was not tuned."""
+        key = self._key(cell)
+        if key in values:
+            return values[key]
         differs = [
             f"{name} {value} (tuned: {', '.join(dict.fromkeys(row[name] for row in self.rows.values()))})"
             for name, value in zip(ROW, key, strict=True)
@@ -70,15 +84,8 @@ class Tuned:
             "Tune it with the same options, or leave --tuned out."
         )
 
-    def describe(self, cell: Cell) -> dict | None:
-        """Return what a cell's results say of how its settings were chosen; None where they were not."""
-        row = self.rows.get(self._key(cell))
-        if row is None:
-            return None
-        draw = row["draw"]
-        return self.facts | {"draw": draw, "validation": row["validation"][draw], "missing_test": row["missing_test"]}
-
     def _key(self, cell: Cell) -> tuple:
         store = cell.clips.store
         features = cell.clips.describe()["features"]
-        return store.dataset, features, store.fingerprint, cell.method, cell.fusion, cell.missing.name, cell.split
+        row = (cell.method, cell.fusion, cell.missing.name, cell.missing_test.name, cell.split)
+        return store.dataset, features, store.fingerprint, *row

@@ -77,8 +77,9 @@ class KnowledgeExperts(OwnFusion):
     def logits(self, x: Sequence[Tensor], observed: Tensor) -> Tensor:
         """Return scores of the classes [R, B, C]."""
         each = self._tokens(x, observed)
-        share = torch.cat([router(token) for router, token in zip(self.routers, each, strict=True)], 1).softmax(-1)
-        tokens = torch.cat(each, 1)  # [R, M * B, d]: a modality after the other
+        routed = [router(token) for router, token in zip(self.routers, each, strict=True)]
+        share = torch.stack(routed, 2).flatten(1, 2).softmax(-1)
+        tokens = torch.stack(each, 2).flatten(1, 2)  # [R, B * M, d]: row after row, as whatever is random is drawn
         mixed = sum(expert(tokens) * share[..., m, None] for m, expert in enumerate(self.experts))
-        joined = torch.cat(blank(mixed.chunk(len(self.maps), 1), observed), -1)
+        joined = torch.cat(blank(mixed.unflatten(1, (-1, len(each))).unbind(2), observed), -1)
         return self.head(joined + self.join(joined).relu())

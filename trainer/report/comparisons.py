@@ -67,7 +67,7 @@ def family_of(described: Mapping) -> dict:
     settings = BEFORE | (described.get("settings") or {})
     settings.pop("marginal", None)
     if tuned := described.get("tuned"):
-        settings = {"tuned": {name: tuned[name] for name in ("run", "draws", "seeds")}}
+        settings = {"tuned": {name: tuned[name] for name in ("run", "draws", "seeds", "digest")}}
     return {name: described.get(name) for name in FAMILY} | {"settings": settings}
 
 

@@ -32,7 +32,7 @@ def write_draws(document: dict, out: Path) -> None:
     for row in document["rows"]:
         sections.setdefault(tuple(row[name] for name in SETTING), []).append(row)
     facts = {
-        "Draws": f"{document['draws']} of each row; draw 0 is the defaults",
+        "Draws": f"{document['draws']} of each row; draw 0 is the defaults, as far as they are in the space",
         "Seeds": f"{', '.join(map(str, document['seeds']))}, which are never reported",
         "Space": ", ".join(f"{name.replace('_', ' ')} {text}" for name, text in document["space"].items()),
         "Command": document["command"],
@@ -97,8 +97,8 @@ def _varies(rows: Sequence[Mapping], name: str) -> bool:
 
 def _panel(axis, row: Mapping, name: str) -> None:
     """Draw one row's draws against one setting. A share that is not set stands left of 0."""
-    scale = AXES.get(name, "log")
     points = [(_value(drawn, name), score) for drawn, score in zip(row["drawn"], row["validation"], strict=True)]
+    scale = "linear" if any(value == 0 for value, _ in points) else AXES.get(name, "log")
     if all(value is None for value, _ in points):
         axis.axis("off")  # another method's own
         return
