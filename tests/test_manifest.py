@@ -42,6 +42,7 @@ def test_manifest_is_read_as_it_was_written(tmp_path):
         ([HEADER, "a,../a.mp4,glad,s1"], "is outside the root"),
         ([HEADER, "a,/etc/passwd,glad,s1"], "is outside the root"),
         ([HEADER + ",split", "a,a.mp4,glad,s1,x"], "a name that the store itself uses"),
+        ([HEADER + ",face_box", "a,a.mp4,glad,s1,x"], "a name that the store itself uses"),
         ([HEADER + ",x,x", "a,a.mp4,glad,s1,1,2"], "appears twice"),
         ([HEADER, 'a,"a.mp4,glad,s1'], "line"),
         ([HEADER, "a\0b,a.mp4,glad,s1"], "line 2: a character NUL"),
