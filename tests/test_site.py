@@ -13,6 +13,7 @@ import pytest
 import torch
 from mlemiss.pipeline.errors import InputError
 from mlemiss.pipeline.files import csv_text
+from mlemiss.trainer.experiments.tuned import DRAWS
 from mlemiss.trainer.report import site
 from mlemiss.trainer.report.site import mark_best, write_site
 from mlemiss.trainer.report.tables import Section
@@ -217,12 +218,12 @@ def test_tuned_results_are_a_table_that_tells_the_settings_of_each(runs, tmp_pat
     shutil.copytree(runs / "first", tmp_path / "tuned")
     document = json.loads((tmp_path / "tuned" / "results.json").read_text())
     for result in document["results"]:
-        result["tuned"] = {"run": "draws", "draws": 30, "seeds": [1000]}
+        result["tuned"] = {"run": "draws", "draws": 30, "seeds": [1000], "digest": "ab"}
         result["settings"]["lr"] = {"mle": 0.1, "zero-padding": 0.2, "audio-only": 0.3}[result["method"]]
     (tmp_path / "tuned" / "results.json").write_text(json.dumps(document))
     write_site([runs / "first", runs / "faster", tmp_path / "tuned"], tmp_path / "site")
     page = page_of(tmp_path / "site")
-    for said in ("lr 0.003, not tuned", "lr 0.01, not tuned", "tuned (run draws, draws 30, seeds [1000])"):
+    for said in ("lr 0.003, not tuned", "lr 0.01, not tuned", "tuned (run draws, draws 30, seeds [1000], digest ab)"):
         assert said in page.text
     assert (
         "marginal bank, dropout 0.0" in page.text and "draws for each row, by `mlemiss tune` (run draws)" in page.text
@@ -420,7 +421,7 @@ def test_the_command(runs, tmp_path, mlemiss):
     shutil.copytree(runs / "more", tmp_path / "runs" / "one")
     shutil.copytree(runs / "other", tmp_path / "runs" / "two")
     shutil.copytree(runs / "other", tmp_path / "runs" / "draws")
-    (tmp_path / "runs" / "draws" / "tuned.json").write_text("{}")  # of `mlemiss tune`, which are no results
+    (tmp_path / "runs" / "draws" / DRAWS).touch()  # of `mlemiss tune`, which are no results
     (tmp_path / "file").touch()
     done = mlemiss("report", "--site", "site")  # all in runs/
     assert done.returncode == 0 and done.stderr == "leaderboard: site/index.html\n" and done.stdout == ""
