@@ -260,7 +260,7 @@ def test_train_keeps_a_run_and_says_what_it_leaves_out(tmp_path):
     assert {"results.json", "report.html", "weights", "predictions"} == {p.name for p in (tmp_path / "run").iterdir()}
     for wrong, words in (
         ({"out": tmp_path / "run"}, "holds the results of another run"),
-        ({"layers": 3}, "unknown setting among .*layers"),
+        ({"layers": 3}, "unknown setting 'layers'"),
         ({"lr": -1}, "out of range"),
         ({"device": "tpu"}, "unknown device"),
         ({"missing": "text:0.5"}, "text:0.5"),

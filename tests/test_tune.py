@@ -121,6 +121,8 @@ def test_training_with_what_was_chosen(tuned, store, tmp_path, mlemiss):
         assert result["tuned"]["validation"] == row["validation"][row["draw"]]
     assert len({json.dumps(r["settings"]) for r in document["results"]}) > 1
     assert len(document["comparisons"]) == 3  # one table, though each method has settings of its own
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Paired comparisons: 3 differences" in page and "4 draws for each row on seeds 1000" in page
     for options, why in (
         (["--lr", 0.1], "--tuned and settings of your own exclude each other"),
         (["--seeds", 1001], "seeds [1000] were tuned on"),
@@ -154,6 +156,17 @@ def test_a_diverging_draw_has_lost(store, tmp_path, mlemiss):
         lr = [one["lr"] for one in row["drawn"]]
         assert {score > 0 for score, rate in zip(row["validation"], lr, strict=True) if rate == 1e30} == {False}
         assert row["settings"]["lr"] < 1 and min(lr) < 1 < max(lr)
+
+
+def test_all_draws_diverge(store, tmp_path, mlemiss):
+    wild = ["tune", "--store", store, "--method", "mle", *QUICK, "--out", tmp_path / "t", "--space", "lr=1e30"]
+    done = mlemiss(*wild, "--draws", 2)
+    assert done.returncode == 2 and "all 2 draws of toy toy mle addition audio:0.5" in done.stderr
+    assert not (tmp_path / "t" / "tuned.json").exists()
+    none = mlemiss(
+        "tune", "--store", store, *QUICK, "--fusion", "outer", "--space", "dim=4096", "--out", tmp_path / "n"
+    )
+    assert none.returncode == 2 and "the outer product" in none.stderr and not (tmp_path / "n").exists()
 
 
 def test_what_is_not_the_same_row(tuned, store, tmp_path, mlemiss):

@@ -150,6 +150,11 @@ class Clips:
         for value, name in PARTS.items():
             if not (part == value).any():
                 raise InputError(f"{drawn} leaves no {name} clips of {len(part)} usable ones.\nPreprocess more clips.")
+        if len(np.unique(self.label[part == VALIDATION])) < 2:
+            raise InputError(
+                f"{drawn} has validation clips of one class alone, which cannot choose an epoch.\n"
+                "Preprocess more clips, or choose another --split or --splits."
+            )
         absent = np.setdiff1d(self.label[part != TRAIN], self.label[part == TRAIN])
         if len(absent):
             names = ", ".join(self.classes[c] for c in absent)

@@ -93,6 +93,8 @@ def joined(X: object, names: Sequence[str] | None = None) -> tuple[np.ndarray, C
         names = [f"m{m}" for m in range(len(X))] if names is None else list(names)
         if len(names) != len(X):
             raise ValueError(f"X has {len(X)} arrays, expected {len(names)}: {', '.join(names)}.")
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"modalities names {twice[0]} twice: expected a name for each of {len(X)} arrays.")
         X = dict(zip(names, X, strict=True))
     if not X:
         raise ValueError("X holds no arrays: expected one [n, D] for each modality.")

@@ -75,11 +75,14 @@ def train(
     Raises:
         InputError: an unknown name or setting, a store that cannot be read, or ``out`` holds results already.
     """
+    known = Settings.__dataclass_fields__
+    if unknown := [name for name in settings if name not in known]:
+        raise InputError(f"unknown setting {unknown[0]!r}: expected some of {', '.join(known)}.")
     try:
         chosen = Settings(**settings)
     except TypeError:
-        known = ", ".join(Settings.__dataclass_fields__)
-        raise InputError(f"unknown setting among {', '.join(settings)}: expected some of {known}.") from None
+        wrong = {name: value for name, value in settings.items() if isinstance(value, str) and name != "marginal"}
+        raise InputError(f"settings that are no numbers: {wrong or settings}.") from None
     several = stores if isinstance(stores, list | tuple) else [stores]
     opened = [one if isinstance(one, FeatureStore) else open_store(str(one)) for one in several]
     check_stores(opened, chosen, None)

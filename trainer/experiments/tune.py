@@ -75,7 +75,8 @@ def tune(
         say(f"store {store.path}: {amount(len(store.clip_id), 'clip')}, weights {store.weights.get('name')}")
     ranges = ", ".join(f"{name.replace('_', ' ')} {text}" for name, text in space.describe().items())
     say(f"device {where}; {amount(draws, 'draw')} of {ranges}; seeds {grid.seeds[0]} to {grid.seeds[-1]}")
-    out.mkdir(parents=True, exist_ok=True)
+    plan_grid(stores, grid, lambda cell: space.settings(settings, registry.load(cell.method).rates, draws))
+    out.mkdir(parents=True, exist_ok=True)  # what cannot be planned is told before anything is written
     (out / DRAWS).touch()
     with only_one(out / ".lock", str(out)):
         plan, done = _train_draws(stores, out, grid, settings, space, draws, where, hours)
@@ -86,6 +87,11 @@ def tune(
                 f"{hours} hours were too short for one draw of each of {amount(len(rows), 'row')}: "
                 f"{len(short)} lack it, such as {short[0]}.\n"
                 "What is trained is kept: run the same command again to go on, or give a longer --budget."
+            )
+        if lost := [name for name, cells in rows.items() if not any(map(_validation, cells[:done]))]:
+            raise InputError(
+                f"all {done} draws of {lost[0]} diverged: their loss was not finite.\n"
+                "Narrow what is drawn, such as --space lr=1e-4..1e-2."
             )
         document = _document(rows, plan, grid, space, done)
         _tell_what_leaves(out, document)

@@ -114,4 +114,6 @@ def _panel(axis, row: Mapping, name: str) -> None:
         axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.yaxis.set_major_locator(MaxNLocator(3))
-    axis.tick_params(labelsize=7, labelbottom=name not in AXES or None)
+    axis.tick_params(labelsize=7)
+    if name not in AXES:  # whose last panel may be another method's
+        axis.tick_params(labelbottom=True)

@@ -218,6 +218,11 @@ def _facts(documents: Sequence[dict], parts: Sequence[Section], comparisons: Seq
         "Given files": [f"{kind} {file['file']}, sha256 {file['sha256'][:12]}" for kind, file in given],
         "Seeds": [", ".join(map(str, r["seeds"])) for r in results],
         "Clips": [f"{span_text(r['n_train'])} training, {span_text(r['n_test'])} test" for r in results],
+        "Tuned": [
+            f"{t['draws']} draws for each row on seeds {', '.join(map(str, t['seeds']))} (`mlemiss tune`, {t['run']})"
+            for r in results
+            if (t := r.get("tuned"))
+        ],
         "Settings": [", ".join(f"{n.replace('_', ' ')} {v}" for n, v in r["settings"].items()) for r in results],
         "Selection": ["weights of the best validation epoch of each run; the test clips choose nothing"],
         "Command": [d["command"] for d in documents if d.get("command")],
