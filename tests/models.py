@@ -47,6 +47,6 @@ def write_bert(folder: Path) -> Path:
         max_position_embeddings=16,
     )  # fmt: skip
     transformers.BertModel(config).save_pretrained(folder)
-    folder.joinpath("vocab.txt").write_text("\n".join(WORDS))
-    transformers.BertTokenizerFast(vocab_file=str(folder / "vocab.txt")).save_pretrained(folder)
+    words = {word: number for number, word in enumerate(WORDS)}
+    transformers.BertTokenizerFast(vocab=words, model_max_length=16).save_pretrained(folder)
     return folder

@@ -166,14 +166,34 @@ def test_text_features_are_the_mean_over_the_words(tmp_path):
     network = encoder("hf:bert@-2", folder)
     assert network.inputs == {"text": "text"} and network.segments == 1
     text = "Kids are talking by the door"
-    found = network.encode("text", [text, f"{text} " * 9])
+    found = network.encode("text", [text, "dogs are talking", f"{text} " * 3])
+    assert np.abs(found[0] - found[1]).max() > 0.01
     tokens = transformers.AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt")
+    model = transformers.AutoModel.from_pretrained(folder).eval()
     with torch.no_grad():
-        states = (
-            transformers.AutoModel.from_pretrained(folder).eval()(**tokens, output_hidden_states=True).hidden_states
-        )
+        states = model(**tokens, output_hidden_states=True).hidden_states
     np.testing.assert_allclose(found[0], states[-2][0, 1:-1].mean(0, keepdims=True), atol=1e-5)
-    assert found[1].shape == (1, 20)  # cut off where the model ends
+    assert tokens["input_ids"].tolist() == [[2, 5, 7, 8, 10, 11, 12, 3]]  # it knows the words
+    words, states = tokens["input_ids"][0, 1:-1].repeat(3), []  # 18: in pieces where the model ends, of all of them
+    for piece in (words[:14], words[14:]):
+        with torch.no_grad():
+            every = model(torch.tensor([[2, *piece.tolist(), 3]]), output_hidden_states=True).hidden_states
+        states.append(every[-2][0, 1:-1])
+    np.testing.assert_allclose(found[2], torch.cat(states).mean(0, keepdims=True), atol=1e-5)
+
+
+@transformers_there
+def test_positions_that_no_token_has(tmp_path):
+    import transformers
+
+    write_bert(tmp_path / "roberta")
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    config = transformers.RobertaConfig(vocab_size=13, max_position_embeddings=14, pad_token_id=1, **small)
+    transformers.RobertaModel(config).save_pretrained(tmp_path / "roberta")
+    network = encoder("hf:roberta", tmp_path / "roberta")
+    assert network.most_tokens == 12
+    (found,) = network.encode("text", ["kids are talking " * 9])
+    assert found.shape == (1, 8) and np.isfinite(found).all()
 
 
 # ---- what is no model ----

@@ -12,6 +12,8 @@ from mlemiss.pipeline.encoders import Weights
 from mlemiss.pipeline.encoders.load import load_encoder
 from mlemiss.pipeline.encoders.weights import RANDOM_SEED
 from mlemiss.pipeline.media.decode import read_waveform
+from mlemiss.pipeline.stores.catalogue import find_store
+from mlemiss.pipeline.stores.remote import parse_place
 from mlemiss.pipeline.stores.schema import FACE_BOX
 from mlemiss.pipeline.stores.store import FeatureStore
 
@@ -43,6 +45,7 @@ def test_faces_through_clip_and_sound_through_hubert(shared_data, tmp_path, mlem
     media, pictures, sounds = (
         next(store for name, store in made.items() if name.startswith(start)) for start in ("media", "timm:", "hf:")
     )
+    assert find_store(parse_place(str(tmp_path / "stores")), heard, modality="audio") == sounds.path  # by the same name
     assert media.present.all() and pictures.shape("visual") == (len(media.clip_id), 30, 768)
     assert np.isfinite(pictures.read("visual")).all()
     assert np.isfinite(media.read(FACE_BOX)).all()

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -455,3 +456,12 @@ def test_maximum_likelihood_pays_for_no_marginal_it_does_not_need(tmp_path):
     assert MaximumLikelihood(Runs(dataset, complete, Stage()), QUICK, "outer")._marginals == {}
     lacking = MaximumLikelihood(Runs(dataset, draw(dataset.clips), Stage()), QUICK, "outer")._marginals
     assert list(lacking) == [1]  # audio alone
+
+
+def test_validation_clips_of_one_class_choose_nothing(store):
+    clips = Clips(store)
+    part = np.full(len(store.clip_id), TRAIN, np.int8)
+    part[[0, 3]], part[6:9] = VALIDATION, TEST  # classes go 0, 1, 2, 0, …
+    clips.store = SimpleNamespace(path=store.path, split=lambda seed, by: part, missing=store.missing)
+    with pytest.raises(InputError, match="validation clips of one class alone"):
+        draw(clips)

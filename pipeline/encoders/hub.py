@@ -77,8 +77,8 @@ class Transformer(Encoder):
         if not self.rate:
             self.inputs, self.segments = {"text": "text"}, 1
             positions = getattr(self.model.config, "max_position_embeddings", None) or MOST_TOKENS
-            self.most_tokens = min(self.processor.model_max_length, positions)
-            self.spec["most_tokens"] = self.most_tokens
+            self.most_tokens = min(self.processor.model_max_length, positions - _unused_positions(self.model))
+            self.spec |= {"most_tokens": self.most_tokens, "long_text": "pieces"}
             return
         self.inputs = {"audio": "waveform"}
         self.span = getattr(self.processor, "n_samples", 0)  # Whisper's: every piece is filled up to so many samples
@@ -99,7 +99,7 @@ class Transformer(Encoder):
     def _probe(self, features: str) -> "Sequence[torch.Tensor]":
         """Return the hidden states of a second of silence, or of a word. InputError: the model has none."""
         try:
-            inputs = self._sound([np.zeros(self.rate, np.float32)]) if self.rate else self._tokens("a")
+            inputs = self._sound([np.zeros(self.rate, np.float32)]) if self.rate else self._tokens("a")[0][0]
             return list(self._states(inputs))
         except LOADING_ERRORS as error:
             if out_of_memory(error):
@@ -125,14 +125,30 @@ class Transformer(Encoder):
 
     # ---- text ----
 
-    def _tokens(self, text: str) -> dict[str, "torch.Tensor"]:
-        options = {"truncation": True, "max_length": self.most_tokens, "return_tensors": "pt"}
-        return dict(self.processor(text, **options, return_special_tokens_mask=True))
+    def _tokens(self, text: str) -> list[tuple[dict[str, "torch.Tensor"], np.ndarray]]:
+        """Return the model's inputs of each piece of a text, and which of its tokens are words, bool [token].
+
+        A tokenizer written in Python gives the first piece alone.
+        """
+        import torch
+
+        several = self.processor.is_fast
+        options = {"truncation": True, "max_length": self.most_tokens, "return_overflowing_tokens": several}
+        found = self.processor(text, **options, return_special_tokens_mask=True)
+        names = [name for name in self.processor.model_input_names if name in found]
+        pieces = []
+        for i in range(len(found["input_ids"]) if several else 1):
+            inputs, special = (
+                {name: found[name][i] if several else found[name] for name in of}
+                for of in (names, ["special_tokens_mask"])
+            )
+            words = np.array(special["special_tokens_mask"]) == 0
+            pieces.append(({name: torch.tensor([row]) for name, row in inputs.items()}, words))
+        return pieces
 
     def _read(self, text: str) -> np.ndarray:
-        tokens = self._tokens(text)
-        words = tokens.pop("special_tokens_mask")[0].numpy() == 0
-        states = self._hidden(tokens)[0]
+        pieces = [(self._hidden(inputs)[0], words) for inputs, words in self._tokens(text)]
+        states, words = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
         return states[words if words.any() else slice(None)].mean(0, keepdims=True)
 
     # ---- sound ----
@@ -220,6 +236,12 @@ class Transformer(Encoder):
             mask = np.stack([np.arange(size) < len(piece) for piece in pieces])
             inputs["attention_mask"] = torch.from_numpy(mask.astype(np.int64))
         return inputs
+
+
+def _unused_positions(model: "torch.nn.Module") -> int:
+    """Return how many of a model's positions no token has: RoBERTa's count from behind the padding's."""
+    found = (one.padding_idx for name, one in model.named_modules() if name.endswith("position_embeddings"))
+    return max((0 if padding is None else padding + 1 for padding in found), default=0)
 
 
 def mean_by_segment(values: np.ndarray, times: np.ndarray, duration: float) -> np.ndarray:

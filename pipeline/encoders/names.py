@@ -180,6 +180,15 @@ def split_layers(features: str) -> tuple[str, str]:
     return source, layers
 
 
+def stored_name(features: str) -> str:
+    """Return the name under which features are stored: of `hf:FOLDER@LAYERS` the folder's last part alone counts."""
+    if not features.startswith("hf:"):
+        return features
+    source, _ = split_layers(features)
+    folder = Path(source).expanduser()
+    return f"hf:{folder.resolve().name}{features.removeprefix(f'hf:{source}')}" if folder.is_dir() else features
+
+
 def known_features(features: str) -> str:
     """Return the name under which features are stored: of `hf:FOLDER@LAYERS` the folder's name alone counts.
 
@@ -195,11 +204,11 @@ def known_features(features: str) -> str:
         if library is None and not is_encoder_class(plugin_of(features)):
             resolve_tag(features)
         return features
+    if (stored := stored_name(features)) != features:
+        return stored
     source, _ = split_layers(features)
     folder = Path(source).expanduser()
-    if folder.is_dir():
-        return f"hf:{folder.resolve().name}{features.removeprefix(f'hf:{source}')}"
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) or source.startswith("."):
+    if (not folder.is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source)) or source.startswith("."):
         raise InputError(f"features {features!r}: no folder {folder}.\nName a folder with a model, or one on the hub.")
     return features
 

@@ -15,7 +15,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from ..console import amount, comma_list, name_some, printable, say, say_once
-from ..encoders.names import MODALITY_NAME, is_encoder
+from ..encoders.names import MODALITY_NAME, is_encoder, stored_name
 from ..errors import InputError
 from .checksums import COMPLETE, UNEXPECTED
 from .remote import Place, in_parallel, is_local, parse_place
@@ -268,7 +268,7 @@ def find_store(folder: Place, features: str, dataset: str | None = None, modalit
 
     InputError: none or several fit (they are listed).
     """
-    everything = list(stores_in(folder))
+    everything, features = list(stores_in(folder)), stored_name(features)
     datasets = sorted({attrs["dataset"] for _, attrs in everything})
     fitting = [
         (path, attrs)
