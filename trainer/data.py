@@ -150,12 +150,12 @@ class Clips:
         for value, name in PARTS.items():
             if not (part == value).any():
                 raise InputError(f"{drawn} leaves no {name} clips of {len(part)} usable ones.\nPreprocess more clips.")
-        more = "Preprocess more clips, or choose another --split."
+        advice = "Preprocess more clips, or choose another --split."
         if len(np.unique(self.label[part == VALIDATION])) < 2:
-            raise InputError(f"{drawn} has validation clips of one class alone, which choose no epoch.\n{more}")
+            raise InputError(f"{drawn} has validation clips of one class alone, which choose no epoch.\n{advice}")
         if len(absent := np.setdiff1d(self.label[part != TRAIN], self.label[part == TRAIN])):
             names = ", ".join(self.classes[c] for c in absent)
-            raise InputError(f"{drawn} has held-out clips but no training clip of {names}.\n{more}")
+            raise InputError(f"{drawn} has held-out clips but no training clip of {names}.\n{advice}")
         return Run(spec, part, observed, self.modalities, self._labelled(spec, whole, observed), tuple(more))
 
     def _labelled(self, spec: RunSpec, part: np.ndarray, observed: np.ndarray) -> np.ndarray:
