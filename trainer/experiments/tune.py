@@ -8,7 +8,7 @@ Test clips choose nothing.
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -75,11 +75,15 @@ def tune(
         say(f"store {store.path}: {amount(len(store.clip_id), 'clip')}, weights {store.weights.get('name')}")
     ranges = ", ".join(f"{name.replace('_', ' ')} {text}" for name, text in space.describe().items())
     say(f"device {where}; {amount(draws, 'draw')} of {ranges}; seeds {grid.seeds[0]} to {grid.seeds[-1]}")
-    plan_grid(stores, grid, lambda cell: space.settings(settings, registry.load(cell.method).rates, draws))
+
+    def planned(count: int) -> GridPlan:
+        return plan_grid(stores, grid, lambda cell: space.settings(settings, registry.load(cell.method).rates, count))
+
+    planned(draws)
     out.mkdir(parents=True, exist_ok=True)  # what cannot be planned is told before anything is written
     (out / DRAWS).touch()
     with only_one(out / ".lock", str(out)):
-        plan, done = _train_draws(stores, out, grid, settings, space, draws, where, hours)
+        plan, done = _train_draws(planned, draws, out, where, hours)
         rows = _rows(plan)
         if not done:
             short = [name for name, cells in rows.items() if cells[0].left]
@@ -101,25 +105,14 @@ def tune(
 
 
 def _train_draws(
-    stores: Sequence[FeatureStore],
-    out: Path,
-    grid: Grid,
-    settings: Settings,
-    space: Space,
-    draws: int,
-    device: torch.device,
-    hours: float | None,
+    planned: Callable[[int], GridPlan], draws: int, out: Path, device: torch.device, hours: float | None
 ) -> tuple[GridPlan, int]:
     """Train all draws, under a budget some after the others; return the last plan, and how many draws are whole."""
     deadline = None if hours is None else time.monotonic() + 3600 * hours
     steps = [draws] if hours is None else [1, *range(1 + (block := -(-draws // BLOCKS)), draws, block), draws]
     whole = 0
     for count in dict.fromkeys(min(step, draws) for step in steps):
-
-        def drawn(cell: Cell, count: int = count) -> list[Settings]:
-            return space.settings(settings, registry.load(cell.method).rates, count)
-
-        plan = plan_grid(stores, grid, drawn)
+        plan = planned(count)
         left = None if deadline is None else max(deadline - time.monotonic(), 0) / 3600
         with shown_progress("tune") as report:
             folder = RunFolder(out, resume=True, exhibit=EXHIBIT)
