@@ -303,12 +303,23 @@ def installed(library: str) -> bool:
         return False
 
 
-def test_the_audio_store_is_the_same_with_either_crop(clips, red, tmp_path):
-    """Sound alone has one fingerprint and the same bytes, also of a clip that has neither a face nor sound."""
+def test_the_audio_store_is_the_same_with_either_crop(clips, red, tmp_path, monkeypatch):
+    """Sound alone has one fingerprint and the same bytes, also of a clip that has neither a face nor sound.
+
+    It is taken from a media store of faces, too; of a clip that failed there the file is read again.
+    """
     both, alone = tmp_path / "both", tmp_path / "alone"
     run(clips, both, FACE, features=(f"audio={SMALL}", f"visual={SMALL}"), mode=None)
     run(clips, alone, Limits(), features=(f"audio={SMALL}",), mode=None)
     assert content(alone).items() <= content(both).items() and content(alone)
+    for limits in (FACE, KEEP):
+        run(clips, media_only := tmp_path / f"media-{limits.no_face}", limits, mode="only")
+        decoded, real = [], media.read_clip
+        monkeypatch.setattr(media, "read_clip", lambda path, *more: decoded.append(path.stem) or real(path, *more))
+        run(clips, media_only, Limits(), features=(f"audio={SMALL}",), mode=None)
+        monkeypatch.setattr(media, "read_clip", real)
+        assert content(alone).items() <= content(media_only).items()
+        assert decoded == (["mute"] if limits is FACE else [])
 
 
 # --- wrong usage ----------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ Also the finished stores that such results are taken from.
 
 import json
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -210,18 +210,20 @@ class Donor:
             )
 
 
-def donors(stores: Path, features: str, spec: Mapping, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Donor]:
-    """Open the finished stores of these features and this spec; name one that cannot be used once and skip it.
+def donors(
+    stores: Path, features: str, fits: Callable[[Mapping], bool], shapes: Mapping[str, tuple[int, ...]]
+) -> Iterator[Donor]:
+    """Open the finished stores of these features and a fitting spec; name one that cannot be used once and skip it.
 
     Args:
         stores: their folder.
         features: their name, or `media`.
-        spec: theirs.
+        fits: tells whether a store's spec is as needed.
         shapes: of one clip in each array, whose names are the modalities if these are no media.
     """
     modalities = MODALITIES if features == MEDIA else tuple(shapes)
     for path, attrs in stores_in(stores):
-        if (attrs["features"], attrs["spec"], tuple(attrs["modalities"])) == (features, spec, modalities):
+        if (attrs["features"], tuple(attrs["modalities"])) == (features, modalities) and fits(attrs["spec"]):
             try:
                 donor = Donor.open(path)
             except InputError as error:

@@ -199,15 +199,17 @@ class Plan:
     def media_rows(self) -> dict[str, Row]:
         """Return, for each content (sha256) with media in a finished store, the row there.
 
-        Where a waveform is needed, only stores that keep it count.
+        Where a waveform is needed, only stores that keep it count; where no frames are, they may be cut in any way.
         """
-        heard = any(output.waveform for output in self.unfinished())
-        specs = [media_spec(self.limits, waveform=True)] + ([] if heard else [media_spec(self.limits)])
+        heard, shown = (any(getattr(o, kind) for o in self.unfinished()) for kind in ("waveform", "shown"))
+        cut = dict if shown else _uncut
         rows: dict[str, Row] = {}
-        for donor in (donor for spec in specs for donor in donors(self.stores, store.MEDIA, spec, MEDIA_SHAPES)):
-            path, revision = donor.store.path, donor.store.attrs["revision"]
-            for content, row in donor.rows(self.retry_failed).items():
-                rows.setdefault(content, Row(path, row, revision))
+        for kept in (True,) if heard else (True, False):
+            spec = media_spec(self.limits, waveform=kept)
+            for donor in donors(self.stores, store.MEDIA, lambda made, spec=spec: cut(made) == spec, MEDIA_SHAPES):
+                path, revision = donor.store.path, donor.store.attrs["revision"]
+                for content, row in donor.rows(self.retry_failed).items():
+                    rows.setdefault(content, Row(path, row, revision))
         return rows
 
     def tasks(self) -> list[Task]:
@@ -238,6 +240,11 @@ def media_spec(limits: Limits, waveform: bool = False) -> dict:
     """Return what determines the media of a clip: constants, and what was asked for beside the defaults."""
     face = faces.face_spec() if limits.crop == "face" else {}
     return MEDIA_SPEC | limits.spec() | face | ({WAVEFORM: SOUND[0]} if waveform else {})
+
+
+def _uncut(spec: Mapping) -> dict:
+    """Return a media store's spec without what the frames are cut to, which its sound does not depend on."""
+    return {name: value for name, value in spec.items() if name not in ("crop", "no_face") and name[:5] != "face_"}
 
 
 def make_plan(
@@ -341,7 +348,10 @@ def _keeps_waveform(collection: Collection, request: FeatureRequest, outputs: Se
 def _check_crop(limits: Limits, outputs: Sequence[Output]) -> None:
     """Check that there are frames to cut to faces."""
     if limits.crop == "face" and not any(output.shown for output in outputs):
-        raise InputError("--crop face is of pictures, and nothing that is asked for is made of them.\nLeave it out.")
+        raise InputError(
+            "--crop face is of pictures, and nothing that is asked for is made of them.\n"
+            "Leave it out: the sound of a media store of faces is used all the same."
+        )
 
 
 def _check_inputs(collection: Collection, inputs: Mapping[str, str]) -> None:

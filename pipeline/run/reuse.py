@@ -48,7 +48,7 @@ def fill(plan: Plan) -> int:
 
 
 def _results(plan: Plan, output: Output, wanted: Set[str]) -> Results:
-    for donor in donors(plan.stores, output.features, output.spec, output.shapes):
+    for donor in donors(plan.stores, output.features, output.spec.__eq__, output.shapes):
         yield from _from_store(donor, output, wanted, plan.retry_failed)
     for work in sorted((plan.stores / WORK).glob("*/")):
         if work != output.work and not work.is_symlink():
