@@ -203,7 +203,8 @@ def _announce(plan: Plan) -> None:
     for output in plan.outputs:
         state = "finished already" if output.finished else "to make"
         state += f", revision {output.revision}: its failed clips again" if output.revision > 1 else ""
-        made_by = f"weights {output.weights.name} ({output.weights_hash})" if output.weights else "frames and log-Mels"
+        made_by = f"weights {output.weights.name}" if output.weights else "frames and log-Mels"
+        made_by += f" ({output.weights_hash})" if output.weights_hash else ""
         say(f"store {output.final}: {made_by}, {state}")
         if output.weights:
             made = ", ".join(f"{modality} from {kind}" for modality, kind in output.inputs.items())

@@ -272,6 +272,7 @@ def test_names_that_are_none_are_told(tmp_path, monkeypatch):
         ("visual=", "expected NAME, or MODALITY=NAME"),
         ("2nd=resnet34", "a letter first"),
         ("resnet51", "unknown features 'resnet51'"),
+        ("hf:", "no model is named"),
         ("hf:x@", "'' are no layers of a model"),
         ("hf:x@last", "'last' are no layers of a model"),
         (f"hf:{tmp_path}/nothing", "no folder .*nothing"),

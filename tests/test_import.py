@@ -303,6 +303,7 @@ def tight(offset, scale):
         ({}, {"maps": ("visual=face", "smell")}, "expected MODALITY=ARRAY"),
         ({}, {"maps": ("visual=face", "2d=voice")}, "'2d' is no name of a modality"),
         ({}, {"maps": ("visual=face", "label=voice")}, "label is a name of the store's own"),
+        ({}, {"maps": ("visual=face", "Visual=voice")}, "visual and Visual differ in case alone"),
         ({}, {"maps": ("visual=face", "audio=face")}, "'face' is mapped twice"),
         ({}, {"maps": ("visual=face", "audio=voice", "audio=take"), "label": "take"}, "would tell the answer"),
         ({"voice": ragged()}, {}, "'voice' is pickled .* never loaded"),

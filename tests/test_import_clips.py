@@ -103,6 +103,16 @@ def test_as_many_steps_in_all_clips_are_the_segments(labels):
     assert load(labels, "visual=@v", segments=2).read("visual").shape == (12, 2, 4)
 
 
+def test_deviations_that_float16_cannot_tell_apart(labels):
+    """No scaling of the features helps there."""
+    (labels / "v").mkdir()
+    for i, clip in enumerate(CLIPS):
+        np.save(labels / "v" / f"{clip}.npy", (i + np.array([[-1.0], [1]]) * (1 + 1e-6 * i)).astype(np.float32))
+    with pytest.raises(InputError, match=r"first deviation of .*\n.*--pool mean\) and import again"):
+        load(labels, "visual=@v", pool="mean+std")
+    load(labels, "visual=@v", pool="mean")
+
+
 def test_a_clip_is_one_row_with_pool(labels):
     visual = arrays(labels, "v", [3, 40, 0])  # 0: one vector [D]
     means = load(labels, "visual=@v", pool="mean").read("visual")

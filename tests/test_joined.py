@@ -178,6 +178,8 @@ def test_what_features_asks_for():
     for wrong in ("visual=", "visual=a,visual=b", "visual=a,b", "1=a", "visual=a||b", "=a", "a=b,,c=d"):
         with pytest.raises(InputError, match=r"expected MODALITY=NAME"):
             parse_features([wrong])
+    with pytest.raises(InputError, match="visual and Visual differ in case alone"):
+        parse_features(["visual=a,Visual=b"])
     with pytest.raises(InputError, match="one store's path"):
         open_store("visual=a,audio=b.zarr")
 
@@ -210,6 +212,16 @@ def test_joined_from_command_line_to_report(tmp_path, mlemiss):
     predicted = mlemiss("predict", "run", "--store", named)
     assert predicted.returncode == 0 and predicted.stdout.count("\n") == CLIPS + 1, predicted.stderr
     assert "trained on clips of this very store" in predicted.stderr
+    # One store alone, or the other with few clips: what a store has not is missing.
+    (tmp_path / "few").mkdir()
+    rows = np.unique(data.label, return_index=True)[1]  # one of each class
+    few = stored(tmp_path / "few", "a", some(data, rows), {"audio": data.features["audio"][rows]})
+    alone, with_few = (
+        mlemiss("predict", "run", "--store", f"visual={first}{more}") for more in ("", f",audio={few.path}")
+    )
+    assert alone.returncode == 0 and "has no audio: its clips are predicted without" in alone.stderr, alone.stderr
+    same = set(alone.stdout.splitlines()) & set(with_few.stdout.splitlines())
+    assert len(same) == CLIPS - 3 + 1 and with_few.stdout != predicted.stdout
     lost = mlemiss("store", "preview", f"visual=http://127.0.0.1:1/v.zarr,audio={audio.path}")
     assert lost.returncode == 2 and "http://127.0.0.1:1/v.zarr" in lost.stderr and "not known" not in lost.stderr
     told = mlemiss("predict", "run", "--store", audio.path)

@@ -176,7 +176,7 @@ def test_a_manifest_names_the_file_of_the_sound(root):
 def test_sounds_that_are_absent(root):
     rows = ["a,clip.mkv,long.wav,x,s", "b,clip.mkv,gone.wav,y,s"]
     found = collect(str(manifest(root, *rows)))
-    assert len(found.clips) == 2 and "1 of these files are absent" in found.notes[-1] and "gone.wav" in found.notes[-1]
+    assert len(found.clips) == 2 and "the sound of 1 is absent" in found.notes[-1] and "gone.wav" in found.notes[-1]
     assert read_sources(found, 1 << 30, False)[1].faults == {"audio": "No such file or directory"}
     with pytest.raises(InputError, match=r"column audio_path .*: none of the 2 files is in .*first looked for: l\.wav"):
         collect(str(manifest(root, "a,clip.mkv,l.wav,x,s", "b,clip.mkv,m.wav,y,s")))
@@ -245,7 +245,7 @@ def test_a_replaced_wav_makes_its_clip_anew(root, tmp_path, mlemiss):
     before = media_of(first)
     assert before.present.tolist() == [[True, True]] * 3 + [[True, False]]
     assert before.error.tolist() == ["", "", "", "audio: No such file or directory"]
-    assert "1 of these files are absent" in first.stderr and "1 done without audio" in first.stderr
+    assert "the sound of 1 is absent" in first.stderr and "1 done without audio" in first.stderr
     waveform = before.chunks.group["waveform"]
     np.testing.assert_allclose(waveform[0], noise(3.0)[:32000], atol=1 / 32767)
     np.testing.assert_array_equal(waveform[2], read_clip(root / "clip.mkv").waveform)
@@ -361,7 +361,7 @@ def test_the_wavs_of_ravdess_are_found_wherever_they_lie(tmp_path):
     assert [clip.clip_id[:2] for clip in found.clips] == ["01"] * 4 and not found.unexpected
     notes = "\n".join(found.notes)
     assert f"{second} is a second copy of {wavs[0]}" in notes
-    assert "the sound of 4 of 4 clips" in notes and "2 of these files are absent" in notes
+    assert "the sound of 2 of 4 clips" in notes and "the sound of 2 is absent" in notes
     assert "1 clips are of video-only files" in notes and "(audio-only song 1, video-only speech 1)" in notes
     plain = collect("ravdess", root)
     assert [clip.audio_path for clip in plain.clips] == [""] * 3
@@ -403,6 +403,6 @@ def test_ravdess_with_its_wavs(shared_data, tmp_path, mlemiss):
     done = mlemiss(*where, "--media", "only", "--waveform", "--workers", 0, "--stores", tmp_path / "s", "--json")
     store = media_of(done)
     assert store.present.tolist() == [[True, name in ("04", "08")] for name in (i[6:8] for i in store.clip_id)]
-    assert "2 of these files are absent" in done.stderr and "2 done without audio" in done.stderr
+    assert "the sound of 2 is absent" in done.stderr and "2 done without audio" in done.stderr
     dry = mlemiss(*where, "--media", "only", "--workers", 0, "--stores", tmp_path / "t", "--dry-run")
     assert dry.returncode == 0 and "4 clips to compute" in dry.stderr and not list((tmp_path / "t").glob("*.zarr"))

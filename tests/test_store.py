@@ -108,6 +108,8 @@ def test_a_store_of_three_modalities(tmp_path):
 def test_a_store_of_one_modality(tmp_path):
     opened = FeatureStore.open(make_store(tmp_path, modalities=("text",)))
     assert opened.read("text").shape == (40, 3, 4) and opened.attrs["settings"] == []
+    with pytest.raises(InputError, match=r"has no array 'audio'.\nExpected one of .*text"):
+        opened.read("audio")
     assert damaged_files(opened.path) == [] and opened.split(0).shape == (40,)
     assert not opened.missing(parse_missing("none", ["text"]), 0, opened.split(0) == TRAIN).any()
 

@@ -195,9 +195,9 @@ def note_sounds(root: Path, clips: Sequence[Clip], what: str) -> list[str]:
             f"{what}: none of the {amount(len(apart), 'file')} is in {root} (first looked for: {absent[0]}).\n"
             "Put them there, or say with --root which folder they are below."
         )
-    notes = [f"the sound of {len(apart)} of {amount(len(clips), 'clip')} is read from other files"] * bool(apart)
-    told = f"{len(absent)} of these files are absent, and their clips' sound with them: {name_some(absent)}"
-    return [*notes, *[told] * bool(absent)]
+    there = f"the sound of {len(apart) - len(absent)} of {amount(len(clips), 'clip')} is read from other files"
+    told = f"the sound of {len(absent)} is absent: no {name_some(absent)}"
+    return [there] * bool(apart) + [told] * bool(absent)
 
 
 def _is_there(path: Path) -> bool:

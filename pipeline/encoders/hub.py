@@ -292,7 +292,8 @@ def _loaded(kind: str, folder: Path, features: str, **options: Any) -> Any:
         if kind == "AutoConfig" and not (folder / "config.json").is_file():
             why = f"it has no config.json (found {name_some(sorted(p.name for p in folder.iterdir())) or 'nothing'})"
         else:
-            why = f"transformers cannot load it: {(str(error) or type(error).__name__).strip().splitlines()[0][:200]}"
+            said = (str(error) or type(error).__name__).strip().splitlines()[0][:200]
+            why = f"transformers cannot load it: {said.rstrip('.')}"
         raise InputError(
             f"{features}: the folder {folder} is no model: {why}.\n"
             "Expected what `save_pretrained` writes: config.json, the weights, and the processor of sound or text."

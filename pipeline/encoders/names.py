@@ -6,7 +6,7 @@
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
@@ -166,14 +166,23 @@ def split_request(request: str) -> tuple[str, str]:
     return modality, features
 
 
+def check_cases(modalities: Iterable[str]) -> None:
+    """Check that no two names of modalities are one on a disk that knows no case. InputError: they are."""
+    seen: dict[str, str] = {}
+    for name in modalities:
+        if seen.setdefault(name.lower(), name) != name:
+            raise InputError(f"modalities {seen[name.lower()]} and {name} differ in case alone.\nRename one of them.")
+
+
 def split_layers(features: str) -> tuple[str, str]:
     """Split `hf:NAME@LAYERS` into the model's name or folder and the layers. InputError: no layers after the `@`."""
     source, separator, layers = features.removeprefix("hf:").rpartition("@")
-    if not separator:
+    if not separator and layers:
         return layers, "-1"
     if not LAYERS.fullmatch(layers) or not source:
+        wrong = f"{layers!r} are no layers of a model" if source else "no model is named"
         raise InputError(
-            f"features {features!r}: {layers!r} are no layers of a model.\n"
+            f"features {features!r}: {wrong}.\n"
             "Expected hf:NAME_OR_FOLDER, or with @ a layer (4, or -4 from the end), layers to add (4+5), or the last "
             "ones (-4:)."
         )

@@ -22,7 +22,7 @@ import numpy as np
 
 from ..clips.manifest import COLUMN_NAME, WORDS_HINT, faulty_words
 from ..console import name_some, say
-from ..encoders.names import MODALITY_NAME
+from ..encoders.names import MODALITY_NAME, check_cases
 from ..errors import InputError
 from ..files import work_folder, write_json
 from ..stores import store
@@ -104,6 +104,7 @@ def parse_maps(items: Sequence[str]) -> tuple[Map, ...]:
         if modality in store.NO_MODALITY:
             raise InputError(f"--map {item!r}: {modality} is a name of the store's own.\nName the modality otherwise.")
         maps.append(Map(modality, name, Path(file) if at else None))
+    check_cases(one.modality for one in maps)
     return tuple(maps)
 
 
@@ -259,8 +260,8 @@ def _as_float16(clips: ImportedClips, modality: str, present: np.ndarray) -> np.
     values, names = clips.features[modality], clips.names[modality]
     if len(names) < values.shape[2]:  # pooled
         names = [*names, *(f"deviation of {name}" for name in names)]
-    half = values.astype(np.float16)
-    lost = []
+    half, lost = values.astype(np.float16), []
+    how = "Centre and scale it (subtract its mean, divide by its deviation)"
     for first in range(0, values.shape[2], FEATURES_AT_ONCE):
         block = slice(first, first + FEATURES_AT_ONCE)
         exact = values[present, :, block].astype(np.float64)
@@ -269,10 +270,12 @@ def _as_float16(clips: ImportedClips, modality: str, present: np.ndarray) -> np.
         error = np.sqrt(np.square(exact - rounded).mean((0, 1)))
         for i in np.flatnonzero(varies & (error > LOST * std)):
             lost.append(f"{names[first + i]} (mean {mean[i]:.6g}, deviation {std[i]:.3g})")
+            if first + i >= len(clips.names[modality]):
+                how = "Leave out the deviations (--pool mean)"
     if lost:
         raise InputError(
             f"{clips.paths[modality]}: {len(lost)} {modality} features vary too little for float16, which stores keep: "
-            f"first {lost[0]}.\nCentre and scale it (subtract its mean, divide by its deviation) and import again."
+            f"first {lost[0]}.\n{how} and import again."
         )
     return half
 

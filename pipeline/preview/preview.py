@@ -98,7 +98,7 @@ def write_preview(store: FeatureStore, out: Path, limit: int) -> tuple[Shown, in
 
 
 def _facts(store: FeatureStore, shown: Shown) -> dict[str, str]:
-    seconds = store.duration[np.isfinite(store.duration) & store.done]
+    seconds = store.duration[(store.duration > 0) & np.isfinite(store.duration) & store.done]  # a text lasts 0
     subjects = set(store.subject) - {""}
     return {
         "Store": f"fingerprint {store.fingerprint}, revision {store.attrs['revision']}",

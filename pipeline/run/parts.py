@@ -5,7 +5,7 @@ Also the finished stores that such results are taken from.
 
 import json
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -121,15 +121,6 @@ def versions(more: tuple[str, ...] = ()) -> Mapping[str, str]:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found | {"ffmpeg": ffmpeg_version()}
-
-
-def merged_versions(several: Iterable[Mapping[str, str]]) -> dict[str, str]:
-    """Join the versions of a store whose clips were computed at different times: `2.14.0, 2.15.0` where they differ."""
-    merged: dict[str, set[str]] = {}
-    for each in several:
-        for name, text in each.items():
-            merged.setdefault(name, set()).update(text.split(", "))
-    return {name: ", ".join(sorted(texts)) for name, texts in merged.items()}
 
 
 # ---- Finished stores that results are taken from ----

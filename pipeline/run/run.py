@@ -20,10 +20,10 @@ from ..files import check_work, remove_tree, work_folder, write_json
 from ..media.process import due_to_limit
 from ..stores import store
 from ..stores.claim import Claim, only_one
-from ..stores.schema import BOX, FACE_BOX, FEATURES, MEDIA_ARRAYS, SOUND, WAVEFORM
+from ..stores.schema import BOX, FACE_BOX, FEATURES, MEDIA_ARRAYS, SOUND, WAVEFORM, merged_versions
 from . import reuse
 from .extract import Executor, Outcome, decode, encode, wants_gpu
-from .parts import UNREADABLE, WAVEFORM_CHUNK, Part, merged_versions, samples_of
+from .parts import UNREADABLE, WAVEFORM_CHUNK, Part, samples_of
 from .plan import Output, Plan, Task, leftovers, recover
 
 

@@ -15,7 +15,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from ..console import amount, comma_list, name_some, printable, say, say_once
-from ..encoders.names import MODALITY_NAME, is_encoder, stored_name
+from ..encoders.names import MODALITY_NAME, check_cases, is_encoder, stored_name
 from ..errors import InputError
 from .checksums import COMPLETE, UNEXPECTED
 from .remote import Place, in_parallel, is_local, parse_place
@@ -296,14 +296,27 @@ def find_store(folder: Place, features: str, dataset: str | None = None, modalit
     wanted = f"{features} features" + (f" with {modality}" if modality else "") + (f" of {dataset}" if dataset else "")
     if not fitting:
         there = ", ".join(path.name for path, _ in everything) or "none"
+        others = sorted({attrs["features"] for _, attrs in everything} - {features, MEDIA})
         raise InputError(
             f"no finished store of {wanted} in {folder} (stores there: {there}).\n"
-            f"Make one with `{how_to_make(features, dataset or 'NAME')}`."
+            + (f"Name what is there with --features ({', '.join(others)}), or make one: " if others else "Make one: ")
+            + f"`{how_to_make(features, dataset or 'NAME')}`."
         )
-    rows = "; ".join(
-        f"{store.path} ({len(store.clip_id)} clips, weights {store.weights.get('name')})" for store in opened
-    )
-    raise InputError(f"{len(opened)} stores of {wanted} fit: {rows}.\nChoose one with --store PATH.")
+    rows = "; ".join(f"{store.path} ({told})" for store, told in zip(opened, _told_apart(opened), strict=True))
+    how = f"--features {modality}=PATH" if modality else "--store PATH"
+    raise InputError(f"{len(opened)} stores of {wanted} fit: {rows}.\nChoose one with {how}.")
+
+
+def _told_apart(stores: Sequence[FeatureStore]) -> list[str]:
+    """Return of each store in what it differs from the others: its clips, its weights, what is in its spec."""
+    told: list[dict] = []
+    for store in stores:
+        spec = dict(store.attrs["spec"])
+        backbone = spec.pop("backbone", {})
+        told.append({"clips": len(store.clip_id), "weights": store.weights.get("name")} | spec | backbone)
+    names = [name for name in dict.fromkeys(itertools.chain(*told)) if len({str(one.get(name)) for one in told}) > 1]
+    shown = [[f"{name.replace('_', ' ')} {one[name]}" for name in names if name in one] for one in told]
+    return [", ".join(one) or f"{len(store.clip_id)} clips" for one, store in zip(shown, stores, strict=True)]
 
 
 def parse_features(texts: Sequence[str]) -> list[Wanted]:
@@ -329,6 +342,7 @@ def parse_features(texts: Sequence[str]) -> list[Wanted]:
                         f"For example visual=resnet50,audio=vgg16, or visual=A|B,audio=C for both combinations."
                     )
                 choices[match[1]] = names
+            check_cases(choices)
             wanted += (tuple(zip(choices, names, strict=True)) for names in itertools.product(*choices.values()))
         else:
             wanted += comma_list([text])

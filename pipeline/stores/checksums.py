@@ -291,7 +291,10 @@ class CheckedChunks(WrapperStore):
             raise self._wrong(FILE, f"cannot be read ({_first_line(error)})") from None
 
     def read(self, array: str, at: Any = slice(None), out: np.ndarray | None = None) -> np.ndarray:
-        """Read an array or a part of it, into ``out`` if given. InputError: what is wrong with which file."""
+        """Read an array or a part of it, into ``out`` if given. InputError: no such array, or which file is wrong."""
+        if array not in self.schema.arrays:
+            there = ", ".join(self.schema.arrays)
+            raise InputError(f"{self.location} has no array {array!r}.\nExpected one of {there}.")
         try:
             with reaching(self.location):
                 if out is None:

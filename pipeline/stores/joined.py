@@ -11,8 +11,10 @@ import numpy as np
 from ..console import amount, name_some
 from ..errors import InputError
 from .masks import MODALITIES, Missing, missing_in_store, split_clips, stored_settings
-from .schema import STORED_SEEDS
+from .schema import STORED_SEEDS, merged_versions
 from .store import CLIP_DONE, CLIP_FAILED, MEDIA, FeatureStore
+
+CAUSES = re.compile(r"; (?=\w+: )")  # between what is recorded of modalities
 
 
 class JoinedStore(FeatureStore):
@@ -54,7 +56,7 @@ class JoinedStore(FeatureStore):
             "revision": max(store.attrs["revision"] for store in stores),
             "settings": stored_settings(self.modalities),
             "spec": {name: store.attrs["spec"] for name, store in self.sources.items()},
-            "versions": {},
+            "versions": merged_versions(store.attrs.get("versions") or {} for store in stores),
         }
         self.clip_id = np.unique(np.concatenate([store.clip_id for store in stores]))
         self._places = {name: _places(store, self.clip_id) for name, store in self.sources.items()}
@@ -146,7 +148,8 @@ class JoinedStore(FeatureStore):
             self._spread(_errors_of(store, name), name, f"{name}: not in {store.path.name}")
             for name, store in self.sources.items()
         ]
-        return np.array(["; ".join(dict.fromkeys(filter(None, map(str, texts)))) for texts in zip(*said, strict=True)])
+        parts = (CAUSES.split("; ".join(filter(None, map(str, texts)))) for texts in zip(*said, strict=True))
+        return np.array(["; ".join(dict.fromkeys(one)) for one in parts])
 
     @cached_property
     def label(self) -> np.ndarray:
@@ -239,7 +242,7 @@ def _places(store: FeatureStore, clip_id: np.ndarray) -> np.ndarray:
 def _errors_of(store: FeatureStore, name: str) -> np.ndarray:
     """Return what a store recorded of a modality or of the clip, without its other modalities: str [clip]."""
     others = tuple(f"{other}: " for other in store.modalities if other != name)
-    parts = (re.split(r"; (?=\w+: )", text) for text in store.error.tolist())
+    parts = (CAUSES.split(text) for text in store.error.tolist())
     return np.array(["; ".join(part for part in said if not part.startswith(others)) for said in parts])
 
 

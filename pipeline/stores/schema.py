@@ -7,7 +7,7 @@ chunk of it decodes to more than its array says: so a reader needs no checks of 
 import json
 import math
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -257,6 +257,15 @@ def parse_schema(store: object, content: bytes) -> Schema:
             "`mlemiss preprocess` or `mlemiss store import` makes one."
         ) from None
     return Schema(attrs, arrays, content)
+
+
+def merged_versions(several: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """Join the versions of a store whose clips were computed at different times: `2.14.0, 2.15.0` where they differ."""
+    merged: dict[str, set[str]] = {}
+    for each in several:
+        for name, text in each.items():
+            merged.setdefault(name, set()).update(text.split(", "))
+    return {name: ", ".join(sorted(texts)) for name, texts in merged.items()}
 
 
 def _parsed(content: bytes) -> dict:

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from ...pipeline.console import printable
+from ...pipeline.console import printable, say
 from ...pipeline.errors import InputError
 from ...pipeline.files import csv_lines, whole_file
 from ...pipeline.stores.catalogue import how_to_make
@@ -205,7 +205,7 @@ def choose(run: Path, features: str, **wanted: str | None) -> tuple[Path, dict]:
             f"no weights in {run} fit ({asked}); there are {_listed(headers)}.\n"
             f"Choose among these with --method, --fusion, --missing or --cell."
         )
-    same = [(path, header) for path, header in fitting if header["features"] == features]
+    same = [(path, header) for path, header in fitting if _feeds(features, header["features"])]
     if not same:
         there = ", ".join(dict.fromkeys(header["features"] for _, header in fitting))
         how = f"Name a store of the same features, or make one: `{how_to_make(there.split(', ')[0], 'NAME')}`."
@@ -222,6 +222,11 @@ def choose(run: Path, features: str, **wanted: str | None) -> tuple[Path, dict]:
     return same[0]
 
 
+def _feeds(features: str, trained: str) -> bool:
+    """Return whether features are those of the weights, or of joined ones some modalities: `visual=A` of both."""
+    return features == trained or ("=" in trained and set(features.split(",")) <= set(trained.split(",")))
+
+
 def _listed(headers: Sequence[tuple[Path, Mapping]]) -> str:
     """Return how many there are, and the values in which they differ."""
     differing = []
@@ -235,7 +240,10 @@ def _listed(headers: Sequence[tuple[Path, Mapping]]) -> str:
 
 
 def check_store(header: Mapping, store: FeatureStore) -> None:
-    """Check that a store's features are made as those that the weights were trained on. InputError: they are not."""
+    """Check that a store's features are made as those that the weights were trained on; modalities may be missing.
+
+    InputError: they are not.
+    """
     if store.features == MEDIA:
         raise InputError(f"{store.path.name} holds frames and log-Mels, not features.\nName a store of features.")
     here = describe_inputs(store)
@@ -246,10 +254,12 @@ def check_store(header: Mapping, store: FeatureStore) -> None:
             f"Name a store made as {header['dataset']}-{header['features']} {header['store']} was."
         )
 
-    for name, what in (("modalities", "the modalities"), ("widths", "features a modality")):
-        if here[name] != header[name]:
-            raise differs(what, header[name], here[name])
-    header = {"joined": None} | dict(header)
+    if not set(here["modalities"]) <= set(header["modalities"]):
+        raise differs("the modalities", header["modalities"], here["modalities"])
+    widths = {name: header["widths"][name] for name in here["modalities"]}
+    if here["widths"] != widths:
+        raise differs("features a modality", widths, here["widths"])
+    header = {"joined": None} | dict(header) | {"modalities": here["modalities"]}
     here |= {"weights": store.weights.get("name"), "weights_hash": store.weights.get("hash")}
     for theirs, ours in zip(_sources(header), _sources(here), strict=True):
         trained, found = (_comparable(one["spec"], one["modalities"]) for one in (theirs, ours))
@@ -269,7 +279,7 @@ def _sources(inputs: Mapping) -> list[Mapping]:
     joined, spec = inputs["joined"], inputs["spec"]
     if not joined:
         return [inputs]
-    return [{**one, "spec": spec[name], "modalities": [name]} for name, one in joined.items()]
+    return [{**joined[name], "spec": spec[name], "modalities": [name]} for name in inputs["modalities"]]
 
 
 def _comparable(spec: Mapping, modalities: Sequence[str]) -> dict:
@@ -287,26 +297,38 @@ def _comparable(spec: Mapping, modalities: Sequence[str]) -> dict:
 def predict(path: Path, header: Mapping, store: FeatureStore, device: torch.device) -> Predictions:
     """Return the probabilities of every done clip: the mean over its segments, then over the seeds.
 
+    A modality that the store does not have is missing in every clip.
     InputError: the store does not fit the weights, they are damaged, or features are not finite.
     """
     check_store(header, store)
     methods = load(path, device)
     done = np.flatnonzero(store.done)
-    observed = store.present[done]  # [clip, M]
-    values = [store.read(modality)[done] for modality in store.modalities]  # float16 [clip, S, D] each
-    for modality, part, seen in zip(store.modalities, values, observed.T, strict=True):
-        bad = seen & ~np.isfinite(part).all((1, 2))
-        if bad.any():
-            raise InputError(
-                f"{store.path}: {modality} features of {int(bad.sum())} clips are not finite, first "
-                f"{store.clip_id[done][bad.argmax()]}.\nCheck the store with `mlemiss store verify`."
-            )
+    values, observed = _inputs(header, store, done)
     runs = sum(len(method.runs) for method in methods)
     total = sum(probabilities(method, values, observed, device).sum(0) for method in methods)
     classes, label = tuple(header["classes"]), store.label[done]
     named = [store.classes[c] if 0 <= c < len(store.classes) else "" for c in label]
     known = [name if name in classes else "" for name in named]
     return Predictions(classes, store.clip_id[done], known, (total / runs).cpu().numpy())
+
+
+def _inputs(header: Mapping, store: FeatureStore, done: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+    """Return these clips' features, per modality float16 [clip, S, D], and which are observed, [clip, M]."""
+    values, observed = [], np.zeros((len(done), len(header["modalities"])), bool)
+    for m, modality in enumerate(header["modalities"]):
+        if modality not in store.modalities:
+            values.append(np.zeros((len(done), 1, header["widths"][modality]), np.float16))
+            say(f"note: {store.path} has no {modality}: its clips are predicted without")
+            continue
+        values.append(store.read(modality)[done])
+        observed[:, m] = store.present[done, store.modalities.index(modality)]
+        bad = observed[:, m] & ~np.isfinite(values[m]).all((1, 2))
+        if bad.any():
+            raise InputError(
+                f"{store.path}: {modality} features of {int(bad.sum())} clips are not finite, first "
+                f"{store.clip_id[done][bad.argmax()]}.\nCheck the store with `mlemiss store verify`."
+            )
+    return values, observed
 
 
 @torch.no_grad()
