@@ -3,6 +3,7 @@
 import copy
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,13 +15,14 @@ from mlemiss.trainer import methods as registry
 from mlemiss.trainer.data import Clips, RunSpec
 from mlemiss.trainer.evaluate import scores
 from mlemiss.trainer.experiments import weights
-from mlemiss.trainer.experiments.grid import Grid
+from mlemiss.trainer.experiments.experiments import run_plan
+from mlemiss.trainer.experiments.grid import Grid, plan_grid
 from mlemiss.trainer.report.csv_files import export_csv
 from mlemiss.trainer.report.matrix import matrix, matrix_rows, several_tests
 from mlemiss.trainer.report.report import render_report
 from mlemiss.trainer.report.tables import sections
 
-from .feature_stores import grid, predictions, write_store
+from .feature_stores import QUICK, grid, predictions, write_store
 
 torch.set_num_threads(1)  # small networks
 TESTS = ["none", "audio:0.5", "visual:1"]
@@ -49,6 +51,29 @@ def document(store, tmp_path_factory):
 def more_probabilities(out, result):
     with np.load(out / result["predictions"]) as file:
         return file["more_tests"].tolist(), file["more_probabilities"]  # [test, seed, clip, class]
+
+
+def test_what_a_test_lacks_and_training_never_does_is_told(store):
+    """Of fused methods alone, and not where the test is met in training or by hiding."""
+
+    def unlearned(settings=QUICK, **grid):
+        plan = plan_grid([store], Grid(seeds=1, **grid), settings)
+        return {cell.name.split(" ", 2)[2]: cell.unlearned for cell in plan.cells}
+
+    tests = {"missing_test": TESTS, "missing": ["none", "audio:0.5"], "methods": ["mle", "lower-bound"]}
+    assert unlearned(**tests) == {
+        "mle addition none": ("visual",),  # some clips have no audio anyway
+        "mle addition audio:0.5": ("visual",),
+        "lower-bound addition none": ("visual", "audio"),
+        "lower-bound addition audio:0.5": ("visual", "audio"),  # trained on complete clips
+    }
+    assert not any(unlearned(replace(QUICK, hide=0.3), **tests).values())
+    plan, lines = (
+        plan_grid([store], Grid(["mle", "only"], missing=["none"], missing_test="visual:0.5", seeds=1), QUICK),
+        [],
+    )
+    run_plan(plan, torch.device("cpu"), hours=0, say=lines.append)
+    assert [line for line in lines if line.startswith("note: tests lack visual, which training never does for mle:")]
 
 
 @pytest.mark.parametrize("name", registry.method_names())

@@ -19,7 +19,7 @@ from importlib.metadata import version
 import torch
 
 from ...pipeline import console
-from ...pipeline.console import amount
+from ...pipeline.console import amount, name_some
 from ...pipeline.encoders import resolve_device
 from ...pipeline.errors import InputError
 from ...pipeline.stores.masks import TRAIN
@@ -135,6 +135,11 @@ def run_plan(
     for reason, cells in _by_reason(plan.skipped).items():
         what = cells[0] if len(cells) == 1 else f"{len(cells)} combinations, such as {cells[0]}"
         say(f"skipped {what}: {reason}")
+    for modalities, methods in _unlearned(plan.cells).items():
+        say(
+            f"note: tests lack {' and '.join(modalities)}, which training never does for {name_some(methods)}: "
+            "how to do without is not learned. --hide 0.3 hides modalities of complete clips in training."
+        )
     results = _Results(plan, folder, command, partly=hours is not None)
     results.begin(say)
     clock = _Clock(plan.cells, progress, None if hours is None else time.monotonic() + 3600 * hours)
@@ -154,6 +159,15 @@ def run_plan(
                 results.keep()
                 clock.check()
     return results.finish(compare=not tuning)
+
+
+def _unlearned(cells: Sequence[Cell]) -> dict[tuple[str, ...], list[str]]:
+    """Return the fused methods of cells by the modalities that their tests hide and their training never lacks."""
+    found: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for cell in cells:
+        if not registry.load(cell.method).reference and (modalities := cell.unlearned):
+            found[modalities].append(cell.method)
+    return {modalities: list(dict.fromkeys(methods)) for modalities, methods in found.items()}
 
 
 def _by_reason(skipped: Sequence[Mapping]) -> dict[str, list[str]]:

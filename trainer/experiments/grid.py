@@ -5,8 +5,10 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from ...pipeline.errors import InputError
-from ...pipeline.stores.masks import HELD_OUT_LABELS, TRAIN, Missing, Setting, check_values, parse_missing
+from ...pipeline.stores.masks import HELD_OUT_LABELS, TEST, TRAIN, Missing, Setting, check_values, parse_missing
 from ...pipeline.stores.store import FeatureStore
 from .. import methods as registry
 from ..batches import hiding_chances
@@ -98,6 +100,14 @@ class Cell:
     def tests(self) -> list[str]:
         """Return what test clips lack in each test; the validation clips lack the first, too."""
         return [self.held_out_lacks, *(one.name for one in self.more_tests)]
+
+    @property
+    def unlearned(self) -> tuple[str, ...]:
+        """Return the modalities that a test hides and its first run's training never lacks."""
+        run, kind = self.runs[0], registry.load(self.method)
+        lacks = _lacking(run, run.training_clips(kind.stages[-1]), self.settings)
+        hidden = [(self.clips.present & ~one)[run.part == TEST].any(0) for one in (run.observed, *run.more_tests)]
+        return tuple(itertools.compress(self.clips.modalities, np.any(hidden, 0) & ~lacks))
 
     @property
     def left(self) -> list[Run]:
@@ -206,6 +216,11 @@ def _draw(cell: Cell, specs: Sequence[RunSpec], drawn: dict[RunSpec, Run]) -> No
         cell.runs.append(drawn[spec])
 
 
+def _lacking(run: Run, trained: np.ndarray, settings: Settings) -> np.ndarray:
+    """Return which modalities some of these clips lack, or a step hides: bool [M]."""
+    return (~run.observed[trained]).any(0) | (hiding_chances(run.observed, trained, settings.hide) > 0)
+
+
 Group = list[tuple[Cell, Run]]  # of one batch
 
 
@@ -228,8 +243,7 @@ def group_runs(cells: Sequence[Cell], segments: int, most: int, seeds: Sequence[
         shapes: dict[tuple, Group] = defaultdict(list)
         for run in left(cell):
             trained = run.training_clips(kind.stages[-1])
-            hidden = hiding_chances(run.observed, trained, cell.settings.hide)
-            lacking = (~run.observed[trained]).any(0) | (hidden > 0)
+            lacking = _lacking(run, trained, cell.settings)
             unlabelled = bool((trained & ~run.labelled).any())
             shape = (plan_steps(kind, run, segments, cell.settings), tuple(lacking.tolist()), unlabelled)
             shapes[shape].append((cell, run))
