@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from mlemiss.pipeline.errors import InputError
+from mlemiss.trainer.door.training import train
 from mlemiss.trainer.experiments.space import COMMON, Space, parse_space
 from mlemiss.trainer.report.comparisons import family_key
 from mlemiss.trainer.settings import Rate, Settings
@@ -120,6 +121,11 @@ def test_training_with_what_was_chosen(tuned, store, tmp_path, mlemiss):
         assert result["settings"] == row["settings"] and result["tuned"]["draws"] == 4
         assert result["tuned"]["validation"] == row["validation"][row["draw"]]
     assert len({json.dumps(r["settings"]) for r in document["results"]}) > 1
+    named = {"missing": "audio:0.5", "method": "mle,flex-moe,only:audio", "seeds": 2, "verbose": False}
+    in_python = train(store, **named, tuned=tuned, device="cpu").document["results"]
+    assert [r["test_accuracy"] for r in in_python] == [r["test_accuracy"] for r in document["results"]]
+    with pytest.raises(InputError, match="Leave out lr, or tuned"):
+        train(store, **named, tuned=tuned, lr=0.1)
     assert len(document["comparisons"]) == 3  # one table, though each method has settings of its own
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Paired comparisons: 3 differences" in page and "4 draws for each row on seeds 1000" in page

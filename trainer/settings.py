@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from types import MappingProxyType
 from typing import Literal, NamedTuple, get_args
 
@@ -15,10 +16,9 @@ MARGINALS = get_args(Marginal)
 BEFORE = MappingProxyType({"dropout": 0.0, "hide": 0.0, "complete_share": None, "clamp": 0.0, "own": {}})
 # May differ between runs that train side by side; everything else is a shape, or a choice of the whole batch.
 RATES = ("lr", "weight_decay", "dropout", "hide", "complete_share")
+WHOLE = ("epochs", "batch_size", "hidden", "dim")  # the settings that are whole numbers
 
-
-Bound = tuple[str, Callable[[float | None], bool]]  # in words, and what tells whether a value suits; NaN never does
-ANYTHING: Bound = ("anything", lambda value: True)
+Bound = tuple[str, Callable[[float], bool]]  # in words, and what tells whether a value suits; NaN never does
 POSITIVE: Bound = ("more than 0", lambda value: 0 < value < math.inf)
 NOT_NEGATIVE: Bound = ("0 or more", lambda value: 0 <= value < math.inf)
 BOUNDS: Mapping[str, Bound] = {
@@ -31,7 +31,7 @@ BOUNDS: Mapping[str, Bound] = {
     "dim": POSITIVE,
     "dropout": ("0 or more and at most 0.99", lambda value: 0 <= value <= 0.99),
     "hide": ("0 or more and less than 1", lambda value: 0 <= value < 1),
-    "complete_share": ("more than 0 and less than 1", lambda value: value is None or 1e-6 <= value < 1),
+    "complete_share": ("more than 0 and less than 1", lambda value: 1e-6 <= value < 1),
     "clamp": NOT_NEGATIVE,
 }
 
@@ -48,7 +48,7 @@ class Rate(NamedTuple):
 class Settings:
     """Hyper-parameters, the same for every method of a grid.
 
-    InputError: a value out of range.
+    InputError: a value out of range, or of another type.
     """
 
     epochs: int = 40
@@ -67,12 +67,19 @@ class Settings:
     def __post_init__(self) -> None:
         if self.marginal not in MARGINALS:
             raise InputError(f"unknown marginal {self.marginal!r}: expected one of {', '.join(MARGINALS)}.")
-        for one in fields(self):
-            value = getattr(self, one.name)
-            expected, suits = BOUNDS.get(one.name, ANYTHING)
+        if not isinstance(self.own, Mapping):
+            raise InputError(f"own {self.own!r} is no dict: expected a method's own settings by name.")
+        for name, (expected, suits) in BOUNDS.items():
+            value, called = getattr(self, name), name.replace("_", " ")
+            if value is None and name == "complete_share":
+                continue
+            kind, said = (Integral, "a whole number") if name in WHOLE else (Real, "a number")
+            if isinstance(value, bool) or not isinstance(value, kind):
+                raise InputError(f"{called}: expected {said}, found {value!r}.")
             if not suits(value):
-                found = f"{value:g}" if one.name == "lr" else value
-                raise InputError(f"{one.name.replace('_', ' ')} {found} is out of range: expected {expected}.")
+                found = f"{value:g}" if name == "lr" else value
+                raise InputError(f"{called} {found} is out of range: expected {expected}.")
+            object.__setattr__(self, name, int(value) if name in WHOLE else float(value))  # NumPy's are not JSON's
 
     @property
     def shape(self) -> tuple:

@@ -120,7 +120,7 @@ def resolve_device(name: str) -> str:
     Raises:
         InputError: an unknown name, or a device that this machine lacks.
     """
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", name):
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", str(name)):
         raise InputError(f"unknown device {name!r}: expected auto, cpu, cuda, cuda:N or mps.")
     if name == "cpu":
         return name

@@ -141,6 +141,11 @@ def modality_columns(modalities: Mapping | None, width: int, names: Sequence[str
             raise ValueError(f"modalities[{name!r}] is {chosen!r}: X, of {width} columns, has no such.") from None
         if columns[name].size == 0:
             raise ValueError(f"modalities[{name!r}] is {chosen!r}: no column of X, with n_features = {width}.")
+    owners: dict[int, str] = {}
+    for name, place in ((name, place) for name, places in columns.items() for place in places.tolist()):
+        if place in owners:
+            raise ValueError(f"column {place} of X is in {owners[place]} and in {name}: expected one modality.")
+        owners[place] = name
     return columns
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
+from numbers import Real
 
 import numpy as np
 import torch
@@ -125,10 +126,10 @@ class MissingModalityClassifier(ClassifierMixin, BaseEstimator):
 
     def _settings(self) -> Settings:
         given = {one.name: getattr(self, one.name) for one in fields(Settings)}
-        if not 0 < self.validation_fraction <= 0.5:
-            found = self.validation_fraction
+        found = self.validation_fraction
+        if not isinstance(found, Real) or not 0 < found <= 0.5:
             raise ValueError(f"validation_fraction {found} is out of range: expected more than 0, at most 0.5.")
-        return Settings(**given | {"own": dict(self.own or {})})
+        return Settings(**given | {"own": {} if self.own is None else self.own})
 
     def _training_rows(self, X: object, y: Sequence) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
         """Check X and y; return the parts of X, what is observed and y's codes, and learn columns, scales, classes."""

@@ -19,6 +19,7 @@ from ...pipeline.stores.store import FeatureStore
 from ..experiments.experiments import check_stores, run_plan, shown_progress
 from ..experiments.grid import Grid, plan_grid
 from ..experiments.run_folder import RESULTS, RunFolder
+from ..experiments.tuned import Tuned
 from ..methods import EACH
 from ..report.comparisons import current
 from ..report.csv_files import comparison_row, result_row, test_rows
@@ -51,6 +52,7 @@ def train(
     seeds: int | Sequence[int] = 5,
     split: str = "clip",
     missing_test: str | Sequence[str] = "none",
+    tuned: str | Path | None = None,
     device: str = "auto",
     out: str | Path | None = None,
     verbose: bool = True,
@@ -65,12 +67,13 @@ def train(
         seeds: how many, from 0, or which.
         split: clip, or a column whose equal values stay together.
         missing_test: what validation and test clips lack; of several the further ones are more tests of each training.
+        tuned: folder of a `mlemiss tune`, whose choices are taken in place of settings.
         device: auto, cpu, cuda or mps.
         out: a folder to keep the run in, with its report and weights. None: the results remember it all.
         verbose: show progress.
         settings: see `mlemiss.trainer.settings.Settings`, such as ``epochs=20``.
 
-    Warns of combinations that cannot be trained, and are left out.
+    Warns of combinations that cannot be trained, and are left out, and of tests that lack what training never does.
 
     Raises:
         InputError: an unknown name or setting, a store that cannot be read, or ``out`` holds results already.
@@ -78,17 +81,17 @@ def train(
     known = Settings.__dataclass_fields__
     if unknown := [name for name in settings if name not in known]:
         raise InputError(f"unknown setting {unknown[0]!r}: expected some of {', '.join(known)}.")
-    try:
-        chosen = Settings(**settings)
-    except TypeError:
-        wrong = {name: value for name, value in settings.items() if isinstance(value, str) and name != "marginal"}
-        raise InputError(f"settings that are no numbers: {wrong or settings}.") from None
+    if tuned is not None and settings:
+        raise InputError(
+            f"tuned and settings of your own exclude each other.\nLeave out {', '.join(settings)}, or tuned."
+        )
+    chosen = Settings(**settings)
     several = stores if isinstance(stores, list | tuple) else [stores]
     opened = [one if isinstance(one, FeatureStore) else open_store(str(one)) for one in several]
     check_stores(opened, chosen, None)
     grid = Grid(_names(method), _names(fusion), _names(missing), _names(missing_test), seeds, [split])
     where = torch.device(resolve_device(device))
-    plan = plan_grid(opened, grid, chosen)
+    plan = plan_grid(opened, grid, chosen) if tuned is None else Tuned(Path(tuned)).plan(opened, grid)
     for skipped in plan.skipped:
         warnings.warn(f"{skipped['cell']} is left out: {skipped['reason']}".replace("--", ""), stacklevel=2)
     temporary = TemporaryDirectory(prefix="mlemiss-") if out is None else None
@@ -96,14 +99,23 @@ def train(
     if (path / RESULTS).exists():
         raise InputError(f"{path} holds the results of another run.\nName another folder as out, or remove it.")
     with shown_progress("train") if verbose else nullcontext() as report:
-        document = run_plan(plan, where, RunFolder(path, save_weights=out is not None), progress=report)
+        document = run_plan(plan, where, RunFolder(path, save_weights=out is not None), progress=report, say=_warn)
     if out is not None:
         write_report([document], path / "report.html")
     return Results(document, path, temporary)
 
 
+def _warn(line: str) -> None:
+    """Warn of what `mlemiss train` notes."""
+    if line.startswith("note: "):
+        warnings.warn(line.removeprefix("note: ").replace("--hide 0.3", "hide=0.3"), stacklevel=4)
+
+
 def _names(given: str | Sequence[str]) -> list[str]:
-    return comma_list([given] if isinstance(given, str) else list(given))
+    several = [given] if isinstance(given, str) else given
+    if not isinstance(several, Sequence) or not all(isinstance(one, str) for one in several):
+        raise InputError(f"expected a text, or several, found {given!r}.")
+    return comma_list(several)
 
 
 class Results:

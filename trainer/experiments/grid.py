@@ -2,8 +2,9 @@
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 
 import numpy as np
 
@@ -50,7 +51,11 @@ class Grid:
         tests = [self.missing_test] if isinstance(self.missing_test, str | Missing) else self.missing_test
         self.missing_test, *more = dict.fromkeys(_parsed(one, HELD_OUT_LABELS) for one in tests or ["none"])
         self.more_tests: tuple[Missing, ...] = tuple(more)
-        self.seeds = list(range(self.seeds) if isinstance(self.seeds, int) else dict.fromkeys(self.seeds))
+        several = list(self.seeds) if isinstance(self.seeds, Iterable) else None
+        one_or_several = [self.seeds] if several is None else several
+        if not all(isinstance(seed, Integral) and (several is None or seed >= 0) for seed in one_or_several):
+            raise InputError(f"seeds {self.seeds!r}: expected how many, or which ones, whole numbers from 0.")
+        self.seeds = list(range(self.seeds) if several is None else dict.fromkeys(map(int, several)))
         if not self.seeds:
             raise InputError("expected at least one seed, found none.\nChoose --seeds 1 or more.")
 

@@ -44,7 +44,7 @@ def method_names() -> list[str]:
 def resolve(name: str) -> str:
     """Return the full name of a method or alias. InputError: an unknown name."""
     name = ALIASES.get(name, name)
-    if name not in method_names() and not ONLY.fullmatch(name):
+    if name not in method_names() and not ONLY.fullmatch(str(name)):
         short = ", ".join(f"{alias} ({full})" for alias, full in ALIASES.items())
         known = f"{', '.join(method_names())}, only:MODALITY"
         raise InputError(f"unknown method {name!r}: expected one of {known}, or for short {short}.")
