@@ -202,8 +202,7 @@ class Plan:
         Where a waveform is needed, only stores that keep it count; where no frames are, they may be cut in any way.
         """
         heard, shown = (any(getattr(o, kind) for o in self.unfinished()) for kind in ("waveform", "shown"))
-        cut = dict if shown else _uncut
-        rows: dict[str, Row] = {}
+        cut, rows = dict if shown else _uncut, {}
         for kept in (True,) if heard else (True, False):
             spec = media_spec(self.limits, waveform=kept)
             for donor in donors(self.stores, store.MEDIA, lambda made, spec=spec: cut(made) == spec, MEDIA_SHAPES):
@@ -348,10 +347,8 @@ def _keeps_waveform(collection: Collection, request: FeatureRequest, outputs: Se
 def _check_crop(limits: Limits, outputs: Sequence[Output]) -> None:
     """Check that there are frames to cut to faces."""
     if limits.crop == "face" and not any(output.shown for output in outputs):
-        raise InputError(
-            "--crop face is of pictures, and nothing that is asked for is made of them.\n"
-            "Leave it out: the sound of a media store of faces is used all the same."
-        )
+        why = "--crop face is of pictures, and nothing that is asked for is made of them"
+        raise InputError(f"{why}.\nLeave it out: the sound of a media store of faces is used all the same.")
 
 
 def _check_inputs(collection: Collection, inputs: Mapping[str, str]) -> None:

@@ -71,10 +71,7 @@ def tune(
     check_stores(stores, settings, None)
     keep_freed_memory()
     where = torch.device(resolve_device(device))
-    for store in stores:
-        say(f"store {store.path}: {amount(len(store.clip_id), 'clip')}, weights {store.weights.get('name')}")
-    ranges = ", ".join(f"{name.replace('_', ' ')} {text}" for name, text in space.describe().items())
-    say(f"device {where}; {amount(draws, 'draw')} of {ranges}; seeds {grid.seeds[0]} to {grid.seeds[-1]}")
+    _announce(stores, grid, space, draws, where)
 
     def planned(count: int) -> GridPlan:
         return plan_grid(stores, grid, lambda cell: space.settings(settings, registry.load(cell.method).rates, count))
@@ -102,6 +99,13 @@ def tune(
         write_json(out / TUNED, document)
         write_draws(document, out / PAGE)
     return document
+
+
+def _announce(stores: Sequence[FeatureStore], grid: Grid, space: Space, draws: int, device: torch.device) -> None:
+    for store in stores:
+        say(f"store {store.path}: {amount(len(store.clip_id), 'clip')}, weights {store.weights.get('name')}")
+    ranges = ", ".join(f"{name.replace('_', ' ')} {text}" for name, text in space.describe().items())
+    say(f"device {device}; {amount(draws, 'draw')} of {ranges}; seeds {grid.seeds[0]} to {grid.seeds[-1]}")
 
 
 def _train_draws(
