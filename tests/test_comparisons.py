@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 import torch
 from mlemiss.pipeline.errors import InputError
+from mlemiss.pipeline.importing.importing import Request, import_features
+from mlemiss.pipeline.importing.sources import Map
+from mlemiss.pipeline.stores.masks import TRAIN
+from mlemiss.pipeline.stores.store import FeatureStore
 from mlemiss.trainer.evaluate import mean_interval
 from mlemiss.trainer.report.comparisons import compare_methods, holm
 from mlemiss.trainer.report.crossed import paired
-from mlemiss.trainer.report.report import load_runs
+from mlemiss.trainer.report.report import load_runs, render_report
 from mlemiss.trainer.report.tables import comparisons_text, sections
 from mlemiss.trainer.settings import BEFORE
 from scipy import stats
@@ -354,3 +358,24 @@ def test_results_without_a_tested_clip_are_left_out(tmp_path):
     both = [result(tmp_path, m, right, subject) for m in "CD"]
     (entry,) = compare_methods([*nothing, *empty, *both], tmp_path)
     assert (entry["a"]["method"], entry["b"]["method"]) == ("C", "D")
+
+
+def test_clips_of_one_value_of_a_column_stay_together_from_file_to_report(tmp_path):
+    """Imported with its column, split by it, compared over its values."""
+    rng, label, session = np.random.default_rng(0), np.arange(360) % 3, np.arange(360) // 3 % 60
+    arrays = {name: (rng.normal(size=(360, 6)) + 2 * np.eye(6)[label]).astype("f4") for name in ("visual", "audio")}
+    np.savez(tmp_path / "own.npz", label=label, session=session, **arrays)
+    maps = tuple(Map(name, name) for name in arrays)
+    request = Request(tmp_path / "own.npz", "own", "own", maps, label="label", columns=("session",))
+    store = FeatureStore.open(import_features(request, tmp_path))
+    methods = {"methods": ["mle", "only:audio"], "missing": ["audio:0.5"], "seeds": 5, "splits": ["session"]}
+    document = grid([store], tmp_path / "run", **methods)
+    session = store.columns["session"]
+    with np.load(tmp_path / "run" / document["results"][0]["predictions"]) as file:
+        tested = ~np.isnan(file["probabilities"][..., 0])
+        assert (file["group"] == session).all()
+    for seed, part in enumerate(tested):
+        assert not set(session[part]) & set(session[store.split(seed, "session") == TRAIN])
+    (entry,) = document["comparisons"]
+    assert entry["units"] == "session" and entry["verdict"] is not None and entry["n_units"] >= 10
+    assert "values of session" in render_report([document])

@@ -187,7 +187,7 @@ def test_clamped_inputs_are_within_their_bound():
 
 @pytest.mark.slow
 def test_sparse_features_cannot_explode(tmp_path, monkeypatch):
-    """At 95 % missing, values of held-out clips are thousands of deviations away; with the default bound every method gains."""
+    """At 95 % missing, values of held-out clips are thousands of deviations away; clamped, every fused method gains."""
     widths = {"visual": 192, "audio": 192}
     store = write_store(tmp_path, clips=320, classes=4, segments=1, widths=widths, failed=(), sparse=True)
     assert 0.01 < (store.read("audio")[..., 1:] > 0).mean() < 0.02

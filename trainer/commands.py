@@ -281,11 +281,13 @@ def predict(
 
     if out is not None:
         writable_file(out, "--out")
+        if out.suffix.lower() in (".html", ".htm", ".json", ".npz"):
+            raise InputError(f"--out {out}: predictions are written as CSV.\nName it FILE.csv.")
     wanted = {"method": methods.resolve(method) if method else None, "fusion": fusion, "cell": cell}
     wanted["missing"] = _missing_name(missing) if missing else None
     where, opened = torch.device(resolve_device(device)), open_store(store)
     path, header = weights.choose(run, opened.features, **wanted)
-    say(f"{header['method']} {header['fusion']}, missing {header['missing']}, {len(header['seeds'])} seeds")
+    say(f"{header['method']} {header['fusion']}, missing {header['missing']}, {amount(len(header['seeds']), 'seed')}")
     predictions = weights.predict(path, header, opened, where)
     if (opened.dataset, opened.fingerprint) == (header["dataset"], header["store"]):
         say("note: these weights were trained on clips of this very store; no accuracy on them is a test result")

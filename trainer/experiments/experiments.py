@@ -282,7 +282,7 @@ def _train(group: Group, dataset: Dataset, clock: "_Clock", folder: RunFolder | 
     """Fit one group and hand the results to its cells; each is charged its runs' share of the time."""
     cell = group[0][0]
     cells = list(dict.fromkeys(owner for owner, _ in group))
-    what = f"{cell.method} {cell.fusion}, {len(group)} runs of {len(cells)} cells"
+    what = f"{cell.method} {cell.fusion}, {amount(len(group), 'run')} of {amount(len(cells), 'cell')}"
 
     def keep(method: Method) -> None:
         rows = [[r for r, (owner, _) in enumerate(group) if owner is one] for one in cells]

@@ -10,7 +10,7 @@ Shapes: R runs, M modalities, S segments a clip, D features, C classes.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -201,8 +201,9 @@ def choose(run: Path, features: str, **wanted: str | None) -> tuple[Path, dict]:
     ]
     asked = ", ".join(f"{n} {v}" for n, v in {**wanted, "cell": part}.items() if v is not None) or "any"
     if not fitting:
+        named = [name for name, value in wanted.items() if value is not None]
         raise InputError(
-            f"no weights in {run} fit ({asked}); there are {_listed(headers)}.\n"
+            f"no weights in {run} fit ({asked}); there are {_listed(headers, named)}.\n"
             f"Choose among these with --method, --fusion, --missing or --cell."
         )
     same = [(path, header) for path, header in fitting if _feeds(features, header["features"])]
@@ -227,12 +228,12 @@ def _feeds(features: str, trained: str) -> bool:
     return features == trained or ("=" in trained and set(features.split(",")) <= set(trained.split(",")))
 
 
-def _listed(headers: Sequence[tuple[Path, Mapping]]) -> str:
-    """Return how many there are, and the values in which they differ."""
+def _listed(headers: Sequence[tuple[Path, Mapping]], asked: Collection[str] = ()) -> str:
+    """Return how many there are, and the values in which they differ, or that were asked for."""
     differing = []
     for name in ("dataset", "features", "method", "fusion", "missing"):
         values = list(dict.fromkeys(header[name] for _, header in headers))
-        if len(values) > 1:
+        if len(values) > 1 or name in asked:
             differing.append(f"{name} {' or '.join(values)}")
     cells = ", ".join(path.stem.rpartition("-")[2] for path, _ in headers[:LISTED])
     more = ", …" if len(headers) > LISTED else ""

@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ...pipeline.console import plain
+from ...pipeline.console import amount, plain
 from ...pipeline.encoders import are_random
 from ..evaluate import ACCURACY, Measure
 from .comparisons import current, family_key, family_of, several_marginals, side, units_text
@@ -233,7 +233,7 @@ def comparisons_text(compared: Sequence[dict]) -> list[str]:
     lines = [
         f"Paired comparisons: {held} of {len(judged)} differences hold after Holm's correction ({units})."
         if judged
-        else f"Paired comparisons: {len(compared)} differences, without a verdict ({units})."
+        else f"Paired comparisons: {amount(len(compared), 'difference')}, without a verdict ({units})."
     ]
     for reason, number in Counter(c["reason"] for c in compared if c["verdict"] is None).items():
         lines.append(f"No verdict on {number} of {len(compared)}: {reason}.")
