@@ -65,13 +65,17 @@ class Attention(nn.Module):
         self.inputs = RunLinear(width, 3 * width, generators)  # queries, keys and values side by side
         self.output = RunLinear(width, width, generators)
 
-    def forward(self, tokens: Tensor, seen: Tensor) -> Tensor:
-        """Map tokens [R, n, T, d] to as many; seen: bool [R, n, T], those that are looked at, one a row or more."""
+    def forward(self, tokens: Tensor, seen: Tensor, asking: int) -> Tensor:
+        """Map the first ``asking`` tokens of [R, n, T, d].
+
+        seen: bool [R, n, T], those that are looked at, one a row or more.
+        """
         R, n, T, d = tokens.shape
         parts = self.inputs(tokens.flatten(1, 2)).view(R * n, T, 3, HEADS, d // HEADS)
         query, key, value = parts.permute(2, 0, 3, 1, 4)
-        looked = scaled_dot_product_attention(query, key, value, attn_mask=seen.reshape(R * n, 1, 1, T))
-        return self.output(looked.transpose(1, 2).reshape(R, n * T, d)).unflatten(1, (n, T))
+        query, mask = query[..., :asking, :], seen.reshape(R * n, 1, 1, T)
+        looked = scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return self.output(looked.transpose(1, 2).reshape(R, n * asking, d)).unflatten(1, (n, asking))
 
 
 class AttentionBlock(nn.Module):
@@ -86,11 +90,12 @@ class AttentionBlock(nn.Module):
         self.attention, self.feed, self.dropout = Attention(width, generators), apply, dropout
         self.norms = nn.ModuleList(RunLayerNorm(len(generators), width) for _ in range(2))
 
-    def forward(self, tokens: Tensor, seen: Tensor) -> Tensor:
-        """Map tokens [R, n, T, d] to as many; see `Attention`."""
-        n, T = tokens.shape[1:3]
-        added = self.norms[0]((tokens + self.dropout(self.attention(tokens, seen))).flatten(1, 2))
-        return self.norms[1](added + self.feed(added)).unflatten(1, (n, T))
+    def forward(self, tokens: Tensor, seen: Tensor, asking: int | None = None) -> Tensor:
+        """Map the first ``asking`` tokens of [R, n, T, d] (default: all); see `Attention`."""
+        asking = asking or tokens.shape[2]
+        attended = self.attention(tokens, seen, asking)
+        added = self.norms[0]((tokens[:, :, :asking] + self.dropout(attended)).flatten(1, 2))
+        return self.norms[1](added + self.feed(added)).unflatten(1, (-1, asking))
 
 
 class OwnFusion(Method):

@@ -49,6 +49,7 @@ class Transformer(OwnFusion):
         maps = [part(x[m], observed[..., m]) for m, part in enumerate(self.maps)]
         tokens = torch.stack([of_class, *maps], 2)  # [R, B, 1 + M, d]
         seen = torch.cat([torch.ones_like(observed[..., :1]), observed], -1)
-        for block in self.blocks:
+        *blocks, last = self.blocks
+        for block in blocks:
             tokens = block(tokens, seen)
-        return self.head(tokens[:, :, 0])
+        return self.head(last(tokens, seen, 1)[:, :, 0])  # of the last block nothing else is asked for
