@@ -170,6 +170,7 @@ def test_masks_of_rates_by_value_as_files_give_the_same_numbers(valued, tmp_path
     assert own["missing"] == other["missing"] == spec and own["test_accuracy"] == other["test_accuracy"]
 
 
+@pytest.mark.slow
 def test_an_unknown_column_as_a_user(valued, mlemiss):
     bad = mlemiss("train", "--store", valued.path, "--missing", "audio:0.5@mood=sad")
     assert bad.returncode == 2 and "Columns are label, subject." in bad.stderr and "Traceback" not in bad.stderr

@@ -303,6 +303,7 @@ def installed(library: str) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_the_audio_store_is_the_same_with_either_crop(clips, red, tmp_path, monkeypatch):
     """Sound alone has one fingerprint and the same bytes, also of a clip that has neither a face nor sound.
 

@@ -106,6 +106,7 @@ def test_further_tests_are_the_saved_weights_with_other_clips_hidden(run, store,
     }
 
 
+@pytest.mark.slow
 def test_the_first_test_is_what_it_is_alone(run, store, tmp_path):
     names = registry.method_names()
     alone = grid([store], tmp_path, methods=names, missing=["audio:0.5"], seeds=2, missing_test="none")
@@ -149,7 +150,7 @@ def test_a_finished_cell_is_taken_over_with_its_tests(store, tmp_path):
     again = grid([store], tmp_path, missing_test=TESTS, seeds=1, progress=seen.append, **options)["results"]
     assert again == first and not seen
     two = grid([store], tmp_path, missing_test=TESTS, seeds=2, progress=seen.append, **options)["results"]
-    assert seen[-1].what.startswith("mle addition, 1 runs")  # of the new seed alone
+    assert seen[-1].what.startswith("mle addition, 1 run ")  # of the new seed alone
     assert [t["test_accuracy"][0] for t in two[0]["tests"]] == [t["test_accuracy"][0] for t in first[0]["tests"]]
     assert more_probabilities(tmp_path, two[0])[1].shape[:2] == (2, 2)
     other = grid([store], tmp_path, missing_test=TESTS[:2], seeds=2, progress=seen.append, **options)["results"]
@@ -197,6 +198,7 @@ def test_beside_a_masks_file_there_is_one_test(store, tmp_path):
         files.held_out("audio:0.5")
 
 
+@pytest.mark.slow
 def test_as_a_user(store, tmp_path, mlemiss):
     quick = [
         "train",

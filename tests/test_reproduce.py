@@ -71,7 +71,7 @@ def test_other_seeds_of_a_finished_cell_take_over_what_they_can(tmp_path):
     one = grid([store], tmp_path / "alone", seeds=3, **options)["results"][0]
     said = []
     more = grid([store], out, resume=True, seeds=3, progress=said.append, **options)["results"][0]
-    assert said[-1].what.startswith("mle addition, 1 runs")
+    assert said[-1].what.startswith("mle addition, 1 run ")
     same = ("test_accuracy", "val_accuracy", "best_epoch", "total_epochs", "n_test", "device", "confusion", "seeds")
     assert {name: more[name] for name in same} == {name: one[name] for name in same}
     pair = [np.load(folder / r["predictions"]) for folder, r in ((out, more), (tmp_path / "alone", one))]

@@ -148,6 +148,7 @@ def test_nothing_worse_no_row_and_many_rows(document):
     assert "6 more; missing visual:0.8" in line(many)
 
 
+@pytest.mark.slow
 def test_terminal_and_report_say_it(document, capsys):
     from mlemiss.trainer.report.tables import print_results
 

@@ -417,6 +417,7 @@ def test_hostile_text_is_shown_and_does_nothing(runs, tmp_path):
     assert any(row["method"].endswith("onload=?") for row in rows_of(tmp_path / "site" / "results.csv"))
 
 
+@pytest.mark.slow
 def test_the_command(runs, tmp_path, mlemiss):
     shutil.copytree(runs / "more", tmp_path / "runs" / "one")
     shutil.copytree(runs / "other", tmp_path / "runs" / "two")

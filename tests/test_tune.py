@@ -94,6 +94,7 @@ def tune_command(store, out):
     return ["tune", "--store", store, "--method", "mle,flex-moe,only:audio", *QUICK, "--out", out]
 
 
+@pytest.mark.slow
 def test_the_choice_is_the_draw_with_the_highest_validation_accuracy(tuned):
     document, results = (json.loads((tuned / name).read_text()) for name in ("tuned.json", "results.json"))
     assert document["draws"] == 4 and document["seeds"] == [1000] and len(document["rows"]) == 6
@@ -111,6 +112,7 @@ def test_the_choice_is_the_draw_with_the_highest_validation_accuracy(tuned):
     assert page.count("<h2>") == 2 and page.count("data:image/svg+xml") == 2 and "4 of each row" in page
 
 
+@pytest.mark.slow
 def test_training_with_what_was_chosen(tuned, store, tmp_path, mlemiss):
     how = ["train", "--store", store, "--method", "mle,flex-moe,only:audio", "--missing", "audio:0.5", "--tuned", tuned]
     done = mlemiss(*how, "--seeds", 2, "--out", tmp_path / "run", "--json")
@@ -141,6 +143,7 @@ def test_training_with_what_was_chosen(tuned, store, tmp_path, mlemiss):
         assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_other_features_and_damaged_choices(tuned, tmp_path, mlemiss):
     other = write_store(tmp_path, features="others", weights_hash="1").path
     wrong = mlemiss("train", "--store", other, "--missing", "audio:0.5", "--tuned", tuned, "--out", tmp_path / "r")
@@ -154,6 +157,7 @@ def test_other_features_and_damaged_choices(tuned, tmp_path, mlemiss):
     assert refused.returncode == 2 and "See tune.html" in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_diverging_draw_has_lost(store, tmp_path, mlemiss):
     wild = [*tune_command(store, tmp_path / "t")[:3], "--method", "mle", *QUICK, "--out", tmp_path / "t", "--json"]
     done = mlemiss(*wild, "--space", "lr=1e-3|1e30", "--draws", 8)
@@ -164,6 +168,7 @@ def test_a_diverging_draw_has_lost(store, tmp_path, mlemiss):
         assert row["settings"]["lr"] < 1 and min(lr) < 1 < max(lr)
 
 
+@pytest.mark.slow
 def test_all_draws_diverge(store, tmp_path, mlemiss):
     wild = ["tune", "--store", store, "--method", "mle", *QUICK, "--out", tmp_path / "t", "--space", "lr=1e30"]
     done = mlemiss(*wild, "--draws", 2)
@@ -175,6 +180,7 @@ def test_all_draws_diverge(store, tmp_path, mlemiss):
     assert none.returncode == 2 and "the outer product" in none.stderr and not (tmp_path / "n").exists()
 
 
+@pytest.mark.slow
 def test_what_is_not_the_same_row(tuned, store, tmp_path, mlemiss):
     """Another condition of the test clips, a default that is named, rows that another command tuned."""
     how = ["train", "--store", store, "--method", "mle", "--missing", "audio:0.5", "--tuned", tuned, "--seeds", 1]
@@ -201,6 +207,7 @@ def test_two_tunings_are_two_tables():
     assert family_key(result) != family_key(result | {"tuned": facts | {"digest": "b"}})
 
 
+@pytest.mark.slow
 def test_a_budget(store, tmp_path, mlemiss):
     short = mlemiss(*tune_command(store, tmp_path / "t"), "--draws", 4, "--budget", 1e-9)
     assert short.returncode == 2 and "too short for one draw of each of 6 rows" in short.stderr
@@ -209,6 +216,7 @@ def test_a_budget(store, tmp_path, mlemiss):
     assert enough.returncode == 0 and json.loads((tmp_path / "t" / "tuned.json").read_text())["draws"] == 2
 
 
+@pytest.mark.slow
 def test_rows_that_cannot_be_trained_are_skipped_in_both(store, tmp_path, mlemiss):
     both = ["--store", store, "--method", "zp,mle", "--fusion", "outer", "--missing", "audio:0.5", "--seeds", 1]
     done = mlemiss("tune", *both, "--epochs", 1, "--draws", 2, "--out", tmp_path / "t", "--json")
