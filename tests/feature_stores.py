@@ -13,7 +13,7 @@ from mlemiss.trainer.settings import Settings
 
 CHUNK = 16  # clips
 SEGMENTS, WIDTHS = 4, {"visual": 12, "audio": 10}
-QUICK = Settings(epochs=3, batch_size=32, lr=1e-2, hidden=16, dim=6)
+QUICK = Settings(dropout=0.0, epochs=3, batch_size=32, lr=1e-2, hidden=16, dim=6)
 
 
 def write_store(

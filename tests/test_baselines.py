@@ -14,7 +14,7 @@ from mlemiss.trainer.settings import Settings
 from .feature_stores import write_store
 
 torch.set_num_threads(1)
-SETTINGS = Settings(epochs=3, batch_size=32, lr=1e-2, hidden=8, dim=5)
+SETTINGS = Settings(dropout=0.0, epochs=3, batch_size=32, lr=1e-2, hidden=8, dim=5)
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,7 @@ def test_autoencoder_learns_what_can_be_learned(tmp_path):
     arrays = {"visual": visual, "audio": visual[..., :10] * 2 - 1}
     store.read_into = lambda out, modality, clips: np.copyto(out, arrays[modality][clips])
     data = Dataset(Clips(store))
-    settings = Settings(epochs=60, batch_size=32, lr=1e-2, hidden=32, dim=5)
+    settings = Settings(dropout=0.0, epochs=60, batch_size=32, lr=1e-2, hidden=32, dim=5)
     kept = []
 
     class Watched(load("ae1")):

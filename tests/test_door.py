@@ -238,7 +238,16 @@ def test_train_gives_the_commands_numbers(tmp_path):
     store = write_store(tmp_path)
     combined = {"methods": ["mle", "zero-padding"], "missing": ["audio:0.5"], "seeds": 2}
     expected = grid([store], tmp_path / "command", **combined)
-    quick = {"epochs": 3, "batch_size": 32, "lr": 1e-2, "hidden": 16, "dim": 6, "device": "cpu", "verbose": False}
+    quick = {
+        "epochs": 3,
+        "batch_size": 32,
+        "lr": 1e-2,
+        "hidden": 16,
+        "dim": 6,
+        "dropout": 0,
+        "device": "cpu",
+        "verbose": False,
+    }
     results = mlemiss.train(store.path, "audio:0.5", "mle,zero-padding", seeds=2, **quick)
     for ours, theirs in zip(results.document["results"], expected["results"], strict=True):
         assert ours["test_accuracy"] == theirs["test_accuracy"]

@@ -34,7 +34,7 @@ from .feature_stores import predictions, write_store
 from .media_stores import DROPPING, NORMED, RANDOM, SEGMENTS, TINY, cached, tiny, write_media
 from .preprocessing import SMALL
 
-QUICK = Settings(epochs=2, batch_size=16, hidden=16, dim=6, lr=1e-2)
+QUICK = Settings(dropout=0.0, epochs=2, batch_size=16, hidden=16, dim=6, lr=1e-2)
 CPU = torch.device("cpu")
 ROWS = [
     *(("lower-bound", f) for f in ("addition", "concatenation", "outer")),
@@ -295,7 +295,7 @@ def test_the_latest_features_give_an_unbiased_gradient(tmp_path, share):
     marginal's, the loss's own weights included."""
     clips = Clips(write_store(tmp_path, clips=60, without_audio=(), failed=()))
     run = clips.run(RunSpec(0, parse_missing("audio:0.8")))
-    settings = Settings(hidden=8, dim=4, complete_share=share)
+    settings = Settings(dropout=0.0, hidden=8, dim=4, complete_share=share)
     runs = Dataset(clips).runs([run], Stage(), rates_of(MaximumLikelihood, [settings]))
     strata = Strata(run.observed, run.training_clips(Stage()), runs.segments, 24)
     scale = [torch.ones(n, requires_grad=True) for n in (12, 10)]

@@ -66,7 +66,7 @@ def test_one_seed_has_no_deviation(store, tmp_path):
 def test_learns_from_incomplete_clips(tmp_path):
     """Audio is missing in 90 % of training clips; the lower bound has 2 or 3 clips a class, mle has all."""
     easy = write_store(tmp_path, clips=120, separation=1.2)
-    settings = Settings(epochs=25, batch_size=32, lr=3e-3, hidden=32, dim=8)
+    settings = Settings(dropout=0.0, epochs=25, batch_size=32, lr=3e-3, hidden=32, dim=8)
     document = run_grid([easy], Grid(["mle", "lb", "zp"], missing=["audio:0.9"], seeds=3), settings, "cpu")
     mle, bound, padding = (r["mean"] for r in document["results"])
     assert mle > 80 and padding > 80
@@ -124,7 +124,7 @@ def test_loss_that_is_not_finite_names_method_run_and_epoch(store, tmp_path):
     with pytest.raises(
         InputError, match=r"(?s)mle.*epoch \d+ of the run with seed 0, missing audio:0.5.*learning rate"
     ):
-        grid([store], tmp_path, seeds=1, settings=Settings(epochs=5, lr=1e30, batch_size=32))
+        grid([store], tmp_path, seeds=1, settings=Settings(dropout=0.0, epochs=5, lr=1e30, batch_size=32))
 
 
 def test_store_folder_is_left_as_it_was(store, tmp_path):
@@ -135,7 +135,7 @@ def test_store_folder_is_left_as_it_was(store, tmp_path):
 
 def test_a_run_that_diverges_in_its_last_step_is_named(store):
     """The loss is taken before the step; it is the prediction that shows what the step did."""
-    settings = Settings(epochs=1, batch_size=1000, lr=1e19, hidden=16, dim=6)
+    settings = Settings(dropout=0.0, epochs=1, batch_size=1000, lr=1e19, hidden=16, dim=6)
     with pytest.raises(InputError, match=r"mle .*probability is not finite in epoch 1 of the run with seed 0"):
         run_grid([store], Grid(seeds=1), settings, "cpu")
 
@@ -155,7 +155,7 @@ def test_total_epochs_count_what_was_trained(tmp_path):
 
 
 def test_a_batch_larger_than_the_data_costs_no_memory(store, tmp_path):
-    huge, enough = (Settings(epochs=2, batch_size=n, hidden=16, dim=6) for n in (10**12, 10**4))
+    huge, enough = (Settings(dropout=0.0, epochs=2, batch_size=n, hidden=16, dim=6) for n in (10**12, 10**4))
     found = [
         predictions(grid([store], tmp_path / name, seeds=1, settings=s), tmp_path / name, method="mle")
         for name, s in (("huge", huge), ("enough", enough))
@@ -179,7 +179,7 @@ def test_three_modalities_train(tmp_path, lacking):
     spec = parse_missing(lacking, three.modalities)
     methods = ["mle", "zero-padding", "lower-bound", "hgr", "ae1"]
     every = Grid(methods, missing=[spec], missing_test=spec, seeds=2)
-    settings = Settings(epochs=12, batch_size=64, lr=3e-3, hidden=32, dim=4)
+    settings = Settings(dropout=0.0, epochs=12, batch_size=64, lr=3e-3, hidden=32, dim=4)
     document = run_grid([three], every, settings, "cpu", RunFolder(tmp_path / "run"))
     assert not document["skipped"] and {r["missing"] for r in document["results"]} == {spec.name}
     means = {r["method"]: r["mean"] for r in document["results"]}
@@ -204,7 +204,7 @@ def test_three_modalities_train(tmp_path, lacking):
 )
 def test_what_these_modalities_cannot_do_is_told(store, asked, why):
     with pytest.raises(InputError, match=f"(?s){why}"):
-        run_grid([store], Grid(**({"seeds": 1} | asked)), Settings(epochs=1, hidden=8, dim=300), "cpu")
+        run_grid([store], Grid(**({"seeds": 1} | asked)), Settings(dropout=0.0, epochs=1, hidden=8, dim=300), "cpu")
 
 
 def test_one_modality_of_any_name_is_a_method(tmp_path):
@@ -229,4 +229,4 @@ def test_every_fusion_of_three_modalities_trains(tmp_path, method):
 
 def test_too_narrow_for_the_outer_product(store):
     with pytest.raises(InputError, match="width 1 is too narrow"):
-        run_grid([store], Grid(fusions=["outer"], seeds=1), Settings(epochs=1, dim=1), "cpu")
+        run_grid([store], Grid(fusions=["outer"], seeds=1), Settings(dropout=0.0, epochs=1, dim=1), "cpu")

@@ -50,7 +50,9 @@ def some(data: SimpleNamespace, rows: np.ndarray) -> SimpleNamespace:
 
 
 def trained(store: FeatureStore, *missing: str, **grid) -> list[dict]:
-    found = run_grid([store], Grid(missing=missing, seeds=2, **grid), Settings(epochs=2, hidden=8, dim=4), "cpu")
+    found = run_grid(
+        [store], Grid(missing=missing, seeds=2, **grid), Settings(dropout=0.0, epochs=2, hidden=8, dim=4), "cpu"
+    )
     return found["results"]
 
 

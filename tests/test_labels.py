@@ -192,7 +192,7 @@ def test_likelihood_of_what_is_observed_equals_loops_over_everything(fusion, M):
 
 
 def build(dataset, missing, fusion="addition", seeds=(0,), **changes):
-    kind, chosen = load("mle"), Settings(hidden=8, dim=3, **changes)
+    kind, chosen = load("mle"), Settings(dropout=0.0, hidden=8, dim=3, **changes)
     runs = Runs(dataset, draw(dataset.clips, missing, seeds), kind.stages[-1], rates_of(kind, [chosen] * len(seeds)))
     return kind(runs, chosen, fusion), runs
 
@@ -309,7 +309,7 @@ def test_labels_that_are_missing_change_nothing(store, method, fusion):
 @pytest.mark.parametrize("marginal", ["bank", "full", "batch"])
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_a_run_does_not_depend_on_its_company(store, tmp_path, fusion, marginal):
-    chosen = Settings(epochs=2, batch_size=32, lr=1e-2, hidden=16, dim=6, marginal=marginal)
+    chosen = Settings(dropout=0.0, epochs=2, batch_size=32, lr=1e-2, hidden=16, dim=6, marginal=marginal)
     options = {"fusions": [fusion], "settings": chosen}
     alone = grid([store], tmp_path / "a", missing=["label:0.6"], seeds=1, **options)
     missing = ["audio:0.5", "label:0.6", "none", "audio:0.3+label:0.9"]
@@ -354,7 +354,7 @@ def test_batches_of_networks_trained_end_to_end_hold_labelled_rows(store):
 def test_learns_from_clips_without_a_label(tmp_path, fusion, modalities):
     widths = dict(itertools.islice(TRIPLE.items(), modalities))
     wide = write_store(tmp_path, clips=600, without_audio=(), failed=(), widths=widths, separation=0.6)
-    chosen = Settings(epochs=15, batch_size=256, lr=1e-2, hidden=16, dim=6)
+    chosen = Settings(dropout=0.0, epochs=15, batch_size=256, lr=1e-2, hidden=16, dim=6)
     options = {"methods": ["mle", "lower-bound"], "fusions": [fusion], "settings": chosen, "seeds": 3}
     document = grid([wide], tmp_path / "out", missing=["label:0.97"], **options)
     mle, labelled_only = (result["mean"] for result in document["results"])

@@ -18,7 +18,7 @@ from mlemiss.trainer.settings import FUSIONS, Settings
 from .feature_stores import write_store
 
 torch.set_num_threads(1)
-SETTINGS = Settings(epochs=2, batch_size=32, hidden=8, dim=5)
+SETTINGS = Settings(dropout=0.0, epochs=2, batch_size=32, hidden=8, dim=5)
 EVERY = [(name, fusion) for name in registry.method_names() for fusion in registry.load(name).fusions]
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from .feature_stores import write_store
 
 torch.set_num_threads(1)
-SETTINGS = Settings(epochs=2, batch_size=32, hidden=16, dim=5)
+SETTINGS = Settings(dropout=0.0, epochs=2, batch_size=32, hidden=16, dim=5)
 BASELINES = ("transformer", "embracenet", "shaspec", "simmlm", "momke", "flex-moe")
 WIDTHS = {1: {"audio": 9}, 2: {"visual": 12, "audio": 10}, 4: {"visual": 7, "audio": 5, "text": 6, "pulse": 3}}
 

@@ -9,7 +9,7 @@ from mlemiss.pipeline.errors import InputError
 from mlemiss.pipeline.stores.masks import TEST, parse_missing
 from mlemiss.trainer.batches import Draws, Stage, hiding_chances
 from mlemiss.trainer.data import Clips, Dataset, RunSpec
-from mlemiss.trainer.fit import RunAdamW, fit
+from mlemiss.trainer.fit import RunAdamW, Training, fit
 from mlemiss.trainer.methods import autoencoders, load, method_names
 from mlemiss.trainer.networks import Dropout, Standardise
 from mlemiss.trainer.report.crossed import paired
@@ -19,7 +19,7 @@ from .feature_stores import write_store
 
 torch.set_num_threads(1)  # small networks
 
-STEPS = Settings(epochs=3, batch_size=32, lr=1e-2, hidden=16, dim=4)
+STEPS = Settings(dropout=0.0, epochs=3, batch_size=32, lr=1e-2, hidden=16, dim=4)
 ONE_STEP = replace(STEPS, batch_size=300)  # all rows in a batch, so that runs of unequal size train side by side
 
 
@@ -72,7 +72,7 @@ def test_chosen_on_validation_no_fused_method_is_left_below_a_single_modality(tm
     data = Dataset(Clips(write_store(tmp_path, separation=apart, widths=widths, **options)))
     runs, label = draw(data, range(4), "audio:0.95"), data.clips.label
     tries = [(decay, dropout) for decay in (1e-4, 1.0) for dropout in (0.0, 0.5)]
-    basis = Settings(epochs=15, batch_size=64, hidden=64, dim=8)
+    basis = Settings(dropout=0.0, epochs=15, batch_size=64, hidden=64, dim=8)
     each = [replace(basis, weight_decay=decay, dropout=dropout) for decay, dropout in tries for _ in runs]
     chosen = {}
     for method in ("visual-only", "audio-only", "mle", "zero-padding", "hgr", "ae1", "embracenet"):
@@ -207,7 +207,7 @@ def test_sparse_features_cannot_explode(tmp_path, monkeypatch):
     monkeypatch.setattr(autoencoders, "_squared_error", watched_error)
     found = {}
     for clamp in (0.0, Settings.clamp):
-        settings = Settings(epochs=8, batch_size=32, lr=1e-2, hidden=32, dim=8, clamp=clamp)
+        settings = Settings(dropout=0.0, epochs=8, batch_size=32, lr=1e-2, hidden=32, dim=8, clamp=clamp)
         for method in method_names():
             seen.clear()
             results = fit(load(method), data, runs, settings, load(method).fusions[0])
@@ -236,3 +236,10 @@ def test_out_of_range(change):
     name, value = next(iter(change.items()))
     with pytest.raises(InputError, match=f"{name.replace('_', ' ')} {value} is out of range: expected"):
         Settings(**change)
+
+
+def test_predictions_drop_nothing_where_no_epoch_was_left_to_train(monkeypatch, dataset):
+    """As where a checkpoint holds all epochs: what is tested is in evaluation mode."""
+    monkeypatch.setattr(Training, "train_stage", lambda self, stage, steps: 0)
+    every = [probabilities("mle", dataset, draw(dataset), replace(STEPS, dropout=rate)) for rate in (0.5, 0.0)]
+    np.testing.assert_array_equal(*every)

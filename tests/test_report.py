@@ -37,7 +37,7 @@ torch.set_num_threads(1)  # small networks
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     grid = Grid(["mle", "zp"], ["addition", "outer"], ["audio:0.5", "audio:0.8", "none"], seeds=2)
-    settings = Settings(epochs=2, batch_size=64, hidden=8, dim=4)
+    settings = Settings(dropout=0.0, epochs=2, batch_size=64, hidden=8, dim=4)
     command = "mlemiss train --features toy --missing <audio:0.5>"
     plan = plan_grid([write_store(folder)], grid, settings)
     run_plan(plan, torch.device("cpu"), RunFolder(folder / "run"), command=command)

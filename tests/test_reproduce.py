@@ -95,7 +95,7 @@ def test_cells_of_other_plans_are_neither_shown_nor_lost(tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        {"settings": Settings(epochs=2, batch_size=32, lr=1e-2, hidden=16, dim=6)},
+        {"settings": Settings(dropout=0.0, epochs=2, batch_size=32, lr=1e-2, hidden=16, dim=6)},
         {"missing_test": "audio:0.5"},
         {"splits": ["subject"]},
         {"fusions": ["outer"]},
@@ -189,7 +189,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(stores, tmp_path, mlemiss)
 @pytest.mark.slow
 def test_ours_stand_beside_the_papers(stores, tmp_path):
     both, _ = choose_stores(TABLE2, stores, None, ["vgg16"])
-    out, settings = tmp_path / "table2", Settings(epochs=1, hidden=8, dim=4, batch_size=64)
+    out, settings = tmp_path / "table2", Settings(dropout=0.0, epochs=1, hidden=8, dim=4, batch_size=64)
     document = reproduce(TABLE2, both, out, TABLE2.grid(seeds=2), settings, "cpu")
     assert json.loads((out / "table2.json").read_text()) == document
     cells = document["cells"]

@@ -12,7 +12,7 @@ from mlemiss.trainer.settings import Settings
 
 from .media_stores import TINY, tiny, write_media
 
-QUICK = Settings(epochs=1, batch_size=32, hidden=8, dim=4)
+QUICK = Settings(dropout=0.0, epochs=1, batch_size=32, hidden=8, dim=4)
 TABLE1 = EXHIBITS["table1"]
 
 

@@ -50,7 +50,7 @@ EVERY = [(name, fusion) for name in method_names() for fusion in load(name).fusi
     + [("mle", "addition", "full"), ("mle", "addition", "batch")],
 )
 def test_a_run_does_not_depend_on_its_company(store, tmp_path, method, fusion, marginal):
-    settings = Settings(epochs=2, batch_size=32, lr=1e-2, hidden=16, dim=6, marginal=marginal)
+    settings = Settings(dropout=0.0, epochs=2, batch_size=32, lr=1e-2, hidden=16, dim=6, marginal=marginal)
     options = {"fusions": [fusion], "settings": settings}
     alone = grid([store], tmp_path / "a", methods=[method], seeds=1, **options)
     five = grid([store], tmp_path / "b", methods=[method], seeds=5, **options)
@@ -91,7 +91,9 @@ def test_company_changes_nothing_but_rounding(store, method, fusion):
 
 def test_runs_of_unequal_size_keep_their_own_results(store, tmp_path):
     """A split by subject gives each seed its own number of clips, of supports and of held-out clips."""
-    one_batch = Settings(epochs=6, batch_size=300, lr=1e-2, hidden=16, dim=6)  # a step an epoch: all in one group
+    one_batch = Settings(
+        dropout=0.0, epochs=6, batch_size=300, lr=1e-2, hidden=16, dim=6
+    )  # a step an epoch: all in one group
     options = {"splits": ["subject"], "fusions": ["outer"], "missing_test": "audio:0.5", "settings": one_batch}
     together = grid([store], tmp_path / "a", seeds=4, **options)
     sizes = set(together["results"][0]["n_train"])
@@ -130,7 +132,7 @@ def test_every_row_is_trained_on_once_an_epoch_in_the_seeds_own_order(store):
 def test_fillers_of_a_short_batch_weigh_nothing(store):
     clips = Clips(store)
     runs = Runs(Dataset(clips), draw(clips), Stage())
-    method = load("mle")(runs, Settings(marginal="full", hidden=16, dim=6), "addition")
+    method = load("mle")(runs, Settings(dropout=0.0, marginal="full", hidden=16, dim=6), "addition")
     rows = runs.rows_of(runs.padded_clips(runs.trained_on)[0])[:, :20]
     filled = torch.cat([rows, rows[:, :1].expand(-1, 12)], 1)
     weight = (torch.arange(32) < 20).float()[None]
@@ -166,7 +168,7 @@ class Garbled:
 @pytest.mark.parametrize(("method", "fusion"), EVERY)
 @pytest.mark.parametrize("spec", [pytest.param("audio:0.5", marks=pytest.mark.slow), "visual:0.4+audio:0.3"])
 def test_garbage_where_a_modality_is_missing_changes_nothing(store, method, fusion, spec):
-    settings = Settings(epochs=2, batch_size=32, lr=1e-2, hidden=16, dim=6)
+    settings = Settings(dropout=0.0, epochs=2, batch_size=32, lr=1e-2, hidden=16, dim=6)
     found = []
     for value in (np.nan, np.inf, 30000.0):
         clips = Clips(Garbled(store, spec, 0, value))
@@ -227,7 +229,7 @@ def test_features_are_loaded_as_they_are_stored(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "fusion"), EVERY)
 def test_test_labels_do_not_touch_training(store, method, fusion):
-    settings = Settings(epochs=4, batch_size=32, lr=1e-2, hidden=16, dim=6)
+    settings = Settings(dropout=0.0, epochs=4, batch_size=32, lr=1e-2, hidden=16, dim=6)
     clips = Clips(store)
     (run,) = draw(clips)
     honest = fit(load(method), Dataset(clips), [run], settings, fusion)[0]
@@ -242,7 +244,7 @@ def test_test_labels_do_not_touch_training(store, method, fusion):
 
 
 def test_best_validation_epoch_is_tested(store):
-    settings = Settings(epochs=8, batch_size=32, lr=3e-2, hidden=16, dim=6)
+    settings = Settings(dropout=0.0, epochs=8, batch_size=32, lr=3e-2, hidden=16, dim=6)
     clips = Clips(store)
     runs = draw(clips, range(5))
     results = fit(load("mle"), Dataset(clips), runs, settings, "addition")

@@ -118,6 +118,7 @@ class Training:
             epochs = self.train_stage(stage, count)
             for result in self.results:
                 result.total_epochs += epochs
+        self.method.eval()  # also where a checkpoint left no epoch to train
         with torch.no_grad():
             self.method.prepare_predictions(self.runs.lacking_held_out)
         more = [copy.copy(self.runs) for _ in self.runs.runs[0].more_tests]

@@ -58,7 +58,7 @@ class Settings:
     hidden: int = 128  # units of an encoder's hidden layer
     dim: int = 16  # k, the embedding's width
     marginal: Marginal = "bank"  # how training averages a missing modality out: see marginal.py
-    dropout: float = 0.0  # share of hidden units that are zero in a training step
+    dropout: float = 0.5  # share of hidden units that are zero in a training step
     hide: float = 0.0  # share of complete training rows of which a step hides one modality: see batches.py
     complete_share: float | None = None  # of the loss, for clips that lack nothing; None: every row counts alike
     clamp: float = 3.0  # most deviations from the mean that an input may be away, 0: any
