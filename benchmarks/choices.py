@@ -112,9 +112,8 @@ def clamp(stores: list[FeatureStore], rates: list[str], seeds: int, methods: lis
 
 
 def rates(stores: list[FeatureStore], missing: list[str], seeds: int, methods: list[str], each: Mapping) -> dict:
-    """Accuracy less the defaults' by combination, a column a store, the mean over methods and rates."""
+    """Accuracy less the first's by combination, a column a store, the mean over methods and rates."""
     every = [Settings(**dict(zip(each, values, strict=True))) for values in itertools.product(*each.values())]
-    every = [Settings(), *(one for one in every if one != Settings())]
     found: dict[str, dict[str, np.ndarray]] = {}
     for store in stores:
         split = "subject" if len(np.unique(store.subject)) > 1 else "clip"
