@@ -289,7 +289,9 @@ def predict(
     path, header = weights.choose(run, opened.features, **wanted)
     say(f"{header['method']} {header['fusion']}, missing {header['missing']}, {amount(len(header['seeds']), 'seed')}")
     predictions = weights.predict(path, header, opened, where)
-    if (opened.dataset, opened.fingerprint) == (header["dataset"], header["store"]):
+    trained, here = header.get("joined") or {}, opened.joined or {}
+    same = opened.fingerprint == header["store"] or any(trained.get(name) == one for name, one in here.items())
+    if same and opened.dataset == header["dataset"]:
         say("note: these weights were trained on clips of this very store; no accuracy on them is a test result")
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -205,7 +205,7 @@ class Plan:
         cut, rows = dict if shown else _uncut, {}
         for kept in (True,) if heard else (True, False):
             spec = media_spec(self.limits, waveform=kept)
-            for donor in donors(self.stores, store.MEDIA, lambda made, spec=spec: cut(made) == spec, MEDIA_SHAPES):
+            for donor in donors(self.stores, store.MEDIA, lambda made, spec=spec: cut(made) == cut(spec), MEDIA_SHAPES):
                 path, revision = donor.store.path, donor.store.attrs["revision"]
                 for content, row in donor.rows(self.retry_failed).items():
                     rows.setdefault(content, Row(path, row, revision))

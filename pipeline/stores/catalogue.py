@@ -296,7 +296,9 @@ def find_store(folder: Place, features: str, dataset: str | None = None, modalit
     wanted = f"{features} features" + (f" with {modality}" if modality else "") + (f" of {dataset}" if dataset else "")
     if not fitting:
         there = ", ".join(path.name for path, _ in everything) or "none"
-        others = sorted({attrs["features"] for _, attrs in everything} - {features, MEDIA})
+        named = [attrs for _, attrs in everything if dataset in (None, attrs["dataset"])]
+        others = {attrs["features"] for attrs in named if modality is None or modality in attrs["modalities"]}
+        others = sorted(others - {features, MEDIA})
         raise InputError(
             f"no finished store of {wanted} in {folder} (stores there: {there}).\n"
             + (f"Name what is there with --features ({', '.join(others)}), or make one: " if others else "Make one: ")

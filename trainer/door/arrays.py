@@ -144,7 +144,7 @@ def modality_columns(modalities: Mapping | None, width: int, names: Sequence[str
     owners: dict[int, str] = {}
     for name, place in ((name, place) for name, places in columns.items() for place in places.tolist()):
         if place in owners:
-            raise ValueError(f"column {place} of X is in {owners[place]} and in {name}: expected one modality.")
+            raise ValueError(f"column {place} of X is in {owners[place]} and in {name}: expected it once.")
         owners[place] = name
     return columns
 

@@ -1,7 +1,7 @@
 """The job of `mlemiss train` as a function, and its results as an object."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -112,8 +112,8 @@ def _warn(line: str) -> None:
 
 
 def _names(given: str | Sequence[str]) -> list[str]:
-    several = [given] if isinstance(given, str) else given
-    if not isinstance(several, Sequence) or not all(isinstance(one, str) for one in several):
+    several = [given] if isinstance(given, str) else list(given) if isinstance(given, Iterable) else [None]
+    if not all(isinstance(one, str) for one in several):
         raise InputError(f"expected a text, or several, found {given!r}.")
     return comma_list(several)
 

@@ -257,6 +257,9 @@ def check_store(header: Mapping, store: FeatureStore) -> None:
 
     if not set(here["modalities"]) <= set(header["modalities"]):
         raise differs("the modalities", header["modalities"], here["modalities"])
+    looked_at = registry.load(header["method"]).modalities
+    if looked_at and not set(looked_at) & set(here["modalities"]):
+        raise differs("the modality", ", ".join(looked_at), ", ".join(here["modalities"]))
     widths = {name: header["widths"][name] for name in here["modalities"]}
     if here["widths"] != widths:
         raise differs("features a modality", widths, here["widths"])
