@@ -195,7 +195,7 @@ def test_bad_settings(rows, settings, words):
         ({"visual": ["v"]}, "no such"),
         ({"visual": slice(9, 20)}, "no column"),
         ({"visual": slice(0, 6), "audio": slice(5, 9)}, "column 5 of X is in visual and in audio"),
-        ({"visual": [0, 0]}, "column 0 of X is in visual and in visual"),
+        ({"visual": [0, 0]}, "column 0 of X is in visual and in visual: expected it once"),
         (["visual", "audio"], "expected a dict"),
     ],
 )
@@ -272,7 +272,7 @@ def test_train_gives_the_commands_numbers(tmp_path):
 def test_train_keeps_a_run_and_says_what_it_leaves_out(tmp_path):
     store, quick = write_store(tmp_path), {"seeds": 1, "epochs": 1, "verbose": False}
     with pytest.warns(UserWarning, match="zero-padding outer audio:0.5 is left out"):
-        results = mlemiss.train([store], ["audio:0.5"], ["zp", "lb"], "outer", out=tmp_path / "run", **quick)
+        results = mlemiss.train([store], (m for m in ["audio:0.5"]), ["zp", "lb"], "outer", out=tmp_path / "run", **quick)
     assert "left out" in results._repr_html_()
     assert {"results.json", "report.html", "weights", "predictions"} == {p.name for p in (tmp_path / "run").iterdir()}
     for wrong, words in (
@@ -281,6 +281,8 @@ def test_train_keeps_a_run_and_says_what_it_leaves_out(tmp_path):
         ({"lr": -1}, "out of range"),
         ({"device": "tpu"}, "unknown device"),
         ({"missing": "text:0.5"}, "text:0.5"),
+        ({"missing": 0.5}, "expected a text, or several, found 0.5"),
+        ({"missing": [0.5]}, "expected a text, or several, found"),
     ):
         with pytest.raises(InputError, match=words):
             mlemiss.train(store, **{"missing": "audio:0.5"} | quick | wrong)

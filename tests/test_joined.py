@@ -194,6 +194,9 @@ def test_a_store_is_found_by_its_modality(tmp_path):
     assert [one.fingerprint for one in joined.sources.values()] == [visual.fingerprint, audio.fingerprint]
     with pytest.raises(InputError, match="no finished store of x features with text"):
         open_features((("text", "x"), ("audio", "x")), tmp_path / "stores")
+    with pytest.raises(InputError, match=r"y features with audio [^\n]*\nName what is there with --features \(x\)"):
+        stored(tmp_path, "z", data, {"visual": data.features["visual"]})
+        open_features((("visual", "x"), ("audio", "y")), tmp_path / "stores")
 
 
 @pytest.mark.slow
@@ -222,6 +225,7 @@ def test_joined_from_command_line_to_report(tmp_path, mlemiss):
         mlemiss("predict", "run", "--store", f"visual={first}{more}") for more in ("", f",audio={few.path}")
     )
     assert alone.returncode == 0 and "has no audio: its clips are predicted without" in alone.stderr, alone.stderr
+    assert "trained on clips of this very store" in alone.stderr
     same = set(alone.stdout.splitlines()) & set(with_few.stdout.splitlines())
     assert len(same) == CLIPS - 3 + 1 and with_few.stdout != predicted.stdout
     lost = mlemiss("store", "preview", f"visual=http://127.0.0.1:1/v.zarr,audio={audio.path}")

@@ -165,6 +165,14 @@ def test_specs_are_compared_without_the_device(run, store):
         weights.check_store(header | {"widths": {"visual": 512, "audio": 512}}, store)
 
 
+def test_a_method_of_one_modality_needs_it(run, store):
+    _, header = weights.choose(run[0], "toy", method="visual-only")
+    alone = type(store)(store.path, store.chunks)
+    alone.modalities = ("audio",)
+    with pytest.raises(InputError, match="the modality visual, found audio"):
+        weights.check_store(header, alone)
+
+
 @pytest.mark.parametrize("damage", ["cut short", "changed", "emptied"])
 def test_damaged_weights_are_told(run, store, tmp_path, damage):
     path, _ = weights.choose(run[0], "toy", method="zero-padding", fusion="addition")
