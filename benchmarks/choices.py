@@ -137,7 +137,8 @@ def draws(folders: list[str]) -> dict:
         for row in json.loads((Path(folder) / "tuned.json").read_text())["rows"]:
             names = [{n: drawn[n] for n in COMMON} for drawn in row["drawn"]]
             if not row["method"].startswith("only:"):
-                found.setdefault(f"{row['features']} {row['missing']}", {})[row["method"]] = np.array(row["validation"])
+                data = f"{row['dataset']} {row['features']} {row['missing']} by {row['split']}"
+                found.setdefault(data, {})[row["method"]] = np.array(row["validation"])
     print_gains(found, [", ".join(f"{n} {v}" for n, v in one.items() if v) for one in names])
     return {data: {m: v.round(2).tolist() for m, v in of.items()} for data, of in found.items()}
 
@@ -146,7 +147,8 @@ def print_gains(found: Mapping[str, Mapping[str, np.ndarray]], names: list[str])
     """Print how much each setting gains over the first, by data, in the mean, and where a method loses most."""
     gains = {data: {m: v - v[0] for m, v in of.items()} for data, of in found.items()}
     by_data = np.array([np.mean(list(of.values()), 0) for of in gains.values()])
-    by_method = {m: np.mean([of[m] for of in gains.values()], 0) for m in next(iter(gains.values()))}
+    methods = dict.fromkeys(m for of in gains.values() for m in of)
+    by_method = {m: np.mean([of[m] for of in gains.values() if m in of], 0) for m in methods}
     print(f"| settings | {' | '.join(found)} | mean | most harmed method |")
     print("|---|" + "---|" * (len(found) + 2))
     for j in np.argsort(-by_data.mean(0), kind="stable"):

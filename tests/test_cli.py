@@ -252,7 +252,7 @@ def test_runs_of_one_second_have_folders_of_their_own_and_failed_ones_leave_none
 @pytest.mark.parametrize(
     ("arguments", "inside", "said"),
     [
-        (["train", "--missing", "none"], "trainer.commands.named_stores", "another run starts from the beginning"),
+        (["train", "--missing", "none"], "trainer.commands.find_stores", "another run starts from the beginning"),
         (["reproduce", "table2"], "trainer.commands.named_stores", "to go on"),
         (["report", "run"], "trainer.commands.writable_file", "interrupted\n"),
     ],

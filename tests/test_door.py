@@ -272,7 +272,8 @@ def test_train_gives_the_commands_numbers(tmp_path):
 def test_train_keeps_a_run_and_says_what_it_leaves_out(tmp_path):
     store, quick = write_store(tmp_path), {"seeds": 1, "epochs": 1, "verbose": False}
     with pytest.warns(UserWarning, match="zero-padding outer audio:0.5 is left out"):
-        results = mlemiss.train([store], (m for m in ["audio:0.5"]), ["zp", "lb"], "outer", out=tmp_path / "run", **quick)
+        missing, fusions = (name for name in ["audio:0.5"]), iter(["outer"])
+        results = mlemiss.train([store], missing, ["zp", "lb"], fusions, out=tmp_path / "run", **quick)
     assert "left out" in results._repr_html_()
     assert {"results.json", "report.html", "weights", "predictions"} == {p.name for p in (tmp_path / "run").iterdir()}
     for wrong, words in (

@@ -25,7 +25,7 @@ def train(store, out, *, splits=None, masks=None, missing=MISSING, split="clip",
     given = read_given(splits, masks)
     settings = [given.setting(text) for text in missing]
     options |= {"missing": settings, "splits": [given.split_name(split)], "seeds": 2}
-    return grid([given.apply(store, 2, settings)], out, **options)
+    return grid([given.apply(store, range(2), settings)], out, **options)
 
 
 def rows(path):
@@ -168,6 +168,20 @@ def test_from_the_command_line(store, tmp_path, mlemiss):
     trained = mlemiss("train", "--missing", "audio:0.50", *given, "--epochs", 1, "--json")
     result, *_ = json.loads(trained.stdout)["results"]
     assert (result["split"], result["missing"]) == ("given:splits.csv", "audio:0.5")
+    drawn = ["--method", "mle", "--draws", 2, "--epochs", 1, "--out", "tuned"]
+    for first, told in ((1000, "no split for seed 1000 (seeds there: 0)"), (-1, "--first-seed -1 is out of range")):
+        refused = mlemiss("tune", "--missing", "audio:0.5", *given, *drawn, "--first-seed", first)
+        assert refused.returncode == 2 and told in refused.stderr and not (tmp_path / "tuned").exists()
+    tuned = mlemiss("tune", "--missing", "audio:0.5", *given, *drawn, "--first-seed", 0, "--json")
+    (row,) = json.loads(tuned.stdout)["rows"]
+    assert (row["split"], row["missing"]) == ("given:splits.csv", "audio:0.5"), tuned.stderr
+    same = mlemiss("train", "--missing", "audio:0.5", *given, "--method", "mle", "--tuned", "tuned")
+    assert same.returncode == 2 and "seeds [0] were tuned on" in same.stderr
+    more = mlemiss("store", "masks", store.path, "--seeds", 2, "--missing", "audio:0.5", "--out", "two")
+    two = ["--store", store.path, "--splits", "two/splits.csv", "--masks", "two/masks.csv", "--seeds", 1]
+    tuned = mlemiss("tune", "--missing", "audio:0.5", *two, *drawn[:-1], "other", "--first-seed", 1)
+    used = mlemiss("train", "--missing", "audio:0.5", *two, "--method", "mle", "--tuned", "other")
+    assert (more.returncode, tuned.returncode, used.returncode) == (0, 0, 0), used.stderr
     bad = mlemiss("train", "--missing", "audio:0.8", *given)
     assert bad.returncode == 2 and "There are none (complete data), audio:0.5, visual:0.5" in bad.stderr
 

@@ -1,5 +1,6 @@
 """The verbs `train`, `tune`, `reproduce`, `predict` and `report`. Whatever is heavy is imported inside the command."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
@@ -46,6 +47,7 @@ from .options import (
     TunedOption,
     chosen_settings,
     end_to_end_from,
+    find_stores,
     named_stores,
     settings_from,
     with_settings,
@@ -82,10 +84,7 @@ def train(
     as_json: JsonOption = False,
 ) -> int:
     """Train every combination of the repeatable options, each with N seeds; print and keep the results."""
-    from ..pipeline.encoders.names import DEFAULT
-    from ..pipeline.stores.catalogue import open_features, open_store, parse_features
     from ..pipeline.stores.mask_files import read_given
-    from ..pipeline.stores.masks import HELD_OUT_LABELS, parse_missing
     from ..pipeline.stores.store import MEDIA
     from .experiments import train as job
     from .experiments.grid import Grid
@@ -96,21 +95,25 @@ def train(
     if trunk and features:
         raise InputError("--end-to-end and --features exclude each other: features are cached.\nGive one of them.")
     texts, tests = comma_list(missing), comma_list(missing_test or ["none"])
-    held = [(text, HELD_OUT_LABELS) for text in tests]
-    for text, why in [*held, *([] if masks else ((text, None) for text in texts))]:
-        parse_missing(text, None, why)  # wrong ones are told before any store is looked for
+    check_specs([] if masks else texts, tests)
     settings = chosen_settings(tuned, hyper, trunk)
-    wanted = [MEDIA] if trunk else parse_features(features or list(DEFAULT))
-    found = list(map(open_store, named_stores(store, features)))
-    found = found or [open_features(one, stores, dataset) for one in wanted]
+    found = find_stores(store, [MEDIA] if trunk and not store else features, stores, dataset)
     files = read_given(splits, masks, tuple(dict.fromkeys(name for one in found for name in one.modalities)))
     specs = [files.setting(text) for text in texts]
     held_out, splits_by = [files.held_out(text) for text in tests], [files.split_name(split)]
     methods = comma_list(method or (["mle"] if trunk else ["mle", EACH]))
     grid = Grid(methods, comma_list(fusion or ["addition"]), specs, held_out, seeds, splits_by)
-    opened = [files.apply(one, seeds, specs) for one in found]
+    opened = [files.apply(one, grid.seeds, specs) for one in found]
     how = {"end_to_end": trunk, "save_weights": save_weights}
     return finish_training(*job.train(opened, out, grid, settings, device, **how), as_json)
+
+
+def check_specs(missing: Sequence[str], missing_test: Sequence[str]) -> None:
+    """Check missing specs before any store is looked for. InputError: a wrong one."""
+    from ..pipeline.stores.masks import HELD_OUT_LABELS, parse_missing
+
+    for text, why in [*((text, HELD_OUT_LABELS) for text in missing_test), *((text, None) for text in missing)]:
+        parse_missing(text, None, why)
 
 
 def finish_training(document: dict, out: Path, as_json: bool) -> int:
@@ -138,8 +141,11 @@ def tune(
     missing_test: Annotated[str, typer.Option(help="What validation clips lack.")] = "none",
     dataset: Annotated[str | None, typer.Option(help="Which dataset's stores (default: the only one).")] = None,
     split: SplitOption = "clip",
+    splits: SplitsOption = None,
+    masks: MasksOption = None,
     draws: Annotated[int, typer.Option(help="Draws of each row, the first of which is the defaults.")] = 30,
-    seeds: Annotated[int, typer.Option(help="Runs of each draw, with seeds from 1000.")] = 3,
+    seeds: Annotated[int, typer.Option(help="Runs of each draw.")] = 3,
+    first_seed: Annotated[int, typer.Option(help="Their first seed; none of them can be reported.")] = 1000,
     space: Annotated[
         list[str] | None,
         typer.Option(
@@ -158,29 +164,30 @@ def tune(
     as_json: JsonOption = False,
 ) -> int:
     """Draw settings for every method, as many for each, and choose on validation clips; for `train --tuned`."""
-    from ..pipeline.encoders.names import DEFAULT
-    from ..pipeline.stores.catalogue import open_features, open_store, parse_features
+    from ..pipeline.stores.mask_files import read_given
     from . import methods as registry
     from .experiments import tune as job
     from .experiments.grid import Grid
     from .experiments.space import parse_space
 
-    for name, value in (("--draws", draws), ("--seeds", seeds)):
-        if value < 1:
-            raise InputError(f"{name} {value} is out of range: expected 1 or more.")
+    for name, value, least in (("--draws", draws, 1), ("--seeds", seeds, 1), ("--first-seed", first_seed, 0)):
+        if value < least:
+            raise InputError(f"{name} {value} is out of range: expected {least} or more.")
     if budget is not None and not budget > 0:
         raise InputError(f"a budget of {budget} hours is out of range: expected more than 0.")
-    tuned_on = range(job.FIRST_SEED, job.FIRST_SEED + seeds)
+    texts = comma_list(missing)
+    check_specs([] if masks else texts, [missing_test])
     methods, fusions = comma_list(method or ["mle", registry.EACH]), comma_list(fusion or ["addition"])
-    grid = Grid(methods, fusions, comma_list(missing), missing_test, list(tuned_on), [split])
-    own = {
-        name: rate for one in grid.methods if one != registry.EACH for name, rate in registry.load(one).rates.items()
-    }
+    own = {name: rate for one in methods if one != registry.EACH for name, rate in registry.load(one).rates.items()}
     drawn_from = parse_space(comma_list(space) if space else [], own)
     settings = settings_from(hyper)
     out = writable_folder(out or Path("runs") / "tune", "--out")
-    opened = list(map(open_store, named_stores(store, features)))
-    opened = opened or [open_features(one, stores, dataset) for one in parse_features(features or list(DEFAULT))]
+    found = find_stores(store, features, stores, dataset)
+    files = read_given(splits, masks, tuple(dict.fromkeys(name for one in found for name in one.modalities)))
+    specs = [files.setting(text) for text in texts]
+    tuned_on, splits_by = range(first_seed, first_seed + seeds), [files.split_name(split)]
+    grid = Grid(methods, fusions, specs, files.held_out(missing_test), tuned_on, splits_by)
+    opened = [files.apply(one, grid.seeds, specs) for one in found]
     document = job.tune(opened, out, grid, settings, drawn_from, draws, device, hours=budget)
     if as_json:
         print_json(document)

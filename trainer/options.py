@@ -13,6 +13,7 @@ from ..pipeline.stores.remote import Place, parse_place
 from .settings import Marginal, Settings
 
 if TYPE_CHECKING:
+    from ..pipeline.stores.store import FeatureStore
     from .end_to_end.end_to_end import EndToEnd
     from .experiments.tuned import Tuned
 
@@ -193,3 +194,18 @@ def named_stores(store: list[Place] | None, features: list[str] | None) -> list[
     for path in store or []:
         by_place.setdefault(path.resolve(), path)
     return list(by_place.values())
+
+
+def find_stores(
+    store: list[Place] | None, features: list[str] | None, folder: Place, dataset: str | None
+) -> "list[FeatureStore]":
+    """Open the stores of --store, or those in a folder of these features, the paper's by default.
+
+    InputError: a text that asks for no features, no or several stores fit, or one that cannot be opened.
+    """
+    from ..pipeline.encoders.names import DEFAULT
+    from ..pipeline.stores.catalogue import open_features, open_store, parse_features
+
+    if store:
+        return list(map(open_store, named_stores(store, features)))
+    return [open_features(one, folder, dataset) for one in parse_features(features or list(DEFAULT))]

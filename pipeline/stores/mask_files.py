@@ -93,7 +93,7 @@ class SplitsFile:
             seeds = name_some(sorted(self.parts), NAMES_SHOWN)
             raise InputError(
                 f"{self.path} has no split for seed {seed} (seeds there: {seeds}).\n"
-                f"Runs have the seeds 0, 1, …: ask for fewer with --seeds, or add them to the file."
+                f"Add it to the file, or ask for seeds that are there: --seeds, of `tune` --first-seed too."
             )
         rows = _rows_by_clip(store)
         part = np.full(len(rows), NO_PART, np.int8)
@@ -127,7 +127,7 @@ class MasksFile:
             seeds = name_some(sorted(self.hidden[setting]), NAMES_SHOWN)
             raise InputError(
                 f"{self.path}: setting {setting!r} has no rows for seed {seed} (seeds there: {seeds}).\n"
-                f"Write masks for every seed, or ask for fewer with --seeds; `none` is complete data."
+                f"Add it to the file, or ask for seeds that are there: --seeds, of `tune` --first-seed too."
             )
         rows = _rows_by_clip(store)
         mask = np.zeros((len(rows), len(store.modalities)), bool)
@@ -269,13 +269,13 @@ class GivenFiles:
         return spec
 
     def apply(
-        self, store: FeatureStore, seeds: int, settings: Sequence[Missing | Setting]
+        self, store: FeatureStore, seeds: Sequence[int], settings: Sequence[Missing | Setting]
     ) -> FeatureStore | StoreWithFiles:
-        """Return the store with these splits and masks. InputError: they do not fit it in some of the seeds from 0."""
+        """Return the store with these splits and masks. InputError: they do not fit it in some of the seeds."""
         if self.splits is None and self.masks is None:
             return store
         with_files = StoreWithFiles(store, self.splits, self.masks)
-        for seed in range(seeds):
+        for seed in seeds:
             everything = np.ones(len(with_files.split(seed)), bool)
             for setting in settings:
                 with_files.missing(setting, seed, everything)

@@ -135,10 +135,11 @@ def run_plan(
     for reason, cells in _by_reason(plan.skipped).items():
         what = cells[0] if len(cells) == 1 else f"{len(cells)} combinations, such as {cells[0]}"
         say(f"skipped {what}: {reason}")
-    for modalities, methods in _unlearned(plan.cells).items():
+    for (modalities, tuned), methods in _unlearned(plan.cells).items():
+        hint = "--hide 0.3 hides modalities of complete clips in training" if not tuned else "tune chose to hide none"
         say(
             f"note: tests lack {' and '.join(modalities)}, which training never does for {name_some(methods)}: "
-            "how to do without is not learned. --hide 0.3 hides modalities of complete clips in training."
+            f"how to do without is not learned; {hint}"
         )
     results = _Results(plan, folder, command, partly=hours is not None)
     results.begin(say)
@@ -161,13 +162,13 @@ def run_plan(
     return results.finish(compare=not tuning)
 
 
-def _unlearned(cells: Sequence[Cell]) -> dict[tuple[str, ...], list[str]]:
-    """Return the fused methods of cells by the modalities that their tests hide and their training never lacks."""
-    found: dict[tuple[str, ...], list[str]] = defaultdict(list)
+def _unlearned(cells: Sequence[Cell]) -> dict[tuple[tuple[str, ...], bool], list[str]]:
+    """Return the fused methods by the modalities that tests hide and training never lacks, and whether it was tuned."""
+    found: dict[tuple, list[str]] = defaultdict(list)
     for cell in cells:
         if not registry.load(cell.method).reference and (modalities := cell.unlearned):
-            found[modalities].append(cell.method)
-    return {modalities: list(dict.fromkeys(methods)) for modalities, methods in found.items()}
+            found[modalities, cell.tuned is not None].append(cell.method)
+    return {key: list(dict.fromkeys(methods)) for key, methods in found.items()}
 
 
 def _by_reason(skipped: Sequence[Mapping]) -> dict[str, list[str]]:

@@ -2,8 +2,7 @@
 
 A row is one method, fusion, missing spec, split and store. Every row gets the same number of draws, and the draw with
 the highest mean validation accuracy over the tuning seeds wins; of equals the first, the defaults above all. The tuning
-seeds begin at FIRST_SEED, and are never reported: the reported seeds draw other splits, masks and initial weights.
-Test clips choose nothing.
+seeds are never reported: the reported seeds draw other splits, masks and initial weights. Test clips choose nothing.
 """
 
 import time
@@ -34,7 +33,6 @@ from .run_folder import RunFolder
 from .space import Space
 from .tuned import DRAWS, ROW, TUNED, Tuned
 
-FIRST_SEED = 1000
 PAGE, EXHIBIT = "tune.html", "tune"
 BLOCKS = 6  # under a budget, draws are trained in about so many
 
