@@ -192,7 +192,7 @@ def test_tables_of_one_test_have_no_matrix_and_gaps_are_white(document, tmp_path
 
 
 def test_beside_a_masks_file_there_is_one_test(store, tmp_path):
-    files = read_given(None, export_masks(store, tmp_path, 1, ["audio:0.5"], "clip")[1], store.modalities)
+    files = read_given(None, export_masks(store, tmp_path, 1, ["audio:0.5"], "clip")[1], [store])
     assert files.held_out("none") == parse_missing("none")
     with pytest.raises(InputError, match="exclude each other"):
         files.held_out("audio:0.5")

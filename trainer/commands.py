@@ -41,6 +41,7 @@ from .options import (
     SaveWeightsOption,
     SeedsOption,
     SingleOption,
+    SpaceOption,
     SplitOption,
     SplitsOption,
     StoreOption,
@@ -94,11 +95,11 @@ def train(
     trunk = end_to_end_from(end_to_end, init, **how, micro_batch=micro_batch, precision=precision)
     if trunk and features:
         raise InputError("--end-to-end and --features exclude each other: features are cached.\nGive one of them.")
-    texts, tests = comma_list(missing), comma_list(missing_test or ["none"])
-    check_specs([] if masks else texts, tests)
+    tests = comma_list(missing_test or ["none"])
+    texts = checked_specs(missing, tests, masks)
     settings = chosen_settings(tuned, hyper, trunk)
     found = find_stores(store, [MEDIA] if trunk and not store else features, stores, dataset)
-    files = read_given(splits, masks, tuple(dict.fromkeys(name for one in found for name in one.modalities)))
+    files = read_given(splits, masks, found)
     specs = [files.setting(text) for text in texts]
     held_out, splits_by = [files.held_out(text) for text in tests], [files.split_name(split)]
     methods = comma_list(method or (["mle"] if trunk else ["mle", EACH]))
@@ -108,12 +109,17 @@ def train(
     return finish_training(*job.train(opened, out, grid, settings, device, **how), as_json)
 
 
-def check_specs(missing: Sequence[str], missing_test: Sequence[str]) -> None:
-    """Check missing specs before any store is looked for. InputError: a wrong one."""
+def checked_specs(missing: list[str], missing_test: Sequence[str], masks: Path | None) -> list[str]:
+    """Return what --missing names, of a masks file or specs; no store is looked for. InputError: a wrong spec."""
     from ..pipeline.stores.masks import HELD_OUT_LABELS, parse_missing
 
-    for text, why in [*((text, HELD_OUT_LABELS) for text in missing_test), *((text, None) for text in missing)]:
+    texts = comma_list(missing)
+    for text, why in [
+        *((text, HELD_OUT_LABELS) for text in missing_test),
+        *((text, None) for text in texts if not masks),
+    ]:
         parse_missing(text, None, why)
+    return texts
 
 
 def finish_training(document: dict, out: Path, as_json: bool) -> int:
@@ -146,13 +152,7 @@ def tune(
     draws: Annotated[int, typer.Option(help="Draws of each row, the first of which is the defaults.")] = 30,
     seeds: Annotated[int, typer.Option(help="Runs of each draw.")] = 3,
     first_seed: Annotated[int, typer.Option(help="Their first seed; none of them can be reported.")] = 1000,
-    space: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=RANGE",
-            help="A setting is drawn from: lr=1e-4..1e-2, hidden=64|128, dropout=0; repeatable.",
-        ),
-    ] = None,
+    space: SpaceOption = None,
     budget: Annotated[
         float | None, typer.Option(help="Hours: only draws that every row trained in time count; run again to go on.")
     ] = None,
@@ -175,15 +175,14 @@ def tune(
             raise InputError(f"{name} {value} is out of range: expected {least} or more.")
     if budget is not None and not budget > 0:
         raise InputError(f"a budget of {budget} hours is out of range: expected more than 0.")
-    texts = comma_list(missing)
-    check_specs([] if masks else texts, [missing_test])
+    texts = checked_specs(missing, [missing_test], masks)
     methods, fusions = comma_list(method or ["mle", registry.EACH]), comma_list(fusion or ["addition"])
     own = {name: rate for one in methods if one != registry.EACH for name, rate in registry.load(one).rates.items()}
     drawn_from = parse_space(comma_list(space) if space else [], own)
     settings = settings_from(hyper)
     out = writable_folder(out or Path("runs") / "tune", "--out")
     found = find_stores(store, features, stores, dataset)
-    files = read_given(splits, masks, tuple(dict.fromkeys(name for one in found for name in one.modalities)))
+    files = read_given(splits, masks, found)
     specs = [files.setting(text) for text in texts]
     tuned_on, splits_by = range(first_seed, first_seed + seeds), [files.split_name(split)]
     grid = Grid(methods, fusions, specs, files.held_out(missing_test), tuned_on, splits_by)

@@ -99,6 +99,12 @@ SplitsOption = Annotated[Path | None, typer.Option(help="Somebody else's splits,
 MasksOption = Annotated[
     Path | None, typer.Option(help="Somebody else's masks: --missing then names settings of this CSV.")
 ]
+SpaceOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=RANGE", help="A setting is drawn from: lr=1e-4..1e-2, hidden=64|128, dropout=0; repeatable."
+    ),
+]
 TunedOption = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Settings that a `tune` into this folder chose for each row.")
 ]

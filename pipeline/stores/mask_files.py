@@ -282,7 +282,8 @@ class GivenFiles:
         return with_files
 
 
-def read_given(splits: Path | None, masks: Path | None, modalities: tuple[str, ...] = MODALITIES) -> GivenFiles:
-    """Read either file, or both. InputError names file and line of whatever is wrong."""
+def read_given(splits: Path | None, masks: Path | None, stores: Sequence[FeatureStore] = ()) -> GivenFiles:
+    """Read either file, or both, for stores' modalities. InputError names file and line of whatever is wrong."""
+    modalities = tuple(dict.fromkeys(name for store in stores for name in store.modalities)) or MODALITIES
     masks_file = read_masks(masks, modalities) if masks else None
     return GivenFiles(read_splits(splits) if splits else None, masks_file, modalities)
