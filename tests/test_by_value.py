@@ -164,7 +164,7 @@ def test_masks_of_rates_by_value_as_files_give_the_same_numbers(valued, tmp_path
     spec = "audio:0.8@label=sad"
     splits, masks = export_masks(valued, tmp_path, 1, [spec], "clip")
     files = read_given(splits, masks, [valued])
-    given = files.apply(valued, 1, [files.setting(spec)])
+    given = files.apply(valued, range(1), [files.setting(spec)])
     own = grid([valued], tmp_path / "own", methods=["zp"], missing=[spec], seeds=1)["results"][0]
     other = grid([given], tmp_path / "given", methods=["zp"], missing=[files.setting(spec)], seeds=1)["results"][0]
     assert own["missing"] == other["missing"] == spec and own["test_accuracy"] == other["test_accuracy"]

@@ -163,7 +163,7 @@ def test_somebodys_splits_and_masks_of_joined_stores(tmp_path):
     joined = JoinedStore(sources)
     files = export_masks(joined, tmp_path, 2, ["audio:0.5"], "clip")
     given = read_given(*files, [joined])
-    with_files = given.apply(joined, 2, [given.setting("audio:0.5")])
+    with_files = given.apply(joined, range(2), [given.setting("audio:0.5")])
     (plain,) = trained(joined, "audio:0.5")
     (result,) = trained(with_files, given.setting("audio:0.5"), splits=[given.split_name("clip")])
     assert [plain[name] for name in SAME] == [result[name] for name in SAME]
