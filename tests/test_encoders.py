@@ -75,21 +75,25 @@ def test_sound_features_are_the_librarys_averaged(hubert, waveform, name, layers
 
 
 @transformers_there
-@pytest.mark.parametrize("norm", ["layer", "group"])
-def test_pieces_of_similar_length_together_give_what_each_gives_alone(tmp_path, norm):
+@pytest.mark.parametrize(("norm", "mask"), [("layer", True), ("group", False), ("group", True)])
+def test_pieces_of_similar_length_together_give_what_each_gives_alone(tmp_path, norm, mask):
     """As on a GPU: filled up and masked where the model takes a mask, else only what is equally long."""
     folder = write_hubert(tmp_path / "model", norm=norm)
+    said = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps(said | {"return_attention_mask": mask}))
     rng = np.random.default_rng(1)
-    clips = [rng.normal(0, 0.1, size).astype(np.float32) for size in (8000, 52_000, 50_100, 52_001, 350_000)]
+    clips = [rng.normal(0, 0.1, size).astype(np.float32) for size in (8000, 52_000, 56_000, 52_001, 350_000)]
     alone = encoder("hf:model@-2", folder)
     expected = [alone.encode("waveform", [clip])[0] for clip in clips]
     together = type(alone)("hf:model@-2", Weights("hf:model", str(folder)))
-    if together.masked:
+    assert together.several == (norm == "layer")
+    if together.several:
         together.batch = 3
     for found, one in zip(together.encode("waveform", clips), expected, strict=True):
         np.testing.assert_allclose(found, one, atol=1e-4)
-    (again,) = together.encode("waveform", [clips[1]])
-    assert (again == together.encode("waveform", clips)[1]).all()  # whatever it is computed with
+    for place in (1, 2):  # whatever it is computed with
+        (again,) = together.encode("waveform", [clips[place]])
+        assert (again == together.encode("waveform", clips)[place]).all()
 
 
 @transformers_there
@@ -250,6 +254,62 @@ def test_a_folder_is_its_weights_wherever_it_lies(tmp_path, hubert):
         stored_requests(parse_weights(["random"], requests))
     chosen = stored_requests(parse_weights(["random"], requests[:1]))
     assert chosen == {"audio=hf:small-hubert@2": Weights("hf:small-hubert", str(hubert.resolve()))}
+
+
+@transformers_there
+@pytest.mark.parametrize(
+    ("name", "change", "matters"),
+    [
+        ("tokenizer.json", ('"dogs":6', '"dogs":7'), True),
+        ("config.json", ('"num_attention_heads": 2', '"num_attention_heads": 4'), True),
+        ("config.json", ('"transformers_version": "', '"transformers_version": "0'), False),
+        ("tokenizer_config.json", ('"do_lower_case": true', '"do_lower_case": false'), True),
+    ],
+)
+def test_what_prepares_a_text_is_part_of_the_hash(tmp_path, name, change, matters):
+    folders = [write_bert(tmp_path / which / "bert") for which in "ab"]
+    file = folders[1] / name
+    text = file.read_text()
+    if name == "tokenizer.json":
+        text = json.dumps(json.loads(text), separators=(",", ":"))
+    assert change[0] in text
+    file.write_text(text.replace(*change))
+    one, other = (encoder("hf:bert", folder).spec for folder in folders)
+    assert (one != other) == matters and (one["weights_hash"] != other["weights_hash"]) == matters
+
+
+@transformers_there
+def test_what_prepares_a_sound_is_part_of_the_hash(tmp_path, hubert):
+    moved = tmp_path / "small-hubert"
+    shutil.copytree(hubert, moved)
+    said = json.loads((moved / "preprocessor_config.json").read_text())
+    (moved / "preprocessor_config.json").write_text(json.dumps(said | {"do_normalize": False}))
+    assert encoder("hf:small-hubert", hubert).spec != encoder("hf:small-hubert", moved).spec
+
+
+@transformers_there
+@pytest.mark.filterwarnings("ignore:At least one mel filter")
+def test_states_that_are_no_steps_in_time_are_refused(tmp_path):
+    """A transformer of spectrograms has patches; the layers of SEW differ in length; XLNet has no most tokens."""
+    import transformers
+
+    torch.manual_seed(0)
+    small = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    transformers.ASTModel(transformers.ASTConfig(**small)).save_pretrained(tmp_path / "ast")
+    transformers.ASTFeatureExtractor().save_pretrained(tmp_path / "ast")
+    with pytest.raises(InputError, match="ASTModel has 1214 states for 1 s of sound and 1214 for 2 s"):
+        encoder("hf:ast", tmp_path / "ast")
+    convolutions = {"conv_dim": (16,) * 13, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2}
+    transformers.SEWModel(transformers.SEWConfig(**small, **convolutions)).save_pretrained(tmp_path / "sew")
+    transformers.Wav2Vec2FeatureExtractor().save_pretrained(tmp_path / "sew")
+    with pytest.raises(InputError, match=r"layers 0, 1, 2 of SEWModel have [\d, ]+ steps of the same input"):
+        encoder("hf:sew@0:", tmp_path / "sew")
+    assert encoder("hf:sew@-1", tmp_path / "sew").dimension == 24
+    config = transformers.XLNetConfig(vocab_size=13, d_model=20, n_layer=2, n_head=2, d_inner=32)
+    write_bert(tmp_path / "xlnet")
+    transformers.XLNetModel(config).save_pretrained(tmp_path / "xlnet")
+    (found,) = encoder("hf:xlnet", tmp_path / "xlnet").encode("text", ["the dogs are talking"])
+    assert found.shape == (1, 20) and np.isfinite(found).all()
 
 
 @transformers_there

@@ -367,3 +367,25 @@ def test_a_few_thousand_combinations_stand_for_all():
     scores = scores.masked_fill(~mask[:, None, None, None], -torch.inf).flatten(-2)
     exact = scores.logsumexp(-1).log_softmax(-1)
     assert 1e-6 < (found - exact).abs().max() < 0.02
+
+
+def test_combinations_are_those_of_a_run_alone():
+    """A run of few entries, wherever they stand, is exact beside one of so many that not all pairs count."""
+    generator = torch.Generator().manual_seed(0)
+    R, k, N = 3, 3, (300, 400)
+    f, g, h = (torch.randn(R, n, k, generator=generator, dtype=torch.float64) for n in (5, *N))
+    labels = torch.randn(R, 4, k**3, generator=generator, dtype=torch.float64) * 0.3
+    masks = [None, *(torch.rand(R, n, generator=generator) < torch.tensor([[0.02], [0.1], [1.0]]) for n in N)]
+    f, labels = f[:1].expand(R, -1, -1), labels[:1].expand(R, -1, -1)
+    observed = torch.tensor([True, False, False]).expand(R, 5, 3)
+    prior, nothing = torch.zeros(R, 4, dtype=torch.float64), torch.full((R, 5, k), torch.nan, dtype=torch.float64)
+    found = log_posterior([f, nothing, nothing], observed, labels, prior, [None, g, h], "outer", masks)
+    scores = torch.einsum("rbi,rcijk,rmj,rnk->rbcmn", f, labels.unflatten(-1, (k, k, k)), g, h)
+    counted = masks[1][:, None, None, :, None] & masks[2][:, None, None, None]
+    exact = scores.masked_fill(~counted, -torch.inf).flatten(-2).logsumexp(-1).log_softmax(-1)
+    torch.testing.assert_close(found[:2], exact[:2], rtol=0, atol=1e-10)
+    for r in range(R):
+        supports = [None, *(s[r : r + 1, m[r]] for s, m in zip((g, h), masks[1:], strict=True))]
+        one = [x[r : r + 1] for x in (f, nothing, nothing)]
+        alone = log_posterior(one, observed[:1], labels[:1], prior[:1], supports, "outer")
+        torch.testing.assert_close(found[r : r + 1], alone, rtol=0, atol=1e-10)

@@ -32,6 +32,12 @@ def store(tmp_path_factory):
     return write_store(tmp_path_factory.mktemp("stores"))
 
 
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    widths = {"visual": 8, "audio": 6, "text": 5}
+    return write_store(tmp_path_factory.mktemp("three"), widths=widths, clips=180, segments=1)
+
+
 def draw(clips, seeds=(0,), missing="audio:0.5", missing_test="none", split="clip"):
     specs = [RunSpec(s, parse_missing(missing), parse_missing(missing_test), split) for s in seeds]
     return [clips.run(spec) for spec in specs]
@@ -68,7 +74,8 @@ def test_a_run_does_not_depend_on_its_company(store, tmp_path, method, fusion, m
 def gradients(store, method, fusion, specs):
     """Return the gradients of the first run, by a step on all rows in float64."""
     kind, data = load(method), Dataset(Clips(store))
-    runs = [data.clips.run(RunSpec(seed, parse_missing(missing), parse_missing("none"))) for seed, missing in specs]
+    specs = [(seed, parse_missing(missing, store.modalities)) for seed, missing in specs]
+    runs = [data.clips.run(RunSpec(seed, missing, parse_missing("none"))) for seed, missing in specs]
     settings = Settings(batch_size=300, hidden=16, dim=6, dropout=0.3, clamp=2.0)
     together = data.runs(runs, kind.stages[-1], rates_of(kind, [settings] * len(runs)))
     model = kind(together, settings, fusion).double()
@@ -85,6 +92,15 @@ def test_company_changes_nothing_but_rounding(store, method, fusion):
     crowd = [(0, "audio:0.5"), (1, "audio:0.5"), (0, "audio:0.3+visual:0.3"), (2, "audio:0.2")]
     alone, beside = (gradients(store, method, fusion, specs) for specs in (crowd[:1], crowd))
     assert alone and alone.keys() <= beside.keys()
+    for name, expected in alone.items():
+        torch.testing.assert_close(beside[name], expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("method", "fusion"), EVERY)
+def test_company_of_runs_with_other_supports(three, method, fusion):
+    """Where a row lacks several modalities, too, and the others' supports are so large that not all pairs count."""
+    crowd = [(0, "audio:0.8+visual:0.8"), (1, "audio:0.2+visual:0.2")]
+    alone, beside = (gradients(three, method, fusion, specs) for specs in (crowd[:1], crowd))
     for name, expected in alone.items():
         torch.testing.assert_close(beside[name], expected, rtol=1e-9, atol=1e-12)
 

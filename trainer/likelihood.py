@@ -283,29 +283,36 @@ def _combinations(supports: list[_Support]) -> _Support:
     All combinations, where they are no more than MOST_COMBINATIONS, and equation 3 is exact. Else that many, or as many
     as have MOST_NUMBERS, the same for all rows and steps, spread evenly (Roberts' sequence: multiples of powers of a
     generalised golden ratio). Their mean is near the mean of all; its logarithm is biased by minus half the squared
-    error of that mean.
+    error of that mean. Each run's entries that count alone decide which they are, so that its company changes nothing.
     """
-    lengths = [support.keys.shape[1] for support in supports]
-    every = math.prod(lengths)
+    device, R = supports[0].keys.device, supports[0].keys.shape[0]
+    counts = [_counts(support) for support in supports]  # [R, 1] each
     width = math.prod(support.keys.shape[-1] for support in supports)
     most = min(MOST_COMBINATIONS, MOST_NUMBERS // width)
-    i = torch.arange(min(every, most), device=supports[0].keys.device)
+    i = torch.arange(min(math.prod(support.keys.shape[1] for support in supports), most), device=device)
+    every = functools.reduce(torch.mul, [count.float() for count in counts])
     ratio = 1.0  # solves x^(q + 1) = x + 1
     for _ in range(64):
         ratio = (1 + ratio) ** (1 / (len(supports) + 1))
-    products = mask = None
-    for q, (support, N) in enumerate(zip(supports, lengths, strict=True), start=1):
-        if every <= most:
-            chosen = torch.div(i, math.prod(lengths[q:]), rounding_mode="floor") % N
-        else:
-            chosen = i * int(2**32 / ratio**q) % 2**32 * N >> 32  # in integers, which every device has
-        keys = support.keys if support.mask is None else support.keys.masked_fill(~support.mask[..., None], 0)
-        keys = keys[:, chosen]
-        products = keys if products is None else (products[..., None] * keys[..., None, :]).flatten(2)
+    products, first = None, torch.arange(R, device=device)[:, None]
+    for q, (support, count) in enumerate(zip(supports, counts, strict=True), start=1):
+        later = functools.reduce(torch.mul, counts[q:], torch.ones_like(count)).clamp(min=1)  # overflows where unused
+        spread = i * int(2**32 / ratio**q) % 2**32 * count >> 32  # in integers, which every device has
+        chosen = torch.where(every <= most, i // later % count.clamp(min=1), spread)
+        keys = support.keys
         if support.mask is not None:
-            counted = support.mask[:, chosen]
-            mask = counted if mask is None else mask & counted
-    return _Support(products, mask)
+            keys = keys.masked_fill(~support.mask[..., None], 0)
+            chosen = support.mask.to(torch.uint8).argsort(dim=-1, descending=True, stable=True).gather(1, chosen)
+        keys = keys.flatten(0, 1)[chosen + first * keys.shape[1]]
+        products = keys if products is None else (products[..., None] * keys[..., None, :]).flatten(2)
+    return _Support(products, None if all(support.mask is None for support in supports) else i < every)
+
+
+def _counts(support: _Support) -> Tensor:
+    """Return how many entries of a support count in each run: int64 [R, 1]."""
+    if support.mask is not None:
+        return support.mask.sum(-1, keepdim=True)
+    return torch.full((support.keys.shape[0], 1), support.keys.shape[1], device=support.keys.device)
 
 
 def _flatten(tensor: Tensor, lead: torch.Size, tail: int) -> Tensor:

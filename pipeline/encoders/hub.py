@@ -18,7 +18,7 @@ from ..media.decode import SEGMENT_SECONDS, segment_starts
 from ..media.logmel import SAMPLE_RATE
 from . import Weights, check_precision, round_products
 from .names import Encoder, split_layers
-from .weights import RANDOM_SEED, check_finite, hub_folder, weights_hash
+from .weights import RANDOM_SEED, check_finite, describing_files, hub_folder, weights_hash
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +29,18 @@ GPU_PIECES = 16  # at once on a GPU, of similar length
 BUCKET_SECONDS = 0.5  # such pieces are filled up to a multiple of it,
 MARGIN_SECONDS = 0.04  # by so much at least: then every piece has a mask, whatever it is computed with
 MOST_TOKENS = 512  # of a text, where the model does not say
+DESCRIBING = {  # files of a model's folder that its features depend on, beside the weights
+    "waveform": ("config.json", "*processor_config.json"),
+    "text": (
+        "config.json",
+        "tokenizer*",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab*",
+        "merges.txt",
+        "*.model",
+    ),
+}
 UNUSED = ("masked_spec_embed", "pooler.")  # tensors that no hidden state depends on; checkpoints often lack them
 # What the library raises at a folder that is not what it expects.
 LOADING_ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ImportError)
@@ -60,32 +72,38 @@ class Transformer(Encoder):
             config = _loaded("AutoConfig", folder, features)
             self.kind, self.processor = _processor(folder, features)
             model = _model(folder, features, config, weights.name == "random")
-        self.spec |= {"model": type(model).__name__, "weights_hash": weights_hash(model)}
+        described = describing_files(folder, DESCRIBING[self.kind])
+        self.spec |= {"model": type(model).__name__, "weights_hash": weights_hash(model, described)}
         self.precision, self.device = precision, device
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.model = model.to(device, self.dtype)
         self.spec |= {"precision": precision, "device": device.partition(":")[0]}
         self._describe(features)
         self.layers: Sequence[int] = (-1,)
-        probe = self._probe(features)
+        probe = self._probe(features, 1)
         self.layers, self.dimension = _chosen(layers, len(probe), features), probe[0].shape[-1]
         self.spec["layers"] = list(self.layers)
+        self._check_steps(features, [probe[layer].shape[1] for layer in self.layers])
 
     def _describe(self, features: str) -> None:
         """Set what the model is computed from, and how."""
         self.rate = int(self.processor.sampling_rate) if self.kind == "waveform" else 0  # Hz
         if not self.rate:
             self.inputs, self.segments = {"text": "text"}, 1
-            positions = getattr(self.model.config, "max_position_embeddings", None) or MOST_TOKENS
+            positions = getattr(self.model.config, "max_position_embeddings", None) or -1
+            positions = MOST_TOKENS if positions < 0 else positions  # XLNet says -1
             self.most_tokens = min(self.processor.model_max_length, positions - _unused_positions(self.model))
             self.spec |= {"most_tokens": self.most_tokens, "long_text": "pieces"}
             return
         self.inputs = {"audio": "waveform"}
         self.span = getattr(self.processor, "n_samples", 0)  # Whisper's: every piece is filled up to so many samples
         self.plain = type(self.processor).__name__ == "Wav2Vec2FeatureExtractor"  # the model gets samples, normalised
-        self.masked = self.plain and bool(self.processor.return_attention_mask)
-        several = self.device.startswith("cuda") and (self.masked or self.span)
-        self.batch = GPU_PIECES if several else 1
+        config = self.model.config
+        # A norm over the whole piece sees what fills it up, whatever the mask; an adapter shortens some layers alone.
+        alone = getattr(config, "feat_extract_norm", "") == "group" or getattr(config, "add_adapter", False)
+        masked = self.plain and bool(self.processor.return_attention_mask) and not alone
+        self.several = masked or self.span > 0  # whether pieces of several lengths can be computed together
+        self.batch = GPU_PIECES if self.several and self.device.startswith("cuda") else 1
         self.spec |= {"sample_rate": self.rate, "piece_seconds": PIECE_SECONDS, "batch": self.batch}
         if self.rate != SAMPLE_RATE:
             self.spec["resampler"] = RESAMPLER
@@ -96,10 +114,11 @@ class Transformer(Encoder):
         round_products(self.precision == "tf32")
         return [self._read(text) for text in batch] if kind == "text" else self._hear(batch)
 
-    def _probe(self, features: str) -> "Sequence[torch.Tensor]":
-        """Return the hidden states of a second of silence, or of a word. InputError: the model has none."""
+    def _probe(self, features: str, seconds: int) -> "Sequence[torch.Tensor]":
+        """Return the hidden states of so much silence, or of a word. InputError: the model has none."""
         try:
-            inputs = self._sound([np.zeros(self.rate, np.float32)]) if self.rate else self._tokens("a")[0][0]
+            silence = np.zeros(seconds * self.rate, np.float32)
+            inputs = self._sound([silence]) if self.rate else self._tokens("a")[0][0]
             return list(self._states(inputs))
         except LOADING_ERRORS as error:
             if out_of_memory(error):
@@ -108,6 +127,22 @@ class Transformer(Encoder):
                 f"{features}: {type(self.model).__name__} gives no hidden states of {self.kind} alone "
                 f"({type(error).__name__}: {str(error)[:200]}).\nName a model of sound or of text."
             ) from None
+
+    def _check_steps(self, features: str, steps: Sequence[int]) -> None:
+        """Check that a model of sound has steps in time, and as many in each chosen layer. InputError: it has not."""
+        kind = type(self.model).__name__
+        if len(set(steps)) > 1:
+            raise InputError(
+                f"{features}: layers {', '.join(map(str, self.layers))} of {kind} have "
+                f"{', '.join(map(str, steps))} steps of the same input, and cannot be added up.\nName fewer layers."
+            )
+        if self.rate and not self.span:
+            longer = self._probe(features, 2)[self.layers[0]].shape[1]
+            if not 1.7 < longer / steps[0] < 2.3:
+                raise InputError(
+                    f"{features}: {kind} has {steps[0]} states for 1 s of sound and {longer} for 2 s: they are no "
+                    "steps in time.\nName a model of the waveform (HuBERT, WavLM, wav2vec 2.0) or Whisper."
+                )
 
     def _states(self, inputs: dict[str, "torch.Tensor"]) -> "Sequence[torch.Tensor]":
         """Return the hidden states [row, step, D] of every layer, those before the first layer included."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import logging
 import os
 import pickle
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ..console import amount, name_some
 from ..errors import InputError
-from ..files import foreign_content
+from ..files import foreign_content, sha256_of
 from . import Weights
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ UNPICKLING_ERRORS = (OSError, RuntimeError, ValueError, EOFError, LookupError, T
 UNPICKLING_ERRORS += (AssertionError, pickle.UnpicklingError, struct.error)
 HUB_TIMEOUT = 5.0  # seconds for the hub's first answer; the hub client alone would retry for most of a minute
 MODEL_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model*.bin"]  # of a transformer
+NO_MATTER = frozenset(
+    {"_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures"}
+)
 WRAPPERS = ("state_dict", "model", "model_state_dict")  # a checkpoint's key of the state dict, the first that is there
 COUNTER = "num_batches_tracked"  # of batch norms: no part of what they compute
 
@@ -84,12 +88,28 @@ def check_finite(model: "torch.nn.Module", what: str) -> None:
         )
 
 
-def weights_hash(model: "torch.nn.Module") -> str:
-    """Return a hash over the sorted tensors, the same for a .pth and a .safetensors of them: 16 hex digits."""
-    digest = hashlib.sha256()
+def weights_hash(model: "torch.nn.Module", described: str = "") -> str:
+    """Return a hash over the sorted tensors, the same for a .pth and a .safetensors of them: 16 hex digits.
+
+    described: what else the features depend on, hashed too.
+    """
+    digest = hashlib.sha256(described.encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}\0{tuple(tensor.shape)}\0{tensor.dtype}\0{_digest(tensor)}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def describing_files(folder: Path, patterns: Iterable[str]) -> str:
+    """Return what the files of a transformer's folder say of how it computes: JSON without versions and places."""
+    found = []
+    for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
+        try:
+            content = json.loads(path.read_bytes())
+            content = {k: v for k, v in content.items() if k not in NO_MATTER} if isinstance(content, dict) else content
+        except ValueError:  # a list of words, or a library's own format
+            content = sha256_of(path)
+        found.append([path.name, content])
+    return json.dumps(found, sort_keys=True)
 
 
 def _digest(tensor: "torch.Tensor") -> str:
