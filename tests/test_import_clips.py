@@ -14,6 +14,7 @@ from mlemiss.pipeline.errors import InputError
 from mlemiss.pipeline.importing.importing import Request, import_features, parse_maps
 from mlemiss.pipeline.importing.steps import Rules, average
 from mlemiss.pipeline.stores.store import FeatureStore
+from mlemiss.trainer.experiments import weights
 
 CLIPS = [f"c{i:02d}" for i in range(12)]
 
@@ -391,7 +392,7 @@ def test_a_folder_of_opensmiles_files_goes_by_the_files_names(labels):
         (labels / "smile" / f"{clip}.csv").write_text(f"name;frameTime;F0;HNR\n'unknown';0.000000;{i:e};2.5e+00\n")
     np.testing.assert_array_equal(load(labels, "audio=*@smile").read("audio")[:, 0, 0], np.arange(12))
     (labels / "all.csv").write_text("name;frameTime;F0\n" + "".join(f"'unknown';0;{i}\n" for i in range(12)))
-    with pytest.raises(InputError, match=r"all.csv and .*labels.csv have no clip id in common: 'unknown'"):
+    with pytest.raises(InputError, match=r"all.csv names no clip: openSMILE writes 'unknown'.*\n.*-instname"):
         load(labels, "audio=F0@all.csv")
 
 
@@ -403,6 +404,20 @@ def test_the_labels_may_be_opensmiles_own(tmp_path):
     request = Request(tmp_path / "labels.arff", "mine", "own", parse_maps(["audio=F0 mean"]), "emotion", "name")
     opened = FeatureStore.open(import_features(request, tmp_path / "stores"))
     assert opened.present.sum() == 10 and opened.clip_id[0] == "c 10"
+
+
+def test_two_of_opensmiles_names_are_never_one_clip(labels):
+    """Splits of a data set may have files of one name; an ending is an ending only at the end."""
+    end = "wav,0 days,0 days 00:00:01"
+    rows = [f"{folder}/{clip}.{end},{i}" for folder in ("train", "dev") for i, clip in enumerate(CLIPS)]
+    (labels / "own.csv").write_text("\n".join(["file,start,end,F0", *rows]))
+    with pytest.raises(InputError, match=r"'dev/c00.wav' and 'train/c00.wav' would both be clip 'c00'.\n.*--clip"):
+        load(labels, "audio=F0@own.csv", pool="mean")
+    rows = [f"{clip}.movement3.{end},{i}" for i, clip in enumerate(CLIPS)]
+    (labels / "own.csv").write_text("\n".join(["file,start,end,F0", *rows]))
+    head, *text = (labels / "labels.csv").read_text().splitlines()
+    (labels / "labels.csv").write_text("\n".join([head, *(line.replace(",", ".movement3,", 1) for line in text)]))
+    np.testing.assert_array_equal(load(labels, "audio=F0@own.csv").read("audio")[:, 0, 0], np.arange(12))
 
 
 @pytest.mark.parametrize(
@@ -485,6 +500,95 @@ def test_rows_of_a_table_are_averaged_where_asked(labels):
     with pytest.raises(InputError, match=r"'c00' has 3 rows and 'c01' has 4[\s\S]*`--segments N`"):
         load(labels, "audio=f0@own.csv")
     np.testing.assert_array_equal(load(labels, "audio=f0@own.csv", segments=2).read("audio")[3, :, 0], [3.5, 3.5])
+
+
+@pytest.mark.parametrize("where", ["beside the labels", "in a file of its own", "of the older header"])
+def test_frames_without_success_are_left_out_wherever_they_stand(labels, where):
+    rows = [(clip, frame, int(frame > 1), 9 if frame <= 1 else i) for i, clip in enumerate(CLIPS) for frame in range(4)]
+    about = "frame,face_id,timestamp,confidence,success"
+    if where == "of the older header":
+        (labels / "openface").mkdir()
+        for clip in CLIPS:
+            lines = [f"{f}, 0.1, 0.9, {ok}, {value}" for name, f, ok, value in rows if name == clip]
+            text = "\n".join(["frame, timestamp, confidence, success, AU01_r", *lines])
+            (labels / "openface" / f"{clip}.csv").write_text(text)
+        opened = load(labels, "visual=AU*_r@openface", pool="mean")
+    elif where == "in a file of its own":
+        lines = [f"{clip},{f},0,0.1,0.9,{ok},{value}" for clip, f, ok, value in rows]
+        (labels / "all.csv").write_text("\n".join([f"name,{about},AU01_r", *lines]))
+        opened = load(labels, "visual=AU*_r@all.csv", pool="mean")
+    else:
+        words = {line.split(",")[0]: line for line in (labels / "labels.csv").read_text().splitlines()}
+        lines = [f"{words[clip]},{f},0,0.1,0.9,{ok},{value}" for clip, f, ok, value in rows]
+        (labels / "labels.csv").write_text("\n".join([f"name,emotion,actor,{about},AU01_r", *lines]))
+        opened = load(labels, "visual=AU*_r", pool="mean")
+    np.testing.assert_array_equal(opened.read("visual")[:, 0, 0], np.arange(12))
+
+
+def test_files_of_several_steps_of_one_clip(labels):
+    """A clip's folder may hold arrays of steps, and one without any."""
+    expected = []
+    for i, clip in enumerate(CLIPS):
+        (labels / "v" / clip).mkdir(parents=True)
+        parts = [np.full((5 + i, 4), i + part / 4, np.float32) for part in range(3)]
+        parts[2] = parts[2][:0] if i == 1 else parts[2]
+        for part, values in enumerate(parts):
+            np.save(labels / "v" / clip / f"{part}.npy", values)
+        steps = np.concatenate(parts)
+        expected.append(slow_average(steps, np.ones(len(steps), bool), 30))
+    np.testing.assert_allclose(load(labels, "visual=@v").read("visual"), np.float16(expected), rtol=1e-3)
+
+
+def test_modalities_that_swap_their_arrays_make_another_store(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {"x": rng.normal(size=(12, 4)), "y": 5 + rng.normal(size=(12, 4))}
+    np.savez(tmp_path / "own.npz", label=np.array(["a", "b"] * 6), **arrays)
+    opened = [
+        FeatureStore.open(
+            import_features(
+                Request(tmp_path / "own.npz", "mine", "own", parse_maps(maps), "label"), tmp_path / "stores"
+            )
+        )
+        for maps in (["text=x", "face=y"], ["face=x", "text=y"])
+    ]
+    assert opened[0].path != opened[1].path and opened[1].read("face").mean() < 1 < opened[1].read("text").mean()
+
+
+def test_weights_of_other_step_rules_are_refused(labels):
+    arrays(labels, "v", [8])
+    values = np.load(labels / "v" / "c03.npy")
+    np.save(labels / "v" / "c03.npy", np.where(np.arange(8)[:, None] < 4, 0, values))
+    kept, left_out = load(labels, "visual=@v", segments=4), load(labels, "visual=@v", segments=4, zero="missing")
+    header = {"method": "mle", "dataset": "mine", "features": "own", "store": kept.fingerprint}
+    header |= {"weights": kept.weights["name"], "weights_hash": kept.weights["hash"]} | weights.describe_inputs(kept)
+    weights.check_store(header, kept)
+    with pytest.raises(InputError, match="trained on zero None, found missing"):
+        weights.check_store(header, left_out)
+
+
+def test_ids_that_almost_match(labels):
+    """What is said would make them match does."""
+    for name, ids, said in (
+        ("zeros", [f"{i:03d}" for i in range(12)], "12 ids would match without the zeros before them"),
+        ("after", [f"{clip}_x" for clip in CLIPS], "12 ids would match without '_x' after them"),
+        ("differ", [f"{clip}_{i:02d}" for i, clip in enumerate(CLIPS)], "1 id would match without '_00' after them"),
+    ):
+        arrays(labels, name, [3], clips=ids)
+        text = ["name,emotion,actor", *(f"{i if name == 'zeros' else c},{'ab'[i % 2]},s" for i, c in enumerate(CLIPS))]
+        (labels / "labels.csv").write_text("\n".join(text))
+        with pytest.raises(InputError, match=said):
+            load(labels, f"visual=@{name}")
+    (labels / "nested" / "Actor_01").mkdir(parents=True)
+    np.save(labels / "nested" / "Actor_01" / "c00.npy", np.ones(3))
+    with pytest.raises(InputError, match="A folder in it, such as Actor_01, is taken for the steps of one clip"):
+        load(labels, "visual=@nested")
+
+
+def test_a_modality_and_a_column_of_one_name(labels):
+    wanted = parse_maps(["text=F0"])
+    request = Request(labels / "labels.csv", "mine", "own", wanted, "emotion", "name", columns=("text",))
+    with pytest.raises(InputError, match="--column text and --map text=… have one name"):
+        import_features(request, labels / "stores")
 
 
 def test_an_import_of_before_has_the_same_fingerprint(tmp_path):

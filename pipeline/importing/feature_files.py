@@ -23,8 +23,13 @@ READ_AS_NAN = frozenset({"", "NA", "N/A", "null"})  # a CSV's ways to say that a
 NAN_WORD = re.compile(r"[+-]?(?:nan\(\w*\)|1\.#(?:qnan|snan|ind)\w*)(?:e[+-]\d+)?", re.IGNORECASE)  # as Windows does
 NAMES_LISTED = 20  # names of arrays or columns that are listed
 WHOLE = re.compile(r"([+-]?\d+)\.0*")  # a whole number that is written with a fraction
-ABOUT_ROWS = {  # first columns of tools' files -> columns that are no features, and which one names the clip
+ABOUT_ROWS = {  # first columns of tools' files -> columns that are no features, and which one names the clip;
+    # where none does, the user may have put one before them
     ("frame", "face_id", "timestamp"): (("frame", "face_id", "timestamp", "confidence", "success"), ""),  # OpenFace
+    ("frame", "timestamp", "confidence", "success"): (
+        ("frame", "timestamp", "confidence", "success"),
+        "",
+    ),  # OpenFace 1
     ("face", "confidence"): (("face", "confidence"), ""),  # OpenFace, of single pictures
     ("name", "frameTime"): (("name", "frameTime", "frameIndex", "class"), "name"),  # openSMILE
     ("name", "frameIndex"): (("name", "frameTime", "frameIndex", "class"), "name"),
@@ -32,7 +37,7 @@ ABOUT_ROWS = {  # first columns of tools' files -> columns that are no features,
 }
 FACE = ("success", "confidence", "face_id")  # of OpenFace, read beside what is asked for
 ATTRIBUTE = re.compile(r"\s*@attribute\s+(?:'((?:[^'\\]|\\.)*)'|\"([^\"]*)\"|(\S+))\s", re.IGNORECASE)  # of ARFF
-MEDIA_ENDING = re.compile(r"\.(?:wav|mp3|flac|ogg|m4a|aac|aiff?|mp4|avi|mov|mkv|webm|mpe?g|wmv|flv)", re.IGNORECASE)
+MEDIA_ENDING = re.compile(r"\.(?:wav|mp3|flac|ogg|m4a|aac|aiff?|mp4|avi|mov|mkv|webm|mpe?g|wmv|flv)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,11 @@ class FeatureFile:
 
 def columns_about_rows(header: Sequence[str]) -> tuple[tuple[str, ...], str]:
     """Return which columns are no features but about a row, and which of them names the clip; nothing if unknown."""
-    return next((found for first, found in ABOUT_ROWS.items() if tuple(header[: len(first)]) == first), ((), ""))
+    for first, (about, clip) in ABOUT_ROWS.items():
+        starts = range(1 if clip else max(len(header) - len(first) + 1, 0))
+        if any(tuple(header[i : i + len(first)]) == first for i in starts):
+            return about, clip
+    return (), ""
 
 
 def read_feature_file(

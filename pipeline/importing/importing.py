@@ -94,7 +94,8 @@ def parse_maps(items: Sequence[str]) -> tuple[Map, ...]:
         name, at, file = (part.strip() for part in target.partition("@"))
         if not separator or not (name or at) or (at and not file):
             raise InputError(
-                f"--map {item!r}: expected MODALITY=ARRAY, for example visual=face_*, or MODALITY=ARRAY@FILE."
+                f"--map {item!r}: expected MODALITY=ARRAY, for example visual=face_*, or MODALITY=ARRAY@FILE.\n"
+                "Commas stand between several, each whole: visual=AU*_r@FILE,visual=pose_*@FILE."
             )
         if not MODALITY_NAME.fullmatch(modality):
             raise InputError(
@@ -173,6 +174,8 @@ def _check_names(request: Request) -> None:
                 f"{option} {name!r}: expected a name of letters, digits and '_.:+-' other than {store.MEDIA}."
             )
     for name in request.columns:
+        if name in request.modalities:
+            raise InputError(f"--column {name} and --map {name}=… have one name.\nName the modality otherwise.")
         if not COLUMN_NAME.fullmatch(name) or name in store.RESERVED | {"subject"}:
             raise InputError(
                 f"--column {name!r} cannot be kept: a column's name is made of letters, digits, '_' and '-', and is "
@@ -194,7 +197,7 @@ def _gather(request: Request) -> ImportedClips:
     sources, notes = [main], list(main.notes)
     for path, of_file in maps.items():
         sources.append(open_source(path, of_file, request.clip, rules))
-        notes += match_ids(request.file, main.clips, path, sources[-1].clips)
+        notes += match_ids(request.file, main.clips, path, sources[-1].clips, sources[-1].hint)
     made_by = {m: source for source in sources for m in (maps[source.path] if source is not main else main.columns)}
     shared = [[clip for clip in main.clips if clip in set(source.clips)] for source in sources]
     lengths = {m: n for source, clips in zip(sources, shared, strict=True) for m, n in source.lengths(clips).items()}
@@ -227,7 +230,7 @@ def _labelled(request: Request, maps: dict[str, list[str]]) -> Table:
             f"Name that first, and the folder as `--map visual=@{request.file}`."
         )
     patterns = list(dict.fromkeys(name for names in maps.values() for name in names))
-    file = read_feature_file(request.file, patterns, request.texts(), face=request.rules.confidence is not None)
+    file = read_feature_file(request.file, patterns, request.texts(), face=True)
     rows = max((len(values) for values in (file.numbers | file.texts).values() if values.ndim), default=0)
     if len(maps) < len(request.modalities) and not request.clip:
         raise InputError(f"{request.file}: name the column of clip ids with --clip, to find the clips in other files.")

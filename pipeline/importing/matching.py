@@ -14,8 +14,8 @@ TOLD = 3  # ids in a message
 BESIDE = re.compile(r"[\s_.:/\\-]+")
 
 
-def match_ids(labelled: Path, ids: Sequence[str], source: Path, there: Sequence[str]) -> list[str]:
-    """Compare the clip ids of a source with those of the file with the labels.
+def match_ids(labelled: Path, ids: Sequence[str], source: Path, there: Sequence[str], hint: str = "") -> list[str]:
+    """Compare the clip ids of a source with those of the file with the labels; hint: to tell where none is in both.
 
     Returns:
         Notes: clips that the source lacks, and clips of it that have no label, each with the nearest on the other side.
@@ -28,7 +28,7 @@ def match_ids(labelled: Path, ids: Sequence[str], source: Path, there: Sequence[
         told = _nearest(unknown, lacking) + _affix(unknown, lacking)
         raise InputError(
             f"{source} and {labelled} have no clip id in common: {told}."
-            f"\nWrite the ids in {labelled.name} as {source.name} has them."
+            f"\n{hint}Write the ids in {labelled.name} as {source.name} has them."
         )
     alike = {_plain(clip): clip for clip in lacking}
     twins = [(clip, alike[_plain(clip)]) for clip in unknown if _plain(clip) in alike]
@@ -69,12 +69,18 @@ def _near(clip: str, others: Sequence[str]) -> str:
 
 def _affix(ids: Sequence[str], others: Sequence[str]) -> str:
     """Return what one side has before or after the other's ids, if that is what makes them differ."""
+    numbers = [{clip.lstrip("0") or "0" for clip in side} for side in (ids, others)]
+    if set("".join([*ids, *others])) <= set("0123456789") and (same := len(numbers[0] & numbers[1])):
+        return f"; {amount(same, 'id')} would match without the zeros before them"
     for longer, shorter in ((ids, others), (others, ids)):
         near = _near(longer[0], shorter) if longer else ""
         if near and near in longer[0]:
             before, _, after = longer[0].partition(near)
             known = set(shorter)
-            fitting = [c for c in longer if c.startswith(before) and c[len(before) : len(c) - len(after)] in known]
+            cut = [c[len(before) : len(c) - len(after)] for c in longer if c.startswith(before) and c.endswith(after)]
+            fitting = set(cut) & known
+            if len([clip for clip in cut if clip in known]) > len(fitting):
+                return ""  # several would be one
             said = " and ".join(f"{text!r} {where}" for text, where in ((before, "before"), (after, "after")) if text)
             return f"; {amount(len(fitting), 'id')} would match without {said} them"
     return ""

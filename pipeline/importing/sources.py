@@ -50,6 +50,7 @@ class Table:
         self._rows = _rows_of_clips(file, ids)
         self.clips = list(self._rows)
         self._values = {modality: self._join(names) for modality, names in self.columns.items()}
+        self.hint = ""  # where none of its clips is known
         self._kept, self._why = vouched(file.face, rules, file.path)
         self.faces = bool(file.face)
 
@@ -184,11 +185,29 @@ def open_table(path: Path, maps: Maps, clip: str | None, rules: Rules) -> Table:
     openSMILE's names are quoted, and may be paths of sound files: the clip is the name without folder and ending.
     """
     patterns = list(dict.fromkeys(name for names in maps.values() for name in names))
-    file = read_feature_file(path, patterns, (), clip, rules.confidence is not None)
+    file = read_feature_file(path, patterns, (), clip, face=True)
     ids = file.texts[file.clip]
     if file.tool:
-        ids = np.array([MEDIA_ENDING.sub("", re.split(r"[/\\]", name.strip("'"))[-1]) for name in ids.tolist()])
+        ids = _clips_of_opensmile(path, ids)
     return Table(file, maps, ids, rules)
+
+
+def _clips_of_opensmile(path: Path, names: np.ndarray) -> np.ndarray:
+    """Return openSMILE's names without quotes, folder and ending: str [row]. InputError: two names become one."""
+    plain = {name: MEDIA_ENDING.sub("", re.split(r"[/\\]", name.strip("'"))[-1]) for name in np.unique(names).tolist()}
+    first: dict[str, str] = {}
+    for name, clip in plain.items():
+        if first.setdefault(clip, name).strip("'") != name.strip("'"):
+            raise InputError(
+                f"{path}: {first[clip]!r} and {name!r} would both be clip {clip!r}.\n"
+                "Write a column of clip ids into it and name that with --clip."
+            )
+    if set(first) == {"unknown"}:
+        raise InputError(
+            f"{path} names no clip: openSMILE writes 'unknown' where it is given none.\n"
+            "Run it with -instname CLIP for each clip, or import a folder with a file for each."
+        )
+    return np.array([plain[name] for name in names.tolist()])
 
 
 class Folder:
@@ -209,6 +228,8 @@ class Folder:
         self.path, self._maps, self._rules = path, maps, rules
         self.kind, self._files, self.notes = _files_of_clips(path)
         self.clips = list(self._files)
+        several = any(file.parent != path for files in self._files.values() for file in files)
+        self.hint = f"A folder in it, such as {self.clips[0]}, is taken for the steps of one clip. " if several else ""
         self._digest = hashlib.sha256()
         self.columns: dict[str, list[str]] = {}
         self.faces = False  # whether OpenFace made the files, once one was read
@@ -227,12 +248,10 @@ class Folder:
         return dict.fromkeys(self._maps, counts)
 
     def _count(self, files: list[Path]) -> int:
-        if len(files) > 1:
-            return len(files)
         if self.kind != NPY:
             return count_rows(files[0])
-        shape = _load(files[0], header=True).shape
-        return 1 if len(shape) == 1 and shape[0] else shape[0] * (shape[-1] > 0)
+        shapes = [_load(file, header=True).shape for file in files]
+        return sum(1 if len(shape) == 1 and shape[0] else shape[0] * (shape[-1] > 0) for shape in shapes)
 
     def read(self, clip: str) -> Iterator[tuple[str, Steps, list[str]]]:
         """Yield each modality of a clip, its steps and its features' names. InputError: a file cannot be read."""

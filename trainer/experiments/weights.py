@@ -290,10 +290,10 @@ def _comparable(spec: Mapping, modalities: Sequence[str]) -> dict:
     """Return what features depend on.
 
     For a backbone: everything but the codec and the device, which changes the last bits. For imported features: the
-    segments, and the arrays or columns of each modality in their order.
+    segments, what steps became, and the arrays, columns or folder of each modality in their order.
     """
     if "backbone" not in spec:
-        return {name: spec[name] for name in ("segments", *modalities) if name in spec}
+        return {name: spec[name] for name in ("segments", "pool", "zero", "confidence", *modalities) if name in spec}
     backbone = {f"backbone's {name}": value for name, value in spec["backbone"].items() if name != "device"}
     return {name: value for name, value in spec.items() if name not in ("backbone", "codec")} | backbone
 
