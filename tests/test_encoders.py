@@ -226,6 +226,7 @@ def test_what_is_no_model_is_told(tmp_path, hubert):
         write(folder)
         text = told(folder)
         assert str(folder) in text and text.count("\n") == 1 and ("save_pretrained" in text or name == "mute"), text
+        assert ("Random weights: --weights hf:x=random" in text) == (name in ("weightless", "cut")), text
     assert "no processor of sound or text" in text
 
 
@@ -251,8 +252,8 @@ def test_a_folder_is_its_weights_wherever_it_lies(tmp_path, hubert):
     assert here.spec == there.spec != random.spec
     requests = [f"audio=hf:{folder}@2" for folder in (hubert, moved)]
     with pytest.raises(InputError, match="another folder has this name too"):
-        stored_requests(parse_weights(["random"], requests))
-    chosen = stored_requests(parse_weights(["random"], requests[:1]))
+        stored_requests(parse_weights([], requests))
+    chosen = stored_requests(parse_weights([], requests[:1]))
     assert chosen == {"audio=hf:small-hubert@2": Weights("hf:small-hubert", str(hubert.resolve()))}
 
 
@@ -339,7 +340,7 @@ def test_names_that_are_none_are_told(tmp_path, monkeypatch):
     ):
         monkeypatch.setattr(names, "find_spec", lambda name: True)
         with pytest.raises(InputError, match=why):
-            stored_requests(parse_weights(["random"], [request]))
+            stored_requests(parse_weights([], [request]))
     monkeypatch.setattr(names, "find_spec", lambda name: None)
     for features, extra in (("hf:x", "encoders"), ("egemaps", "egemaps"), ("voice", "voice")):
         with pytest.raises(
@@ -361,6 +362,17 @@ def test_weights_are_of_networks_of_pictures():
     for text in ("voice=random", "hf:some/model=imagenet"):
         with pytest.raises(InputError, match="has weights of its own"):
             parse_weights([text], ["voice", "hf:some/model"])
+    for texts, mean in ((["random"], None), ([], "0.5,0.5,0.5")):
+        with pytest.raises(
+            InputError, match=r"of networks of pictures, and none is asked for \(voice, audio=hf:some/model"
+        ):
+            parse_weights(texts, ["voice", "audio=hf:some/model"], mean, mean)
+
+
+def test_random_weights_of_a_folder_by_either_name(hubert):
+    for name in (f"hf:{hubert}", f"audio=hf:{hubert}", "hf:small-hubert"):
+        (chosen,) = parse_weights([f"{name}=random"], [f"audio=hf:{hubert}"]).values()
+        assert chosen == Weights("random", str(hubert))
 
 
 @pytest.mark.slow

@@ -303,8 +303,10 @@ def predict(
         out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("w", encoding="utf-8", newline="") if out else nullcontext(sys.stdout) as file:
         weights.write_predictions(predictions, file)
-    failed = len(opened.clip_id) - len(predictions.clip_id)
-    say(f"{amount(len(predictions.clip_id), 'clip')} predicted, {failed} failed left out" + (f": {out}" if out else ""))
+    failed = int((~opened.done).sum())
+    empty = len(opened.clip_id) - len(predictions.clip_id) - failed
+    left_out = f"{failed} failed" + f" and {empty} without any modality" * bool(empty) + " left out"
+    say(f"{amount(len(predictions.clip_id), 'clip')} predicted, {left_out}" + (f": {out}" if out else ""))
     return DONE
 
 

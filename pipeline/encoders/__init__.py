@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import InputError
-from .names import Channels, Weights, brings_weights, list_requests, split_layers, split_request
+from .names import Channels, Weights, brings_weights, list_requests, split_layers, split_request, stored_name
 
 
 def are_random(weights: str | None) -> bool:
@@ -40,8 +40,9 @@ def parse_weights(
     default: Weights | None = None
     names = {request: split_request(request)[1] for request in list_requests(features)}
     pictures = [request for request, name in names.items() if not brings_weights(name)]
+    called = {request: {request, name, stored_name(name)} for request, name in names.items()}
     for text in texts:
-        name = next((n for n in {*names, *names.values()} if text.startswith(f"{n}=")), "")
+        name = next((n for several in called.values() for n in sorted(several) if text.startswith(f"{n}=")), "")
         value = text.removeprefix(f"{name}=") if name else text
         if not name and "=" in text and not Path(text).is_file():
             name, _, value = text.rpartition("=")
@@ -54,7 +55,7 @@ def parse_weights(
                 f"weights {text!r}: {value!r} is neither imagenet nor random nor a file that is there.\n"
                 "Name a safetensors or torch file, or NAME=FILE for one of several backbones."
             )
-        several = [request for request in names if name in (request, names[request])]
+        several = [request for request in names if name in called[request]]
         if name and not several:
             raise InputError(f"weights {text!r}: {name!r} is not among the requested features {', '.join(features)}.")
         if any(brings_weights(names[r]) and not (names[r].startswith("hf:") and value == "random") for r in several):
@@ -67,6 +68,12 @@ def parse_weights(
         chosen |= dict.fromkeys(several, weights)
         if not name:
             default = weights
+    if (default is not None or normalised) and not pictures:
+        said = f"weights {default.name!r}: they are" if default else "--mean and --std are"
+        raise InputError(
+            f"{said} of networks of pictures, and none is asked for ({', '.join(features)}).\n"
+            "Leave them out; weights of hf: may be random by name: --weights hf:NAME=random."
+        )
     if default is not None and default.file and len({names[r] for r in set(pictures) - set(chosen)}) > 1:
         raise InputError(
             f"one weights file {default.name!r} for {len(features)} backbones ({', '.join(features)}).\n"

@@ -329,9 +329,11 @@ def _loaded(kind: str, folder: Path, features: str, **options: Any) -> Any:
         else:
             said = (str(error) or type(error).__name__).strip().splitlines()[0][:200]
             why = f"transformers cannot load it: {said.rstrip('.')}"
+        hint = f" Random weights: --weights {features}=random." if kind == "AutoModel" else ""
         raise InputError(
             f"{features}: the folder {folder} is no model: {why}.\n"
             "Expected what `save_pretrained` writes: config.json, the weights, and the processor of sound or text."
+            + hint
         ) from None
 
 

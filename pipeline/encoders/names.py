@@ -79,7 +79,8 @@ class Encoder:
             batch: this input of each clip.
 
         Returns:
-            An array [segments, dimension] for each clip; what float16 cannot hold makes the clip a failed one.
+            For each clip an array [segments, dimension], or in words why it has none: then it lacks the modality. What
+            float16 cannot hold makes the clip a failed one.
         """
         raise NotImplementedError
 

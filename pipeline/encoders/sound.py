@@ -1,5 +1,6 @@
 """Encoders of a whole clip's sound: openSMILE's eGeMAPS functionals, and a speaker embedding."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -31,9 +32,15 @@ class Egemaps(Encoder):
         self._smile = opensmile.Smile(opensmile.FeatureSet.eGeMAPSv02, opensmile.FeatureLevel.Functionals)
         self.spec["opensmile"] = version("opensmile")  # the configuration comes with it
 
-    def encode(self, kind: str, batch: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Compute the functionals of each waveform: float32 [1, 88]."""
-        return [self._smile.process_signal(waveform, SAMPLE_RATE).to_numpy(np.float32) for waveform in batch]
+    def encode(self, kind: str, batch: Sequence[np.ndarray]) -> list[np.ndarray | str]:
+        """Compute the functionals of each waveform: float32 [1, 88], or why there are none."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Segment too short")
+            found = [self._smile.process_signal(waveform, SAMPLE_RATE).to_numpy(np.float32) for waveform in batch]
+        return [
+            f"too short for openSMILE ({len(waveform) / SAMPLE_RATE:.3f} s)" if np.isnan(values).all() else values
+            for waveform, values in zip(batch, found, strict=True)
+        ]
 
 
 class Voice(Encoder):

@@ -168,11 +168,14 @@ def compute(output: Output, clips: Sequence[media.ClipMedia]) -> list[Part]:
 
 
 def _encode(output: Output, encoder: Encoder, clips: Sequence[media.ClipMedia]) -> list[Part]:
-    found: list[dict[str, np.ndarray]] = [{} for _ in clips]
+    clips, found = list(clips), [{} for _ in clips]
     for modality, kind in output.inputs.items():
         there = [i for i, clip in enumerate(clips) if _has(clip, kind)]
         values = encoder.encode(kind, [getattr(clips[i], kind) for i in there]) if there else []
         for i, each in zip(there, values, strict=True):
+            if isinstance(each, str):
+                clips[i] = replace(clips[i], **{kind: None}, causes={**clips[i].causes, INPUTS[kind]: each})
+                continue
             with np.errstate(over="ignore"):  # what float16 cannot hold is infinite, and told below
                 found[i][modality] = np.asarray(each, np.float16)
     return [_part(output, clip, arrays) for clip, arrays in zip(clips, found, strict=True)]

@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -84,10 +85,10 @@ class JoinedStore(FeatureStore):
                 ("classes", *(", ".join(sorted(one.classes)) for one in (first, other))),
             ):
                 if here != there:
-                    raise self._differ(f"their {what} are {here}, and {there}", other)
+                    raise _differ(f"their {what} are {here}, and {there}", first, other)
             if not set(first.clip_id.tolist()) & set(other.clip_id.tolist()):
                 ids = f"{str(first.clip_id[0])!r} and {str(other.clip_id[0])!r}"
-                raise self._differ(f"no clip is in both (ids such as {ids})", other)
+                raise _differ(f"no clip is in both (ids such as {ids})", first, other)
         segments = {name: store.shape(name)[1] for name, store in self.sources.items()}
         if len(set(segments.values()) - {1}) > 1:
             found = ", ".join(f"{name} {count}" for name, count in segments.items())
@@ -97,8 +98,7 @@ class JoinedStore(FeatureStore):
 
     def _check_tables(self) -> None:
         """Check that no two stores say different things of a clip."""
-        first, *others = self.sources
-        for other in others:
+        for first, other in combinations(self.sources, 2):
             for what, of in (("label", _class_names), ("subject", lambda store: store.subject)):
                 here, there = (self._spread(of(self.sources[name]), name, "") for name in (first, other))
                 differ = np.flatnonzero((here != there) & (here != "") & (there != ""))
@@ -106,14 +106,7 @@ class JoinedStore(FeatureStore):
                     ids = name_some(self.clip_id[differ])
                     values = f"{str(here[differ[0]])!r} and {str(there[differ[0]])!r}"
                     said = f"the {what} of {amount(len(differ), 'clip')} differs ({ids}; first {values})"
-                    raise self._differ(said, self.sources[other])
-
-    def _differ(self, what: str, other: FeatureStore) -> InputError:
-        first = next(iter(self.sources.values()))
-        return InputError(
-            f"{first.path.name} and {other.path.name} cannot be joined: {what}.\n"
-            f"Join stores of one data set, with the same classes, labels and subjects."
-        )
+                    raise _differ(said, self.sources[first], self.sources[other])
 
     # ---- one row a clip ----
 
@@ -231,6 +224,13 @@ class JoinedStore(FeatureStore):
     def missing(self, spec: Missing, seed: int, among: np.ndarray) -> np.ndarray:
         """Return what ``spec`` hides of the clips ``among`` (bool [clip]) under this seed: bool [clip, modality]."""
         return missing_in_store(self, spec, seed, among)
+
+
+def _differ(what: str, first: FeatureStore, other: FeatureStore) -> InputError:
+    return InputError(
+        f"{first.path.name} and {other.path.name} cannot be joined: {what}.\n"
+        f"Join stores of one data set, with the same classes, labels and subjects."
+    )
 
 
 def _places(store: FeatureStore, clip_id: np.ndarray) -> np.ndarray:

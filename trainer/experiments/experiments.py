@@ -19,7 +19,7 @@ from importlib.metadata import version
 import torch
 
 from ...pipeline import console
-from ...pipeline.console import amount, name_some
+from ...pipeline.console import amount
 from ...pipeline.encoders import resolve_device
 from ...pipeline.errors import InputError
 from ...pipeline.stores.masks import TRAIN
@@ -34,7 +34,7 @@ from ..method import Method
 from ..report.comparisons import compare_methods
 from ..settings import Settings
 from . import weights
-from .grid import Cell, Grid, GridPlan, Group, group_runs, plan_grid
+from .grid import Cell, Grid, GridPlan, Group, group_runs, notes_on, plan_grid
 from .run_folder import RunFolder, identity
 
 SCHEMA = 1
@@ -135,12 +135,8 @@ def run_plan(
     for reason, cells in _by_reason(plan.skipped).items():
         what = cells[0] if len(cells) == 1 else f"{len(cells)} combinations, such as {cells[0]}"
         say(f"skipped {what}: {reason}")
-    for (modalities, tuned), methods in _unlearned(plan.cells).items():
-        hint = "--hide 0.3 hides modalities of complete clips in training" if not tuned else "tune chose to hide none"
-        say(
-            f"note: tests lack {' and '.join(modalities)}, which training never does for {name_some(methods)}: "
-            f"how to do without is not learned; {hint}"
-        )
+    for note in notes_on(plan.cells):
+        say(f"note: {note}")
     results = _Results(plan, folder, command, partly=hours is not None)
     results.begin(say)
     clock = _Clock(plan.cells, progress, None if hours is None else time.monotonic() + 3600 * hours)
@@ -160,15 +156,6 @@ def run_plan(
                 results.keep()
                 clock.check()
     return results.finish(compare=not tuning)
-
-
-def _unlearned(cells: Sequence[Cell]) -> dict[tuple[tuple[str, ...], bool], list[str]]:
-    """Return the fused methods by the modalities that tests hide and training never lacks, and whether it was tuned."""
-    found: dict[tuple, list[str]] = defaultdict(list)
-    for cell in cells:
-        if not registry.load(cell.method).reference and (modalities := cell.unlearned):
-            found[modalities, cell.tuned is not None].append(cell.method)
-    return {key: list(dict.fromkeys(methods)) for key, methods in found.items()}
 
 
 def _by_reason(skipped: Sequence[Mapping]) -> dict[str, list[str]]:

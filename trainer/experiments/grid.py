@@ -8,6 +8,7 @@ from numbers import Integral
 
 import numpy as np
 
+from ...pipeline.console import name_some
 from ...pipeline.errors import InputError
 from ...pipeline.stores.masks import HELD_OUT_LABELS, TEST, TRAIN, Missing, Setting, check_values, parse_missing
 from ...pipeline.stores.store import FeatureStore
@@ -183,6 +184,29 @@ def plan_grid(
         head = f"none of the {len(refused)} combinations can be, the first because: " * (len(set(refused)) > 1)
         raise InputError(head + refused[0])
     return GridPlan(cells, skipped)
+
+
+def notes_on(cells: Sequence[Cell]) -> list[str]:
+    """Return what a user should know of a plan: clips without anything, tests that lack what training never does."""
+    empty: dict[str, None] = {}
+    unlearned: dict[tuple, dict[str, None]] = defaultdict(dict)
+    for cell in cells:
+        run, nothing = cell.runs[0], ~cell.runs[0].observed.any(1)
+        counts = (int((nothing & (run.part == part)).sum()) for part in (TRAIN, TEST))
+        counted = [f"{n} {of} clips" for n, of in zip(counts, ("training", "test"), strict=True) if n]
+        if counted:
+            note = f"{cell.missing.name}, seed {run.spec.seed}: {' and '.join(counted)} of {cell.clips.store.path.name}"
+            empty[f"{note} have no modality, with what they lack anyway; they are not trained on, in tests guessed"] = (
+                None
+            )
+        if not registry.load(cell.method).reference and (modalities := cell.unlearned):
+            unlearned[modalities, cell.tuned is not None][cell.method] = None
+    hints = "--hide 0.3 hides modalities of complete clips in training", "tune chose to hide none"
+    return [*empty] + [
+        f"tests lack {' and '.join(modalities)}, which training never does for {name_some(list(methods))}: "
+        f"how to do without is not learned; {hints[tuned]}"
+        for (modalities, tuned), methods in unlearned.items()
+    ]
 
 
 def methods_on(clips: Clips, methods: Sequence[str]) -> list[str]:

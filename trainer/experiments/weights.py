@@ -172,7 +172,10 @@ def _damaged(path: Path, why: str) -> InputError:
 
 @dataclass(frozen=True)
 class Predictions:
-    """The done clips of a store: clip_id, label (empty where it is not among the classes), probability [clip, C]."""
+    """The done clips of a store with any modality.
+
+    clip_id; label, empty where it is not among the classes; probability [clip, C].
+    """
 
     classes: tuple[str, ...]
     clip_id: np.ndarray
@@ -299,14 +302,14 @@ def _comparable(spec: Mapping, modalities: Sequence[str]) -> dict:
 
 
 def predict(path: Path, header: Mapping, store: FeatureStore, device: torch.device) -> Predictions:
-    """Return the probabilities of every done clip: the mean over its segments, then over the seeds.
+    """Return the probabilities of every done clip with any modality: the mean over its segments, then over the seeds.
 
     A modality that the store does not have is missing in every clip.
     InputError: the store does not fit the weights, they are damaged, or features are not finite.
     """
     check_store(header, store)
     methods = load(path, device)
-    done = np.flatnonzero(store.done)
+    done = np.flatnonzero(store.done & store.present.any(1))
     values, observed = _inputs(header, store, done)
     runs = sum(len(method.runs) for method in methods)
     total = sum(probabilities(method, values, observed, device).sum(0) for method in methods)
