@@ -58,7 +58,7 @@ WHEN_INTERRUPTED = {
     "tune": GOES_ON,
     "store push": GOES_ON,
     "store pull": GOES_ON,
-    "train": "; the cells that were finished are kept in the run's folder; another run starts from the beginning, but "
+    "train": "; finished cells, if any, are kept in the run's folder; another run starts from the beginning, but "
     "with --end-to-end and the same --out it goes on",
 }
 COMPUTES = ("preprocess", "train", "tune", "predict", "reproduce", "demo")

@@ -76,7 +76,7 @@ def test_commands_run(synthetic_ravdess, tmp_path, mlemiss):
 
 def check_torch_dataset(opened: FeatureStore):
     """The few lines of docs/training.md give the training clips of seed 0 with what audio:0.5 leaves of them."""
-    (code,) = blocks("docs/training.md", "python")
+    code, _ = blocks("docs/training.md", "python")
     found: dict = {}
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,10 +1,12 @@
 """Features of each modality from a store of its own, joined on the clip's id."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from mlemiss.pipeline.errors import InputError
 from mlemiss.pipeline.importing.importing import Request, import_features
 from mlemiss.pipeline.importing.sources import Map
@@ -13,9 +15,12 @@ from mlemiss.pipeline.stores.joined import JoinedStore
 from mlemiss.pipeline.stores.mask_files import export_masks, read_given
 from mlemiss.pipeline.stores.masks import TRAIN, parse_missing
 from mlemiss.pipeline.stores.store import FeatureStore
-from mlemiss.trainer.experiments.experiments import run_grid
-from mlemiss.trainer.experiments.grid import Grid
+from mlemiss.trainer.data import Clips, RunSpec
+from mlemiss.trainer.experiments.experiments import run_grid, run_plan
+from mlemiss.trainer.experiments.grid import Grid, plan_grid
 from mlemiss.trainer.settings import Settings
+
+from .test_docs import blocks
 
 CLIPS, SEGMENTS, CLASSES = 90, 4, 3
 
@@ -168,6 +173,61 @@ def test_somebodys_splits_and_masks_of_joined_stores(tmp_path):
     (result,) = trained(with_files, given.setting("audio:0.5"), splits=[given.split_name("clip")])
     assert [plain[name] for name in SAME] == [result[name] for name in SAME]
     assert result["given"].keys() == {"splits", "masks"} and result["joined"] == plain["joined"]
+
+
+@pytest.mark.slow
+def test_the_documents_dataset_of_stores_to_be_joined(tmp_path, monkeypatch):
+    """The second example of docs/training.md gives the training clips with what a setting leaves of them."""
+    monkeypatch.chdir(tmp_path)
+    data, fewer = drawn(), np.arange(CLIPS - 7)
+    visual = stored(tmp_path, "v", data, {"visual": data.features["visual"]})
+    audio = stored(tmp_path, "a", some(data, fewer), {"audio": data.features["audio"][fewer, :1]})
+    joined = JoinedStore({"visual": visual, "audio": audio})
+    export_masks(joined, Path("protocol"), 1, ["audio:0.5"], "clip")
+    code, found = blocks("docs/training.md", "python")[1], {}
+    exec(code.replace("VISUAL", repr(str(visual.path))).replace("AUDIO", repr(str(audio.path))), found)
+    train = joined.split(0) == TRAIN
+    observed = (joined.present & ~joined.missing(parse_missing("audio:0.5"), 0, train))[train]
+    x, y, seen, label = (tensor.numpy() for tensor in found["dataset"].tensors)
+    np.testing.assert_array_equal(seen, observed)
+    np.testing.assert_array_equal(label, joined.label[train])
+    for m, values in enumerate((x, y)):
+        expected = joined.read(joined.modalities[m])[train]
+        np.testing.assert_array_equal(values, np.where(observed[:, m, None, None], expected, 0))
+
+
+def test_three_stores_disagree_in_pairs(tmp_path):
+    """Of clips that the first store lacks, too; and a store of another revision is another joined one."""
+    data, first = drawn(), np.arange(CLIPS // 2)
+    sources = {
+        "visual": stored(tmp_path, "v", some(data, first), {"visual": data.features["visual"][first]}),
+        "audio": stored(tmp_path, "a", data, {"audio": data.features["audio"]}),
+    }
+    data.label[-1] = "calm" if data.label[-1] != "calm" else "sad"
+    sources["text"] = stored(tmp_path, "t", data, {"text": data.features["text"]})
+    with pytest.raises(InputError, match=r"talk-a-.* and talk-t-.*the label of 1 clip differs"):
+        JoinedStore(sources)
+    two = {name: sources[name] for name in ("visual", "audio")}
+    before = JoinedStore(two).fingerprint
+    sources["audio"].attrs["revision"] += 1
+    assert JoinedStore(two).fingerprint != before
+
+
+def test_clips_that_nothing_is_left_of_are_counted(tmp_path):
+    data, first, last = drawn(), np.arange(60), np.arange(30, CLIPS)
+    joined = JoinedStore(
+        {
+            "visual": stored(tmp_path, "v", some(data, first), {"visual": data.features["visual"][first]}),
+            "audio": stored(tmp_path, "a", some(data, last), {"audio": data.features["audio"][last]}),
+        }
+    )
+    said = []
+    plan = plan_grid([joined], Grid(missing=["audio:0.5"], seeds=1), Settings(epochs=1))
+    run_plan(plan, torch.device("cpu"), say=said.append)
+    run = Clips(joined).run(RunSpec(0, parse_missing("audio:0.5")))
+    count = int((~run.observed.any(1) & (run.part == TRAIN)).sum())
+    (note,) = [line for line in said if "no modality" in line]
+    assert count > 0 and f"audio:0.5, seed 0: {count} training clips of visual=talk-v-" in note
 
 
 def test_what_features_asks_for():

@@ -332,8 +332,7 @@ def _loaded(kind: str, folder: Path, features: str, **options: Any) -> Any:
         hint = f" Random weights: --weights {features}=random." if kind == "AutoModel" else ""
         raise InputError(
             f"{features}: the folder {folder} is no model: {why}.\n"
-            "Expected what `save_pretrained` writes: config.json, the weights, and the processor of sound or text."
-            + hint
+            f"Expected what `save_pretrained` writes: config.json, weights, and the processor of sound or text.{hint}"
         ) from None
 
 
