@@ -214,7 +214,7 @@ def _announce(plan: Plan) -> None:
             say(f"  pictures normalised with mean {mean} and deviation {std}")
     cached = sum(source.sha256 in plan.media_rows for source in plan.sources)
     if cached and plan.unfinished():
-        say(f"frames and log-Mels of {amount(cached, 'clip')} from media stores: no decoding of these")
+        say(f"media of {amount(cached, 'clip')} from media stores: no decoding of these")
 
 
 def _run(plan: Plan, executor: Executor, where: Where, max_failures: int | None) -> Summary:

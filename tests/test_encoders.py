@@ -16,6 +16,9 @@ from mlemiss.pipeline.encoders.load import load_encoder
 from mlemiss.pipeline.encoders.names import Encoder, listed_encoders, stored_requests
 from mlemiss.pipeline.errors import InputError
 from mlemiss.pipeline.media.decode import read_waveform, segment_starts
+from mlemiss.pipeline.preprocess import ClipRequest, Where, preprocess
+from mlemiss.pipeline.run.plan import FeatureRequest
+from mlemiss.pipeline.stores.store import FeatureStore
 
 from .models import write_bert, write_hubert, write_whisper
 from .preprocessing import SMALL
@@ -435,6 +438,23 @@ def test_egemaps_are_opensmiles():
     smile = opensmile.Smile(opensmile.FeatureSet.eGeMAPSv02, opensmile.FeatureLevel.Functionals)
     np.testing.assert_array_equal(found, smile.process_signal(waveform, 16000).to_numpy(np.float32))
     assert found.shape == (1, 88) and np.isfinite(found).all()
+
+
+@needs("opensmile")
+@pytest.mark.filterwarnings("error")
+def test_a_sound_too_short_for_opensmile_is_a_missing_one(tmp_path):
+    from scipy.io import wavfile
+
+    sound = (3000 * np.random.default_rng(0).normal(size=32000)).astype(np.int16)
+    for name, size in (("long", 32000), ("short", 800)):
+        wavfile.write(tmp_path / f"{name}.wav", 16000, sound[:size])
+    rows = "clip_id,path,label,subject\nlong,long.wav,a,s\nshort,short.wav,b,s\n"
+    (tmp_path / "mine.csv").write_text(rows)
+    request = FeatureRequest({"audio=egemaps": Weights("egemaps")})
+    summary = preprocess(ClipRequest(str(tmp_path / "mine.csv")), request, tmp_path / "stores", where=Where(0))
+    store = FeatureStore.open(summary.stores[0])
+    assert summary.failed == [] and store.present[:, 0].tolist() == [True, False]
+    assert store.error.tolist() == ["", "audio: too short for openSMILE (0.050 s)"]
 
 
 @needs("resemblyzer")

@@ -173,6 +173,16 @@ def test_a_method_of_one_modality_needs_it(run, store):
         weights.check_store(header, alone)
 
 
+def test_clips_without_any_modality_are_not_predicted(run, store):
+    path, header = weights.choose(run[0], "toy", method="mle", fusion="addition")
+    fewer = type(store)(store.path, store.chunks)
+    fewer.present = store.present.copy()
+    fewer.present[:3] = False
+    every, some = (weights.predict(path, header, one, CPU) for one in (store, fewer))
+    assert list(some.clip_id) == list(every.clip_id[3:])
+    np.testing.assert_allclose(some.probability, every.probability[3:], atol=1e-6)
+
+
 @pytest.mark.parametrize("damage", ["cut short", "changed", "emptied"])
 def test_damaged_weights_are_told(run, store, tmp_path, damage):
     path, _ = weights.choose(run[0], "toy", method="zero-padding", fusion="addition")

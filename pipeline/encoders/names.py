@@ -8,6 +8,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -251,6 +252,7 @@ def resolve_tag(features: str) -> str:
             config = timm.models.get_pretrained_cfg(name)
             return f"{architecture}.{config.tag}" if config and config.tag else architecture
         known = timm.list_models(architecture, pretrained=True) or timm.list_models(f"*{architecture}*")
+        known = known or get_close_matches(architecture, timm.list_models(), 6)
         raise InputError(
             f"unknown timm model {name!r}" + (f"; did you mean {', '.join(known[:6])}?" if known else ".") + "\n"
             "`python -c 'import timm; print(timm.list_models())'` lists all of them."

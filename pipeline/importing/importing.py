@@ -169,9 +169,9 @@ def import_features(request: Request, stores: Path) -> Path:
 
 def _check_names(request: Request) -> None:
     for option, name in (("--dataset", request.dataset), ("--features", request.features)):
-        if not PLAIN_NAME.fullmatch(name) or name == store.MEDIA:
+        if not PLAIN_NAME.fullmatch(name) or name == store.MEDIA or name.endswith(".zarr"):  # which is a store's path
             raise InputError(
-                f"{option} {name!r}: expected a name of letters, digits and '_.:+-' other than {store.MEDIA}."
+                f"{option} {name!r}: expected a name of letters, digits and '_.:+-', not {store.MEDIA} or *.zarr."
             )
     for name in request.columns:
         if name in request.modalities:

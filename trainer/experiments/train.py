@@ -69,7 +69,7 @@ def train(
     say(f"device {where}; {amount(len(grid.seeds), 'seed')}; {chosen}")
     if end_to_end:
         say(f"end to end: {_listed(end_to_end.describe())}")
-    name = "-".join(dict.fromkeys([store.dataset for store in stores] + grid.methods))[:60]
+    name = "-".join(dict.fromkeys([store.dataset for store in stores] + grid.methods))[:60].replace(":", "-")
     with (
         _new_folder(name) if out is None else nullcontext(out) as path,
         only_one(path / ".lock", str(path)) if resume else nullcontext(),

@@ -325,7 +325,8 @@ def _inputs(header: Mapping, store: FeatureStore, done: np.ndarray) -> tuple[lis
     for m, modality in enumerate(header["modalities"]):
         if modality not in store.modalities:
             values.append(np.zeros((len(done), 1, header["widths"][modality]), np.float16))
-            say(f"note: {store.path} has no {modality}: its clips are predicted without")
+            if modality in (registry.load(header["method"]).modalities or header["modalities"]):
+                say(f"note: {store.path} has no {modality}: its clips are predicted without")
             continue
         values.append(store.read(modality)[done])
         observed[:, m] = store.present[done, store.modalities.index(modality)]
