@@ -149,7 +149,9 @@ def preprocess(
     costs = (clip_timeout, clip_seconds, clip_pixels, clip_bytes, clip_memory)
     limits = job.Limits(*costs, max_damaged, channels, crop, no_face)
     shared, stores = _work_places(stores, local)
-    chosen = parse_weights(comma_list(weights or []), comma_list(features or list(names.DEFAULT)), mean, std)
+    chosen = parse_weights(
+        comma_list(weights) if weights else [], comma_list(features or list(names.DEFAULT)), mean, std
+    )
     summary = job.preprocess(
         job.ClipRequest(dataset, root, comma_list(classes) if classes else None, limit, limits, follow_links, audio),
         job.FeatureRequest(chosen, precision, media, waveform),
