@@ -108,9 +108,7 @@ def preprocess(
     weights: options.WeightsOption = None,
     mean: options.MeanOption = None,
     std: options.StdOption = None,
-    precision: Annotated[
-        Literal["fp32", "tf32", "bf16"], typer.Option(help="Of the networks; tf32 is of CUDA GPUs.")
-    ] = "fp32",
+    precision: options.PrecisionOption = "fp32",
     media: options.MediaOption = None,
     waveform: options.WaveformOption = False,
     stores: options.StoresOption = Path("stores"),
@@ -149,9 +147,8 @@ def preprocess(
     costs = (clip_timeout, clip_seconds, clip_pixels, clip_bytes, clip_memory)
     limits = job.Limits(*costs, max_damaged, channels, crop, no_face)
     shared, stores = _work_places(stores, local)
-    chosen = parse_weights(
-        comma_list(weights) if weights else [], comma_list(features or list(names.DEFAULT)), mean, std
-    )
+    named = comma_list(weights) if weights else []
+    chosen = parse_weights(named, comma_list(features or list(names.DEFAULT)), mean, std)
     summary = job.preprocess(
         job.ClipRequest(dataset, root, comma_list(classes) if classes else None, limit, limits, follow_links, audio),
         job.FeatureRequest(chosen, precision, media, waveform),

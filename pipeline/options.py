@@ -56,6 +56,9 @@ MeanOption = Annotated[
     typer.Option(metavar="R,G,B", help="Mean of the pictures, from 0 to 1, that the weights were trained on (timm's)."),
 ]
 StdOption = Annotated[str | None, typer.Option(metavar="R,G,B", help="Their standard deviation.")]
+PrecisionOption = Annotated[
+    Literal["fp32", "tf32", "bf16"], typer.Option(help="Of the networks; tf32 is of CUDA GPUs.")
+]
 MediaOption = Annotated[
     Literal["keep", "only"] | None, typer.Option(help="keep: cache frames and log-Mels too; only: nothing else.")
 ]

@@ -42,23 +42,14 @@ def parse_weights(
     pictures = [request for request, name in names.items() if not brings_weights(name)]
     called = {request: {request, name, stored_name(name)} for request, name in names.items()}
     for text in texts:
-        name = next((n for several in called.values() for n in sorted(several) if text.startswith(f"{n}=")), "")
-        value = text.removeprefix(f"{name}=") if name else text
-        if not name and "=" in text and not Path(text).is_file():
-            name, _, value = text.rpartition("=")
-        if value in ("imagenet", "random"):
-            weights = Weights(value)
-        elif Path(value).is_file() and Path(value).name not in ("imagenet", "random"):
-            weights = Weights(Path(value).name, str(Path(value).resolve()))
-        else:
-            raise InputError(
-                f"weights {text!r}: {value!r} is neither imagenet nor random nor a file that is there.\n"
-                "Name a safetensors or torch file, or NAME=FILE for one of several backbones."
-            )
+        name, weights = _named_weights(text, [one for several in called.values() for one in sorted(several)])
         several = [request for request in names if name in called[request]]
         if name and not several:
             raise InputError(f"weights {text!r}: {name!r} is not among the requested features {', '.join(features)}.")
-        if any(brings_weights(names[r]) and not (names[r].startswith("hf:") and value == "random") for r in several):
+        if any(
+            brings_weights(names[r]) and not (names[r].startswith("hf:") and weights == Weights("random"))
+            for r in several
+        ):
             raise InputError(
                 f"weights {text!r}: {name} has weights of its own.\n"
                 "Leave it out; those of hf: may be random instead (NAME=random)."
@@ -82,6 +73,22 @@ def parse_weights(
     usual = default or Weights("imagenet")
     of_pictures = {request: replace(chosen.get(request, usual), **normalised) for request in pictures}
     return {r: of_pictures[r] if r in of_pictures else _own_weights(name, chosen.get(r)) for r, name in names.items()}
+
+
+def _named_weights(text: str, names: Sequence[str]) -> tuple[str, Weights]:
+    """Split NAME=WEIGHTS, NAME empty where there is none. InputError: weights that are nowhere."""
+    name = next((one for one in names if text.startswith(f"{one}=")), "")
+    value = text.removeprefix(f"{name}=") if name else text
+    if not name and "=" in text and not Path(text).is_file():
+        name, _, value = text.rpartition("=")
+    if value in ("imagenet", "random"):
+        return name, Weights(value)
+    if Path(value).is_file() and Path(value).name not in ("imagenet", "random"):
+        return name, Weights(Path(value).name, str(Path(value).resolve()))
+    raise InputError(
+        f"weights {text!r}: {value!r} is neither imagenet nor random nor a file that is there.\n"
+        "Name a safetensors or torch file, or NAME=FILE for one of several backbones."
+    )
 
 
 def _own_weights(features: str, chosen: Weights | None) -> Weights:
