@@ -29,7 +29,7 @@ def serve(features: str, stage: bool, connection) -> None:
         backbone = Backbone(features, Weights("random"))
 
         def batch() -> None:
-            backbone.visual([frames])
+            backbone.encode("frames", [frames])
     else:
         model = timm.create_model(resolve_tag(features), pretrained=False, num_classes=0).eval()
         inputs = torch.randn(IMAGES, 3, *timm.data.resolve_model_data_config(model)["input_size"][1:])

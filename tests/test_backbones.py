@@ -48,16 +48,16 @@ def test_features_equal_the_plain_model(features, dimension, frames, logmel):
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     with torch.inference_mode():
         expected = plain((image - mean[:, None, None]) / std[:, None, None]).numpy()
-    (found,) = backbone.visual([frames[:2]])
+    (found,) = backbone.encode("frames", [frames[:2]])
     assert found.dtype == np.float16 and found.shape == (2, dimension) == (2, backbone.dimension)
     np.testing.assert_allclose(found, expected, rtol=5e-3, atol=5e-3 * np.abs(expected).max())
-    nothing, heard = backbone.audio([None, logmel[:2]])
-    assert nothing is None and heard.shape == (2, dimension)
+    one, other = backbone.encode("logmel", [logmel[:1], logmel[:2]])
+    assert one.shape == (1, dimension) and other.shape == (2, dimension)
 
 
 def test_bfloat16_is_close_and_told_apart(frames):
     full, short = (Backbone(SMALL, Weights("random"), precision) for precision in ("fp32", "bf16"))
-    expected, found = (backbone.visual([frames])[0].astype(float) for backbone in (full, short))
+    expected, found = (backbone.encode("frames", [frames])[0].astype(float) for backbone in (full, short))
     assert 0 < np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
     assert full.spec != short.spec  # so that their stores have different fingerprints
 

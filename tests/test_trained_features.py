@@ -122,7 +122,7 @@ def test_transformers_of_timm_are_those_of_the_library(tag="eva02_tiny_patch14_2
     with torch.no_grad():
         size = config["input_size"][1:]
         expected = network((torch.nn.functional.interpolate(picture, size, mode="bilinear") - mean) / std)
-    (found,) = encoder.visual([frame])
+    (found,) = encoder.encode("frames", [frame])
     np.testing.assert_allclose(found, expected.numpy(), atol=5e-3, rtol=5e-3)
     assert found.shape == (1, network.num_features) and tuple(encoder.spec["mean"]) == tuple(config["mean"])
 

@@ -104,26 +104,14 @@ class Backbone(Encoder):
         return (resized - mean) / std
 
     def encode(self, kind: str, batch: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Compute the features of several clips' `frames` or `logmel`: float16 [segment, feature] each."""
-        return self.visual(batch) if kind == "frames" else self.audio(batch)
+        """Compute the features of several clips' `frames` or `logmel`: float16 [segment, feature] each.
 
-    def visual(self, clips: Sequence[np.ndarray | None]) -> list[np.ndarray | None]:
-        """Compute the features of each clip's frames: uint8 [segment, row, column, 3] -> float16 [segment, feature].
-
-        None where there are none; what float16 cannot hold is infinite.
+        What float16 cannot hold is infinite.
         """
-        return self._features(clips, frame_pictures)
-
-    def audio(self, clips: Sequence[np.ndarray | None]) -> list[np.ndarray | None]:
-        """Compute the features of each clip's log-Mel images, float16 [segment, 3, mel, time] in dB or None."""
-        return self._features(clips, logmel_pictures)
-
-    def _features(
-        self, clips: Sequence[np.ndarray | None], pictures: Callable[["torch.Tensor"], "torch.Tensor"]
-    ) -> list[np.ndarray | None]:
         import torch
 
-        images = [image for clip in clips if clip is not None for image in clip]
+        pictures = frame_pictures if kind == "frames" else logmel_pictures
+        images = [image for clip in batch for image in clip]
         dtype = torch.bfloat16 if self.spec["precision"] == "bf16" else torch.float32
         round_products(self.spec["precision"] == "tf32")
         with torch.inference_mode():
@@ -132,8 +120,8 @@ class Backbone(Encoder):
                 self._compiled_for(inputs)(inputs)[:count].half()
                 for inputs, count in self._batches(images, pictures, dtype)
             ]
-            rows = iter(torch.cat(found).cpu().numpy() if found else ())
-        return [None if clip is None else np.stack([next(rows) for _ in clip]) for clip in clips]
+            rows = torch.cat(found).cpu().numpy()
+        return np.split(rows, np.cumsum([len(clip) for clip in batch])[:-1])
 
     def _batches(self, images: Sequence[np.ndarray], pictures: Callable, dtype: "torch.dtype") -> Iterator[tuple]:
         """Yield the network's input for a part of the images at a time, and how many of its pictures count."""

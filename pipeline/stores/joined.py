@@ -165,11 +165,6 @@ class JoinedStore(FeatureStore):
         return self.columns["subject"]
 
     @cached_property
-    def sha256(self) -> np.ndarray:
-        """Return the hash of each clip's content, in the first store that has it: str [clip]."""
-        return self._first({name: store.sha256 for name, store in self.sources.items()})
-
-    @cached_property
     def duration(self) -> np.ndarray:
         """Return the clips' durations in seconds, in the first store that knows it: float64 [clip]."""
         known = np.stack([self._spread(store.duration, name, np.nan) for name, store in self.sources.items()])
