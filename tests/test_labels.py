@@ -1,6 +1,7 @@
 """Missing labels: how they are drawn, the likelihood of rows without one, and that nothing else sees such rows."""
 
 import itertools
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -192,9 +193,21 @@ def test_likelihood_of_what_is_observed_equals_loops_over_everything(fusion, M):
 
 
 def build(dataset, missing, fusion="addition", seeds=(0,), **changes):
-    kind, chosen = load("mle"), Settings(dropout=0.0, hidden=8, dim=3, **changes)
+    kind, chosen = load("mle"), Settings(**{"dropout": 0.0, "hidden": 8, "dim": 3} | changes)
     runs = Runs(dataset, draw(dataset.clips, missing, seeds), kind.stages[-1], rates_of(kind, [chosen] * len(seeds)))
     return kind(runs, chosen, fusion), runs
+
+
+def test_what_is_asked_of_rows_without_a_label_knows_no_dropout(tmp_path):
+    """Else D and A(x, y) would be of different encoders."""
+    dataset, losses = Dataset(Clips(write_store(tmp_path, clips=24, without_audio=(7,), failed=()))), []
+    for dropout in (0.0, 0.5):
+        method, runs = build(dataset, "audio:0.3+label:0.7", dropout=dropout)
+        method.begin_epoch(method.stages[0], 1)
+        batch = next(runs.batches(method.stages[0], 1, 300).epoch(1))
+        nothing = replace(batch, label=torch.full_like(batch.label, NO_LABEL))
+        losses.append(method.loss(nothing).item())
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize("hide", [0.0, 0.4])

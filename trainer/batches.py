@@ -165,9 +165,10 @@ class Draws:
         complete = observed.all(2) & labelled
         self.complete = torch.as_tensor(complete)
         kept = (trained_on & complete).sum(1) / trained_on.sum(1)  # complete ones' share of the rows
+        self.shared = [not np.isnan(share) and one not in (0, 1) for share, one in zip(shares, kept, strict=True)]
         factors = [
-            (1, 1) if np.isnan(share) or one in (0, 1) else ((1 - share) / (1 - one), share / one)
-            for share, one in zip(shares, kept, strict=True)
+            ((1 - share) / (1 - one), share / one) if shared else (1, 1)
+            for shared, share, one in zip(self.shared, shares, kept, strict=True)
         ]
         self.factors = torch.tensor(factors, dtype=torch.float32)  # [R, 2] of incomplete and complete rows
 

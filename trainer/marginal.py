@@ -8,7 +8,8 @@ All give `likelihood.log_posterior` a support [R, N, k]; it need not know which.
   through a few drawn uniformly and embedded anew, each scaled by N over their number, which makes it unbiased.
 - ``batch``: the batch's own observed rows.
 
-The support is embedded without dropout, as it is where predictions average over it; the batch's own rows are not.
+The support is embedded without dropout, as it is where predictions average over it; the batch's own rows have it where
+they are classified.
 
 Where training changes what features are (`end_to_end`), a row embedded anew is a whole network's work. There ``bank``
 is `Latest`, a bank of features, whose gradient goes through the rows that the batch holds; there is no ``batch``.
@@ -85,7 +86,7 @@ class Full:
         """Go on from `state`."""
 
     def __call__(self, batch: Batch, fresh: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the support [R, N, k] and its mask; ``fresh`` [R, B, k] are the batch's embeddings of the modality."""
+        """Return the support [R, N, k] and its mask; ``fresh`` [R, B, k] is the batch embedded without dropout."""
         return self.support.embed(self.encoder), self.support.mask
 
 

@@ -120,7 +120,8 @@ def check_width(fusion: str, k: int, M: int) -> None:
         raise InputError(
             f"the outer product of {M} embeddings of width {k} has {k**M:,} entries (k^M), more than "
             f"{MOST_PRODUCTS:,}.\n"
-            + (f"Use --dim {fits} or less, or another --fusion." if fits > 1 else "Use another --fusion.")
+            + (f"Use --dim {fits} or less (tune: --space dim={fits}), or " if fits > 1 else "Use ")
+            + "another --fusion."
         )
 
 

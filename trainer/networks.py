@@ -160,7 +160,17 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor, observed: Tensor, drop: bool = True) -> Tensor:
         """Embed x [R, n, D], observed bool [R, n]: [R, n, k]. drop: with dropout, in training."""
         hidden = self.hidden(self.standardise(x, observed)).relu()
-        embedding = self.embedding(self.dropout(hidden) if drop else hidden)
+        return self._embed(self.dropout(hidden) if drop else hidden)
+
+    def both(self, x: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+        """Embed as `forward` does, with dropout and without; the same tensor twice where nothing is dropped."""
+        hidden = self.hidden(self.standardise(x, observed)).relu()
+        dropped = self.dropout(hidden)
+        embedded = self._embed(dropped)
+        return embedded, embedded if dropped is hidden else self._embed(hidden)
+
+    def _embed(self, hidden: Tensor) -> Tensor:
+        embedding = self.embedding(hidden)
         return embedding if self.constant is None else pad(embedding, (0, 1), value=self.constant)
 
 

@@ -69,6 +69,9 @@ class Settings:
             raise InputError(f"unknown marginal {self.marginal!r}: expected one of {', '.join(MARGINALS)}.")
         if not isinstance(self.own, Mapping):
             raise InputError(f"own {self.own!r} is no dict: expected a method's own settings by name.")
+        for name, value in self.own.items():
+            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < math.inf:
+                raise InputError(f"own {name}: expected a number, 0 or more, found {value!r}.")
         for name, (expected, suits) in BOUNDS.items():
             value, called = getattr(self, name), name.replace("_", " ")
             if value is None and name == "complete_share":

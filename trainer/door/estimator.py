@@ -91,12 +91,17 @@ class MissingModalityClassifier(ClassifierMixin, BaseEstimator):
         ValueError: arrays of unequal length, a row without any modality or with one that is NaN in part, infinite
         values, one class, a setting out of range, or too few rows.
         """
+        for name in [name for name in vars(self) if name.endswith("_") and not name.startswith("_")]:
+            delattr(self, name)  # of an earlier fit, which an error must not leave half replaced
         with as_value_errors():
             settings = self._settings()
             parts, observed, label = self._training_rows(X, y)
             cell = self._plan(settings, parts, observed, label)
             self._train(cell, torch.device(resolve_device(self.device)))
         return self
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "trained_")
 
     def predict_proba(self, X: object) -> np.ndarray:
         """Return the classes' probabilities, [n, C] in the order of `classes_`.

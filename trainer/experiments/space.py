@@ -38,8 +38,11 @@ class Range:
         if kept < self.often and (default is None or default in self):
             return default
         if self.logarithmic:
-            return float(f"{self.low ** (1 - place) * self.high**place:.3g}")
-        return round(self.low + place * (self.high - self.low), 3)
+            drawn = float(f"{self.low ** (1 - place) * self.high**place:.3g}")
+        else:
+            width = self.high - self.low
+            drawn = round(self.low + place * width, 2 - math.floor(math.log10(width)) if width else 15)
+        return min(max(drawn, self.low), self.high)
 
     def __contains__(self, value: float) -> bool:
         return value in self.values if self.values else self.low <= value <= self.high

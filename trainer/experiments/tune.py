@@ -75,7 +75,8 @@ def tune(
         return plan_grid(stores, grid, lambda cell: space.settings(settings, registry.load(cell.method).rates, count))
 
     planned(draws)
-    out.mkdir(parents=True, exist_ok=True)  # what cannot be planned is told before anything is written
+    RunFolder(out, exhibit=EXHIBIT).recorded()
+    out.mkdir(parents=True, exist_ok=True)  # what cannot be planned, or is another run's, is told before this
     (out / DRAWS).touch()
     with only_one(out / ".lock", str(out)):
         plan, done = _train_draws(planned, draws, out, where, hours)
@@ -160,7 +161,7 @@ def _document(rows: Mapping[str, list[Cell]], plan: GridPlan, grid: Grid, space:
         validation = [_validation(cell) for cell in cells[:draws]]
         best = int(np.argmax(validation))
         described = describe_cell(cells[best])
-        row = {name: described[name] for name in (*ROW, "revision", "synthetic")}
+        row = {name: described[name] for name in (*ROW, "revision", "given", "synthetic")}
         row["missing_test"] = cells[best].missing_test.name
         rates = {name: rate.default for name, rate in registry.load(cells[best].method).rates.items()}
         drawn = [asdict(cell.settings) for cell in cells[:draws]]

@@ -58,6 +58,11 @@ class Tuned:
         plan = plan_grid(stores, grid, self.settings)
         for cell in plan.cells:
             cell.tuned = self.facts | self._look_up(self.chosen, cell)
+            if self._look_up(self.rows, cell).get("given") != cell.clips.store.given:
+                raise InputError(
+                    f"{self.path} was tuned with other splits or masks than {cell.name}.\nGive it the same files, with "
+                    "the tuning seeds in them, or leave --tuned out."
+                )
         return plan
 
     def settings(self, cell: Cell) -> list[Settings]:

@@ -20,6 +20,9 @@ many pairs of x' and y' as `likelihood` does for two missing modalities. ``Setti
 are, all of training or the batch. With addition and concatenation x and y are independent given z, so that rows without
 a label fit a mixture of C classes, which the labelled ones name.
 
+How likely x and y are is asked of whole embeddings, as the supports are: dropout is for rows with a label alone. D and
+A(x, y) would else be of different encoders, which cost 2 to 4 points of accuracy on six views (docs/choices.md).
+
 A mixture's likelihood has many maxima. Where nearly all labels are missing the plain sum finds one whose classes are
 not those of the labels (docs/choices.md), so unlabelled rows have at most 30 % of the loss. Any share keeps each term
 a likelihood of the same distribution. ``Settings.complete_share`` sets another; that of the clips gives the plain sum.
@@ -74,12 +77,16 @@ class MaximumLikelihood(FusionClassifier):
 
     def loss(self, batch: Batch) -> Tensor:
         """Return each run's mean of -log Q(label | what is observed), without a label -log Q(what is observed): [R]."""
-        embeddings = self.encode(batch.x, batch.observed)
+        observed = batch.observed.unbind(-1)
+        both = [encoder.both(*pair) for encoder, *pair in zip(self.encoders, batch.x, observed, strict=True)]
+        embeddings, whole = map(list, zip(*both, strict=True))  # with dropout, and without
         supports = [
             self._marginals[m](batch, embedding) if m in self._marginals else (None, None)
-            for m, embedding in enumerate(embeddings)
+            for m, embedding in enumerate(whole)
         ]
         if self.runs.unlabelled:
+            unlabelled = (batch.label == NO_LABEL)[..., None]
+            embeddings = [torch.where(unlabelled, *pair) for pair in zip(whole, embeddings, strict=True)]
             share = self._shares.gather(1, (batch.label == NO_LABEL).long())
             return -mean_over_rows(self._log_likelihood(embeddings, batch, supports) * share, batch.weight)
         log_probability = self._posterior(embeddings, batch.observed, supports, batch.patterns)
@@ -90,7 +97,7 @@ class MaximumLikelihood(FusionClassifier):
         """Return how much more or less than one row labelled and unlabelled rows count in the loss: [R, 2]."""
         trained = torch.as_tensor(self.runs.trained_on, device=self.runs.device)
         of_all = (trained & ~self.runs.labelled).sum(1) / trained.sum(1)
-        given = ~self.rate("complete_share").isnan()
+        given = torch.as_tensor(self.runs.draws.shared, device=self.runs.device)
         share = torch.where(given, of_all, of_all.clamp_max(UNLABELLED))
         return torch.stack([(1 - share) / (1 - of_all), share / of_all.clamp_min(1e-12)], 1)
 
