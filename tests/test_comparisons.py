@@ -15,7 +15,8 @@ from mlemiss.pipeline.stores.store import FeatureStore
 from mlemiss.trainer.evaluate import mean_interval
 from mlemiss.trainer.report.comparisons import compare_methods, holm
 from mlemiss.trainer.report.crossed import paired
-from mlemiss.trainer.report.report import load_runs, render_report
+from mlemiss.trainer.report.report import render_report
+from mlemiss.trainer.report.runs import load_runs
 from mlemiss.trainer.report.tables import comparisons_text, sections
 from mlemiss.trainer.settings import BEFORE
 from scipy import stats

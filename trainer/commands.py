@@ -341,7 +341,8 @@ def report(
     from .experiments.tuned import DRAWS
     from .report.csv_files import export_csv
     from .report.latex import export_latex
-    from .report.report import load_runs, write_report
+    from .report.report import write_report
+    from .report.runs import load_runs
 
     measures = comma_list(measure or ["accuracy"])
     if unknown := [name for name in measures if name not in MEASURES]:
@@ -360,7 +361,9 @@ def report(
     beside = ["results.csv", "comparisons.csv"] * csv + ["results.tex"] * latex
     for path in (out, *(out.parent / name for name in beside)):
         writable_file(path, "--out")
-    documents, comparisons = load_runs(runs)
+    documents, comparisons, told = load_runs(runs)
+    for note in told:
+        say(f"note: {note}")
     write_report(documents, out, comparisons)
     paths = [out]
     if csv:

@@ -36,7 +36,14 @@ def compare(exhibit: Exhibit, document: Mapping, ran_on: Sequence[str], left_out
             for part in sections([document])
             for line in worse_text(part, part.compared(document["comparisons"]))
         ],
+        "tuned": list(dict.fromkeys(_tuning(r["tuned"]) for r in document["results"] if r.get("tuned"))),
     }
+
+
+def _tuning(tuned: Mapping) -> str:
+    return (
+        f"Tuned: the best of {tuned['draws']} draws of each row on validation clips ({tuned['run']} {tuned['digest']})."
+    )
 
 
 def in_short(compared: Mapping) -> dict:
@@ -171,6 +178,7 @@ def notes(compared: Mapping) -> list[str]:
         f"Accuracy in percent of test clips, mean ± standard deviation over seeds; the paper's: {compared['paper']}, "
         "means of five runs.",
         *compared.get("single", ()),
+        *compared.get("tuned", ()),
         *(["Every classifier trains as many epochs; an autoencoder trains as many before it."] * (not end_to_end)),
         *(["The paper's networks are ResNet-50s; every method of ours trains the same backbone alike."] * end_to_end),
     ]

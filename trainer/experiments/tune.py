@@ -86,18 +86,22 @@ def tune(
             raise InputError(
                 f"{hours} hours were too short for one draw of each of {amount(len(rows), 'row')}: "
                 f"{len(short)} lack it, such as {short[0]}.\n"
-                "What is trained is kept: run the same command again to go on, or give a longer --budget."
+                f"What is trained is kept: run this command again to go on, or give a longer --budget.{_earlier(out)}"
             )
         if lost := [name for name, cells in rows.items() if not any(map(_validation, cells[:done]))]:
             raise InputError(
                 f"all {done} draws of {lost[0]} diverged: their loss was not finite.\n"
-                "Narrow what is drawn, such as --space lr=1e-4..1e-2."
+                f"Narrow what is drawn, such as --space lr=1e-4..1e-2.{_earlier(out)}"
             )
         document = _document(rows, plan, grid, space, done)
         _tell_what_leaves(out, document)
         write_json(out / TUNED, document)
         write_draws(document, out / PAGE)
     return document
+
+
+def _earlier(out: Path) -> str:
+    return f" {out / TUNED} is still of an earlier command." if (out / TUNED).exists() else ""
 
 
 def _announce(stores: Sequence[FeatureStore], grid: Grid, space: Space, draws: int, device: torch.device) -> None:

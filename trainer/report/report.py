@@ -72,15 +72,6 @@ def load_results(run: Path) -> dict:
     return document
 
 
-def load_runs(runs: Sequence[Path]) -> tuple[list[dict], list[dict]]:
-    """Read the documents of runs, and make the paired comparisons between all of their results.
-
-    InputError: as `load_results`, or a damaged predictions file.
-    """
-    documents = [load_run(run) for run in runs]
-    return documents, compare_documents(documents)
-
-
 def load_run(run: Path) -> dict:
     """Read the results of a run as `load_results` does, the paths of their predictions made absolute."""
     document = load_results(run)
@@ -148,7 +139,7 @@ def _has_predictions(result: dict) -> bool:
 def write_report(documents: Sequence[dict], out: Path, comparisons: Sequence[dict] | None = None) -> None:
     """Write the report of one or more results documents to the file ``out``.
 
-    comparisons: between all of their results, as `load_runs` gives them; by default those the documents record.
+    comparisons: between all of their results, as `runs.load_runs` gives them; by default those the documents record.
     """
     write_page(render_report(documents, comparisons), out)
 

@@ -9,7 +9,7 @@ from ...pipeline.console import amount, plain
 from ...pipeline.errors import InputError
 from .comparisons import family_key
 from .csv_files import result_row
-from .report import load_run
+from .report import compare_documents, load_run
 from .tables import Section, grouped_text
 
 # Texts of a result that a page shows.
@@ -54,6 +54,21 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[NamedRun], list[str]]:
     names = [(path.parent if path.is_file() else path).resolve().name for path in paths]
     names = [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
     return [NamedRun(i, *run) for i, run in enumerate(zip(plain(names), documents, strict=True), 1)], again
+
+
+def load_runs(paths: Sequence[Path]) -> tuple[list[dict], list[dict], list[str]]:
+    """Read runs for one report, each cell from one of them (`choose_results`).
+
+    Returns:
+        The documents, the paired comparisons between all of their results, and what to tell of cells in several runs.
+
+    Raises:
+        InputError: a run that cannot be read, or a damaged predictions file.
+    """
+    runs = [NamedRun(i, str(path), load_run(path)) for i, path in enumerate(paths, 1)]
+    told = [f"{what}: {why}" for what, why in choose_results(runs)]
+    documents = [run.document for run in runs]
+    return documents, compare_documents(documents), told
 
 
 def _read(path: Path) -> dict:

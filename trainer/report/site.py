@@ -44,7 +44,7 @@ MEASURES = {"macro_f1": "macro F1", "weighted_f1": "weighted F1", "uar": "UAR", 
 MARKS = {
     "": ("", ""),
     "highest": ("●", " highest"),
-    "level": ("○", " level with the highest"),
+    "level": ("○", " not told apart from the highest"),
     "unknown": ("?", " no verdict"),
 }
 
