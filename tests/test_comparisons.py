@@ -380,3 +380,15 @@ def test_clips_of_one_value_of_a_column_stay_together_from_file_to_report(tmp_pa
     (entry,) = document["comparisons"]
     assert entry["units"] == "session" and entry["verdict"] is not None and entry["n_units"] >= 10
     assert "values of session" in render_report([document])
+
+
+def test_of_a_cell_in_two_runs_the_one_with_most_seeds_counts(tmp_path):
+    """Whatever the order in which they are named; and it is told."""
+    store = write_store(tmp_path)
+    for name, seeds in (("three", 3), ("two", 2)):
+        grid([store], tmp_path / name, methods=["zp"], missing=["audio:0.5"], seeds=seeds)
+    for order in (("three", "two"), ("two", "three")):
+        documents, _, told = load_runs([tmp_path / name for name in order])
+        (result,) = [r for document in documents for r in document["results"]]
+        assert result["seeds"] == [0, 1, 2] and "which counts as it has 3 seeds, not 2" in told[0]
+        assert render_report(documents, [])

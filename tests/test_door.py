@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from mlemiss import InputError, MissingModalityClassifier
+from mlemiss.pipeline.stores.masks import TRAIN, VALIDATION
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
@@ -33,6 +34,26 @@ def rows() -> tuple[dict[str, np.ndarray], np.ndarray]:
     X["audio"][10:50] = np.nan
     X["visual"][60:70] = np.nan
     return X, y
+
+
+def test_a_failed_fit_forgets_the_earlier_one(rows):
+    X, y = rows
+    model = MissingModalityClassifier(**QUICK).fit(X, y)
+    with pytest.raises(ValueError, match="not finite"):
+        model.set_params(lr=1e30, clamp=0.0).fit(X, np.char.upper(y))
+    with pytest.raises(NotFittedError):
+        model.predict(X)
+    assert not hasattr(model, "trained_")
+
+
+def test_validation_rows_are_of_two_classes(rows):
+    rng = np.random.default_rng(0)
+    y = np.array([0] * 200 + [1] * 3)
+    for seed in range(5):
+        cell = MissingModalityClassifier(random_state=seed)
+        parts, observed, label = cell._training_rows(rng.normal(size=(203, 3)), y)
+        (run,) = cell._plan(cell._settings(), parts, observed, label).runs
+        assert set(label[run.part == VALIDATION]) == set(label[run.part == TRAIN]) == {0, 1}
 
 
 # ---- scikit-learn's conventions ----

@@ -210,6 +210,27 @@ def test_what_is_asked_of_rows_without_a_label_knows_no_dropout(tmp_path):
     assert losses[0] == losses[1]
 
 
+def test_the_share_of_rows_without_a_label(tmp_path):
+    """At most 30 %, unless a share is given for complete clips (with a label, that is) and there are any."""
+    small = Dataset(Clips(write_store(tmp_path, without_audio=(), failed=())))
+    for missing, share, expected in (
+        ("label:0.8", None, (0.7, 0.3)),
+        ("audio:0.5+visual:0.5+label:0.8", None, (0.7, 0.3)),
+        ("audio:0.5+visual:0.5+label:0.8", 0.6, (0.7, 0.3)),  # no clip is complete
+        ("label:0.8", 0.6, (0.6, 0.4)),
+    ):
+        method, runs = build(small, missing, complete_share=share)
+        trained, labelled = (np.asarray(one[0]) for one in (runs.trained_on, runs.labelled))
+        rows = runs.rows_of(torch.as_tensor(np.flatnonzero(trained))[None])
+        weight = runs.draws.weighted(method.stages[0], rows[None], torch.ones(1, *rows.shape))[0, 0]
+        without = torch.as_tensor(~labelled[trained]).repeat_interleave(runs.segments)
+        counts = weight * method._shares[0][without.long()]
+        np.testing.assert_allclose(
+            [counts[~without].sum() / len(counts), counts[without].sum() / len(counts)], expected
+        )
+    assert 0 < (trained & labelled).sum() < trained.sum()
+
+
 @pytest.mark.parametrize("hide", [0.0, 0.4])
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_the_loss_is_equation_2_and_the_joint_of_rows_without_a_label(tmp_path, fusion, hide):

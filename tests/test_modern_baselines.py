@@ -117,6 +117,52 @@ def test_transformer_equals_torchs_own_attention_with_explicit_masks(datasets, m
             torch.testing.assert_close(one[r], other[r], atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("name", "loss", "own"),
+    [
+        ("shaspec", "loss", ("maps", "specific", "residual")),
+        ("simmlm", "experts_loss", ("experts", "heads")),
+        ("momke", "experts_loss", ("maps", "experts", "heads")),
+        ("flex-moe", "loss", ("maps",)),
+    ],
+)
+def test_rows_that_lack_a_modality_train_nothing_of_its_own(datasets, name, loss, own):
+    """What stands for the missing features is no feature: not to classify, not to align, not to tell apart."""
+    method, runs = build(name, datasets[4])
+    batch = batch_of(runs)
+    batch.observed = batch.observed.clone()
+    batch.observed[..., 1] = False
+    batch.patterns = {(True, False, True, True): batch.observed.shape[1]}
+    getattr(method, loss)(batch).sum().backward()
+    for part in own:
+        parameters = [list(getattr(method, part)[m].parameters()) for m in (0, 1)]
+        assert all(p.grad is None or not p.grad.any() for p in parameters[1]), part
+        assert any(p.grad is not None and p.grad.any() for p in parameters[0]), part
+
+
+def test_flex_moes_gate_is_the_papers(datasets):
+    """Row by row in float64: complete rows balance the experts, incomplete ones go to the expert of their pattern."""
+    method, runs = build("flex-moe", datasets[2], missing="visual:0.3+audio:0.3")
+    batch = batch_of(runs)
+    found = method.loss(batch)
+    scores = method.block.feed.scores.unflatten(1, batch.observed.shape[1:]).double().detach()
+    log_probability = method.finished(method.logits(batch.x, batch.observed), batch.observed).double().detach()
+    for r in range(2):
+        classified, shares, wrong = [], [], []
+        for b, observed in enumerate(batch.observed[r].tolist()):
+            classified.append(-log_probability[r, b, batch.label[r, b]])
+            if all(observed):
+                shares.append(scores[r, b].softmax(-1).mean(0))
+            else:
+                expert = sum(2**m for m, seen in enumerate(observed) if seen)
+                wrong.append(-scores[r, b].log_softmax(-1)[:, expert].mean())
+        share = torch.stack(shares).mean(0)
+        uneven = share.var(unbiased=False) / share.mean() ** 2
+        expected = torch.stack(classified).mean() + 0.01 * (uneven + torch.stack(wrong).mean())
+        torch.testing.assert_close(found[r].double(), expected, atol=1e-4, rtol=1e-4)
+    assert shares and wrong
+
+
 @pytest.mark.parametrize("name", BASELINES)
 def test_any_number_of_modalities_and_any_pattern(datasets, name):
     for dataset in datasets.values():

@@ -300,8 +300,8 @@ def marginal_setting(store, kind, clips_kept=16):
     part = np.full(len(run.part), TEST)
     part[[*with_audio, *without]] = TRAIN
     runs = Runs(Dataset(clips), [replace(run, part=part)], Stage())
-    none = Dropout(torch.zeros(1), runs.generators("dropout"))
-    encoder = Encoder(*runs.moments[1], 8, 5, runs.generators("encoder"), none)
+    dropout = Dropout(torch.full((1,), 0.5), runs.generators("dropout"))  # of which the support has nothing
+    encoder = Encoder(*runs.moments[1], 8, 5, runs.generators("encoder"), dropout)
     rows = runs.rows_of(torch.tensor(without)[None])
     batch = runs.batch(rows, torch.ones(rows.shape))
     marginal = BY_NAME[kind](runs, 1, encoder)
@@ -314,7 +314,7 @@ def test_bank_has_the_full_marginals_value_and_an_unbiased_gradient(store):
 
     def value_and_gradient(marginal, encoder, batch):
         encoder.zero_grad()
-        value = log_mean_exp_inner(queries, *marginal(batch, encoder(batch.x[1], batch.observed[..., 1])))
+        value = log_mean_exp_inner(queries, *marginal(batch, encoder.both(batch.x[1], batch.observed[..., 1])[1]))
         (value * weights).sum().backward()
         return value.detach(), [p.grad.clone() for p in encoder.parameters()]
 
@@ -344,7 +344,7 @@ def test_batch_marginal_equals_the_full_one_in_expectation(store, complete):
 
     def value_and_gradient(marginal, encoder, batch):
         encoder.zero_grad()
-        value = log_mean_exp_inner(queries, *marginal(batch, encoder(batch.x[1], batch.observed[..., 1])))
+        value = log_mean_exp_inner(queries, *marginal(batch, encoder.both(batch.x[1], batch.observed[..., 1])[1]))
         (value.exp() * weights).sum().backward()
         return value.detach(), [p.grad.clone() for p in encoder.parameters()]
 
@@ -380,7 +380,7 @@ def test_bank_keeps_the_latest_embeddings(store):
         batch = runs.batch(rows, torch.tensor([[1.0, 1.0, 1.0, 0.0]]))  # the last one fills the batch up
         drawn = list(range(20, 36))
         bank._drawn = iter([torch.tensor([drawn])])
-        support, mask = bank(batch, encoder(batch.x[1], batch.observed[..., 1]))
+        support, mask = bank(batch, encoder.both(batch.x[1], batch.observed[..., 1])[1])
     assert mask is None
     renewed = {8, 9, 10, *drawn}
     for n in range(64):
@@ -392,11 +392,11 @@ def test_bank_keeps_the_latest_embeddings(store):
 def test_batch_marginal_never_has_an_empty_support(store):
     marginal, encoder, batch, runs = marginal_setting(store, "batch")
     marginal.begin_epoch(2)
-    _, mask = marginal(batch, encoder(batch.x[1], batch.observed[..., 1]))
+    _, mask = marginal(batch, encoder.both(batch.x[1], batch.observed[..., 1])[1])
     assert mask.sum() == 1  # no row of this batch has audio: one drawn row stands in
     rows = torch.cat([batch.rows, marginal.support.rows[:, :3]], 1)
     mixed = runs.batch(rows, torch.ones(rows.shape))
-    keys, mask = marginal(mixed, encoder(mixed.x[1], mixed.observed[..., 1]))
+    keys, mask = marginal(mixed, encoder.both(mixed.x[1], mixed.observed[..., 1])[1])
     assert mask.sum() == 3 and keys.isfinite().all()
 
 

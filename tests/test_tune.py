@@ -6,6 +6,8 @@ import shutil
 import numpy as np
 import pytest
 from mlemiss.pipeline.errors import InputError
+from mlemiss.pipeline.stores.mask_files import export_masks
+from mlemiss.pipeline.stores.store import FeatureStore
 from mlemiss.trainer.door.training import train
 from mlemiss.trainer.experiments.space import COMMON, Space, parse_space
 from mlemiss.trainer.report.comparisons import family_key
@@ -43,6 +45,19 @@ def test_a_space_of_ones_own():
     assert all(1e-4 <= one.lr <= 1e-2 for one in drawn)
     assert {one.hidden for one in drawn} == {32, 48} and {one.weight_decay for one in drawn} == {0}
     assert {one.own["gate"] for one in drawn} == {0.5}
+
+
+def test_narrow_ranges_are_kept():
+    for text, name in (
+        ("weight_decay=0..1e-3", "weight_decay"),
+        ("hide=0.9994..0.9999", "hide"),
+        ("complete_share=0.9994..0.9999", "complete_share"),
+        ("lr=0.00123456..0.00123457", "lr"),
+    ):
+        space = parse_space([text], {})
+        values = [getattr(one, name) for one in space.settings(Settings(), {}, 40)[1:]]
+        assert all(one in space.narrowed[name] for one in values), text
+        assert len(set(values)) > (15 if name != "lr" else 0), text
 
 
 @pytest.mark.parametrize(
@@ -141,6 +156,31 @@ def test_training_with_what_was_chosen(tuned, store, tmp_path, mlemiss):
         wrong = mlemiss(*how, *options, "--out", tmp_path / "none")
         assert wrong.returncode == 2 and why in wrong.stderr, wrong.stderr
         assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.slow
+def test_choices_are_of_the_same_splits_and_masks(store, tmp_path, mlemiss):
+    """By their content, and also where one of the two has none; a folder of another run is left as it is."""
+    export_masks(FeatureStore.open(store), tmp_path / "f", 3, ["audio:0.5"], "clip")
+    how = ["--store", store, "--missing", "audio:0.5", "--method", "mle", "--epochs", 1, "--seeds", 1]
+    given = ["--splits", "f/splits.csv", "--masks", "f/masks.csv"]
+    for files, out in ((given, "with"), ([], "without")):
+        done = mlemiss("tune", *how, *files, "--first-seed", 2, "--draws", 2, "--out", out)
+        assert done.returncode == 0, done.stderr
+    how = [*how[:-4], "--seeds", 1]
+    same = mlemiss("train", *how, *given, "--tuned", "with", "--out", "run")
+    assert same.returncode == 0, same.stderr
+    path = tmp_path / "f" / "masks.csv"
+    for files, tuned in ((given[:2], "with"), (given[2:], "without")):
+        wrong = mlemiss("train", *how, *files, "--tuned", tuned, "--out", "none")
+        assert wrong.returncode == 2, wrong.stderr
+    path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
+    wrong = mlemiss("train", *how, *given, "--tuned", "with", "--out", "none")
+    assert wrong.returncode == 2 and "with was tuned with other splits or masks" in wrong.stderr
+    before = sorted((tmp_path / "run").iterdir())
+    wrong = mlemiss("tune", *how, "--out", "run")
+    assert wrong.returncode == 2 and "results of another run" in wrong.stderr
+    assert sorted((tmp_path / "run").iterdir()) == before
 
 
 @pytest.mark.slow
