@@ -124,6 +124,10 @@ def test_the_best_single_modality_is_chosen_on_validation_clips(document):
         elif result["method"] == "mle":
             result |= {"seeds": [1, 2, 7], "test_accuracy": [10, 20, 99]}  # seeds 1 and 2 are common
     assert "missing audio:0.5, only:visual 50.0: mle addition by 35.0; none elsewhere." in line(found)
+    for result in found["results"]:
+        if result["method"] == "zero-padding":
+            result["seeds"] = [7, 8, 9]
+    assert line(found).endswith("none elsewhere. zero-padding could not be compared: no common seeds.")
 
 
 def test_a_loss_that_holds_is_said_to(document):

@@ -283,7 +283,7 @@ def worse_text(section: Section, compared: Sequence[dict] = ()) -> list[str]:
     compared: the section's paired comparisons, of which a difference may hold. No line where there is nothing to say:
     without a row of a single modality, or without another.
     """
-    asked, worse = [], []
+    asked, worse, apart = [], [], {}
     for missing in section.columns:
         single = best_single(section, missing)
         fused = [r for r in section.results if r["missing"] == missing and not r.get("reference")]
@@ -291,6 +291,7 @@ def worse_text(section: Section, compared: Sequence[dict] = ()) -> list[str]:
             continue
         asked.append(missing)
         gains = [(gain(r, single), section.row(r)) for r in fused]
+        apart |= dict.fromkeys(row[0] for points, row in gains if points is None)
         losses = sorted((points, row) for points, row in gains if points is not None and round(points, 1) < 0)
         if losses:
             held = _held(compared, missing, section.row(single))
@@ -304,10 +305,11 @@ def worse_text(section: Section, compared: Sequence[dict] = ()) -> list[str]:
     if not asked:
         return []
     chosen = "the best single modality (chosen on validation clips)"
+    lacking = f" {' and '.join(apart)} could not be compared: no common seeds." * bool(apart)
     if not worse:
-        return [f"No fused method is worse than {chosen}."]
+        return [f"No fused method is worse than {chosen}.{lacking}"]
     rest = "" if len(worse) == len(asked) else "; none elsewhere"
-    return [f"Worse than {chosen}, in points: {'; '.join(worse)}{rest}."]
+    return [f"Worse than {chosen}, in points: {'; '.join(worse)}{rest}.{lacking}"]
 
 
 def _held(compared: Sequence[dict], missing: str, single: tuple[str, str]) -> set[tuple[str, str]]:
