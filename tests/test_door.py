@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+import warnings
 from types import SimpleNamespace
 
 import mlemiss
@@ -286,7 +287,9 @@ def test_train_gives_the_commands_numbers(tmp_path):
     assert results.report(tmp_path / "new" / "report.html").read_text().startswith("<!DOCTYPE html>")
     kept = results.folder
     assert list(kept.glob("predictions/*.npz"))
-    del results
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        del results
     assert not kept.exists()
 
 

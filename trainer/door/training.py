@@ -1,6 +1,7 @@
 """The job of `mlemiss train` as a function, and its results as an object."""
 
 import warnings
+import weakref
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -126,7 +127,9 @@ class Results:
     """
 
     def __init__(self, document: dict, folder: Path, temporary: TemporaryDirectory | None = None):
-        self.document, self.folder, self._temporary = document, folder, temporary
+        self.document, self.folder = document, folder
+        if temporary:
+            weakref.finalize(self, temporary.cleanup)
 
     def to_pandas(self, rows: Literal["cells", "seeds", "comparisons", "tests"] = "cells") -> "pandas.DataFrame":
         """Return a table: a row for each combination, each of its seeds, each two that were compared, or each test.
