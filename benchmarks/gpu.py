@@ -152,7 +152,7 @@ def cnn(device: torch.device, quick: bool) -> dict:
             rates: list[tuple[float, float]] = []
             with torch.inference_mode():
                 for turn in range(turns + 1):
-                    ours = _rate(partial(backbone.visual, frames), images, device)
+                    ours = _rate(partial(backbone.encode, "frames", frames), images, device)
                     pair = ours, _rate(partial(bare, there), size, device)
                     rates += [pair] if turn else []  # the first warms up
             ours, theirs = (statistics.median(column) for column in zip(*rates, strict=True))

@@ -87,15 +87,11 @@ def cached(media: FeatureStore, folder: Path, backbone: str = TINY) -> FeatureSt
     """The same clips as a store of features, computed as `preprocess` does."""
     network = Backbone(backbone, RANDOM)
     group = open_group(folder / f".building-{MEDIA}-features")
-    for m, (name, array, compute) in enumerate(
-        (("visual", "frames", network.visual), ("audio", "logmel", network.audio))
-    ):
+    for m, (name, array) in enumerate((("visual", "frames"), ("audio", "logmel"))):
         there = media.present[:, m]
-        values = media.read(array)
-        found = compute([clip if seen else None for clip, seen in zip(values, there, strict=True)])
         shape = (len(there), SEGMENTS, network.dimension)
         features = np.full(shape, np.nan, np.float16)
-        features[there] = np.stack([f for f in found if f is not None])
+        features[there] = np.stack(network.encode(array, media.read(array)[there]))
         create_array(group, name, shape, shape, "float16", ["clip", "segment", "feature"])[:] = features
     weights = {"name": "random", "hash": network.spec["weights_hash"]}
     return _publish(folder, group, media.label, media.present, "tiny", weights)
