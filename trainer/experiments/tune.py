@@ -81,18 +81,7 @@ def tune(
     with only_one(out / ".lock", str(out)):
         plan, done = _train_draws(planned, draws, out, where, hours)
         rows = _rows(plan)
-        if not done:
-            short = [name for name, cells in rows.items() if cells[0].left]
-            raise InputError(
-                f"{hours} hours were too short for one draw of each of {amount(len(rows), 'row')}: "
-                f"{len(short)} lack it, such as {short[0]}.\n"
-                f"What is trained is kept: run this command again to go on, or give a longer --budget.{_earlier(out)}"
-            )
-        if lost := [name for name, cells in rows.items() if not any(map(_validation, cells[:done]))]:
-            raise InputError(
-                f"all {done} draws of {lost[0]} diverged: their loss was not finite.\n"
-                f"Narrow what is drawn, such as --space lr=1e-4..1e-2.{_earlier(out)}"
-            )
+        _check_whole(rows, done, hours, out)
         document = _document(rows, plan, grid, space, done)
         _tell_what_leaves(out, document)
         write_json(out / TUNED, document)
@@ -100,8 +89,21 @@ def tune(
     return document
 
 
-def _earlier(out: Path) -> str:
-    return f" {out / TUNED} is still of an earlier command." if (out / TUNED).exists() else ""
+def _check_whole(rows: Mapping[str, list[Cell]], done: int, hours: float | None, out: Path) -> None:
+    """Check that every row has a whole draw, and one that did not diverge. InputError: there is a row that has not."""
+    earlier = f" {out / TUNED} is still of an earlier command." if (out / TUNED).exists() else ""
+    if not done:
+        short = [name for name, cells in rows.items() if cells[0].left]
+        raise InputError(
+            f"{hours} hours were too short for one draw of each of {amount(len(rows), 'row')}: "
+            f"{len(short)} lack it, such as {short[0]}.\n"
+            f"What is trained is kept: run this command again to go on, or give a longer --budget.{earlier}"
+        )
+    if lost := [name for name, cells in rows.items() if not any(map(_validation, cells[:done]))]:
+        raise InputError(
+            f"all {done} draws of {lost[0]} diverged: their loss was not finite.\n"
+            f"Narrow what is drawn, such as --space lr=1e-4..1e-2.{earlier}"
+        )
 
 
 def _announce(stores: Sequence[FeatureStore], grid: Grid, space: Space, draws: int, device: torch.device) -> None:
