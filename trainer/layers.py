@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, scaled_dot_product_attention
 
-from .batches import Batch
 from .data import Blueprint
-from .method import Method, negative_log_likelihood
+from .method import Method
 from .networks import Dropout, RunLinear, Standardise
 from .settings import Settings
 
@@ -139,10 +138,6 @@ class OwnFusion(Method):
     def predict(self, x: Sequence[Tensor], observed: Tensor) -> Tensor:
         """Return log-probabilities [R, B, C]."""
         return self.finished(self.logits(x, observed), observed)
-
-    def loss(self, batch: Batch) -> Tensor:
-        """Return the mean over the rows of -log Q(z | what is observed): [R]."""
-        return negative_log_likelihood(self.predict(batch.x, batch.observed), batch.label, batch.weight)
 
 
 def blank(values: Sequence[Tensor], observed: Tensor) -> list[Tensor]:

@@ -70,8 +70,8 @@ class Method(nn.Module):
         """Prepare an epoch of a stage; called before each with the number of steps."""
 
     def loss(self, batch: Batch) -> Tensor:
-        """Return the mean loss of each run over its own batch: [R]."""
-        raise NotImplementedError
+        """Return the mean loss of each run over its own batch, [R]: of -log Q(z | what is observed) by `predict`."""
+        return negative_log_likelihood(self.predict(batch.x, batch.observed), batch.label, batch.weight)
 
     def training_state(self) -> dict:
         """Return what a checkpoint needs beside parameters and buffers: tensors and plain values."""

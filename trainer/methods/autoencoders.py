@@ -8,7 +8,7 @@ from torch.func import functional_call
 
 from ..batches import Batch, Stage, complete_rows
 from ..data import Blueprint
-from ..method import FusionClassifier, negative_log_likelihood
+from ..method import FusionClassifier
 from ..networks import RunLinear, Standardise
 from ..settings import Settings
 
@@ -74,10 +74,6 @@ class Autoencoder1(FusionClassifier):
 
     def _standardised(self, m: int, batch: Batch) -> Tensor:
         return self.encoders[m].standardise(batch.x[m], batch.observed[..., m])
-
-    def loss(self, batch: Batch) -> Tensor:
-        """Return the classifier's mean loss on imputed rows: [R]."""
-        return negative_log_likelihood(self.predict(batch.x, batch.observed), batch.label, batch.weight)
 
     def predict(self, x: Sequence[Tensor], observed: Tensor) -> Tensor:
         """Return log-probabilities [R, B, C]; missing modalities are imputed first."""

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..batches import Batch, Stage, rows_with
-from ..method import FusionClassifier, negative_log_likelihood
+from ..batches import Stage, rows_with
+from ..method import FusionClassifier
 
 
 class SingleModality(FusionClassifier):
@@ -17,10 +17,6 @@ class SingleModality(FusionClassifier):
     """
 
     fusions, fuses, reference = ("addition",), False, True
-
-    def loss(self, batch: Batch) -> Tensor:
-        """Return the classifier's mean loss: [R]."""
-        return negative_log_likelihood(self.predict(batch.x, batch.observed), batch.label, batch.weight)
 
     def predict(self, x: Sequence[Tensor], observed: Tensor) -> Tensor:
         """Return log-probabilities [R, B, C]; the prior's where the modality is missing."""

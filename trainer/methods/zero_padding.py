@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..batches import Batch
-from ..method import FusionClassifier, negative_log_likelihood
+from ..method import FusionClassifier
 
 
 class ZeroPadding(FusionClassifier):
@@ -18,10 +17,6 @@ class ZeroPadding(FusionClassifier):
     """
 
     fusions = ("addition", "concatenation")
-
-    def loss(self, batch: Batch) -> Tensor:
-        """Return the classifier's mean loss: [R]."""
-        return negative_log_likelihood(self.predict(batch.x, batch.observed), batch.label, batch.weight)
 
     def predict(self, x: Sequence[Tensor], observed: Tensor) -> Tensor:
         """Return log-probabilities [R, B, C]; embeddings of missing modalities are zero."""
