@@ -114,11 +114,10 @@ def checked_specs(missing: list[str], missing_test: Sequence[str], masks: Path |
     from ..pipeline.stores.masks import HELD_OUT_LABELS, parse_missing
 
     texts = comma_list(missing)
-    for text, why in [
-        *((text, HELD_OUT_LABELS) for text in missing_test),
-        *((text, None) for text in texts if not masks),
-    ]:
-        parse_missing(text, None, why)
+    for text in missing_test:
+        parse_missing(text, None, HELD_OUT_LABELS)
+    for text in () if masks else texts:
+        parse_missing(text, None)
     return texts
 
 

@@ -23,13 +23,12 @@ READ_AS_NAN = frozenset({"", "NA", "N/A", "null"})  # a CSV's ways to say that a
 NAN_WORD = re.compile(r"[+-]?(?:nan\(\w*\)|1\.#(?:qnan|snan|ind)\w*)(?:e[+-]\d+)?", re.IGNORECASE)  # as Windows does
 NAMES_LISTED = 20  # names of arrays or columns that are listed
 WHOLE = re.compile(r"([+-]?\d+)\.0*")  # a whole number that is written with a fraction
-ABOUT_ROWS = {  # first columns of tools' files -> columns that are no features, and which one names the clip;
-    # where none does, the user may have put one before them
+OPENFACE_1 = ("frame", "timestamp", "confidence", "success")
+# First columns of tools' files -> columns that are no features, and which one names the clip; where none does, the user
+# may have put one before them.
+ABOUT_ROWS = {
     ("frame", "face_id", "timestamp"): (("frame", "face_id", "timestamp", "confidence", "success"), ""),  # OpenFace
-    ("frame", "timestamp", "confidence", "success"): (
-        ("frame", "timestamp", "confidence", "success"),
-        "",
-    ),  # OpenFace 1
+    OPENFACE_1: (OPENFACE_1, ""),
     ("face", "confidence"): (("face", "confidence"), ""),  # OpenFace, of single pictures
     ("name", "frameTime"): (("name", "frameTime", "frameIndex", "class"), "name"),  # openSMILE
     ("name", "frameIndex"): (("name", "frameTime", "frameIndex", "class"), "name"),

@@ -330,9 +330,7 @@ def _notes(table: dict[str, np.ndarray], classes: list[str], by_modality: dict[s
 def _fingerprint(table: dict[str, np.ndarray], classes: list[str], halves: dict[str, np.ndarray]) -> str:
     """Hash what is in the store, never the file's name."""
     shapes = {modality: values.shape for modality, values in halves.items()}
-    if not set(shapes) <= set(
-        MODALITIES
-    ):  # clips' hashes are of features in this order; of these it is always the same
+    if set(shapes) - set(MODALITIES):  # clips' hashes are of features in this order; of these it is always the same
         shapes = list(shapes.items())
     columns = {name: values.tolist() for name, values in table.items() if name != "duration"}
     text = json.dumps([store.SCHEMA, store.FEATURE_CODEC, store.IMPORTED, classes, shapes, columns], sort_keys=True)
