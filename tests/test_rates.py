@@ -7,11 +7,11 @@ import pytest
 import torch
 from mlemiss.pipeline.errors import InputError
 from mlemiss.pipeline.stores.masks import TEST, parse_missing
-from mlemiss.trainer.batches import Draws, Stage, hiding_chances
+from mlemiss.trainer.batches import Draws, Stage, generator, hiding_chances
 from mlemiss.trainer.data import Clips, Dataset, RunSpec
 from mlemiss.trainer.fit import RunAdamW, Training, fit
 from mlemiss.trainer.methods import autoencoders, load, method_names
-from mlemiss.trainer.networks import Dropout, Standardise
+from mlemiss.trainer.networks import Dropout, RunRandom, Standardise
 from mlemiss.trainer.report.crossed import paired
 from mlemiss.trainer.settings import Settings
 
@@ -107,6 +107,26 @@ def test_dropout_drops_its_share_and_keeps_the_mean():
     assert torch.equal(dropout.eval()(x), x)
 
 
+def test_random_bits_are_those_of_independent_bytes():
+    """By themselves, and beside those of other runs, calls and places; of two purposes of one seed, too."""
+    random = RunRandom([generator(seed, purpose) for seed in (0, 1) for purpose in ("a", "b")])
+    drawn = torch.stack([random.bits(1 << 14) for _ in range(3)])  # [call, run, place]
+    bits = (drawn.view(torch.uint8).long()[..., None] >> torch.arange(8)) & 1
+    signs = 2.0 * bits.flatten(2) - 1  # [call, run, n]
+    n = signs.shape[-1]
+    assert float(signs.mean((0, 1)).std()) == pytest.approx(12**-0.5, rel=0.02)  # each place's mean over 12
+    found = torch.corrcoef(signs.flatten(0, 1)) - torch.eye(12)  # of every two calls and runs
+    shifted = [(signs[..., :-lag] * signs[..., lag:]).mean(-1) for lag in (*range(1, 33), 256, 4096)]
+    for name, values in (("mean", signs.mean(-1)), ("across", found), ("along", torch.stack(shifted))):
+        assert float(values.abs().max()) < 5 * n**-0.5, name
+    counts = torch.bincount(drawn.view(torch.uint8).flatten().long(), minlength=256).double()
+    expected = counts.mean()
+    assert abs(float(((counts - expected) ** 2 / expected).sum()) - 255) < 5 * (2 * 255) ** 0.5
+    uniform = RunRandom([generator(0, "a")]).uniform(1 << 12, 4)
+    assert uniform.min() >= 0 and uniform.max() < 1 and float(uniform.mean()) == pytest.approx(0.5, abs=0.01)
+    assert float(uniform.std()) == pytest.approx(12**-0.5, rel=0.02)
+
+
 def test_a_checkpoint_draws_on(dataset):
     runs = dataset.runs(draw(dataset), Stage())
     settings = replace(STEPS, dropout=0.5)
@@ -133,7 +153,7 @@ def test_hidden_modalities_are_those_of_complete_rows_at_the_rate_asked_for():
     np.testing.assert_allclose(hidden[:, 0][complete].float().mean(0), chances[0], atol=0.03)
     assert torch.equal(draws.hidden(Stage(), 3, rows), hidden)
     assert not torch.equal(draws.hidden(Stage(), 4, rows), hidden)
-    assert draws.hidden(Stage(hides=False), 3, rows) == [None] * 4
+    assert draws.hidden(Stage(hides=False), 3, rows) is None
     assert not hiding_chances(observed[0, :, :1], trained[0], 0.5).any()  # nothing would be left
     assert not hiding_chances(np.array([[True, False]]), np.array([True]), 0.5).any()  # nothing is complete
 

@@ -1,4 +1,4 @@
-"""A step of training reads nothing from its device: it runs on `meta` tensors, which hold no values."""
+"""Nothing passes between host and device in a training step: it runs on `meta` tensors alone, which hold no values."""
 
 import pytest
 import torch
@@ -8,6 +8,8 @@ from mlemiss.trainer.batches import Batch
 from mlemiss.trainer.data import Clips, Dataset, RunSpec
 from mlemiss.trainer.method import plan_steps
 from mlemiss.trainer.settings import MARGINALS, Settings
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from .feature_stores import write_store
 
@@ -47,6 +49,16 @@ def on_meta(value: object, done: dict) -> object:
     return value
 
 
+class NothingOnTheHost(TorchDispatchMode):
+    """Fails where an operation reads or makes a tensor on the host: on a GPU each would wait for a copy."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        tensors = [one for one in tree_leaves((args, kwargs, result)) if isinstance(one, torch.Tensor)]
+        assert all(one.device.type == "meta" for one in tensors), f"{func} has a tensor on the host"
+        return result
+
+
 @pytest.mark.parametrize(("name", "fusion", "marginal"), CASES)
 def test_a_step_runs_without_values(dataset, name, fusion, marginal):
     """Forward, backward and the optimiser, in every stage; no class reads a tensor or makes one on another device."""
@@ -65,11 +77,13 @@ def test_a_step_runs_without_values(dataset, name, fusion, marginal):
         done = {}
         on_meta(method, done)
         runs.device = torch.device("meta")
-        batch = runs.batch(rows.to("meta"), weight.to("meta"), patterns)
-        assert isinstance(batch, Batch) and batch.x[0].device.type == "meta"
+        rows, weight = rows.to("meta"), weight.to("meta")
         parameters = [p for part in [getattr(method, n) for n in stage.parts] or [method] for p in part.parameters()]
         optimiser = torch.optim.AdamW(parameters)
-        loss = getattr(method, stage.loss)(batch)
-        loss.sum().backward()
+        with NothingOnTheHost():
+            batch = runs.batch(rows, weight, patterns)
+            assert isinstance(batch, Batch) and batch.x[0].device.type == "meta"
+            loss = getattr(method, stage.loss)(batch)
+            loss.sum().backward()
         optimiser.step()
         assert loss.shape == (2,) and loss.device.type == "meta"

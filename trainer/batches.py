@@ -58,11 +58,13 @@ class Stage:
 Patterns = Mapping[tuple[bool, ...], int]  # of observed modalities, each with the most rows of it in a run
 
 
-def count_patterns(observed: np.ndarray) -> Patterns:
-    """Return the patterns of rows, bool [R, B, M] on the host, each with the most rows of it in a run."""
-    code = (observed << np.arange(observed.shape[-1])).sum(-1)  # [R, B]
-    found = {tuple(bool(c >> m & 1) for m in range(observed.shape[-1])): c for c in np.unique(code)}
-    return {pattern: int((code == found[pattern]).sum(1).max()) for pattern in sorted(found, reverse=True)}
+def count_patterns(observed: np.ndarray) -> list[Patterns]:
+    """Return each step's patterns of rows, with the most rows of one in a run: observed bool [steps, R, B, M]."""
+    M = observed.shape[-1]
+    code = sum(observed[..., m].astype(np.int32) << m for m in range(M))  # [steps, R, B]
+    found = {tuple(bool(c >> m & 1) for m in range(M)): c for c in np.flatnonzero(np.bincount(code.ravel()))}
+    most = {pattern: (code == found[pattern]).sum(2).max(1).tolist() for pattern in sorted(found, reverse=True)}
+    return [{pattern: n[t] for pattern, n in most.items() if n[t]} for t in range(len(code))]
 
 
 @dataclass
@@ -177,14 +179,14 @@ class Draws:
         clips = torch.div(rows, self.segments, rounding_mode="floor")
         return chosen.expand(len(rows), -1, -1).gather(2, clips)
 
-    def hidden(self, stage: Stage, epoch: int, rows: Tensor, first: int = 0) -> Tensor | list[None]:
-        """Draw what the steps of an epoch hide: bool [steps, R, B, M], or None a step where nothing is hidden.
+    def hidden(self, stage: Stage, epoch: int, rows: Tensor, first: int = 0) -> Tensor | None:
+        """Draw what the steps of an epoch hide: bool [steps, R, B, M], or None where nothing is hidden.
 
         rows: [steps, R, B] on the host, the steps from ``first`` on. What a run draws depends on its seed, the stage,
         the epoch's number and ``first``.
         """
         if not stage.hides or not self.hides.any():
-            return [None] * len(rows)
+            return None
         hidden = torch.zeros(*rows.shape, self.hides.shape[1], dtype=torch.bool)
         for r, (seed, chances) in enumerate(zip(self.seeds, self.hides, strict=True)):
             drawn = torch.rand(rows[:, r].shape, generator=generator(seed, f"hide:{stage.name}:{epoch}:{first}"))

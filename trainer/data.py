@@ -347,7 +347,8 @@ class Runs(Blueprint):
 
         patterns: of these rows, if they are known. hidden: bool [R, B, M], what the step does not see of them.
         """
-        patterns = self.patterns(rows.cpu(), hidden) if patterns is None else patterns
+        if patterns is None:
+            (patterns,) = self.patterns(rows.cpu()[None], hidden if hidden is None else hidden.cpu()[None])
         x, observed = self.gather(rows, hidden)
         return Batch(rows, x, observed, self.labels(rows), weight, patterns)
 
@@ -357,11 +358,11 @@ class Runs(Blueprint):
         label = self.dataset.label[clips]
         return label.masked_fill(~self.labelled.gather(1, clips), NO_LABEL) if self.unlabelled else label
 
-    def patterns(self, rows: Tensor, hidden: Tensor | None = None) -> Patterns:
-        """Return the patterns of observed modalities of rows [R, B] on the host, less what is hidden of them."""
+    def patterns(self, rows: Tensor, hidden: Tensor | None) -> list[Patterns]:
+        """Return each step's patterns of observed modalities: rows [steps, R, B] on the host, less what is hidden."""
         clips = rows.numpy() // self.segments
-        observed = np.stack([run.observed[c] for run, c in zip(self.runs, clips, strict=True)])
-        return count_patterns(observed if hidden is None else observed & ~hidden.cpu().numpy())
+        observed = np.stack([run.observed[clips[:, r]] for r, run in enumerate(self.runs)], 1)
+        return count_patterns(observed if hidden is None else observed & ~hidden.numpy())
 
     def rows_of(self, clips: Tensor) -> Tensor:
         """Return all rows of clips [R, c]: [R, c * S]."""
@@ -392,8 +393,8 @@ class Batches:
         rows, weights = (torch.stack(parts) for parts in zip(*self.order.epoch(number), strict=True))
         hidden = self.runs.draws.hidden(self.stage, number, rows)
         weights = self.runs.draws.weighted(self.stage, rows, weights)
-        patterns = [self.runs.patterns(*step) for step in zip(rows, hidden, strict=True)]
-        hidden = hidden.to(self.runs.device) if isinstance(hidden, Tensor) else hidden
+        patterns = self.runs.patterns(rows, hidden)
+        hidden = [None] * len(rows) if hidden is None else hidden.to(self.runs.device)
         rows, weights = rows.to(self.runs.device), weights.to(self.runs.device)
         for step in zip(rows, weights, patterns, hidden, strict=True):
             yield self.runs.batch(*step)

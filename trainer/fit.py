@@ -20,7 +20,7 @@ from ..pipeline.errors import InputError
 from ..pipeline.stores.masks import TEST, VALIDATION
 from .batches import Stage
 from .data import Batches, Dataset, Run, RunResult, Runs, exact_type
-from .method import ROWS_AT_ONCE, Method, in_blocks, plan_steps, rates_of
+from .method import Method, in_blocks, plan_steps, rates_of, rows_at_once
 from .settings import Settings
 
 
@@ -32,7 +32,7 @@ def clip_probabilities(method: Method, runs: Runs, clips: Tensor) -> Tensor:
         log_probability = method.predict(*runs.gather(runs.rows_of(part)))  # [R, c * S, C]
         return log_probability.exp().unflatten(1, (part.shape[1], runs.segments)).mean(2)
 
-    return in_blocks(block, clips, max(ROWS_AT_ONCE // runs.segments, 1))
+    return in_blocks(block, clips, max(rows_at_once(runs.device) // runs.segments, 1))
 
 
 class HeldOut:

@@ -29,10 +29,11 @@ from torch.autograd.function import once_differentiable
 
 from .settings import FUSIONS
 
-BLOCK_SCORES = 1 << 21  # scores held at once, over all runs: 8 MB of float32 stay in cache
+# Scores held at once, over all runs: 8 MB of float32 stay in a processor's cache, 256 MB are few launches on a GPU.
+BLOCK_SCORES, BLOCK_SCORES_GPU = 1 << 21, 1 << 26
 MOST_COMBINATIONS = 1 << 13  # of the entries of several supports
 MOST_NUMBERS = 1 << 25  # of their products, a run: 134 MB
-BLOCK_SMALLEST, BLOCK_LARGEST = 16, 512  # support entries a block
+BLOCK_SMALLEST, BLOCK_LARGEST, BLOCK_LARGEST_GPU = 16, 512, 1 << 14  # support entries a block
 
 
 class _LogMeanExpInner(torch.autograd.Function):
@@ -109,8 +110,9 @@ def _log_mean_exp_inner(queries: Tensor, keys: Tensor, mask: Tensor | None, bloc
         mask = _flatten(mask, lead, 1)
         keys = keys.masked_fill(~mask[..., None], 0)
     if block is None:
-        fitting = BLOCK_SCORES // max(1, queries.shape[0] * queries.shape[1])
-        block = min(max(fitting, BLOCK_SMALLEST), BLOCK_LARGEST)
+        on_cpu = queries.device.type == "cpu"
+        scores, largest = (BLOCK_SCORES, BLOCK_LARGEST) if on_cpu else (BLOCK_SCORES_GPU, BLOCK_LARGEST_GPU)
+        block = min(max(scores // max(1, queries.shape[0] * queries.shape[1]), BLOCK_SMALLEST), largest)
     result = _LogMeanExpInner.apply(queries.contiguous(), keys.contiguous(), mask, block)
     return result.reshape(*lead, result.shape[-1])
 

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .batches import Batch
 from .data import Runs
-from .method import ROWS_AT_ONCE, in_blocks
+from .method import in_blocks, rows_at_once
 from .networks import Encoder
 
 DRAWN = 16  # rows of the bank embedded anew each step
@@ -65,8 +65,9 @@ class SupportRows:
             return checkpoint(block, part, use_reentrant=False, preserve_rng_state=False)
 
         rows = self.rows if rows is None else rows
-        many = rows.numel() > ROWS_AT_ONCE and not self.runs.features_change  # trunks see to their memory themselves
-        return in_blocks(light if many and torch.is_grad_enabled() else block, rows, ROWS_AT_ONCE)
+        most = rows_at_once(self.runs.device)
+        many = rows.numel() > most and not self.runs.features_change  # trunks see to their memory themselves
+        return in_blocks(light if many and torch.is_grad_enabled() else block, rows, most)
 
 
 class Full:
@@ -174,7 +175,7 @@ class Latest:
     def __init__(self, runs: Runs, m: int, encoder: Encoder):
         self.runs, self.support, self.encoder, self.m = runs, SupportRows(runs, m), encoder, m
         with torch.no_grad():
-            filled = in_blocks(self.support.features, self.support.rows, ROWS_AT_ONCE)
+            filled = in_blocks(self.support.features, self.support.rows, rows_at_once(runs.device))
         # One more clip's worth of entries at the end takes what belongs nowhere, and is never part of the support.
         self.bank = torch.cat([filled, torch.zeros_like(filled[:, : runs.segments])], 1)
         self.N = filled.shape[1]
@@ -206,7 +207,8 @@ class Latest:
     def _embed(self, features: Tensor) -> Tensor:
         """Embed [R, N, D] to [R, N, k], in blocks that are recomputed backward where there are several."""
         present = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
-        parts = list(zip(features.split(ROWS_AT_ONCE, 1), present.split(ROWS_AT_ONCE, 1), strict=True))
+        most = rows_at_once(features.device)
+        parts = list(zip(features.split(most, 1), present.split(most, 1), strict=True))
         if len(parts) == 1:
             return self.encoder(*parts[0], drop=False)
         how = {"drop": False, "use_reentrant": False, "preserve_rng_state": False}

@@ -19,7 +19,7 @@ from .likelihood import log_posterior
 from .networks import Dropout, Encoder, LabelEmbedding, RunRandom
 from .settings import FUSIONS, RATES, Rate, Settings
 
-ROWS_AT_ONCE = 8192  # embedded or predicted at a time, over all runs
+ROWS_AT_ONCE, ROWS_AT_ONCE_GPU = 1 << 13, 1 << 16  # embedded or predicted at a time, over all runs
 MOST_PRODUCTS = 1 << 16  # entries of an outer product: more would not fit beside a batch's rows
 CONSTANT = 2.0  # last coordinate of an embedding that enters an outer product
 
@@ -53,9 +53,13 @@ class Method(nn.Module):
         super().__init__()
         self.runs, self.settings, self.fusion = runs, settings, fusion
         self.prepared: dict[str, Tensor] = {}
+        self._own: dict[str, Tensor] = {}
+        self._own = {name: self.rate(name) for name in self.rates}  # here already: a step copies nothing to its device
 
     def rate(self, name: str) -> Tensor:
         """Return a rate of `Settings.RATES` or of the method's own, of each run: [R] on the method's device."""
+        if name in self._own:
+            return self._own[name]
         if name in self.runs.rates:
             return self.runs.rates[name].float().to(self.runs.device)
         value = self.settings.own.get(name, self.rates[name].default) if name in self.rates else None
@@ -75,12 +79,12 @@ class Method(nn.Module):
 
     def training_state(self) -> dict:
         """Return what a checkpoint needs beside parameters and buffers: tensors and plain values."""
-        return {"random": [module.calls for module in self._random()]}
+        return {"random": [module.calls.item() for module in self._random()]}
 
     def load_training_state(self, state: dict) -> None:
         """Go on from `training_state`."""
         for module, calls in zip(self._random(), state["random"], strict=True):
-            module.calls = calls
+            module.calls.fill_(calls)
 
     def _random(self) -> list[RunRandom]:
         return [module for module in self.modules() if isinstance(module, RunRandom)]
@@ -181,6 +185,11 @@ def mean_over_rows(values: Tensor, weight: Tensor) -> Tensor:
 def negative_log_likelihood(log_probability: Tensor, label: Tensor, weight: Tensor) -> Tensor:
     """Return each run's mean of -log Q(label) over rows: [R, B, C], [R, B], [R, B] to [R]. See `mean_over_rows`."""
     return -mean_over_rows(log_probability.gather(-1, label[..., None])[..., 0], weight)
+
+
+def rows_at_once(device: torch.device) -> int:
+    """Return how many rows, over all runs, are embedded or predicted at a time."""
+    return ROWS_AT_ONCE if device.type == "cpu" else ROWS_AT_ONCE_GPU
 
 
 def in_blocks(function: Callable[[Tensor], Tensor], rows: Tensor, most: int) -> Tensor:

@@ -5,6 +5,7 @@ Each run's weights come from its own generator, so a run starts the same in any 
 Shapes: R runs, n rows, D input features, k embedding, C classes.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -60,29 +61,42 @@ class RunLinear(nn.Module):
         return torch.baddbmm(self.bias, x, self.weight)
 
 
-class RunRandom(nn.Module):
-    """Random numbers of each run, drawn on the CPU: of its seed and the number of the call, whatever the company.
+def _mixed(x: Tensor) -> Tensor:
+    """Mix the bits of int32s in place: lowbias32 of C. Wellons. Products wrap around, and ``>>`` repeats the sign."""
+    x ^= (x >> 16) & 0xFFFF
+    x *= 0x7FEB352D
+    x ^= (x >> 15) & 0x1FFFF
+    x *= 0x846CA68B - (1 << 32)
+    x ^= (x >> 16) & 0xFFFF
+    return x
 
-    Where one batch holds all rows a run may have fewer than others beside it; its own come first and are drawn alike.
-    calls: how many there were, which a method's checkpoint keeps.
+
+class RunRandom(nn.Module):
+    """Random numbers of each run: a hash of its seed, the number of the call and the place.
+
+    So a run draws the same in any company and on any device, and a step draws by tensor operations alone: nothing
+    passes between host and device. Where one batch holds all rows a run may have fewer than others beside it; its own
+    come first and are drawn alike. (Counter-based, as Salmon and others, "Parallel Random Numbers: As Easy as 1, 2, 3",
+    2011.) calls: how many there were, which a method's checkpoint keeps.
     """
 
     def __init__(self, generators: Sequence[torch.Generator]):
         super().__init__()
-        self.generators = generators
-        self.firsts = [g.initial_seed() for g in generators]
-        self.calls = 0
+        seeds = torch.tensor([[g.initial_seed()] for g in generators])  # int64 [R, 1]
+        self.register_buffer("seeds", seeds.view(torch.int32), persistent=False)  # [R, 2]
+        self.register_buffer("calls", torch.zeros(1, dtype=torch.int32), persistent=False)
 
-    def seeded(self) -> Sequence[torch.Generator]:
-        """Return each run's generator, seeded for one more call."""
-        for g, first in zip(self.generators, self.firsts, strict=True):
-            g.manual_seed((first + self.calls) % 2**63)  # of which torch uses 32 bits: two calls in 2^32 draw alike
+    def bits(self, count: int) -> Tensor:
+        """Draw int32s [R, count] of random bits."""
         self.calls += 1
-        return self.generators
+        low, high = self.seeds.split(1, 1)
+        key = _mixed(_mixed(low + self.calls) + high)  # [R, 1]
+        return _mixed(torch.arange(count, dtype=torch.int32, device=key.device) ^ key)
 
-    def uniform(self, shape: Sequence[int], device: torch.device) -> Tensor:
-        """Draw from [0, 1): float32 [R, *shape], rows first."""
-        return torch.stack([torch.rand(*shape, generator=g) for g in self.seeded()]).to(device)
+    def uniform(self, *shape: int) -> Tensor:
+        """Draw from [0, 1), in steps of 2^-24: float32 [R, *shape], rows first."""
+        drawn = self.bits(math.prod(shape)) & ((1 << 24) - 1)
+        return (drawn * 2.0**-24).unflatten(1, shape)
 
 
 class Dropout(RunRandom):
@@ -90,17 +104,18 @@ class Dropout(RunRandom):
 
     def __init__(self, rate: Tensor, generators: Sequence[torch.Generator]):
         super().__init__(generators)
-        self.least = (rate.detach().cpu() * 256).round().tolist()  # a byte below it drops its unit
+        least = (rate.detach().cpu() * 256).round()[:, None]  # a byte below it drops its unit
+        self.drops = bool(least.any())
+        self.register_buffer("least", least.to(torch.uint8), persistent=False)  # [R, 1]
+        self.register_buffer("scale", 256 / (256 - least), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop units of x [R, B, ...], and scale the others up."""
-        if not self.training or not any(self.least):
+        if not self.training or not self.drops:
             return x
-        drawn = torch.empty(x.shape, dtype=torch.uint8)
-        for part, g in zip(drawn, self.seeded(), strict=True):
-            part.random_(generator=g)
-        least = torch.tensor(self.least).view(-1, *[1] * (x.ndim - 1)).to(x.device)
-        return x * (drawn.to(x.device) >= least) * (256 / (256 - least))
+        units = x[0].numel()
+        drawn = self.bits(-(-units // 4)).view(torch.uint8)[:, :units]  # four units an int32
+        return x * ((drawn >= self.least) * self.scale).reshape(x.shape)
 
 
 class Standardise(nn.Module):

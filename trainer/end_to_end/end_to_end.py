@@ -217,7 +217,8 @@ class MediaRuns(Runs):
 
         hidden: bool [1, B, M], what it does not see, or None.
         """
-        patterns, rows, weight = self.patterns(rows, hidden), rows.to(self.device), weight.to(self.device)
+        (patterns,) = self.patterns(rows[None], hidden if hidden is None else hidden[None])
+        rows, weight = rows.to(self.device), weight.to(self.device)
         observed = self.observed_rows(rows)
         observed = observed if hidden is None else observed & ~hidden.to(self.device)
         x = []
@@ -326,7 +327,8 @@ class MediaBatches:
         wanted = []
         for n, (rows, weight) in enumerate(steps):
             weight = runs.draws.weighted(self.stage, rows[None], weight[None])[0]
-            hidden = runs.draws.hidden(self.stage, number, rows[None], n)[0]
+            drawn = runs.draws.hidden(self.stage, number, rows[None], n)
+            hidden = None if drawn is None else drawn[0]  # [1, B, M]
             seen = observed[rows[0] // runs.segments]  # [B, M]
             seen = seen if hidden is None else seen & ~hidden[0]
             wanted.append({m: rows[0, seen[:, m]] for m in range(len(runs.modalities))})

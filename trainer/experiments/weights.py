@@ -28,7 +28,7 @@ from ...pipeline.stores.catalogue import how_to_make
 from ...pipeline.stores.store import IMPORTED, MEDIA, FeatureStore
 from .. import methods as registry
 from ..data import Blueprint
-from ..method import ROWS_AT_ONCE, Method
+from ..method import Method, rows_at_once
 from ..settings import BEFORE, Settings
 
 SCHEMA = 1
@@ -343,7 +343,7 @@ def _inputs(header: Mapping, store: FeatureStore, done: np.ndarray) -> tuple[lis
 def probabilities(method: Method, values: Sequence[np.ndarray], observed: np.ndarray, device: torch.device) -> Tensor:
     """Return the mean over segments, [R, clip, C]. values: per modality [clip, S, D]; observed: [clip, M]."""
     R, S = len(method.runs), max(part.shape[1] for part in values)
-    size = max(ROWS_AT_ONCE // (R * S), 1)
+    size = max(rows_at_once(device) // (R * S), 1)
     blocks = []
     for start in range(0, len(observed), size):
         seen = torch.as_tensor(observed[start : start + size], device=device).repeat_interleave(S, 0)  # [n, M]

@@ -51,8 +51,7 @@ class EmbraceNet(OwnFusion):
     def loss(self, batch: Batch) -> Tensor:
         """Return the mean loss of drawn embeddings: [R]."""
         docked, observed = self._docked(batch.x, batch.observed), batch.observed
-        shape = (observed.shape[1], docked[0].shape[-1])
-        drawn = self.draws.uniform(shape, observed.device)  # [R, B, d]
+        drawn = self.draws.uniform(observed.shape[1], docked[0].shape[-1])  # [R, B, d]
         count = observed.sum(-1, keepdim=True)
         chosen = torch.minimum((drawn * count).floor(), count - 1)  # which of a row's observed ones: [R, B, d]
         place = observed.cumsum(-1) - 1

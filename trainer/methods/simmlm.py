@@ -79,7 +79,7 @@ class ModalityExperts(OwnFusion):
         """Return the mean loss of the mixture and of its ranking: [R]."""
         embeddings, scores = self._embed(batch.x, batch.observed)
         observed = batch.observed
-        drawn = self.draws.uniform(observed.shape[1:], observed.device)  # [R, B, M]
+        drawn = self.draws.uniform(*observed.shape[1:])  # [R, B, M]
         hidden = torch.zeros_like(observed).scatter(-1, drawn.masked_fill(~observed, -1).argmax(-1, keepdim=True), True)
         fewer = observed & ~(hidden & (observed.sum(-1, keepdim=True) > 1))
         more, less = (
