@@ -7,20 +7,25 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import distributed
 import psutil
 import pytest
 from distributed.security import Security
+from mlemiss.pipeline.clips.datasets import collect
+from mlemiss.pipeline.clips.manifest import limit_clips
+from mlemiss.pipeline.encoders import Weights
 from mlemiss.pipeline.errors import InputError, MachineError
 from mlemiss.pipeline.media.decode import DEFAULT_LIMITS
 from mlemiss.pipeline.run import cluster, connect, extract
-from mlemiss.pipeline.run.plan import Output, Task
+from mlemiss.pipeline.run.plan import FeatureRequest, Output, Task, make_plan
+from mlemiss.pipeline.run.run import claimed, lacking, publish, run
 from mlemiss.pipeline.run.sources import Source
 from mlemiss.pipeline.stores.checksums import damaged_files
 
-from .preprocessing import SIX, content, options, staged
+from .preprocessing import SIX, SMALL, content, options, staged
 from .processes import Forks, Running
 from .servers import free_port
 
@@ -104,6 +109,28 @@ def test_workers_with_a_gpu_compute_what_the_others_decode(dask_processes, six, 
     assert all("Traceback" not in worker.stderr for worker in workers)
     refused = mlemiss(*arguments, "--scheduler", processes.address, before=IMPATIENT)
     assert refused.returncode == 2 and "no Dask scheduler answers there" in refused.stderr, refused.stderr
+
+
+def test_who_decodes_saves_the_media_and_passes_on_what_networks_read(six, synthetic_ravdess, tmp_path):
+    found = collect("ravdess", synthetic_ravdess)
+    six_clips = replace(found, clips=limit_clips(found.clips, 6))
+    request = FeatureRequest({SMALL: Weights("random")}, media="keep")
+    plan = make_plan(six_clips, tmp_path, request)
+
+    def by_two(tasks: list[Task]):
+        decoded = [extract.decode_and_save(task) for task in tasks]
+        assert staged(tmp_path) == len(tasks)  # the media, before any network
+        assert {(one.clip.waveform, one.clip.frames is None) for one in decoded} == {(None, False)}
+        networks = [extract.of_networks(task) for task in tasks]
+        assert {output.features for task in networks for output in task.outputs} == {SMALL}
+        yield from extract.encode(networks, decoded)
+        assert staged(tmp_path) == 2 * len(tasks)
+
+    with claimed(plan) as claims:
+        outcomes = list(run(plan, lacking(plan), by_two, claims))
+        publish(plan, claims)
+    assert len(outcomes) == 6 and all(set(o.seconds) == {"decode", "cnn", "write"} for o in outcomes)
+    assert content(tmp_path) == six.content
 
 
 @pytest.mark.slow

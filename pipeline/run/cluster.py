@@ -22,7 +22,7 @@ from ..errors import InputError, MachineError
 from ..files import work_folder
 from . import extract, parts
 from .connect import GPU, WORKER_SECONDS, workers_of
-from .extract import Outcome, decode, encode, process, wants_gpu
+from .extract import Outcome, decode_and_save, encode, of_networks, process, wants_gpu
 from .parts import Part
 from .plan import WORK, Plan, Task
 
@@ -214,8 +214,9 @@ class _Schedule:
     def run(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
         """Yield every task's outcome; clips whose workers died come last."""
         self._count()
-        self._with_gpu = wants_gpu(tasks) or bool(self._encoders)
-        if self._encoders:
+        networks = any(of_networks(task).outputs for task in tasks)
+        self._with_gpu = wants_gpu(tasks) or (networks and bool(self._encoders))
+        if self._with_gpu and self._encoders:
             decoders = amount(len(self._decoders), "worker")
             say(f"decoding on {decoders}, CNNs on {len(self._encoders)} with a GPU")
         for outcomes in self._compute(tasks):
@@ -266,19 +267,23 @@ class _Schedule:
                     return future.result()  # raises the task's own
                 self._count()
 
+    def _in_stages(self, task: Task) -> bool:
+        """Return whether a worker decodes the task's clip, and one with a GPU computes the networks."""
+        return self._with_gpu and bool(of_networks(task).outputs)
+
     def _submit(self, function, *arguments, **where):
         key = f"{function.__name__}-{uuid4().hex}"  # the dashboard shows the part before the dash
         return self.client.submit(on_worker, self.expected, function, *arguments, key=key, retries=0, **where)
 
     def _compute(self, tasks: Sequence[Task]) -> Iterator[list[Outcome]]:
-        """Work on all tasks: each whole on one worker, or decoded on one and encoded with others on a GPU."""
+        """Work on all tasks: each whole on one worker, or decoded on one and its networks with others on a GPU."""
         from distributed import as_completed
         from distributed.scheduler import KilledWorker
 
         waiting, running = iter(tasks), as_completed()
-        first: dict = {}  # future of `process` or `decode` -> its task
+        first: dict = {}  # future of `process` or `decode_and_save` -> its task
         decoded: list = []  # (task, future) that wait for a GPU; the media stay on the worker that decoded them
-        encoding: dict = {}  # future of `encode` -> [(task, future of `decode`), ...]
+        encoding: dict = {}  # future of `encode` -> [(task, future of `decode_and_save`), ...]
 
         def top_up() -> None:
             self._count()
@@ -287,12 +292,13 @@ class _Schedule:
                 if (task := next(waiting, None)) is None:
                     break
                 there = {"workers": self._decoders, "allow_other_workers": True} if self._with_gpu else {}
-                future = self._submit(decode if self._with_gpu else process, task, **there)
+                future = self._submit(decode_and_save if self._in_stages(task) else process, task, **there)
                 first[future] = task
                 running.add(future)
             while len(decoded) >= BATCH_CLIPS or (decoded and not first):
                 batch, decoded[:BATCH_CLIPS] = decoded[:BATCH_CLIPS], []
-                future = self._submit(encode, *map(list, zip(*batch, strict=True)), resources={GPU: 1})
+                networks, media = [of_networks(task) for task, _ in batch], [one for _, one in batch]
+                future = self._submit(encode, networks, media, resources={GPU: 1})
                 encoding[future] = batch
                 running.add(future)
 
@@ -300,10 +306,11 @@ class _Schedule:
         for future in self._done(running):
             batch = encoding.pop(future, [])
             several = [task for task, _ in batch] or [first.pop(future)]
+            ended = bool(batch) or not self._in_stages(several[0])
             try:
                 if batch:
                     yield self._result(future)
-                elif not self._with_gpu:
+                elif ended:
                     yield [self._result(future)]
                 elif future.status == "finished":
                     decoded.append((several[0], future))
@@ -312,7 +319,7 @@ class _Schedule:
             except KilledWorker:
                 self.suspects += several
             finally:
-                if batch or not self._with_gpu:
+                if ended:
                     for done in (future, *(media for _, media in batch)):
                         done.release()
             top_up()
@@ -345,7 +352,7 @@ class _Schedule:
         """Return the outcome of a task, None if its worker died."""
         from distributed.scheduler import KilledWorker
 
-        future = self._submit(process, task, **({"resources": {GPU: 1}} if self._with_gpu else {}))
+        future = self._submit(process, task, **({"resources": {GPU: 1}} if self._in_stages(task) else {}))
         try:
             return self._result(future)
         except KilledWorker:

@@ -57,6 +57,7 @@ class Decoded:
     clip: media.ClipMedia
     seconds: float
     note: str = ""
+    written: float = 0.0  # seconds of saving what needs no network
 
 
 def wants_gpu(tasks: Sequence[Task]) -> bool:
@@ -67,6 +68,21 @@ def wants_gpu(tasks: Sequence[Task]) -> bool:
 def process(task: Task) -> Outcome:
     """Do both stages of one task."""
     return encode([task], [decode(task)])[0]
+
+
+def of_networks(task: Task) -> Task:
+    """Return what is left of a task for the second stage, where another worker does the first (`decode_and_save`)."""
+    return replace(task, outputs=tuple(output for output in task.outputs if output.weights))
+
+
+def decode_and_save(task: Task) -> Decoded:
+    """Decode a clip whose networks run elsewhere: save what needs none, and return what they are given, no more."""
+    decoded, networks = decode(task), of_networks(task).outputs
+    rest = replace(task, outputs=tuple(output for output in task.outputs if not output.weights))
+    written = sum(encode([rest], [decoded])[0].seconds[stage] for stage in ("cnn", "write"))
+    given = {kind for output in networks for kind in output.inputs.values()}
+    clip = replace(decoded.clip, **dict.fromkeys({"frames", "logmel", "waveform"} - given))
+    return replace(decoded, clip=clip, written=written)
 
 
 def decode(task: Task) -> Decoded:
@@ -95,8 +111,6 @@ def decode(task: Task) -> Decoded:
             _check_root(task.root)
             changed = "the file changed after its content was hashed"
             clip = media.ClipMedia(None, None, dict.fromkeys(store.MODALITIES, changed), 0.0)
-        if not any(output.waveform for output in task.outputs):
-            clip = replace(clip, waveform=None)  # it would travel to another worker
     return Decoded(clip, time.perf_counter() - start, note)
 
 
@@ -137,9 +151,9 @@ def encode(tasks: Sequence[Task], decoded: Sequence[Decoded]) -> list[Outcome]:
             replace(part, row=task.rows[0]).save(output.part(task.key))
             failed[i] = part.cause if part.failed else failed[i]
         seconds["write"] += time.perf_counter() - start
-    share = {stage: spent / len(tasks) for stage, spent in seconds.items()}
+    cnn, write = (spent / len(tasks) for spent in seconds.values())
     return [
-        Outcome(task.rows, cause, {"decode": each.seconds} | share, each.note)
+        Outcome(task.rows, cause, {"decode": each.seconds, "cnn": cnn, "write": write + each.written}, each.note)
         for task, cause, each in zip(tasks, failed, decoded, strict=True)
     ]
 
