@@ -14,7 +14,6 @@ from numcodecs.zstd import compress
 
 Edit = Callable[[Path], object]
 CLIPS, SHAPES = None, ("shape", "chunks")
-LONG = 60_000_000
 NAN, DEEP, X = math.nan, 200_000, "<script>alert(1)</script>\"'\x1b[31m\u202e=1+1"
 
 

@@ -187,7 +187,10 @@ def plan_grid(
 
 
 def notes_on(cells: Sequence[Cell]) -> list[str]:
-    """Return what a user should know of a plan: clips without anything, tests that lack what training never does."""
+    """Return what a user should know of a plan.
+
+    Clips without anything, tests that lack what training never does, validation clips of training's groups.
+    """
     empty: dict[str, None] = {}
     unlearned: dict[tuple, dict[str, None]] = defaultdict(dict)
     for cell in cells:
@@ -201,8 +204,13 @@ def notes_on(cells: Sequence[Cell]) -> list[str]:
             )
         if not registry.load(cell.method).reference and (modalities := cell.unlearned):
             unlearned[modalities, cell.tuned is not None][cell.method] = None
+    shared = [
+        f"{clips.store.path.name} has 2 of {split}: one is the test's, the other gives training and validation clips"
+        for clips, split in dict.fromkeys((cell.clips, cell.runs[0].spec.split) for cell in cells)
+        if len(np.unique(clips.store.columns.get(split, ()))) == 2
+    ]
     hints = "--hide 0.3 hides modalities of complete clips in training", "tune chose to hide none"
-    return [*empty] + [
+    return [*empty, *shared] + [
         f"tests lack {' and '.join(modalities)}, which training never does for {name_some(list(methods))}: "
         f"how to do without is not learned; {hints[tuned]}"
         for (modalities, tuned), methods in unlearned.items()

@@ -122,10 +122,13 @@ def _train_draws(
     whole = 0
     for count in dict.fromkeys(min(step, draws) for step in steps):
         plan = planned(count)
+        if hours is not None:
+            say(f"draws {whole + 1} to {count} of {draws}")
         left = None if deadline is None else max(deadline - time.monotonic(), 0) / 3600
+        tell = (lambda line: None) if whole else say  # what is skipped or finished, once
         with shown_progress("tune") as report:
             folder = RunFolder(out, resume=True, exhibit=EXHIBIT)
-            run_plan(plan, device, folder, hours=left, command=command_line(), progress=report, say=say, tuning=True)
+            run_plan(plan, device, folder, hours=left, command=command_line(), progress=report, say=tell, tuning=True)
         whole = min(_trained(cells) for cells in _rows(plan).values())
         if whole < count:
             break
@@ -202,4 +205,4 @@ def print_chosen(document: Mapping) -> None:
     if not console.is_terminal:
         console.width = 200  # a file or a pipe has no width of its own
     console.print(table)
-    print(f"Validation accuracy in percent; the best of {document['draws']} draws is too high an estimate.")
+    print(f"Validation accuracy in percent; the best of {amount(document['draws'], 'draw')} is too high an estimate.")

@@ -39,6 +39,7 @@ from .tables import (
     grouped_text,
     score_text,
     sections,
+    settings_words,
     side_row,
     signed_text,
     source_text,
@@ -214,7 +215,7 @@ def _facts(documents: Sequence[dict], parts: Sequence[Section], comparisons: Seq
             for r in results
             if (t := r.get("tuned"))
         ],
-        "Settings": [", ".join(f"{n.replace('_', ' ')} {v}" for n, v in r["settings"].items()) for r in results],
+        "Settings": [", ".join(settings_words(r)) for r in results],
         "Selection": ["weights of the best validation epoch of each run; the test clips choose nothing"],
         "Command": [d["command"] for d in documents if d.get("command")],
         "Date": [d["created"] for d in documents if d.get("created")],

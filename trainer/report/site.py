@@ -31,6 +31,7 @@ from .tables import (
     comparisons_text,
     grouped_text,
     sections,
+    settings_words,
     side_row,
     source_text,
     span_text,
@@ -222,7 +223,8 @@ def _tested(part: Section) -> str:
 
 def _settings_text(part: Section) -> list[str]:
     """Say with which hyper-parameters a table was trained, and how they were chosen."""
-    shared = [setting for setting in _settings(part.results[0]) if all(setting in _settings(r) for r in part.results)]
+    first, *others = map(settings_words, part.results)
+    shared = [setting for setting in first if all(setting in other for other in others)]
     several = " Others differ from result to result: see all results below." * bool(_own_settings(part))
     tuned = part.results[0].get("tuned")
     how = f" Chosen among {tuned['draws']} draws for each row, by `mlemiss tune` (run {tuned['run']})." if tuned else ""
@@ -231,15 +233,9 @@ def _settings_text(part: Section) -> list[str]:
 
 def _own_settings(part: Section) -> list[str]:
     """Return each result's hyper-parameters that not all results of the table share; nothing where all are."""
-    found = [_settings(r) for r in part.results]
+    found = [settings_words(r) for r in part.results]
     own = [", ".join(setting for setting in of if not all(setting in other for other in found)) for of in found]
     return own if any(own) else []
-
-
-def _settings(result: Mapping) -> list[str]:
-    trained = {f"end to end {name}": value for name, value in (result.get("end_to_end") or {}).items()}
-    values = {name.replace("_", " "): value for name, value in (result["settings"] | trained).items()}
-    return [f"{name} {value}" for name, value in values.items() if value not in ({}, None)]
 
 
 def _page(tables: Sequence[dict], parts: Sequence[Section], runs: Sequence[NamedRun], repeats: Sequence) -> str:

@@ -150,6 +150,14 @@ def weights_text(weights: str | None, trained: bool = False) -> str:
     return "RANDOM weights, never trained" if weights == "random" else f"{weights} weights{some}"
 
 
+def settings_words(result: Mapping) -> list[str]:
+    """Return a result's hyper-parameters, ``name value`` each; those that are off or empty are left out."""
+    values = {name.replace("_", " "): value for name, value in result["settings"].items() if name != "own"}
+    values |= {name.replace("_", " "): value for name, value in result["settings"].get("own", {}).items()}
+    values |= {f"end to end {name}": value for name, value in (result.get("end_to_end") or {}).items()}
+    return [f"{name} {value}" for name, value in values.items() if value not in ({}, None)]
+
+
 def sections(documents: Sequence[dict]) -> list[Section]:
     """Arrange the results of one or more documents, table by table; of a cell run twice the later result counts."""
     tables: dict[tuple, dict[tuple, dict]] = {}
