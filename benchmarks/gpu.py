@@ -127,7 +127,7 @@ def table2(device: torch.device, quick: bool) -> dict:
 def grid(device: torch.device, quick: bool) -> dict:
     """Time runs side by side against a plain loop."""
     R, clips, rounds = (4, 96, 1) if quick else (20, 1152, 1)
-    return training.grid(512 if quick else 2048, R, clips, Settings(epochs=2, marginal="batch"), device, rounds)
+    return training.grid(512 if quick else 2048, R, clips, 2, device, rounds)
 
 
 # ---- Preprocessing and end to end ----

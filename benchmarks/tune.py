@@ -1,11 +1,10 @@
 """Draws of settings as one `mlemiss tune` beside a `mlemiss train` command for each of them.
 
     python benchmarks/tune.py STORE [--draws 30] [--seeds 5] [--method mle,...] [--missing visual:0.9] [--split subject]
-        [--commands 6]
 
-The tuning runs whole. Of the separate commands only so many run, spread over methods and draws, and their mean is
-taken for all: seconds of one command, start-up included, times draws and methods. Both run in processes of their own,
-one after the other. The last line is JSON.
+The tuning runs whole. Of the separate commands one runs for each method and number of hidden units, which say how long
+it takes, and stands for all draws of these: seconds of a command, start-up included, times draws. Both run in processes
+of their own, one after the other. The last line is JSON.
 """
 
 import argparse
@@ -14,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 from mlemiss.trainer.experiments.space import COMMON
@@ -40,7 +40,6 @@ def main() -> None:
     parser.add_argument("--method", default=METHODS)
     parser.add_argument("--missing", default="visual:0.9")
     parser.add_argument("--split", default="subject")
-    parser.add_argument("--commands", type=int, default=6, help="separate commands that are timed")
     given = parser.parse_args()
     methods = given.method.split(",")
     common = ["--store", given.store, "--missing", given.missing, "--split", given.split, "--seeds", given.seeds]
@@ -48,16 +47,15 @@ def main() -> None:
         out = Path(folder) / "tuned"
         together = seconds_of("tune", *common, "--method", given.method, "--draws", given.draws, "--out", out)
         rows = json.loads((out / "tuned.json").read_text())["rows"]
-        apart = []
-        for number in range(given.commands):
-            row = rows[number % len(methods)]
-            drawn = row["drawn"][number * given.draws // given.commands]
-            options = [(f"--{name.replace('_', '-')}", drawn[name]) for name in COMMON if drawn[name] is not None]
-            flat = [word for option in options for word in option]
-            apart.append(
-                seconds_of("train", *common, "--method", row["method"], *flat, "--out", out.parent / str(number))
-            )
-    whole = sum(apart) / len(apart) * given.draws * len(methods)
+        apart, whole = [], 0.0
+        for row in rows:
+            for hidden, count in Counter(drawn["hidden"] for drawn in row["drawn"]).items():
+                drawn = next(one for one in row["drawn"] if one["hidden"] == hidden)
+                options = [(f"--{name.replace('_', '-')}", drawn[name]) for name in COMMON if drawn[name] is not None]
+                own = ["--method", row["method"], "--out", out.parent / str(len(apart))]
+                apart.append(seconds_of("train", *common, *(word for option in options for word in option), *own))
+                print(f"{row['method']}, {hidden} hidden units: {apart[-1]:.1f} s for {count} of the draws", flush=True)
+                whole += count * apart[-1]
     runs = given.draws * len(methods) * given.seeds
     print(f"{runs} runs of {len(methods)} methods: one command {together:.0f} s, {given.draws * len(methods)} commands")
     print(f"{whole:.0f} s (from {len(apart)} of them, {min(apart):.1f} to {max(apart):.1f} s each)")
