@@ -55,7 +55,8 @@ def random_store(folder: Path, clips: int, width: int) -> FeatureStore:
         create_array(group, modality, shape, (32, *shape[1:]), "float16", dimensions)[:] = values.astype(np.float16)
     text = {"subject": [f"s{i % 24}" for i in range(clips)], "status": ["done"] * clips}
     text |= {"clip_id": [f"{i:05d}" for i in range(clips)], "error": [""] * clips, "sha256": [""] * clips}
-    write_table(group, {n: np.array(v) for n, v in text.items()} | {"label": label}, np.ones((clips, 2), bool))
+    table = {n: np.array(v) for n, v in text.items()} | {"label": label, "duration": np.full(clips, 3.0)}
+    write_table(group, table, np.ones((clips, 2), bool))
     classes = [f"class {c}" for c in range(CLASSES)]
     group.attrs.update(attributes("random", str(width), "0", classes, {}, {"name": "random", "hash": "0"}, {}))
     publish(folder / f".{name}", folder / f"{name}.zarr")
