@@ -97,6 +97,25 @@ def test_splits_and_masks_are_those_of_any_store_of_these_clips(tmp_path):
             np.testing.assert_array_equal(*masks)
 
 
+def test_masks_do_not_depend_on_the_order_of_modalities(tmp_path):
+    """Neither those that are drawn nor those that a store holds, of two modalities and of three."""
+    data, everything = drawn(), np.ones(CLIPS, bool)
+    names = ["text", "pose", "hands"]
+    features = {name: data.features[other] for name, other in zip(names, ("text", "visual", "audio"), strict=True)}
+    alone = {name: stored(tmp_path, f"only-{name}", data, {name: features[name]}) for name in names}
+    for chosen in (names[:2], names[::2], names):
+        one = stored(tmp_path, "-".join(chosen), data, {name: features[name] for name in chosen})
+        joined = JoinedStore({name: alone[name] for name in sorted(chosen)})
+        assert list(one.modalities) == chosen != list(joined.modalities)
+        places = [chosen.index(name) for name in joined.modalities]
+        for text in ("text:0.5", "text:0.3", f"{chosen[1]}:0.5", f"{chosen[1]}:0.3+text:0.3"):
+            spec = parse_missing(text, chosen)
+            for among in (one.split(3) == TRAIN, everything):
+                np.testing.assert_array_equal(joined.missing(spec, 3, among), one.missing(spec, 3, among)[:, places])
+        held = one.read("missing")[one.attrs["settings"].index("text:0.5"), 3]
+        np.testing.assert_array_equal(held, one.missing(parse_missing("text:0.5", chosen), 3, one.split(3) == TRAIN))
+
+
 def test_a_clip_that_a_store_lacks_lacks_that_modality(tmp_path):
     data, random = drawn(), np.random.default_rng(1)
     here, there = np.sort(random.permutation(CLIPS)[:70]), random.permutation(CLIPS)[:60]

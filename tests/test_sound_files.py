@@ -289,6 +289,19 @@ def test_a_file_that_changes_meanwhile_is_told(root, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_waveform_is_whole_whatever_limit_an_earlier_run_had(root, tmp_path, mlemiss):
+    """In the work that is gone on with, and in a finished store that results are taken from."""
+    manifest(root, "a,short.wav,,x,s", "b,long.wav,,y,s")
+    stopped = mlemiss(*preprocess(root, tmp_path / "stores", "--clip-seconds", 2.5, "--max-failures", 0))
+    assert stopped.returncode == 2 and "longer than the 2 s allowed" in stopped.stderr, stopped.stderr
+    again = media_of(mlemiss(*preprocess(root, tmp_path / "stores", "--retry-failed")))
+    manifest(root, "a,short.wav,,x,s", "b,long.wav,,y,s", "c,clip.mkv,,y,s")
+    taken_over = media_of(mlemiss(*preprocess(root, tmp_path / "stores", "--clip-seconds", 2.5)))
+    for store in (again, taken_over):
+        np.testing.assert_allclose(store.chunks.group["waveform"][1], noise(3.0), atol=1 / 32767)
+
+
+@pytest.mark.slow
 @transformers_there
 def test_a_second_encoder_hears_the_stored_waveform(root, tmp_path, mlemiss):
     """From the media store, after a kill and by Dask's workers as from the files; no clip is decoded for it."""

@@ -77,6 +77,8 @@ MEDIA_SHAPES = {  # of one clip
     "logmel": (SEGMENTS, 3, logmel.N_MELS, logmel.MEL_FRAMES),
 }
 WAVEFORM_CHUNK = 30 * SAMPLE_RATE  # samples
+# Of an unfinished store, 37 hours: a result may be of a run with another limit. Cut to the longest clip at the end.
+WAVEFORM_ROOM = 1 << 31
 
 
 def samples_of(duration: float) -> int:
@@ -102,6 +104,8 @@ def write_media(
     """
     group = open_group(work / "store.zarr", "r+")
     if waveform is not None and WAVEFORM in group:
+        if len(waveform) > WAVEFORM_ROOM:  # zarr would cut it and say nothing
+            raise ValueError(f"a waveform of {len(waveform)} samples is longer than the {WAVEFORM_ROOM} that fit")
         for row in rows:
             group[WAVEFORM][row, : len(waveform)] = waveform
     for name, values, filler in (("frames", frames, 0), ("logmel", logmel, np.nan)):

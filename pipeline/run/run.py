@@ -23,7 +23,7 @@ from ..stores.claim import Claim, only_one
 from ..stores.schema import BOX, FACE_BOX, FEATURES, MEDIA_ARRAYS, SOUND, WAVEFORM, merged_versions
 from . import reuse
 from .extract import Executor, Outcome, decode, encode, wants_gpu
-from .parts import UNREADABLE, WAVEFORM_CHUNK, Part, samples_of
+from .parts import UNREADABLE, WAVEFORM_CHUNK, WAVEFORM_ROOM, Part, samples_of
 from .plan import Output, Plan, Task, leftovers, recover
 
 
@@ -172,9 +172,11 @@ def _prepare(plan: Plan, output: Output) -> None:
             if name not in group:
                 dtype, dimensions = MEDIA_ARRAYS[name]
                 store.create_array(group, name, (len(plan.keys), *shape), (1, *shape), dtype, dimensions)
-        if output.waveform and WAVEFORM not in group:  # as long as a clip may be, until the longest is known
-            shape = (len(plan.keys), samples_of(plan.limits.max_seconds))
+        if output.waveform and WAVEFORM not in group:
+            shape = (len(plan.keys), WAVEFORM_ROOM)
             store.create_array(group, WAVEFORM, shape, (1, WAVEFORM_CHUNK), *SOUND)
+        elif output.waveform:  # the work of a version that left room for its own limit alone
+            store.cut_array(group[WAVEFORM], WAVEFORM_ROOM)
     if plan.retry_failed:
         for key, part in _parts(plan, output):
             if part.failed or due_to_limit(part.cause):

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..console import amount, name_some
 from ..errors import InputError
-from .masks import MODALITIES, Missing, missing_in_store, split_clips, stored_settings
+from .masks import Missing, in_order, missing_in_store, split_clips, stored_settings
 from .schema import STORED_SEEDS, merged_versions
 from .store import CLIP_DONE, CLIP_FAILED, MEDIA, FeatureStore
 
@@ -32,9 +32,9 @@ class JoinedStore(FeatureStore):
     """
 
     def __init__(self, sources: Mapping[str, FeatureStore]):
-        names = [name for name in MODALITIES if name in sources] + sorted(set(sources) - set(MODALITIES))
-        self.sources = {name: sources[name] for name in names}
-        self.modalities, stores = tuple(names), list(self.sources.values())
+        self.modalities = in_order(sources)
+        self.sources = {name: sources[name] for name in self.modalities}
+        stores = list(self.sources.values())
         self.path = Path(",".join(f"{name}={store.path.name}" for name, store in self.sources.items()))
         self._check_modalities()
         self.dataset, self.classes, self.given = stores[0].dataset, stores[0].classes, None

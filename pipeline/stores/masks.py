@@ -8,7 +8,7 @@ they lack.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,6 +147,11 @@ def parse_missing(text: str, modalities: Sequence[str] | None = MODALITIES, labe
     return Missing(plain, label, by_value)
 
 
+def in_order(modalities: Iterable[str]) -> tuple[str, ...]:
+    """Return modalities in an order of their own, whatever that of a store: visual, audio, the others by name."""
+    return (*(name for name in MODALITIES if name in modalities), *sorted(set(modalities) - {*MODALITIES}))
+
+
 def split_clips(
     clip_ids: Sequence[str], labels: Sequence[int], seed: int, groups: Sequence[str] | None = None
 ) -> np.ndarray:
@@ -214,8 +219,9 @@ def missing_clips(
     """Draw which clips lack which modality: exactly round(rate · n) of n clips for each, stratified by class.
 
     Of two modalities, and of more whose rates add up to less than 1, all take from one order of the clips and never
-    the same clip, so that no clip lacks two: the second one from its end, the others from its start, one after another.
-    Each is nested over its own rates, the others' being the same; of two modalities each whatever the other's rate is.
+    the same clip, so that no clip lacks two: the second one (`in_order`) from its end, the others from its start, one
+    after another. Each is nested over its own rates, the others' being the same; of two modalities each whatever the
+    other's rate is.
 
     Else each modality takes from an order of its own, and a clip may lack several, never all: the last modality passes
     over clips that lack all others.
@@ -243,9 +249,9 @@ def missing_clips(
     for modality, rate in spec.rates:
         counts[modality] = min(round(rate * len(order)), len(order) - sum(counts.values()))  # roundings add up
     start = 0
-    for m, modality in enumerate(modalities):
-        count = counts.get(modality, 0)
-        if m == 1:
+    for place, modality in enumerate(in_order(modalities)):
+        count, m = counts.get(modality, 0), list(modalities).index(modality)
+        if place == 1:
             mask[order[len(order) - count :], m] = True
         else:
             mask[order[start : start + count], m] = True

@@ -38,6 +38,7 @@ from .masks import (
     TEST,
     TRAIN,
     Missing,
+    in_order,
     missing_clips,
     missing_in_store,
     parse_missing,
@@ -90,7 +91,7 @@ def create_array(
 
 
 def cut_array(array: zarr.Array, size: int) -> None:
-    """Shorten an array's last axis; chunks beyond, which were never written, are not looked for."""
+    """Set the length of an array's last axis; chunks beyond, which were never written, are not looked for."""
     sync(array.async_array.resize((*array.shape[:-1], size), delete_outside_chunks=False))
 
 
@@ -105,12 +106,11 @@ def write_table(
         present: bool [clip, modality].
         modalities: their names, in order.
     """
-    clips = len(table["clip_id"])
+    ids, labels, clips = list(table["clip_id"]), np.asarray(table["label"]), len(table["clip_id"])
     for name, values in table.items():
         array = create_array(group, name, [clips], [clips], NUMBERS.get(name, str), ["clip"])
         array[:] = np.asarray(values, dtype=array.dtype)
     create_array(group, "present", present.shape, present.shape, bool, ["clip", "modality"])[:] = present
-    ids, labels = list(table["clip_id"]), np.asarray(table["label"])
     splits = np.stack([split_clips(ids, labels, seed) for seed in range(STORED_SEEDS)])
     create_array(group, "split", splits.shape, splits.shape, "int8", ["seed", "clip"])[:] = splits
     settings = stored_settings(modalities)
@@ -163,8 +163,7 @@ def publish(built: Path, final: Path, replaced: Path | None = None, check: Calla
         check: called right before, after all that takes long; what it raises leaves ``final`` untouched.
     """
     with warnings.catch_warnings():  # zarr calls consolidation experimental in v3; readers need it (see docs)
-        warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
-        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore", UserWarning)  # zarr's own, too
         zarr.consolidate_metadata(str(built))
     read_schema(built)  # what readers would refuse is not published
     files = {}
@@ -394,7 +393,8 @@ class FeatureStore:
         """Return what ``spec`` hides of the clips ``among`` (bool [clip]) under this seed: bool [clip, modality].
         A clip split's training masks of the stored settings are read, anything else is computed by the same function.
         """
-        name, stored = Missing(spec.rates, where=spec.where).name, self.attrs["settings"]  # labels hide no modality
+        name = Missing(spec.rates, where=spec.where).name  # labels hide no modality
+        stored = self.attrs["settings"] if self.modalities == in_order(self.modalities) else []  # once drawn otherwise
         if name in stored and seed < STORED_SEEDS and np.array_equal(among, self._stored_splits[seed] == TRAIN):
             return self.chunks.read("missing", (stored.index(name), seed))
         return missing_in_store(self, spec, seed, among)
