@@ -287,6 +287,13 @@ def test_a_broken_network_stops_the_run(monkeypatch):
         extract.compute(output, one_frame_clips(0, 255))
 
 
+@pytest.mark.parametrize("shape", [(30, 3), (1, 1), (30,)])
+def test_features_of_another_shape_than_the_encoder_says_stop_the_run(monkeypatch, shape):
+    output = network_output(monkeypatch, mock.Mock(encode=lambda *_: [np.ones(shape)]))
+    with pytest.raises(InputError, match=re.escape(f"of shape {list(shape)}, expected the [30, 1] that it says")):
+        extract.compute(output, one_frame_clips(0))
+
+
 # --- streams of nothing -----------------------------------------------------------------------------------------------
 
 

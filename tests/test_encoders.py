@@ -415,6 +415,12 @@ def test_plug_ins(plugins, waveform):
     for modality in ("visual", "text"):
         with pytest.raises(InputError, match=rf"computed from waveform, which is no {modality}\.\nName it audio=…"):
             names.inputs_for(network, modality, f"{modality}=loud")
+    both = SimpleNamespace(inputs={"visual": "frames", "text": "text"})
+    with pytest.raises(
+        InputError, match=r"(?s)from text and frames, .*Ask for each: visual=b, text=b\."
+    ):
+        names.inputs_for(both, "", "b")
+    assert names.inputs_for(both, "text", "text=b") == {"text": "text"}
     with pytest.raises(InputError, match="which is no face"):
         names.inputs_for(load_encoder(SMALL, Weights("random")), "face", f"face={SMALL}")
 

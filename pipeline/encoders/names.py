@@ -285,6 +285,12 @@ def inputs_for(encoder: Encoder, modality: str, request: str) -> dict[str, str]:
     InputError: the encoder makes another one, as text is no sound.
     """
     if not modality:
+        kinds = set(encoder.inputs.values())
+        if "text" in kinds and len(kinds) > 1:  # clips of one file share a result, and so do those of one text
+            raise InputError(
+                f"--features {request}: it is computed from text and {', '.join(sorted(kinds - {'text'}))}, "
+                f"which cannot be in one store.\nAsk for each: {', '.join(f'{m}={request}' for m in encoder.inputs)}."
+            )
         return dict(encoder.inputs)
     if modality in encoder.inputs:
         return {modality: encoder.inputs[modality]}

@@ -192,6 +192,11 @@ def _encode(output: Output, encoder: Encoder, clips: Sequence[media.ClipMedia]) 
                 continue
             with np.errstate(over="ignore"):  # what float16 cannot hold is infinite, and told below
                 found[i][modality] = np.asarray(each, np.float16)
+            if (shape := found[i][modality].shape) != (output.segments, output.dimension):
+                raise InputError(
+                    f"{output.features} gave features of shape {list(shape)}, expected the [{output.segments}, "
+                    f"{output.dimension}] that it says.\nMend the encoder: its `segments`, `dimension` or `encode`."
+                )
     return [_part(output, clip, arrays) for clip, arrays in zip(clips, found, strict=True)]
 
 
