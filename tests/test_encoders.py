@@ -11,13 +11,14 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from mlemiss.pipeline.clips.datasets import collect
 from mlemiss.pipeline.encoders import Weights, names, parse_weights
 from mlemiss.pipeline.encoders.load import load_encoder
 from mlemiss.pipeline.encoders.names import Encoder, listed_encoders, stored_requests
 from mlemiss.pipeline.errors import InputError
 from mlemiss.pipeline.media.decode import read_waveform, segment_starts
 from mlemiss.pipeline.preprocess import ClipRequest, Where, preprocess
-from mlemiss.pipeline.run.plan import FeatureRequest
+from mlemiss.pipeline.run.plan import FeatureRequest, make_plan
 from mlemiss.pipeline.stores.store import FeatureStore
 
 from .models import write_bert, write_hubert, write_whisper
@@ -416,13 +417,17 @@ def test_plug_ins(plugins, waveform):
         with pytest.raises(InputError, match=rf"computed from waveform, which is no {modality}\.\nName it audio=…"):
             names.inputs_for(network, modality, f"{modality}=loud")
     both = SimpleNamespace(inputs={"visual": "frames", "text": "text"})
-    with pytest.raises(
-        InputError, match=r"(?s)from text and frames, .*Ask for each: visual=b, text=b\."
-    ):
+    with pytest.raises(InputError, match=r"(?s)from text and frames, .*Ask for each: visual=b, text=b\."):
         names.inputs_for(both, "", "b")
     assert names.inputs_for(both, "text", "text=b") == {"text": "text"}
     with pytest.raises(InputError, match="which is no face"):
         names.inputs_for(load_encoder(SMALL, Weights("random")), "face", f"face={SMALL}")
+
+
+def test_a_store_that_is_asked_for_under_two_names_is_made_once(plugins, synthetic_ravdess, tmp_path):
+    weights = stored_requests(parse_weights([], ["loud", "audio=loud"]))
+    plan = make_plan(collect("ravdess", synthetic_ravdess), tmp_path, FeatureRequest(weights))
+    assert len(weights) == 2 and [output.features for output in plan.outputs] == ["loud"]
 
 
 # ---- stores ----

@@ -149,6 +149,9 @@ def test_files_that_do_not_fit_the_store(store, tmp_path):
     refused("line 2: clip 'who'", masks=write(tmp_path / "d.csv", [hidden[0], ["audio:0.5", 0, "who", "audio"]]))
     first = [row for row in hidden if row[1] != "1"]
     refused(r"'audio:0.5' has no rows for seed 1 \(seeds there: 0\)", masks=write(tmp_path / "e.csv", first))
+    third = write(tmp_path / "third.csv", [hidden[0], ["audio:0.5", 0, "clip000", "text"]])
+    with pytest.raises(InputError, match=r"third.csv, line 2: the store .* has no text, only visual, audio\."):
+        read_masks(third, ("visual", "audio", "text")).mask(store, "audio:0.5", 0)
     refused("no setting 'audio:0.8'.\nThere are none .*, audio:0.5", masks=masks, missing=("audio:0.8",))
     refused("--split subject and --splits .* exclude", splits=splits, split="subject")
     with pytest.raises(InputError, match="exclude each other: the file's rows say"):

@@ -8,11 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from mlemiss.pipeline.encoders.images import EXECUTION
 from mlemiss.pipeline.errors import InputError
 from mlemiss.pipeline.stores.masks import TEST, parse_missing
 from mlemiss.trainer import methods as registry
 from mlemiss.trainer.data import Clips, Dataset, RunSpec
-from mlemiss.trainer.experiments import weights
+from mlemiss.trainer.experiments import run_folder, weights
 from mlemiss.trainer.fit import fit
 from safetensors import safe_open
 
@@ -20,6 +21,7 @@ from .feature_stores import QUICK, grid, write_store
 
 torch.set_num_threads(1)  # small networks
 CPU = torch.device("cpu")
+DEVICES = {"cuda": 16, "cpu": 1}.items()  # pieces of sound at a time
 EVERY = [(name, fusion) for name in registry.method_names() for fusion in registry.load(name).fusions]
 
 
@@ -152,17 +154,25 @@ def test_stores_of_other_features_are_refused(run, tmp_path, change, message):
 
 
 def test_specs_are_compared_without_the_device(run, store):
-    spec = {"segments": 30, "backbone": {"tag": "a.b", "precision": "fp32", "device": "cuda"}}
+    made_on = [{"device": kind, "execution": EXECUTION[kind], "batch": batch} for kind, batch in DEVICES]
+    spec = {"segments": 30, "backbone": {"tag": "a.b", "precision": "fp32"} | made_on[0]}
     _, header = weights.choose(run[0], "toy", method="mle", fusion="addition")
     header = header | {"spec": spec}
     store = type(store)(store.path, store.chunks)
-    store.attrs["spec"] = spec | {"backbone": spec["backbone"] | {"device": "cpu"}}
+    store.attrs["spec"] = spec | {"backbone": spec["backbone"] | made_on[1]}
     weights.check_store(header, store)
     store.attrs["spec"] = spec | {"backbone": spec["backbone"] | {"tag": "c.d"}}
     with pytest.raises(InputError, match=r"backbone's tag a\.b, found c\.d"):
         weights.check_store(header, store)
     with pytest.raises(InputError, match=r"features a modality \{'visual': 512.*found \{'visual': 12"):
         weights.check_store(header | {"widths": {"visual": 512, "audio": 512}}, store)
+
+
+def test_names_of_files_are_short_and_differ(run):
+    """Joined features may have names that no file system takes together."""
+    result = {**run[1]["results"][0], "features": ",".join(f"m{n}=hf:organisation/model-large@-4:" for n in range(9))}
+    stems = {run_folder._words({**result, "missing": f"{missing}:0.5"}) for missing in ("m0", "m1")}
+    assert len(stems) == 2 and all(len(stem.encode()) < 200 for stem in stems)
 
 
 def test_a_method_of_one_modality_needs_it(run, store):

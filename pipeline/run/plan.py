@@ -296,6 +296,7 @@ def make_plan(
     if request.media:
         kept = media_spec(limits, _keeps_waveform(collection, request, outputs))
         outputs.insert(0, output(store.MEDIA, content(kept), kept))
+    outputs = list({each.final: each for each in outputs}.values())  # one may be asked for under two names
     _check_crop(limits, outputs)
     for each in outputs:
         if each.replaced.exists():

@@ -134,6 +134,11 @@ class MasksFile:
         for clip, modality, line in self.hidden[setting][seed]:
             if clip not in rows:
                 raise _unknown_clip(self.path, line, clip, store)
+            if modality not in store.modalities:
+                raise InputError(
+                    f"{self.path}, line {line}: the store {store.path.name} has no {modality}, only "
+                    f"{', '.join(store.modalities)}.\nTrain it by another command, with a setting of its own."
+                )
             mask[rows[clip], store.modalities.index(modality)] = True
         return mask
 

@@ -30,6 +30,7 @@ PREDICTIONS, CHECKPOINTS = "predictions", "checkpoints"
 IDENTITY = ("dataset", "features", "store", "revision", "method", "fusion", "missing", "missing_test", "split", "seeds")
 IDENTITY += ("settings", "given", "end_to_end")
 VERSIONS = ("mlemiss", "torch")
+MOST_WORDS = 150  # bytes of a file's name, of the 255 that file systems take; joined features may have long names
 
 
 def identity(described: Mapping) -> str:
@@ -42,7 +43,10 @@ def identity(described: Mapping) -> str:
 
 def _words(described: Mapping) -> str:
     names = ("dataset", "features", "store", "method", "fusion", "missing", "split")
-    return re.sub(r"[^\w.=+-]+", "_", "-".join(described[name] for name in names))
+    words = re.sub(r"[^\w.=+-]+", "_", "-".join(described[name] for name in names))
+    if len(whole := words.encode()) <= MOST_WORDS:
+        return words
+    return f"{whole[:MOST_WORDS].decode(errors='ignore')}-{hashlib.sha256(whole).hexdigest()[:8]}"
 
 
 def _file_stem(described: Mapping) -> str:

@@ -35,6 +35,7 @@ SCHEMA = 1
 HEADER = "mlemiss"
 FOLDER, SUFFIX = "weights", ".safetensors"
 LISTED = 6  # cells that a message names
+OF_DEVICE = ("device", "execution", "batch")  # of a backbone's spec
 
 
 @dataclass(frozen=True)
@@ -292,12 +293,12 @@ def _sources(inputs: Mapping) -> list[Mapping]:
 def _comparable(spec: Mapping, modalities: Sequence[str]) -> dict:
     """Return what features depend on.
 
-    For a backbone: everything but the codec and the device, which changes the last bits. For imported features: the
+    For a backbone: everything but the codec and what a device changes, the last bits. For imported features: the
     segments, what steps became, and the arrays, columns or folder of each modality in their order.
     """
     if "backbone" not in spec:
         return {name: spec[name] for name in ("segments", "pool", "zero", "confidence", *modalities) if name in spec}
-    backbone = {f"backbone's {name}": value for name, value in spec["backbone"].items() if name != "device"}
+    backbone = {f"backbone's {name}": value for name, value in spec["backbone"].items() if name not in OF_DEVICE}
     return {name: value for name, value in spec.items() if name not in ("backbone", "codec")} | backbone
 
 
