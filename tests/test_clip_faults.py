@@ -186,10 +186,10 @@ def test_no_text_of_ffmpeg_ends_the_run(data, tmp_path, monkeypatch):
 # --- one clip that ends the run ---------------------------------------------------------------------------------------
 
 
-def float_wav(path, sample):
-    """Write a second of a tone, in 32-bit floats, one of whose samples is ``sample``."""
-    samples = 0.3 * np.sin(np.arange(16_000) / 10)
-    samples[9000] = sample
+def float_wav(path, sample, at=9000, seconds=1):
+    """Write a tone, in 32-bit floats, one of whose samples is ``sample``."""
+    samples = 0.3 * np.sin(np.arange(16_000 * seconds) / 10)
+    samples[at] = sample
     raw = ["-f", "f32le", "-ar", 16_000, "-ac", 1, "-i", "-"]
     run_ffmpeg(*raw, "-c:a", "pcm_f32le", path, feed=samples.astype("<f4").tobytes())
     return path
@@ -197,9 +197,12 @@ def float_wav(path, sample):
 
 @pytest.mark.parametrize("sample", [np.nan, np.inf, -np.inf, 1e18, 3e38])
 def test_a_sample_that_is_no_sound_costs_the_sound(tmp_path, sample):
-    clip = media.read_clip(float_wav(tmp_path / "sound.wav", sample))
+    clips = [media.read_clip(float_wav(tmp_path / "sound.wav", sample))]
+    starts = media.segment_starts(25)  # a clip of more than 15 s has gaps between its segments
+    between = round(8000 * (starts[10] + media.SEGMENT_SECONDS + starts[11]))
+    clips.append(media.read_clip(float_wav(tmp_path / "long.wav", sample, between, 25)))
     why = "is no sound: samples up to " if np.isfinite(sample) else "holds samples that are not finite numbers"
-    assert clip.logmel is None and why in clip.causes["audio"]
+    assert all(clip.logmel is None and why in clip.causes["audio"] for clip in clips)
 
 
 @needs_field_faults

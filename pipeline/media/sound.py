@@ -48,13 +48,14 @@ def take_sound(
     waveform = _on_the_clock(decoded, decoded.samples, zero, duration)
     peaks = _on_the_clock(decoded, decoded.peaks, zero, duration) if len(decoded.peaks) else waveform
     loudest, peak = (float(np.abs(cut_segments(each, starts)).max()) for each in (waveform, peaks))
+    most = float(np.abs(waveform).max(initial=0))  # between segments too, which encoders of waveforms hear
+    if not np.isfinite(most):
+        return None, "the audio holds samples that are not finite numbers"
+    if most > LOUDEST:
+        return None, f"the audio is no sound: samples up to {most:.3g}, where 1 is full scale"
     if loudest < SILENCE:
         silent = "the audio is digital silence"
         return None, silent if peak < SILENCE else f"its channels cancel each other out: {ADVICE}"
-    if not np.isfinite(loudest):
-        return None, "the audio holds samples that are not finite numbers"
-    if loudest > LOUDEST:
-        return None, f"the audio is no sound: samples up to {loudest:.3g}, where 1 is full scale"
     if loudest < FAINT * peak:
         below = 20 * np.log10(peak / loudest)
         return waveform, f"its channels nearly cancel each other out, {below:.0f} dB below the loudest: {ADVICE}"
