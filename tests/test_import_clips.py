@@ -5,6 +5,7 @@ The files are written here as MERTools, OpenFace and openSMILE write them.
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlemiss.pipeline.errors import InputError
 from mlemiss.pipeline.importing.importing import Request, import_features, parse_maps
+from mlemiss.pipeline.importing.matching import match_ids
 from mlemiss.pipeline.importing.steps import Rules, average
 from mlemiss.pipeline.stores.store import FeatureStore
 from mlemiss.trainer.experiments import weights
@@ -182,7 +184,7 @@ def renamed(folder, rename):
         (lambda name: name.replace(".npy", "-v2.npy"), "12 ids would match without '-v2' after them"),
         (lambda name: f"zz{hash(name) % 10**9}.npy", "no clip id in common"),
         (lambda name: name.replace("c03", "C03"), r"v has 'C03' and .*labels.csv has 'c03', which differ only in how"),
-        (lambda name: name.replace("c03", "c 03.wav"), "has 'c 03.wav' .* has 'c03', which differ only in how"),
+        (lambda name: name.replace("c03", "C03.wav"), "has 'C03.wav' .* has 'c03', which differ only in how"),
     ],
 )  # fmt: skip
 def test_ids_that_do_not_match_are_told_with_the_nearest(labels, rename, why):
@@ -582,6 +584,17 @@ def test_ids_that_almost_match(labels):
     np.save(labels / "nested" / "Actor_01" / "c00.npy", np.ones(3))
     with pytest.raises(InputError, match="A folder in it, such as Actor_01, is taken for the steps of one clip"):
         load(labels, "visual=@nested")
+
+
+@pytest.mark.parametrize(("here", "there"), [("1_11", "11_1"), ("3.1", "3.10"), ("1", "01"), ("a_b", "ab")])
+def test_ids_of_different_clips_are_noted(here, there):
+    notes = match_ids(Path("labels.csv"), ["same", here], Path("v"), ["same", there])
+    assert len(notes) == 2 and f"v lacks 1 clip of labels.csv: {here!r}" in notes[0] and repr(there) in notes[1]
+
+
+def test_ids_that_differ_in_what_separates_them():
+    with pytest.raises(InputError, match=r"v has '1 - A' and labels\.csv has '1_a', which differ only in how"):
+        match_ids(Path("labels.csv"), ["same", "1_a"], Path("v"), ["same", "1 - A"])
 
 
 def test_a_modality_and_a_column_of_one_name(labels):

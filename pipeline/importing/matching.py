@@ -1,11 +1,11 @@
 """Match the clip ids of several sources, and tell those that do not match with the nearest that might be meant."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-from ..clips.manifest import plain_text
 from ..console import amount
 from ..errors import InputError
 from .feature_files import MEDIA_ENDING
@@ -49,7 +49,8 @@ def match_ids(labelled: Path, ids: Sequence[str], source: Path, there: Sequence[
 
 
 def _plain(clip: str) -> str:
-    return BESIDE.sub("", plain_text(MEDIA_ENDING.sub("", clip)))
+    """Return a key that is equal for ids that a reader would take for the same; `3.1` and `3.10` are two clips."""
+    return BESIDE.sub("_", unicodedata.normalize("NFKC", MEDIA_ENDING.sub("", clip)).casefold())
 
 
 def _nearest(ids: Sequence[str], others: Sequence[str]) -> str:
