@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlemiss.pipeline.errors import InputError
+from mlemiss.pipeline.importing import importing
 from mlemiss.pipeline.importing.importing import Request, import_features, parse_maps
 from mlemiss.pipeline.importing.matching import match_ids
+from mlemiss.pipeline.importing.sources import open_source
 from mlemiss.pipeline.importing.steps import Rules, average
 from mlemiss.pipeline.stores.store import FeatureStore
 from mlemiss.trainer.experiments import weights
@@ -595,6 +597,24 @@ def test_ids_of_different_clips_are_noted(here, there):
 def test_ids_that_differ_in_what_separates_them():
     with pytest.raises(InputError, match=r"v has '1 - A' and labels\.csv has '1_a', which differ only in how"):
         match_ids(Path("labels.csv"), ["same", "1_a"], Path("v"), ["same", "1 - A"])
+
+
+def test_a_sources_clips_are_not_gone_through_for_every_clip(labels, monkeypatch):
+    passes = []
+
+    class Counted(list):
+        def __iter__(self):
+            passes.append(1)
+            return super().__iter__()
+
+    def counted(*described):
+        source = open_source(*described)
+        source.clips = Counted(source.clips)
+        return source
+
+    arrays(labels, "v", [3])
+    monkeypatch.setattr(importing, "open_source", counted)
+    assert load(labels, "visual=@v").present.all() and 0 < len(passes) < len(CLIPS)
 
 
 def test_a_modality_and_a_column_of_one_name(labels):

@@ -199,7 +199,8 @@ def _gather(request: Request) -> ImportedClips:
         sources.append(open_source(path, of_file, request.clip, rules))
         notes += match_ids(request.file, main.clips, path, sources[-1].clips, sources[-1].hint)
     made_by = {m: source for source in sources for m in (maps[source.path] if source is not main else main.columns)}
-    shared = [[clip for clip in main.clips if clip in set(source.clips)] for source in sources]
+    known = [set(source.clips) for source in sources]
+    shared = [[clip for clip in main.clips if clip in there] for there in known]
     lengths = {m: n for source, clips in zip(sources, shared, strict=True) for m, n in source.lengths(clips).items()}
     windows = choose_windows(lengths, {m: made_by[m].over_time for m in lengths}, rules)
     collected = {m: Collector(made_by[m].path, m, main.clips, rules, windows[m]) for m in request.modalities}
