@@ -6,6 +6,7 @@ import os
 import pickle
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from mlemiss.pipeline.errors import InputError
 from mlemiss.pipeline.importing import importing
 from mlemiss.pipeline.importing.importing import Request, import_features, parse_maps
+from mlemiss.pipeline.importing.steps import Rules
 from mlemiss.pipeline.stores.checksums import damaged_files
 from mlemiss.pipeline.stores.store import FeatureStore
 
@@ -343,6 +345,15 @@ def test_bad_arrays_are_told_and_leave_nothing_behind(npz, change, options, why)
     with pytest.raises(InputError, match=why):
         load(path, **options)
     assert [p.name for p in path.parent.iterdir()] == ["own.npz"]
+
+
+def test_a_modality_has_no_name_that_the_store_itself_uses(npz):
+    spec = FeatureStore.open(load(npz(), maps=("face=face", "voice=voice"))).attrs["spec"]
+    taken = {"face_box", "waveform", "backbone", *spec, *asdict(Rules())} - {"face", "voice"}
+    assert taken > {"columns", "segments", "pool", "zero", "confidence"}
+    for name in taken:
+        with pytest.raises(InputError, match=f"{name} is a name of the store's own.\nName the modality otherwise"):
+            parse_maps([f"{name}=face"])
 
 
 def test_a_constant_feature_and_one_just_wide_enough_pass(npz):

@@ -46,7 +46,7 @@ from .masks import (
     stored_settings,
 )
 from .remote import Place, is_local, parse_place, read_document
-from .schema import CLIP, FILE, SCHEMA, STORED_SEEDS, Schema, is_text, is_whole, parse_json
+from .schema import CLIP, FACE_BOX, FILE, SCHEMA, STORED_SEEDS, WAVEFORM, Schema, is_text, is_whole, parse_json
 from .schema import MEDIA as MEDIA
 
 FEATURE_CHUNK = 32  # clips a chunk: 4 to 8 MB files
@@ -64,7 +64,8 @@ RESERVED = frozenset(
     {"visual", "audio", "frames", "logmel", "present", "label", "clip_id", "status", "error", "duration"}
     | {"split", "missing", "sha256", "path", "clip", "segment", "feature", "modality", "setting", "seed"}
 )
-NO_MODALITY = RESERVED - {*MODALITIES} | {"subject", "none", "only"}  # names that mean something else
+NO_MODALITY = RESERVED - {*MODALITIES} | {"subject", "none", "only", FACE_BOX, WAVEFORM}  # what means something else
+NO_MODALITY |= {"backbone", "file", "columns", "segments", "pool", "not_finite", "zero", "confidence"}  # and in a spec
 
 
 def store_name(dataset: str, features: str, fingerprint: str) -> str:
@@ -211,8 +212,7 @@ def _flush(path: Path) -> None:
 
 
 def read_finished(path: Place) -> Schema:
-    """Read and check a finished store's zarr.json. InputError: it is absent, no store, incomplete or of another
-    schema version."""
+    """Read and check a finished store's zarr.json. InputError: absent, no store, incomplete or of another schema."""
     if is_local(path) and not path.is_dir():
         raise InputError(f"no store at {path}.\n`mlemiss store ls` lists the stores there are.")
     try:
