@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import shlex
+import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -440,6 +441,31 @@ def test_a_finished_store_is_left_alone_and_an_error_while_building_leaves_nothi
     (made / "COMPLETE.json").unlink()
     with pytest.raises(InputError, match="incomplete"):
         load(npz(), stores)
+
+
+def test_two_imports_of_one_content_at_once(npz, monkeypatch, capsys):
+    path, publish = npz(), importing._publish
+
+    def late(*built):
+        with monkeypatch.context() as patched:  # another import is done in the meantime
+            patched.setattr(importing, "_publish", publish)
+            load(path)
+        publish(*built)
+
+    monkeypatch.setattr(importing, "_publish", late)
+    made = load(path)
+    assert damaged_files(made) == [] and [p.name for p in made.parent.iterdir()] == [made.name]
+    assert capsys.readouterr().err.endswith(f"{made} holds exactly these features already; nothing to do\n")
+
+    def half(*built):
+        made.mkdir(parents=True)
+        (made / "zarr.json").write_text("{}")
+        publish(*built)
+
+    shutil.rmtree(made)
+    monkeypatch.setattr(importing, "_publish", half)
+    with pytest.raises(InputError, match="is no mlemiss store"):
+        load(path)
 
 
 @pytest.mark.slow

@@ -153,9 +153,7 @@ def import_features(request: Request, stores: Path) -> Path:
     say(f"classes: {name_some(counts, CLASSES_LISTED)}")
     for note in (*clips.notes, *_notes(table, classes, by_modality)):
         say(f"note: {note}")
-    if final.exists():
-        store.FeatureStore.open(final)  # an InputError where it is not whole
-        say(f"{final} holds exactly these features already; nothing to do")
+    if _is_there(final):
         return final
     spec = {"segments": segments, "file": request.file.name, **clips.columns}
     spec |= {"label": request.label, "clip": request.clip, "subject": request.subject, "columns": request.columns}
@@ -338,6 +336,15 @@ def _fingerprint(table: dict[str, np.ndarray], classes: list[str], halves: dict[
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def _is_there(final: Path) -> bool:
+    """Return whether the store is there already, and say so. InputError: it is not whole."""
+    if not final.exists():
+        return False
+    store.FeatureStore.open(final)
+    say(f"{final} holds exactly these features already; nothing to do")
+    return True
+
+
 def _publish(
     final: Path,
     table: dict[str, np.ndarray],
@@ -363,7 +370,11 @@ def _publish(
         finished = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         record = {"command": shlex.join(["mlemiss", *sys.argv[1:]]), "finished": finished, "host": platform.node()}
         write_json(work / "store.zarr" / RUN, record)
-        store.publish(work / "store.zarr", final)
+        try:
+            store.publish(work / "store.zarr", final)
+        except OSError:
+            if not _is_there(final):  # of another import at the same time
+                raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
         for folder in made:
