@@ -262,6 +262,21 @@ def test_a_folder_is_its_weights_wherever_it_lies(tmp_path, hubert):
 
 
 @transformers_there
+def test_files_that_change_are_loaded_anew(tmp_path, hubert):
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "model"
+    shutil.copytree(hubert, folder)
+    before = encoder("hf:model", folder)
+    assert encoder("hf:model", folder) is before
+    tensors = load_file(folder / "model.safetensors")
+    save_file({k: v * 1.5 for k, v in tensors.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+    after = encoder("hf:model", folder)
+    assert after.spec["weights_hash"] != before.spec["weights_hash"]
+    assert encoder("hf:model", folder) is after
+
+
+@transformers_there
 @pytest.mark.parametrize(
     ("name", "change", "matters"),
     [

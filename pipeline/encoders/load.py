@@ -1,13 +1,13 @@
-"""Load any encoder by its name, once a process."""
+"""Load any encoder by its name, once a process unless its files change."""
 
 from functools import lru_cache
+from pathlib import Path
 
 from . import Weights
 from .images import Backbone
 from .names import Encoder, is_encoder_class, plugin_of
 
 
-@lru_cache(maxsize=8)
 def load_encoder(features: str, weights: Weights, precision: str = "fp32", device: str = "cpu") -> Encoder:
     """Return an encoder with its weights.
 
@@ -20,6 +20,22 @@ def load_encoder(features: str, weights: Weights, precision: str = "fp32", devic
     Raises:
         InputError: weights that cannot be had or do not fit; a layer that does not exist; another precision or device.
     """
+    return _load(features, weights, precision, device, _files_of(weights))
+
+
+def _files_of(weights: Weights) -> tuple[tuple[str, int, int], ...]:
+    """Return name, size and time of change of the files that weights lie in; none of the hub's, which never change."""
+    if weights.file is None:
+        return ()
+    path = Path(weights.file)
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    states = [(file.name, file.stat()) for file in files if file.is_file()]
+    return tuple((name, state.st_size, state.st_mtime_ns) for name, state in states)
+
+
+@lru_cache(maxsize=8)
+def _load(features: str, weights: Weights, precision: str, device: str, files: tuple) -> Encoder:
+    """Load an encoder; other ``files`` under its path are another encoder."""
     if features.startswith("hf:"):
         from .hub import Transformer as Kind
     elif features in ("egemaps", "voice"):
