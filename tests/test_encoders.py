@@ -344,6 +344,52 @@ def test_a_model_that_is_not_in_the_cache(monkeypatch, tmp_path):
         encoder("hf:some/model@3")
 
 
+@transformers_there
+@pytest.mark.parametrize("reachable", [True, False])
+def test_a_cache_that_lacks_what_prepares_the_sound(monkeypatch, tmp_path, hubert, reachable):
+    import huggingface_hub
+    from mlemiss.pipeline.encoders import weights
+
+    model, commit, called = tmp_path / "models--some--hubert", "0" * 40, []
+    folder = model / "snapshots" / commit
+    shutil.copytree(hubert, folder)
+    (folder / "preprocessor_config.json").unlink()
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text(commit)
+
+    def ask(url):
+        if not reachable:
+            raise OSError("unreachable")
+
+    def download(name, revision, **_):
+        called.append((name, revision))
+        shutil.copy(hubert / "preprocessor_config.json", folder)
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(weights, "_ask", ask)
+    for _ in range(2):  # once it is whole, nothing is asked
+        assert weights.hub_folder("some/hubert", "hf:some/hubert") == folder
+    assert called == [("some/hubert", commit)] * reachable
+
+
+@transformers_there
+def test_why_a_tokenizer_cannot_be_made_is_told(monkeypatch, tmp_path):
+    import transformers
+
+    folder = write_bert(tmp_path / "bert")
+    (folder / "tokenizer.json").rename(folder / "spm.model")
+
+    def needs_library(*_, **__):
+        raise ImportError("\nDebertaV2Tokenizer requires the SentencePiece library.\nCheck out its page")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", needs_library)
+    why = r"no processor of sound or text: .* load it: DebertaV2Tokenizer requires the SentencePiece library\.\n"
+    with pytest.raises(InputError, match=why + r".* pip install 'mlemiss\[encoders\]'\.$"):
+        encoder("hf:bert", folder)
+
+
 # ---- names ----
 
 

@@ -18,7 +18,7 @@ from ..media.decode import SEGMENT_SECONDS, segment_starts
 from ..media.logmel import SAMPLE_RATE
 from . import Weights, check_precision, round_products
 from .names import Encoder, split_layers
-from .weights import RANDOM_SEED, check_finite, describing_files, hub_folder, weights_hash
+from .weights import PREPARING, RANDOM_SEED, check_finite, describing_files, hub_folder, weights_hash
 
 if TYPE_CHECKING:
     import torch
@@ -230,8 +230,7 @@ class Transformer(Encoder):
             several = [pieces[i] for i in rows]
             states = self._hidden(self._sound(several + several[-1:] * (self.batch - len(several))))
             for row, i in zip(states, rows, strict=False):
-                size, span = len(pieces[i]), self.span or len(pieces[i])
-                steps = len(row)
+                size, span, steps = len(pieces[i]), self.span or len(pieces[i]), len(row)
                 if self.span:
                     steps = -(-steps * size // span)
                 elif self.batch > 1:
@@ -315,38 +314,47 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(level)
 
 
-def _loaded(kind: str, folder: Path, features: str, **options: Any) -> Any:
-    """Load a part of a model from its folder alone. InputError: there is none that the library can load."""
+def _part(kind: str, folder: Path, **options: Any) -> tuple[Any, str]:
+    """Load a part of a model from its folder alone; return it, or None and why the library cannot."""
     import transformers
 
     try:
-        return getattr(transformers, kind).from_pretrained(folder, local_files_only=True, **options)
+        return getattr(transformers, kind).from_pretrained(folder, local_files_only=True, **options), ""
     except Exception as error:  # whatever a file of unknown origin makes the library raise
-        if is_machine_fault(error):
+        if is_machine_fault(error) and not isinstance(error, ImportError):  # of a library that a part needs
             raise
-        if kind == "AutoConfig" and not (folder / "config.json").is_file():
-            why = f"it has no config.json (found {name_some(sorted(p.name for p in folder.iterdir())) or 'nothing'})"
-        else:
-            said = (str(error) or type(error).__name__).strip().splitlines()[0][:200]
-            why = f"transformers cannot load it: {said.rstrip('.')}"
-        hint = f" Random weights: --weights {features}=random." if kind == "AutoModel" else ""
-        raise InputError(
-            f"{features}: the folder {folder} is no model: {why}.\n"
-            f"Expected what `save_pretrained` writes: config.json, weights, and the processor of sound or text.{hint}"
-        ) from None
+        said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        return None, f"transformers cannot load it: {said.rstrip('.')}"
+
+
+def _loaded(kind: str, folder: Path, features: str, **options: Any) -> Any:
+    """Load a part of a model as `_part` does. InputError: there is none that the library can load."""
+    found, why = _part(kind, folder, **options)
+    if not why:
+        return found
+    if kind == "AutoConfig" and not (folder / "config.json").is_file():
+        why = f"it has no config.json (found {name_some(sorted(p.name for p in folder.iterdir())) or 'nothing'})"
+    hint = f" Random weights: --weights {features}=random." if kind == "AutoModel" else ""
+    raise InputError(
+        f"{features}: the folder {folder} is no model: {why}.\n"
+        f"Expected what `save_pretrained` writes: config.json, weights, and the processor of sound or text.{hint}"
+    )
 
 
 def _processor(folder: Path, features: str) -> tuple[str, Any]:
     """Return what the model is computed from, waveform or text, and the processor that prepares it."""
-    with contextlib.suppress(InputError):
-        processor = _loaded("AutoFeatureExtractor", folder, features)
-        if getattr(processor, "sampling_rate", None):
-            return "waveform", processor
-    with contextlib.suppress(InputError):
-        return "text", _loaded("AutoTokenizer", folder, features)
+    told = ""
+    for (kind, patterns), source in zip(PREPARING.items(), ("waveform", "text"), strict=True):
+        processor, why = _part(kind, folder)
+        if not why and (source == "text" or getattr(processor, "sampling_rate", None)):
+            return source, processor
+        if why and any(any(folder.glob(pattern)) for pattern in patterns):
+            told = f": {why}"
+    libraries = " A *.model needs sentencepiece and protobuf: pip install 'mlemiss[encoders]'."
     raise InputError(
-        f"{features}: the folder {folder} has no processor of sound or text.\n"
+        f"{features}: the folder {folder} has no processor of sound or text{told}.\n"
         "Expected preprocessor_config.json with a sampling_rate, or a tokenizer. Networks of pictures are timm:NAME."
+        f"{libraries if any(folder.glob('*.model')) else ''}"
     )
 
 

@@ -28,6 +28,11 @@ RANDOM_SEED = 0
 UNPICKLING_ERRORS = (OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError)
 UNPICKLING_ERRORS += (AssertionError, pickle.UnpicklingError, struct.error)
 HUB_TIMEOUT = 5.0  # seconds for the hub's first answer; the hub client alone would retry for most of a minute
+# Files of what prepares a transformer's input, by what loads them: any of them will do.
+PREPARING = {
+    "AutoFeatureExtractor": ("preprocessor_config.json", "processor_config.json"),
+    "AutoTokenizer": ("tokenizer.json", "vocab*", "*.model"),
+}
 MODEL_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model*.bin"]  # of a transformer
 NO_MATTER = frozenset(
     {"_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures"}
@@ -222,9 +227,8 @@ def _from_hub(repository: str, filename: str) -> tuple[Path | None, str, bool]:
         return None, f"the cache cannot be used ({error.strerror}: {error.filename}; HF_HOME names another)", False
     if constants.HF_HUB_OFFLINE:
         return None, "not in the cache, and the hub is switched off (HF_HUB_OFFLINE)", True
-    try:  # one quick question first: the hub client retries an unreachable hub many times
-        request = urllib.request.Request(hf_hub_url(repository, filename), method="HEAD")
-        urllib.request.urlopen(request, timeout=HUB_TIMEOUT).close()
+    try:
+        _ask(hf_hub_url(repository, filename))
         return Path(hf_hub_download(repository, filename, etag_timeout=HUB_TIMEOUT)), "", False
     except urllib.error.HTTPError as error:
         return None, f"not in the cache, and the hub answered {error.code} for {repository}/{filename}", True
@@ -234,20 +238,28 @@ def _from_hub(repository: str, filename: str) -> tuple[Path | None, str, bool]:
         return None, f"not in the cache, and the hub cannot be reached ({getattr(error, 'reason', error)})", False
 
 
-def hub_folder(name: str, features: str) -> Path:
-    """Return the folder of a model of the hub: from its cache, else downloaded.
+def _ask(url: str) -> None:
+    """Ask the hub one quick question first: its client retries an unreachable hub many times. OSError: it is that."""
+    urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=HUB_TIMEOUT).close()
 
-    InputError: it is nowhere, within seconds where the hub cannot be reached.
+
+def hub_folder(name: str, features: str) -> Path:
+    """Return the folder of a model of the hub: from its cache, else downloaded, also where only a part is in the cache.
+
+    InputError: its weights are nowhere, within seconds where the hub cannot be reached.
     """
-    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import constants, hf_hub_url, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
     config, why, _ = _from_hub(name, "config.json")
-    if config and not _has_weights(config.parent):
+    if config and not _is_whole(config.parent):
         why = "its weights are not in the cache, and the hub is switched off (HF_HUB_OFFLINE)"
         if not constants.HF_HUB_OFFLINE:
+            why, revision = "", config.parent.name
             try:
-                snapshot_download(name, allow_patterns=MODEL_FILES, etag_timeout=HUB_TIMEOUT)
+                with contextlib.suppress(urllib.error.HTTPError):  # the client has the user's token, and may be let in
+                    _ask(hf_hub_url(name, "config.json", revision=revision))
+                snapshot_download(name, revision=revision, allow_patterns=MODEL_FILES, etag_timeout=HUB_TIMEOUT)
             except (OSError, HfHubHTTPError) as error:
                 why = f"its weights cannot be downloaded ({error})"
     if config and _has_weights(config.parent):
@@ -260,6 +272,11 @@ def hub_folder(name: str, features: str) -> Path:
 
 def _has_weights(folder: Path) -> bool:
     return any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
+
+
+def _is_whole(folder: Path) -> bool:
+    patterns = (pattern for several in PREPARING.values() for pattern in several)
+    return _has_weights(folder) and any(any(folder.glob(pattern)) for pattern in patterns)
 
 
 def _is_torch_archive(path: Path) -> bool:
