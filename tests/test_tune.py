@@ -47,6 +47,19 @@ def test_a_space_of_ones_own():
     assert {one.own["gate"] for one in drawn} == {0.5}
 
 
+def test_a_space_tells_the_ranges_of_methods_own_settings():
+    gate, slower = Rate(0.01, 0.001, 0.1), Rate(0.1, 0.02, 0.5)
+    told = Space().describe({"mle": {}, "a": {"gate": gate}, "b": {"gate": slower, "ranking": gate}})
+    assert [*told.items()][len(COMMON) :] == [
+        ("gate of a", "0.001..0.1"),
+        ("gate of b", "0.02..0.5"),
+        ("ranking", "0.001..0.1"),
+    ]
+    narrowed = parse_space(["gate=0.5", "lr=1e-4..1e-3"], {"gate": gate}).describe({"a": {"gate": gate}})
+    assert narrowed["gate"] == "0.5" and narrowed["lr"] == "0.0001..0.001"
+    assert [*Space().describe({"mle": {}})] == [*COMMON]
+
+
 def test_narrow_ranges_are_kept():
     for text, name in (
         ("weight_decay=0..1e-3", "weight_decay"),
@@ -112,6 +125,7 @@ def tune_command(store, out):
 @pytest.mark.slow
 def test_the_choice_is_the_draw_with_the_highest_validation_accuracy(tuned):
     document, results = (json.loads((tuned / name).read_text()) for name in ("tuned.json", "results.json"))
+    assert document["space"]["gate"] == "0.001..0.1"  # flex-moe's own
     assert document["draws"] == 4 and document["seeds"] == [1000] and len(document["rows"]) == 6
     assert len(results["results"]) == 24 and results["comparisons"] == []
     for row in document["rows"]:
@@ -125,6 +139,7 @@ def test_the_choice_is_the_draw_with_the_highest_validation_accuracy(tuned):
     assert all(drawn == common[0] for drawn in common)  # the same draws for every row
     page = (tuned / "tune.html").read_text()
     assert page.count("<h2>") == 2 and page.count("data:image/svg+xml") == 2 and "4 of each row" in page
+    assert "gate 0.001..0.1" in page
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 
@@ -16,7 +16,7 @@ from .. import methods as registry
 from ..batches import hiding_chances
 from ..data import NOTHING, Clips, Run, RunResult, RunSpec
 from ..method import check_run, check_width, plan_steps
-from ..settings import FUSIONS, Settings
+from ..settings import FUSIONS, Rate, Settings
 
 DEFAULTS = Settings()
 
@@ -59,6 +59,11 @@ class Grid:
         self.seeds = list(range(self.seeds) if several is None else dict.fromkeys(map(int, several)))
         if not self.seeds:
             raise InputError("expected at least one seed, found none.\nChoose --seeds 1 or more.")
+
+    @property
+    def rates(self) -> dict[str, Mapping[str, Rate]]:
+        """Return the methods' own settings, by method."""
+        return {name: registry.load(name).rates for name in self.methods if name != registry.EACH}
 
 
 def _parsed(spec: str | Missing | Setting, labels_stay: str | None = None) -> Missing | Setting:

@@ -6,6 +6,7 @@ be added without changing others.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -83,8 +84,7 @@ class Space:
             common = {name: self._drawn(j, name, of, getattr(default, name)) for name, of in ranges.items()}
             own = {}
             for name, rate in rates.items():
-                of = self.narrowed.get(name, Range(rate.low, rate.high, logarithmic=True))
-                own[name] = self._drawn(j, name, of, default.own.get(name, rate.default))
+                own[name] = self._drawn(j, name, self._own(name, rate), default.own.get(name, rate.default))
             own = {name: value for name, value in own.items() if value != rates[name].default}
             drawn.append(replace(default, **common, own=own))
         return drawn
@@ -95,9 +95,21 @@ class Space:
             return default
         return of.draw(np.random.default_rng([SEED, j, *name.encode()]), default)
 
-    def describe(self) -> dict[str, str]:
-        """Return the ranges as text, by name."""
-        return {name: str(of) for name, of in {**COMMON, **self.narrowed}.items()}
+    def _own(self, name: str, rate: Rate) -> Range:
+        """Return the range of a method's own setting."""
+        return self.narrowed.get(name, Range(rate.low, rate.high, logarithmic=True))
+
+    def describe(self, own: Mapping[str, Mapping[str, Rate]]) -> dict[str, str]:
+        """Return the ranges as text, by name; a setting that two methods have is named with its method.
+
+        own: the own settings of each method that is tuned.
+        """
+        ranges = {name: self.narrowed.get(name, of) for name, of in COMMON.items()}
+        methods = Counter(name for rates in own.values() for name in rates)
+        for method, rates in own.items():
+            for name, rate in rates.items():
+                ranges[name if methods[name] == 1 else f"{name} of {method}"] = self._own(name, rate)
+        return {name: str(of) for name, of in ranges.items()}
 
 
 def parse_space(texts: Sequence[str], own: Mapping[str, Rate]) -> Space:

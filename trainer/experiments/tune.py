@@ -109,7 +109,7 @@ def _check_whole(rows: Mapping[str, list[Cell]], done: int, hours: float | None,
 def _announce(stores: Sequence[FeatureStore], grid: Grid, space: Space, draws: int, device: torch.device) -> None:
     for store in stores:
         say(f"store {store.path}: {amount(len(store.clip_id), 'clip')}, weights {store.weights.get('name')}")
-    ranges = ", ".join(f"{name.replace('_', ' ')} {text}" for name, text in space.describe().items())
+    ranges = ", ".join(f"{name.replace('_', ' ')} {text}" for name, text in space.describe(grid.rates).items())
     say(f"device {device}; {amount(draws, 'draw')} of {ranges}; seeds {grid.seeds[0]} to {grid.seeds[-1]}")
 
 
@@ -183,7 +183,7 @@ def _document(rows: Mapping[str, list[Cell]], plan: GridPlan, grid: Grid, space:
         "schema": 1,
         "draws": draws,
         "seeds": list(grid.seeds),
-        "space": space.describe(),
+        "space": space.describe(grid.rates),
         "rows": chosen,
         "skipped": plan.skipped,
         "command": command_line(),
