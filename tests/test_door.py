@@ -57,6 +57,16 @@ def test_validation_rows_are_of_two_classes(rows):
         assert set(label[run.part == VALIDATION]) == set(label[run.part == TRAIN]) == {0, 1}
 
 
+@pytest.mark.parametrize("method", ["mle", "lower-bound"])
+def test_where_validation_takes_the_only_rows_with_a_modality(rows, method):
+    X, y = {name: np.nan_to_num(part) for name, part in rows[0].items()}, rows[1]
+    model = MissingModalityClassifier(method, **QUICK)
+    (run,) = model._plan(model._settings(), *model._training_rows(X, y)).runs
+    X["audio"][run.part != VALIDATION] = np.nan
+    with pytest.raises(ValueError, match=r"expected .*\nGive more such rows, or lower validation_fraction"):
+        model.fit(X, y)
+
+
 # ---- scikit-learn's conventions ----
 
 SIDES = {"first": slice(0, 1), "others": slice(1, None)}  # of any width
@@ -199,6 +209,8 @@ def test_bad_rows(rows, change, words):
         ({"own": {"magic": 1}}, "mle has no setting magic"),
         ({"validation_fraction": 0}, "validation_fraction 0 is out of range"),
         ({"seeds": 0}, "at least one seed"),
+        ({"seeds": "x"}, "seeds: expected a whole number, found 'x'"),
+        ({"seeds": 1.5}, "seeds: expected a whole number, found 1.5"),
         ({"device": "tpu"}, "unknown device"),
         ({"modalities": ["one"]}, "expected 1: one"),
     ],

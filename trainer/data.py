@@ -106,12 +106,11 @@ class Clips:
         self.present, self.label = store.present[self.kept], store.label[self.kept]
         found = len(np.unique(self.label))
         if found < 2:
-            raise InputError(
-                f"{store.path}: expected clips of at least two classes, found {len(self.label)} clips of {found}."
-                f"\nPreprocess more clips."
-            )
+            few = f"expected clips of at least two classes, found {len(self.label)} clips of {found}"
+            raise InputError(f"{store.path}: {few}.\nPreprocess more clips.")
 
     end_to_end: ClassVar[bool] = False  # features are computed by networks as they are needed (`end_to_end.MediaClips`)
+    remedy: ClassVar[str] = "Lower the missing rate, or preprocess more clips"  # of training clips, where some lack
 
     def describe(self) -> dict:
         """Return the features' name and weights, as results record them."""

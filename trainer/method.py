@@ -229,11 +229,11 @@ def check_run(kind: type[Method], clips: Clips, run: Run, name: str) -> None:
                 f"{name} cannot train its {stage.name} with {run.spec.name}: expected {needs}, found "
                 f"{int(chosen.sum())} fitting clips of {classes} classes ({int(trained.sum())} training clips, "
                 f"{labelled}{complete} complete).\n"
-                f"Lower the missing rate, preprocess more clips, or use a method that trains on incomplete clips."
+                f"{clips.remedy}; or use a method that trains on incomplete clips."
             )
         for m, modality in enumerate(clips.modalities):
             if modality in (kind.modalities or clips.modalities) and not (chosen & run.observed[:, m]).any():
                 raise InputError(
                     f"{name} cannot train its {stage.name} with {run.spec.name}: expected training clips with "
-                    f"{modality}, found none.\nLower that modality's missing rate, or preprocess more clips."
+                    f"{modality}, found none.\n{clips.remedy}."
                 )

@@ -20,6 +20,8 @@ Columns = Mapping[str, np.ndarray]  # of each modality, its columns in the one a
 class ArrayClips(Clips):
     """Rows of arrays as clips; float32 [n, D] of each modality, NaN rows where it is missing."""
 
+    remedy = "Give more such rows, or lower validation_fraction"
+
     def __init__(
         self,
         values: Mapping[str, np.ndarray],

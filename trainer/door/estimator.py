@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
-from numbers import Real
+from numbers import Integral, Real
 
 import numpy as np
 import torch
@@ -134,6 +134,8 @@ class MissingModalityClassifier(ClassifierMixin, BaseEstimator):
         found = self.validation_fraction
         if not isinstance(found, Real) or not 0 < found <= 0.5:
             raise ValueError(f"validation_fraction {found} is out of range: expected more than 0, at most 0.5.")
+        if not isinstance(self.seeds, Integral):
+            raise ValueError(f"seeds: expected a whole number, found {self.seeds!r}.")
         return Settings(**given | {"own": {} if self.own is None else self.own})
 
     def _training_rows(self, X: object, y: Sequence) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
