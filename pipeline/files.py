@@ -84,7 +84,7 @@ def write_json(path: Path, document: Mapping) -> None:
 
 def json_text(document: object, indent: int | None = None) -> str:
     """Return a document as JSON in which whatever is not printable is escaped, and reads back as it was."""
-    text = json.dumps(document, indent=indent, ensure_ascii=False)
+    text = json.dumps(document, indent=indent, ensure_ascii=False, allow_nan=False)
     return SPECIAL.sub(lambda found: found[0] if found[0].isprintable() else json.dumps(found[0])[1:-1], text)
 
 

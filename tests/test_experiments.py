@@ -1,6 +1,7 @@
 """Grids: their results are as documented, and what cannot be is said before training."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from mlemiss.pipeline.errors import InputError
 from mlemiss.pipeline.stores.masks import TEST, parse_missing
+from mlemiss.trainer.experiments import experiments
 from mlemiss.trainer.experiments.experiments import run_grid, run_plan
 from mlemiss.trainer.experiments.grid import Grid, plan_grid
 from mlemiss.trainer.experiments.run_folder import RunFolder
@@ -138,6 +140,44 @@ def test_a_run_that_diverges_in_its_last_step_is_named(store):
     settings = Settings(dropout=0.0, epochs=1, batch_size=1000, lr=1e19, hidden=16, dim=6)
     with pytest.raises(InputError, match=r"mle .*probability is not finite in epoch 1 of the run with seed 0"):
         run_grid([store], Grid(seeds=1), settings, "cpu")
+
+
+@pytest.mark.parametrize("name", ["predictions/mine.npz", "weights/mine.safetensors", "checkpoints/mine.pt"])
+def test_a_folder_with_files_of_somebody_is_left_alone(store, tmp_path, name):
+    """Without results.json nobody knows whose they are; in an earlier run's folder they go with it."""
+    mine = tmp_path / name
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(InputError, match=rf"holds {name.partition('/')[0]}.*, and no results.json"):
+        grid([store], tmp_path, seeds=1)
+    assert mine.read_text() == "mine" and not (tmp_path / "results.json").exists()
+
+
+def test_a_run_that_is_lost_says_nothing(store, tmp_path):
+    """In tuning, where it is no error: probabilities that are none are equal ones, and every measure is a number."""
+    wild = Settings(dropout=0.0, epochs=2, batch_size=32, lr=1e30, hidden=16, dim=6)
+    plan = plan_grid([store], Grid(["simmlm", "mle"], seeds=1), wild)
+    for result in run_plan(plan, torch.device("cpu"), RunFolder(tmp_path), tuning=True)["results"]:
+        assert result["best_epoch"] == [0] and np.isfinite([*result["nll"], *result["ece"]]).all()
+    json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_what_goes_on_later_keeps_every_group(store, tmp_path, monkeypatch):
+    """Split by subject, seeds differ in their steps and train in several groups: each run counts once it is trained."""
+    real, trained = experiments._train, []
+
+    def until_killed(group, *more):
+        if len(trained) > 1:
+            raise KeyboardInterrupt
+        real(group, *more)
+        trained.extend(run.spec.seed for _, run in group)
+
+    monkeypatch.setattr(experiments, "_train", until_killed)
+    plan = plan_grid([store], Grid(seeds=8, splits=["subject"]), replace(QUICK, epochs=1, batch_size=8))
+    with pytest.raises(KeyboardInterrupt):
+        run_plan(plan, torch.device("cpu"), RunFolder(tmp_path, resume=True), tuning=True)
+    (kept,) = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert sorted(kept["seeds"]) == sorted(trained) and 1 < len(trained) < 8
 
 
 def test_references_run_once_whatever_the_fusions(store, tmp_path):

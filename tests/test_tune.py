@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from mlemiss.pipeline.errors import InputError
 from mlemiss.pipeline.stores.mask_files import export_masks
 from mlemiss.pipeline.stores.store import FeatureStore
 from mlemiss.trainer.door.training import train
+from mlemiss.trainer.experiments import tune
 from mlemiss.trainer.experiments.space import COMMON, Space, parse_space
 from mlemiss.trainer.report.comparisons import family_key
 from mlemiss.trainer.settings import Rate, Settings
@@ -221,6 +223,19 @@ def test_a_diverging_draw_has_lost(store, tmp_path, mlemiss):
         lr = [one["lr"] for one in row["drawn"]]
         assert {score > 0 for score, rate in zip(row["validation"], lr, strict=True) if rate == 1e30} == {False}
         assert row["settings"]["lr"] < 1 and min(lr) < 1 < max(lr)
+
+
+@pytest.mark.parametrize(
+    ("best_epoch", "accuracies", "diverged"),
+    [(2, [50.0, 90.0, 0.0], True), (0, [0.0, 0.0], True), (1, [0.0, 0.0], False), (2, [50.0, 90.0, 40.0], False)],
+)
+def test_a_draw_that_diverges_late_has_lost_too(best_epoch, accuracies, diverged):
+    """Its last epochs have nothing right; one that never had anything right may just be bad."""
+    run = SimpleNamespace(best_epoch=best_epoch, val_accuracy=accuracies)
+    fine = SimpleNamespace(best_epoch=1, val_accuracy=[80.0, 70.0])
+    cell = SimpleNamespace(results={0: fine, 1: run})
+    assert tune._diverged(cell) == diverged
+    assert tune._validation(cell) == (0 if diverged else (80 + accuracies[best_epoch - 1]) / 2)
 
 
 @pytest.mark.slow

@@ -125,7 +125,10 @@ class Training:
         for place, view in enumerate(more):  # other test clips lack something
             observed = np.stack([run.more_tests[place] for run in self.runs.runs])
             view.observed = torch.as_tensor(observed, device=self.runs.device)
-        probability, *others = [HeldOut(one, TEST).score(self.method)[2].cpu().numpy() for one in (self.runs, *more)]
+        scored = [HeldOut(one, TEST).score(self.method)[2].cpu().numpy() for one in (self.runs, *more)]
+        if self.keep_going:  # a run that is lost says nothing
+            scored = [np.where(np.isfinite(one), one, 1 / one.shape[-1]) for one in scored]
+        probability, *others = scored
         for r, result in enumerate(self.results):
             result.probability = probability[r, : len(result.test_clips)]
             result.more_probabilities = [other[r, : len(result.test_clips)] for other in others]
@@ -198,7 +201,8 @@ class Training:
             if not fine:
                 raise InputError(
                     f"{self.name}: the {what} is not finite in epoch {epoch} of the run with {run.spec.name}.\n"
-                    f"Lower the learning rate (now {lr:g}), and check the features' range."
+                    f"Lower the learning rate (now {lr:g}; tuned settings: narrow the --space of `mlemiss tune`), and check "
+                    f"the features' range."
                 )
 
 

@@ -137,7 +137,8 @@ def run_plan(
         say(f"skipped {what}: {reason}")
     for note in notes_on(plan.cells):
         say(f"note: {note}")
-    results = _Results(plan, folder, command, partly=hours is not None)
+    goes_on = hours is not None or (folder is not None and folder.resume)
+    results = _Results(plan, folder, command, partly=goes_on)
     results.begin(say)
     clock = _Clock(plan.cells, progress, None if hours is None else time.monotonic() + 3600 * hours)
     seeds = list(dict.fromkeys(seed for cell in plan.cells for seed in cell.seeds))

@@ -78,10 +78,16 @@ class RunFolder:
         self.path, self.resume, self.exhibit, self.save_weights = path, resume, exhibit, save_weights
 
     def clear(self) -> None:
-        """Make the folder, and delete everything of an earlier run in it."""
+        """Make the folder, and delete everything of an earlier run in it. InputError: it may be somebody else's."""
+        kept = [*(self.path / PREDICTIONS).glob("*.npz"), *(self.path / weights.FOLDER).glob(f"*{weights.SUFFIX}")]
+        found = [*kept, *(self.path / CHECKPOINTS).glob("*")]
+        if found and not any((self.path / name).exists() for name in (RESULTS, OTHERS)):
+            raise InputError(
+                f"{self.path} holds {found[0].relative_to(self.path)}, and no {RESULTS} that would say of what run.\n"
+                f"Name another folder with --out, or remove it."
+            )
         (self.path / PREDICTIONS).mkdir(parents=True, exist_ok=True)
-        stale = [self.path / RESULTS, self.path / OTHERS, *(self.path / PREDICTIONS).glob("*.npz")]
-        for path in [*stale, *(self.path / weights.FOLDER).glob(f"*{weights.SUFFIX}")]:
+        for path in [self.path / RESULTS, self.path / OTHERS, *kept]:
             path.unlink(missing_ok=True)
         shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
 

@@ -99,7 +99,7 @@ def _check_whole(rows: Mapping[str, list[Cell]], done: int, hours: float | None,
             f"{len(short)} lack it, such as {short[0]}.\n"
             f"What is trained is kept: run this command again to go on, or give a longer --budget.{earlier}"
         )
-    if lost := [name for name, cells in rows.items() if not any(map(_validation, cells[:done]))]:
+    if lost := [name for name, cells in rows.items() if all(map(_diverged, cells[:done]))]:
         raise InputError(
             f"all {done} draws of {lost[0]} diverged: their loss was not finite.\n"
             f"Narrow what is drawn, such as --space lr=1e-4..1e-2.{earlier}"
@@ -148,8 +148,16 @@ def _trained(cells: Sequence[Cell]) -> int:
     return next((j for j, cell in enumerate(cells) if cell.left), len(cells))
 
 
+def _diverged(cell: Cell) -> bool:
+    """Return whether a run's loss was not finite: it had no epoch that counts, or none right from some epoch on."""
+    each = cell.results.values()
+    return any(not one.best_epoch or (not one.val_accuracy[-1] and max(one.val_accuracy) > 0) for one in each)
+
+
 def _validation(cell: Cell) -> float:
-    """Return the mean over seeds of the best epoch's validation accuracy, in percent."""
+    """Return the mean over seeds of the best epoch's validation accuracy, in percent; 0 of a draw that diverged."""
+    if _diverged(cell):
+        return 0.0
     return float(np.mean([result.val_accuracy[result.best_epoch - 1] for result in cell.results.values()]))
 
 
@@ -168,7 +176,7 @@ def _document(rows: Mapping[str, list[Cell]], plan: GridPlan, grid: Grid, space:
     chosen = []
     for cells in rows.values():
         validation = [_validation(cell) for cell in cells[:draws]]
-        best = int(np.argmax(validation))
+        best = max(range(len(validation)), key=lambda j: (not _diverged(cells[j]), validation[j], -j))
         described = describe_cell(cells[best])
         row = {name: described[name] for name in (*ROW, "revision", "given", "synthetic")}
         row["missing_test"] = cells[best].missing_test.name
