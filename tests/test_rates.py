@@ -147,6 +147,15 @@ def test_random_bits_are_those_of_independent_bytes():
     assert float(uniform.std()) == pytest.approx(12**-0.5, rel=0.02)
 
 
+def test_the_lower_bound_does_not_depend_on_the_marginal_that_its_results_leave_out(dataset):
+    found = []
+    for marginal in ("bank", "full"):
+        settings = replace(STEPS, hide=0.5, marginal=marginal, epochs=1)
+        (result,) = fit(load("lower-bound"), dataset, draw(dataset), settings, "addition")
+        found.append(result.probability)
+    np.testing.assert_array_equal(*found)
+
+
 def test_a_checkpoint_draws_on(dataset):
     runs = dataset.runs(draw(dataset), Stage())
     settings = replace(STEPS, dropout=0.5)

@@ -201,8 +201,8 @@ class Training:
             if not fine:
                 raise InputError(
                     f"{self.name}: the {what} is not finite in epoch {epoch} of the run with {run.spec.name}.\n"
-                    f"Lower the learning rate (now {lr:g}; tuned settings: narrow the --space of `mlemiss tune`), and check "
-                    f"the features' range."
+                    f"Lower the learning rate (now {lr:g}; tuned settings: narrow the --space of `mlemiss tune`), "
+                    f"and check the features' range."
                 )
 
 

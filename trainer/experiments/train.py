@@ -83,7 +83,7 @@ def train(
 
 
 def _listed(values: Mapping) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items() if value not in (None, {}))
 
 
 @contextmanager

@@ -65,9 +65,9 @@ class Outcomes:
 def family_of(described: Mapping) -> dict:
     """Return what names the table of a result or a comparison: the values of FAMILY."""
     settings = described.get("settings") or {}
-    if tuned := described.get("tuned"):
-        settings = {"tuned": {name: tuned[name] for name in ("run", "draws", "seeds", "digest")}}
-    elif "tuned" not in settings:  # which a comparison's own may be
+    if tuned := described.get("tuned") or settings.get("tuned"):  # the latter of a comparison
+        settings = {"tuned": {name: tuned[name] for name in ("draws", "seeds", "digest")}}  # wherever it was kept
+    else:
         settings = {name: value for name, value in (BEFORE | settings).items() if name != "marginal"}
     return {name: described.get(name) for name in FAMILY} | {"settings": settings}
 
