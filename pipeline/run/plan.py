@@ -304,8 +304,7 @@ def make_plan(
                 recover(each)
         if each.finished:
             store.FeatureStore.open(each.final)  # an InputError now, before anything is computed
-    if retry_failed:
-        outputs = list(map(_next_revision, outputs))
+    outputs = list(map(_next_revision, outputs)) if retry_failed else outputs
     return Plan(collection, tuple(sources), tuple(outputs), stores, limits, retry_failed)
 
 
