@@ -12,6 +12,8 @@ import pytest
 import torch
 from mlemiss import InputError, MissingModalityClassifier
 from mlemiss.pipeline.stores.masks import TRAIN, VALIDATION
+from mlemiss.trainer.data import RunSpec
+from mlemiss.trainer.door.arrays import ArrayClips
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
@@ -85,6 +87,26 @@ def test_scikit_learns_own_checks(modalities):
     assert {one["check_name"] for one in done if one["status"] == "xfail"} == set(WITH_SINGLE_NAN)
     assert {one["check_name"] for one in done if one["status"] == "skipped"} <= SKIPPED
     assert len(done) > 40
+
+
+@pytest.mark.parametrize("method", ["mle", "zp", "hgr", "transformer"])
+def test_the_first_row_may_lack_a_modality(rows, method):
+    """There is no test part; what stands in for it must not be scored."""
+    X, y = rows
+    lacking = {name: np.nan_to_num(part) for name, part in X.items()}
+    lacking["audio"][0] = np.nan
+    for state in range(3):
+        fitted = MissingModalityClassifier(**QUICK | {"method": method, "random_state": state}).fit(lacking, y)
+        assert np.isfinite(fitted.predict_proba(lacking)).all() and fitted.validation_accuracy_[0] > 0
+
+
+def test_validation_has_two_classes_and_a_dict_its_own_names(rows):
+    X, y = rows
+    clips = ArrayClips({"a": np.zeros((50, 1))}, np.arange(50) % 2, ["p", "q"], np.ones((50, 1), bool), 0.003)
+    part = clips.run(RunSpec(0)).part
+    assert sorted(clips.label[part == VALIDATION].tolist()) == [0, 1]
+    with pytest.raises(ValueError, match=r"modalities: expected .*, which X has, found x, y\."):
+        MissingModalityClassifier(**QUICK, modalities=["x", "y"]).fit(X, y)
 
 
 @pytest.mark.slow

@@ -229,7 +229,7 @@ def test_tuned_results_are_a_table_that_tells_the_settings_of_each(runs, tmp_pat
     (tmp_path / "tuned" / "results.json").write_text(json.dumps(document))
     write_site([runs / "first", runs / "faster", tmp_path / "tuned"], tmp_path / "site")
     page = page_of(tmp_path / "site")
-    for said in ("lr 0.003, not tuned", "lr 0.01, not tuned", "tuned (run draws, draws 30, seeds [1000], digest ab)"):
+    for said in ("lr 0.003, not tuned", "lr 0.01, not tuned", "tuned (draws 30, seeds [1000], digest ab)"):
         assert said in page.text
     assert (
         "marginal bank, dropout 0.0" in page.text and "draws for each row, by `mlemiss tune` (run draws)" in page.text

@@ -45,7 +45,13 @@ class HeldOut:
         self.label = runs.dataset.label[self.clips]
 
     def score(self, method: Method) -> tuple[Tensor, Tensor, Tensor]:
-        """Return accuracy in percent [R], mean log-probability of the true class [R] and probabilities [R, c, C]."""
+        """Return accuracy in percent [R], mean log-probability of the true class [R] and probabilities [R, c, C].
+
+        Of no clip in any run, as there is no test in an estimator: NaN, and no probabilities.
+        """
+        if not self.chosen.any():
+            nothing = self.label.new_full([len(self.runs)], torch.nan, dtype=torch.float32)
+            return nothing, nothing, nothing.new_zeros(len(self.runs), 0, len(self.runs.classes))
         probability = clip_probabilities(method, self.runs, self.clips)
         right = (probability.argmax(-1) == self.label) & self.counted
         likelihood = probability.gather(-1, self.label[..., None])[..., 0].clamp_min(1e-12).log() * self.counted

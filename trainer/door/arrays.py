@@ -61,9 +61,9 @@ class ArrayClips(Clips):
         n = len(self.label)
         part = np.full(n, TRAIN, np.int8)
         order = stratified_order(self.clip_id, self.label, f"validation:{spec.seed}")
-        chosen = order[: max(round(self.validation_fraction * n), 1)]
+        chosen = order[: max(round(self.validation_fraction * n), 2)]
         others = order[self.label[order] != self.label[chosen[0]]]
-        if len(chosen) > 1 and not np.isin(others, chosen).any():  # one class alone chooses no epoch
+        if not np.isin(others, chosen).any():  # one class alone chooses no epoch
             chosen[-1] = others[0]
         part[chosen] = VALIDATION
         if len(absent := np.setdiff1d(self.label, self.label[part == TRAIN])):

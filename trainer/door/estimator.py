@@ -119,6 +119,9 @@ class MissingModalityClassifier(ClassifierMixin, BaseEstimator):
         total = 0
         for part in self.trained_:
             method = build(self._kind, self._header, self.settings_, vars(part), part.tensors, device)
+            if device.type != "mps":  # a row's probabilities do not depend on the rows beside it, but for rounding
+                method.double()
+                method.prepared = {n: t.double() if t.is_floating_point() else t for n, t in method.prepared.items()}
             total = total + probabilities(method, values, observed, device).sum(0).cpu().double().numpy()
         return total / total.sum(1, keepdims=True)
 
@@ -142,12 +145,17 @@ class MissingModalityClassifier(ClassifierMixin, BaseEstimator):
         """Check X and y; return the parts of X, what is observed and y's codes, and learn columns, scales, classes."""
         several = _is_several(X)
         if several:
+            if isinstance(X, Mapping) and self.modalities is not None and set(self.modalities) != set(X):
+                asked, found = (", ".join(map(str, names)) for names in (self.modalities, X))
+                raise ValueError(
+                    f"modalities: expected {found}, which X has, found {asked}.\nLeave them out."
+                )
             X, columns = joined(X, None if isinstance(X, Mapping) else self.modalities)
         X, y = validate_data(self, X, y, dtype=FLOATS, ensure_all_finite=False, ensure_min_samples=2)
         check_classification_targets(y)
         self.classes_, label = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
-            raise ValueError(f"y holds 1 class, {self.classes_[0]!r}: expected at least 2 classes.")
+            raise ValueError(f"y holds 1 class, {self.classes_[0]}: expected at least 2 classes.")
         names = getattr(self, "feature_names_in_", None)
         self.columns_ = columns if several else modality_columns(self.modalities, X.shape[1], names)
         self.takes_several_ = several

@@ -29,7 +29,7 @@ from ..report.draws import settings_text, write_draws
 from ..settings import Settings
 from .experiments import check_stores, command_line, describe_cell, run_plan, shown_progress
 from .grid import Cell, Grid, GridPlan, plan_grid
-from .run_folder import RunFolder
+from .run_folder import RESULTS, RunFolder
 from .space import Space
 from .tuned import DRAWS, ROW, TUNED, Tuned
 
@@ -75,6 +75,10 @@ def tune(
         return plan_grid(stores, grid, lambda cell: space.settings(settings, registry.load(cell.method).rates, count))
 
     planned(draws)
+    if (out / TUNED).exists() and not (out / RESULTS).exists():
+        raise InputError(
+            f"{out} holds {TUNED}, and no {RESULTS} of its draws.\nName another folder with --out, or remove it."
+        )
     RunFolder(out, exhibit=EXHIBIT).recorded()
     out.mkdir(parents=True, exist_ok=True)  # what cannot be planned, or is another run's, is told before this
     (out / DRAWS).touch()

@@ -343,12 +343,12 @@ def _inputs(header: Mapping, store: FeatureStore, done: np.ndarray) -> tuple[lis
 @torch.no_grad()
 def probabilities(method: Method, values: Sequence[np.ndarray], observed: np.ndarray, device: torch.device) -> Tensor:
     """Return the mean over segments, [R, clip, C]. values: per modality [clip, S, D]; observed: [clip, M]."""
-    R, S = len(method.runs), max(part.shape[1] for part in values)
+    R, S, exact = len(method.runs), max(part.shape[1] for part in values), next(method.parameters()).dtype
     size = max(rows_at_once(device) // (R * S), 1)
     blocks = []
     for start in range(0, len(observed), size):
         seen = torch.as_tensor(observed[start : start + size], device=device).repeat_interleave(S, 0)  # [n, M]
-        x = [torch.as_tensor(part[start : start + size], device=device).float() for part in values]
+        x = [torch.as_tensor(part[start : start + size], device=device).to(exact) for part in values]
         x = [part.expand(-1, S, -1).flatten(0, 1) for part in x]  # one segment a clip counts for every segment
         x = [rows.masked_fill(~seen[:, m, None], torch.nan).expand(R, -1, -1) for m, rows in enumerate(x)]
         log_probability = method.predict(x, seen.expand(R, -1, -1))  # [R, n, C]

@@ -1,5 +1,6 @@
 """Write results and comparisons as CSV files."""
 
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -99,4 +100,5 @@ def _family_columns(described: Mapping) -> dict:
     family = family_of(described)
     given = " ".join(f"{kind}:{f['file']}:{f['sha256'][:12]}" for kind, f in (family["given"] or {}).items())
     trained = {f"end_to_end_{name}": value for name, value in (family["end_to_end"] or {}).items()}
-    return {"revision": family["revision"], "given": given} | family["settings"] | trained
+    settings = {name: json.dumps(value) if name == "tuned" else value for name, value in family["settings"].items()}
+    return {"revision": family["revision"], "given": given} | settings | trained

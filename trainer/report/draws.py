@@ -21,6 +21,7 @@ AXES: Mapping[str, str] = {  # name -> scale
     "hidden": "linear",
     "dim": "linear",
 }
+OFF = ("hide", "complete_share")  # by default
 NONE = -0.1  # where a share that is not set is drawn
 TALL, WIDE = 1.25, 1.75  # inches of a panel
 
@@ -44,9 +45,10 @@ def write_draws(document: dict, out: Path) -> None:
 
 
 def settings_text(settings: Mapping) -> str:
-    """Return drawn settings in words: ``lr 0.003, weight decay 0.0001, …``; those that are off are left out."""
+    """Return drawn settings in words: ``lr 0.003, weight decay 0.0001, …``, without hiding and a share that are off."""
     values = {name: settings[name] for name in AXES} | settings["own"]
-    return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in values.items() if value)
+    shown = {name: value for name, value in values.items() if value or (value == 0 and name not in OFF)}
+    return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in shown.items())
 
 
 def _section(rows: Sequence[dict]) -> dict:
