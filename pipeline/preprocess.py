@@ -228,8 +228,9 @@ def _run(plan: Plan, executor: Executor, where: Where, max_failures: int | None)
     seconds = {"decode": 0.0, "cnn": 0.0, "write": 0.0}
     with claimed(plan, max_failures) as claims:
         tasks = lacking(plan)
+        unit = "clips and texts" if any(task.text for task in tasks) else "clips"
         with (
-            Progress("preprocess", len(tasks)) as progress,
+            Progress("preprocess", len(tasks), unit) as progress,
             closing(run(plan, tasks, executor, claims, max_failures)) as outcomes,
         ):
             for outcome in outcomes:

@@ -339,7 +339,7 @@ def test_a_model_that_is_not_in_the_cache(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(
-        InputError, match=r"no model for hf:some/model@3: not in the cache, and the hub is switched off"
+        InputError, match=r"no model for 'hf:some/model@3': not in the cache, and the hub is switched off"
     ):
         encoder("hf:some/model@3")
 

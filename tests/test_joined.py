@@ -17,7 +17,7 @@ from mlemiss.pipeline.stores.masks import TRAIN, parse_missing
 from mlemiss.pipeline.stores.store import FeatureStore
 from mlemiss.trainer.data import Clips, RunSpec
 from mlemiss.trainer.experiments.experiments import run_grid, run_plan
-from mlemiss.trainer.experiments.grid import Grid, plan_grid
+from mlemiss.trainer.experiments.grid import Grid, notes_on, plan_grid
 from mlemiss.trainer.settings import Settings
 
 from .test_docs import blocks
@@ -114,6 +114,19 @@ def test_masks_do_not_depend_on_the_order_of_modalities(tmp_path):
                 np.testing.assert_array_equal(joined.missing(spec, 3, among), one.missing(spec, 3, among)[:, places])
         held = one.read("missing")[one.attrs["settings"].index("text:0.5"), 3]
         np.testing.assert_array_equal(held, one.missing(parse_missing("text:0.5", chosen), 3, one.split(3) == TRAIN))
+
+
+def test_joins_of_other_clips_are_not_to_be_compared(tmp_path):
+    data = drawn()
+    few = some(data, np.arange(CLIPS - 9))
+    whole = stored(tmp_path, "visual", data, {"visual": data.features["visual"]})
+    audio = stored(tmp_path, "audio", data, {"audio": data.features["audio"]})
+    fewer = [stored(tmp_path, f"few-{n}", few, {n: data.features[n][: CLIPS - 9]}) for n in ("visual", "audio")]
+    joins = [JoinedStore({"visual": v, "audio": a}) for v, a in ((whole, audio), tuple(fewer))]
+    plan = plan_grid(joins, Grid(["mle"], seeds=1), Settings())
+    (note,) = notes_on(plan.cells)
+    assert f"{CLIPS}, " in note and f"{CLIPS - 9})" in note and "do not compare them" in note
+    assert notes_on(plan_grid(joins[:1], Grid(["mle"], seeds=1), Settings()).cells) == []
 
 
 def test_a_clip_that_a_store_lacks_lacks_that_modality(tmp_path):

@@ -11,6 +11,7 @@ from mlemiss.pipeline.stores.mask_files import export_masks
 from mlemiss.pipeline.stores.store import FeatureStore
 from mlemiss.trainer.door.training import train
 from mlemiss.trainer.experiments import tune
+from mlemiss.trainer.experiments.grid import Grid, notes_on, plan_grid
 from mlemiss.trainer.experiments.space import COMMON, Space, parse_space
 from mlemiss.trainer.report.comparisons import family_key
 from mlemiss.trainer.settings import Rate, Settings
@@ -236,6 +237,33 @@ def test_a_draw_that_diverges_late_has_lost_too(best_epoch, accuracies, diverged
     cell = SimpleNamespace(results={0: fine, 1: run})
     assert tune._diverged(cell) == diverged
     assert tune._validation(cell) == (0 if diverged else (80 + accuracies[best_epoch - 1]) / 2)
+
+
+def test_two_groups_to_split_by_are_told(tmp_path):
+    store = write_store(tmp_path)
+    store.columns = {
+        "subject": store.columns["subject"],
+        "hall": np.array(["a", "b"])[np.arange(len(store.clip_id)) % 2],
+    }
+    plan = plan_grid([store], Grid(["mle"], splits=["hall", "subject"], seeds=1), Settings())
+    (note,) = notes_on(plan.cells)
+    assert "has 2 of hall: one is the test's" in note
+
+
+@pytest.mark.slow
+def test_somebody_elses_choice_is_not_replaced(store, tmp_path, mlemiss):
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "tuned.json").write_text("mine")
+    done = mlemiss(*tune_command(store, tmp_path / "t"), "--draws", 1)
+    assert done.returncode == 2 and "no results.json of its draws" in done.stderr
+    assert (tmp_path / "t" / "tuned.json").read_text() == "mine"
+
+
+@pytest.mark.slow
+def test_tuned_by_several_splits(store, tmp_path, mlemiss):
+    done = mlemiss(*tune_command(store, tmp_path / "t"), "--draws", 1, "--split", "clip,subject", "--json")
+    assert done.returncode == 0, done.stderr
+    assert {row["split"] for row in json.loads(done.stdout)["rows"]} == {"clip", "subject"}
 
 
 @pytest.mark.slow

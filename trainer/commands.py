@@ -183,7 +183,7 @@ def tune(
     found = find_stores(store, features, stores, dataset)
     files = read_given(splits, masks, found)
     specs = [files.setting(text) for text in texts]
-    tuned_on, splits_by = range(first_seed, first_seed + seeds), [files.split_name(split)]
+    tuned_on, splits_by = range(first_seed, first_seed + seeds), list(map(files.split_name, comma_list([split])))
     grid = Grid(methods, fusions, specs, files.held_out(missing_test), tuned_on, splits_by)
     opened = [files.apply(one, grid.seeds, specs) for one in found]
     document = job.tune(opened, out, grid, settings, drawn_from, draws, device, hours=budget)

@@ -265,7 +265,7 @@ def hub_folder(name: str, features: str) -> Path:
     if config and _has_weights(config.parent):
         return config.parent
     raise InputError(
-        f"no model for {features}: {why or 'it has no weights'}; cache folder: {constants.HF_HUB_CACHE}.\n"
+        f"no model for {features!r}: {why or 'it has no weights'}; cache folder: {constants.HF_HUB_CACHE}.\n"
         "Name the folder of a copy instead (hf:FOLDER), or another model."
     )
 

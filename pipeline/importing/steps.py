@@ -220,10 +220,11 @@ class Collector:
     def _refuse_unfit(self) -> None:
         bad, modality = self.not_finite, self.modality
         if bad.entries:
+            more = f", and {self.too_large.entries} beyond float16's {LARGEST}" * bool(self.too_large.entries)
             raise InputError(
                 f"{self.source}: {bad.first} while others of the clip are not: {amount(bad.entries, 'value')} in "
-                f"{amount(bad.clips, 'clip')} not finite.\nMake all of a clip's {modality} features NaN where it lacks "
-                f"them, or fill the gap; or `--not-finite missing` (the clip lacks {modality}) or `drop` (the "
+                f"{amount(bad.clips, 'clip')} not finite{more}.\nMake all of a clip's {modality} features NaN where it "
+                f"lacks them, or fill the gap; or `--not-finite missing` (the clip lacks {modality}) or `drop` (the "
                 f"{self.step} is left out)."
             )
         bad = self.too_large

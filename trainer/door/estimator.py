@@ -147,9 +147,7 @@ class MissingModalityClassifier(ClassifierMixin, BaseEstimator):
         if several:
             if isinstance(X, Mapping) and self.modalities is not None and set(self.modalities) != set(X):
                 asked, found = (", ".join(map(str, names)) for names in (self.modalities, X))
-                raise ValueError(
-                    f"modalities: expected {found}, which X has, found {asked}.\nLeave them out."
-                )
+                raise ValueError(f"modalities: expected {found}, which X has, found {asked}.\nLeave them out.")
             X, columns = joined(X, None if isinstance(X, Mapping) else self.modalities)
         X, y = validate_data(self, X, y, dtype=FLOATS, ensure_all_finite=False, ensure_min_samples=2)
         check_classification_targets(y)

@@ -194,7 +194,8 @@ def plan_grid(
 def notes_on(cells: Sequence[Cell]) -> list[str]:
     """Return what a user should know of a plan.
 
-    Clips without anything, tests that lack what training never does, validation clips of training's groups.
+    Clips without anything, tests that lack what training never does, validation clips of training's groups, joined
+    stores of other clips.
     """
     empty: dict[str, None] = {}
     unlearned: dict[tuple, dict[str, None]] = defaultdict(dict)
@@ -214,6 +215,10 @@ def notes_on(cells: Sequence[Cell]) -> list[str]:
         for clips, split in dict.fromkeys((cell.clips, cell.runs[0].spec.split) for cell in cells)
         if len(np.unique(clips.store.columns.get(split, ()))) == 2
     ]
+    joined = {cell.clips.store.path.name: len(cell.clips.store.clip_id) for cell in cells if cell.clips.store.joined}
+    if len(set(joined.values())) > 1:
+        told = ", ".join(f"{name} {count}" for name, count in joined.items())
+        shared.append(f"joined stores differ in clips ({told}): so do their splits and test clips; do not compare them")
     hints = "--hide 0.3 hides modalities of complete clips in training", "tune chose to hide none"
     return [*empty, *shared] + [
         f"tests lack {' and '.join(modalities)}, which training never does for {name_some(list(methods))}: "

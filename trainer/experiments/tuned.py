@@ -86,7 +86,7 @@ class Tuned:
         ]
         raise InputError(
             f"{self.path} has tuned nothing for {cell.name}: {'; '.join(differs) or 'not this combination'}.\n"
-            "Tune it with the same options, or leave --tuned out."
+            "Tune it with the same options, ask for what was tuned alone (--split, --method, …), or leave --tuned out."
         )
 
     def _key(self, cell: Cell) -> tuple:
