@@ -196,7 +196,7 @@ def _clips_per_second(command: list[str], folder: str) -> float:
 
 def end_to_end(device: torch.device, quick: bool) -> dict:
     """Time a step that trains the backbones, in every precision."""
-    subjects, per_subject = (2, 4) if quick else (4, 24)
+    subjects, per_subject = (2, 12) if quick else (4, 24)
     backbone, size, turns = ("resnet34", "8", "1") if quick else ("resnet50", "128", "2")
     found = {}
     with tempfile.TemporaryDirectory() as folder:
