@@ -22,7 +22,7 @@ from .console import Progress, amount, name_some, say
 from .encoders import resolve_device
 from .encoders.names import stored_requests
 from .errors import InputError
-from .files import write_json
+from .files import json_text
 from .media import decode as media
 from .media import faces, logmel
 from .media.ffmpeg import FRAME_SIZE, Limits
@@ -253,8 +253,12 @@ def _run(plan: Plan, executor: Executor, where: Where, max_failures: int | None)
             "unexpected": list(summary.unexpected),
             "stores": [output.final.name],
         }
+        beside = output.final.with_name(
+            f".{output.final.name}.{store.RUN}.partial"
+        )  # a kill leaves nothing in the store
         with suppress(OSError):  # a full disk: the first record says which run made the store
-            write_json(output.final / store.RUN, full)
+            beside.write_text(json_text(full, indent=1) + "\n", encoding="utf-8")
+            beside.replace(output.final / store.RUN)
     return summary
 
 
