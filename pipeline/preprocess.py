@@ -253,9 +253,8 @@ def _run(plan: Plan, executor: Executor, where: Where, max_failures: int | None)
             "unexpected": list(summary.unexpected),
             "stores": [output.final.name],
         }
-        beside = output.final.with_name(
-            f".{output.final.name}.{store.RUN}.partial"
-        )  # a kill leaves nothing in the store
+        # Written beside the store, in which a kill must leave nothing.
+        beside = output.final.with_name(f".{output.final.name}.{store.RUN}.partial")
         with suppress(OSError):  # a full disk: the first record says which run made the store
             beside.write_text(json_text(full, indent=1) + "\n", encoding="utf-8")
             beside.replace(output.final / store.RUN)

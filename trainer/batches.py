@@ -61,8 +61,8 @@ Patterns = Mapping[tuple[bool, ...], int]  # of observed modalities, each with t
 def count_patterns(observed: np.ndarray) -> list[Patterns]:
     """Return each step's patterns of rows, with the most rows of one in a run: observed bool [steps, R, B, M]."""
     M = observed.shape[-1]
-    code = sum(observed[..., m].astype(np.int32) << m for m in range(M))  # [steps, R, B]
-    found = {tuple(bool(c >> m & 1) for m in range(M)): c for c in np.flatnonzero(np.bincount(code.ravel()))}
+    code = sum(observed[..., m].astype(np.int64) << m for m in range(M))  # [steps, R, B]
+    found = {tuple(bool(c >> m & 1) for m in range(M)): c for c in np.unique(code)}
     most = {pattern: (code == found[pattern]).sum(2).max(1).tolist() for pattern in sorted(found, reverse=True)}
     return [{pattern: n[t] for pattern, n in most.items() if n[t]} for t in range(len(code))]
 
