@@ -10,6 +10,8 @@ BIN = $(VENV)/bin
 demo: $(VENV)/.installed
 	$(BIN)/mlemiss demo --out demo
 
+# Small networks and matrices: threads of two processes would wait for each other.
+test: export OMP_NUM_THREADS = 1
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 

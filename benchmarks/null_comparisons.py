@@ -7,8 +7,8 @@ difficulty (for both methods), the method's own on the clip and on the speaker, 
 speaker in that training, and noise. So each method's accuracy in the population of speakers, clips and trainings is
 known. Splits are those of the product: 15 % of clips, or of speakers; or given, where every seed tests all clips here.
 Where clips are the units, these speakers are all there are: they differ in a training alone. Printed for each case:
-false positives at 5 % (accuracies 70 and 70 %), coverage of the 95 % interval there and with 80 against 70 %, over the
-repeats that have a verdict; of cases that have none, coverage of all. One JSON line last.
+false positives at 5 % (accuracies 70 and 70 %), coverage of the 95 % interval there and with 80 against 70 %, over
+splits that have a verdict, and their share; of cases that have none, coverage over all. One JSON line last.
 """
 
 import argparse
@@ -45,6 +45,7 @@ WORLDS = {  # standard deviations: method's own on a clip, on a speaker; trainin
     "speakers differ": (0.4, 0.4, 0.05, 0.05),
 }
 SHARED = (1.0, 0.5)  # difficulty of a clip and of a speaker, the same for both methods
+TRIED = 400  # splits, for the share that has a verdict; where there is one, all repeats have
 SAME_SPLITS = 20  # draws of outcomes for each draw of splits
 
 
@@ -69,7 +70,7 @@ def main() -> None:
         cases.append(case)
         false = "-" if case["false_positives"] is None else f"{100 * case['false_positives']:.1f}"
         covered = [f"{100 * case[name]:.1f}" for name in ("coverage", "coverage_of_10")]
-        told = f"{100 * case['verdicts']:.0f} %" if case["verdicts"] else "no verdict"
+        told = f"{100 * case['verdicts']:.1f} %" if case["verdicts"] else "no verdict"
         line = f"{data:15} {split:8} {seeds:5}  {world:21} {false:>7} {covered[0]:>7} {covered[1]:>6}  {told}"
         print(line, flush=True)
     print(json.dumps({"benchmark": "null_comparisons", "repeats": asked.repeats, "cases": cases}))
@@ -85,7 +86,7 @@ def every_case() -> Iterator[tuple[str, str, int, str]]:
 
 
 def trial(rng, clips, split: str, seeds: int, spread, accuracy, repeats: int) -> dict:
-    """Return the shares of repeats that have a verdict, and of these that are significant and that cover the truth."""
+    """Return which share of splits has a verdict, and of repeats which are significant and which cover the truth."""
     speaker = np.repeat(np.arange(len(clips)), clips)
     everyone = Outcomes(None, None, np.arange(len(speaker)).astype(str), speaker.astype(str), None, "")
     kind, unit = units_of(everyone, np.ones((1, len(speaker)), bool), split)
@@ -95,21 +96,21 @@ def trial(rng, clips, split: str, seeds: int, spread, accuracy, repeats: int) ->
         shared, spread = (shared[0], 0.0), (spread[0], 0.0, *spread[2:])
     scale = np.sqrt(1 + sum(s**2 for s in (*shared, *spread)))
     thresholds, truth = ndtri(accuracy) * scale, 100 * (accuracy[0] - accuracy[1])
-    verdict, p, covers = [], [], []
-    for _ in range(repeats // SAME_SPLITS):
+    drawn = [tests(rng, speaker, split, seeds) for _ in range(TRIED)]
+    told = [tested for tested in drawn if why_none(tested, kind, unit) is None]
+    p, covers = [], []
+    while len(p) < repeats:
         tested = tests(rng, speaker, split, seeds)
+        if told and why_none(tested, kind, unit):
+            continue
         kept = tested.any(0)
         right = np.concatenate([outcomes(rng, speaker, tested, shared, spread, thresholds) for _ in range(SAME_SPLITS)])
         found = paired(right[:, :, kept], tested[:, kept], unit[kept])
         own = np.diff(np.triu_indices(len(right), 1), axis=0)[0] == 1  # pairs of neighbours
         own &= np.triu_indices(len(right), 1)[0] % 2 == 0  # of the same draw
-        verdict += [why_none(seeds, kind, len(np.unique(unit[kept]))) is None] * SAME_SPLITS
         p += found.p[own].tolist()
         covers += ((found.low <= truth) & (truth <= found.high))[own].tolist()
-    verdict, p, covers = map(np.array, (verdict, p, covers))
-    counted = verdict if verdict.any() else np.ones(len(p), bool)
-    shares = {"verdicts": verdict.mean(), "significant": (p[counted] <= 0.05).mean()}
-    shares |= {"coverage": covers[counted].mean()}
+    shares = {"verdicts": len(told) / TRIED, "significant": (np.array(p) <= 0.05).mean(), "coverage": np.mean(covers)}
     return {name: round(float(share), 4) for name, share in shares.items()}
 
 

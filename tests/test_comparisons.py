@@ -20,6 +20,8 @@ from mlemiss.trainer.report.runs import load_runs
 from mlemiss.trainer.report.tables import comparisons_text, sections
 from mlemiss.trainer.settings import BEFORE
 from scipy import stats
+from scipy.integrate import quad
+from scipy.optimize import brentq
 
 from .feature_stores import damage, grid, write_store
 
@@ -95,11 +97,37 @@ def reference(a, b, tested, unit):
     solution = solved(levels)
     v = np.maximum(solution @ squares, 0)
     shares = np.array([one.sum() for one in covariances])
-    variance = shares @ v
-    return difference, variance, 2 * variance**2 / spread(shares @ solution, v)
+    variance, combination = shares @ v, shares @ solution
+    form = sum(c * one for c, one in zip(combination, forms, strict=True))
+    scaled = v.copy()  # for the variance of the variance: a level alone has the df that t needs
+    for level, covariance in enumerate(covariances):
+        df = 2 * shares[level] ** 2 / spread(combination, np.eye(3)[level]) if level in levels else np.inf
+        if df < 20:
+            scaled[level] *= (df / exact_df(form, covariance, df)) ** 0.5
+    return difference, variance, 2 * variance**2 / spread(combination, scaled)
 
 
-@pytest.mark.parametrize(("subjects", "trainings"), [(12, 0.0), (12, 0.3), (14, 0.15)])
+def exact_df(form, covariance, least):
+    """Which degrees of freedom t needs for sum(u) over (u' form u)^1/2, u normal of this covariance; least or more."""
+
+    def beyond(t):  # Imhof 1961
+        values = np.linalg.eigvals(covariance @ (np.ones(covariance.shape) - t**2 * form)).real
+        values = values[np.abs(values) > 1e-12 * np.abs(values).max()] / np.abs(values).max()
+
+        def integrand(u):
+            return np.sin(np.arctan(values * u).sum() / 2) / (u * np.prod((1 + (values * u) ** 2) ** 0.25))
+
+        return 0.5 + sum(quad(integrand, *ends, limit=500)[0] for ends in ((0, 1), (1, 50), (50, np.inf))) / np.pi
+
+    def too_often(df):
+        return beyond(stats.t.ppf(0.975, df)) - 0.05
+
+    if too_often(least) >= 0:
+        return least
+    return np.inf if too_often(1e6) <= 0 else brentq(too_often, least, 1e6)
+
+
+@pytest.mark.parametrize(("subjects", "trainings"), [(12, 0.0), (12, 0.3), (14, 0.15), (11, 0.0)])
 def test_estimator_equals_a_plain_reference(tmp_path, subjects, trainings):
     rng = np.random.default_rng(3)
     S, n = 6, 90
@@ -115,9 +143,9 @@ def test_estimator_equals_a_plain_reference(tmp_path, subjects, trainings):
     assert entry["difference"] == pytest.approx(
         100 * np.mean([x[t].mean() - y[t].mean() for x, y, t in zip(a, b, tested, strict=True)])
     )
-    assert entry["interval"] == pytest.approx([difference - half, difference + half], abs=1e-8)
-    assert entry["df"] == pytest.approx(df, rel=1e-8)
-    assert entry["p"] == pytest.approx(2 * stats.t.sf(abs(difference) / variance**0.5, df), rel=1e-8)
+    assert entry["interval"] == pytest.approx([difference - half, difference + half], rel=1e-6)
+    assert entry["df"] == pytest.approx(df, rel=1e-6)
+    assert entry["p"] == pytest.approx(2 * stats.t.sf(abs(difference) / variance**0.5, df), rel=1e-5)
     assert (entry["units"], entry["n_units"]) == ("subject", subjects) and entry["seeds"] == list(range(S))
     assert (entry["a"], entry["b"]) == ({"method": "A", "fusion": "addition"}, {"method": "B", "fusion": "addition"})
     assert entry["p_holm"] == entry["p"] and entry["verdict"] == (entry["p"] <= 0.05)  # the only comparison
@@ -133,22 +161,27 @@ def test_pairs_are_those_of_two_rows_alone():
             assert getattr(together, name)[place] == pytest.approx(getattr(alone, name)[0], rel=1e-7)
 
 
-@pytest.mark.parametrize("by", ["clip", "subject"])
+@pytest.mark.parametrize("by", ["clip", "subject", "given, speakers unequal"])
 @pytest.mark.parametrize("training", [0.0, 0.06])
 def test_equal_methods_differ_in_one_of_twenty(by, training):
     """Methods alike on average, whose speakers and trainings deviate; the benchmark does more of it."""
     rng = np.random.default_rng(11)
-    S, G, n, found = 5, 20, 400, []
+    S, G, n, differ, found = 5, 20, 400, 0.05, []
     speaker = np.arange(n) % G
+    if by == "given, speakers unequal":
+        differ = 0.15
+        speaker = np.repeat(np.arange(G), [max(110 // k, 4) for k in range(1, G + 1)])
+        n = len(speaker)
+    neighbours = [i for i, (a, b) in enumerate(itertools.combinations(range(40), 2)) if a % 2 == 0 and b == a + 1]
     for _ in range(40):
         held = np.stack([rng.permutation(G if by == "subject" else n) for _ in range(S)])
-        tested = held[:, speaker] < 4 if by == "subject" else held < 80
-        for _ in range(10):
-            share = 0.7 + rng.normal(0, 0.05, (2, 1, G))[:, :, speaker] + rng.normal(0, training, (2, S, 1))
-            found.append(paired((rng.random((2, S, n)) < share) & tested, tested, speaker))
-    p = np.array([one.p[0] for one in found])
+        tested = held[:, speaker] < 4 if by == "subject" else held < (80 if by == "clip" else n)
+        own, moved = rng.normal(0, differ, (40, 1, G))[:, :, speaker], rng.normal(0, training, (40, S, 1))
+        estimates = paired((rng.random((40, S, n)) < 0.7 + own + moved) & tested, tested, speaker)
+        found += [(estimates.p[i], estimates.low[i], estimates.high[i]) for i in neighbours]
+    p, low, high = np.transpose(found)
     assert 0.02 < np.mean(p <= 0.05) < 0.075  # 0.05 and three standard errors
-    assert all((one.low[0] <= 0 <= one.high[0]) == (one.p[0] >= 0.05) for one in found)
+    assert ((low <= 0) & (high >= 0) == (p >= 0.05)).all()
 
 
 @pytest.mark.parametrize(
@@ -177,6 +210,24 @@ def test_no_verdict_where_none_can_be_had(tmp_path, split, seeds, speakers, unit
     else:
         assert (entry["p"], entry["p_holm"], entry["verdict"]) == (None, None, None) and reason in entry["reason"]
         assert f"No verdict on 1 of 1: {entry['reason']}." in comparisons_text([entry])
+
+
+@pytest.mark.parametrize(
+    ("subject", "reason"),
+    [
+        ([f"p{min(i // 5, 12)}" for i in range(120)], "none of which has over 30 % of the test clips; one has 50 %"),
+        ([f"p{min(i // 8, 10)}" for i in range(116)], "one has 31 %"),
+        ([f"p{min(i // 8, 10)}" for i in range(114)], None),  # 30 %
+        ([f"p{i}" for i in range(19)], "needs tests of 20 clips, and a seed's has 19"),
+        ([f"p{i}" for i in range(20)], None),
+    ],
+)
+def test_no_verdict_where_the_interval_would_cover_too_much(tmp_path, subject, reason):
+    rng = np.random.default_rng(7)
+    rows = [result(tmp_path, m, rng.random((5, len(subject))) < q, subject) for m, q in (("A", 0.95), ("B", 0.3))]
+    (entry,) = compare_methods(rows, tmp_path)
+    assert entry["interval"][0] < entry["difference"] < entry["interval"][1]
+    assert (entry["verdict"], entry["reason"]) == (True, None) if reason is None else reason in entry["reason"]
 
 
 def test_pairs_of_different_seeds_are_compared_over_the_common_ones(tmp_path):

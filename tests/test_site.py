@@ -33,7 +33,7 @@ EVIL = "<script>alert('1')</script>\"&</table>{{ 7 * 7 }} onload=\u202e"
 def runs(tmp_path_factory):
     """Folders of runs by name: two of one table, others that differ in one thing, one that was interrupted."""
     folder = tmp_path_factory.mktemp("site")
-    toy, other = write_store(folder, clips=96), write_store(folder, clips=48, dataset="other", features="deep")
+    toy, other = write_store(folder, clips=144), write_store(folder, clips=48, dataset="other", features="deep")
     missing = ["audio:0.8", "none", "audio:0.5"]
     grid([toy], folder / "first", settings=QUICK, methods=["mle", "zp", "audio-only"], missing=missing, seeds=5)
     grid([toy], folder / "more", settings=QUICK, methods=["mle", "hgr"], missing=["audio:0.5"], seeds=2)

@@ -16,10 +16,11 @@ is about other speakers like these and other trainings (seeds: split, masks, ini
    trainings and what is left: `crossed` has the estimator.
 5. ``p_holm``: Holm's step-down correction over all comparisons of one table that have a p: all of a setting but the
    missing spec in training and the seeds. ``verdict``: whether p_holm is at most 0.05.
-6. With fewer than LEAST_SEEDS common seeds or LEAST_UNITS units there is no p and no verdict (None), ``reason`` says
-   why, and the interval covers less than it says; with one seed or one unit there is none. In
-   simulations, 4 seeds call up to 7 % of equal methods different and 3 seeds up to 9 %; 4 to 8
-   speakers up to 11 %.
+6. With fewer than LEAST_SEEDS common seeds, LEAST_UNITS units or LEAST_CLIPS clips in a test, or with a unit that has
+   over LARGEST of the tests, there is no p and no verdict (None), ``reason`` says why, and the interval covers less or
+   more than it says; with one seed or one unit there is none. In simulations, 4 seeds call up to 7 % of equal methods
+   different and 3 seeds up to 9 %; 4 to 8 speakers up to 11 %; with 6 clips, or with half of them one speaker's, the
+   interval covers 98 to 99.9 %.
 
 Shapes: S seeds, C classes, K methods of one setting, P = K (K - 1) / 2 pairs.
 """
@@ -42,7 +43,7 @@ from .crossed import paired
 
 # Names the results of one table and of one Holm correction; of the settings all but the marginal.
 FAMILY = ("dataset", "features", "store", "revision", "split", "given", "missing_test", "settings", "end_to_end")
-LEAST_SEEDS, LEAST_UNITS = 5, 10
+LEAST_SEEDS, LEAST_UNITS, LEAST_CLIPS, LARGEST = 5, 10, 20, 0.3
 SIGNIFICANT = 0.05
 OLD = (
     "recorded by an earlier version, whose test and interval leave out how trainings vary, and predictions are gone; "
@@ -153,7 +154,7 @@ def _entries(right: np.ndarray, tested: np.ndarray, kind: str, unit: np.ndarray 
     """Return the numbers of all pairs of ``right`` [K, S, clip] over the same ``tested`` [S, clip]."""
     found = paired(right, tested, np.zeros(tested.shape[1]) if unit is None else unit)
     n_units = 0 if unit is None else len(np.unique(unit[tested.any(0)]))
-    reason = why_none(len(tested), kind, n_units)
+    reason = why_none(tested, kind, unit)
     counts = {"units": kind, "n_units": n_units, "n_clips": int(tested.any(0).sum()), "reason": reason}
     numbers = np.transpose([found.difference, found.low, found.high, found.p, found.df]).tolist()
     return [
@@ -178,15 +179,23 @@ def units_of(outcomes: Outcomes, tested: np.ndarray, split: str) -> tuple[str, n
     return "clip", outcomes.clip_id
 
 
-def why_none(seeds: int, kind: str, units: int) -> str | None:
-    """Say why a comparison has no verdict; None where it has one."""
-    if not units:
+def why_none(tested: np.ndarray, kind: str, unit: np.ndarray | None) -> str | None:
+    """Say why a comparison over ``tested`` [S, clip] has no verdict; None where it has one: step 6."""
+    if unit is None:
         return f"these predictions do not tell the {kind} of a clip; train again for an interval and a verdict"
+    seeds, clips = len(tested), tested.sum(1)
     if seeds < LEAST_SEEDS:
         common = "is 1" if seeds == 1 else f"are {seeds}"
         return f"a verdict needs {LEAST_SEEDS} seeds that both methods have; there {common}"
-    if units < LEAST_UNITS:
+    place = np.unique(unit, return_inverse=True)[1]
+    share = np.bincount(place, (tested / clips[:, None]).mean(0))
+    if (units := np.count_nonzero(share)) < LEAST_UNITS:
         return f"a verdict needs tests of {LEAST_UNITS} {_plural(kind)}, and {units} were tested"
+    if clips.mean() < LEAST_CLIPS:
+        return f"a verdict needs tests of {LEAST_CLIPS} clips, and a seed's has {clips.mean():.0f}"
+    if share.max() > LARGEST:
+        most = f"over {100 * LARGEST:.0f} % of the test clips; one has {100 * share.max():.0f} %"
+        return f"a verdict needs {_plural(kind)} none of which has {most}"
     return None
 
 
