@@ -276,6 +276,11 @@ def test_all_draws_diverge(store, tmp_path, mlemiss):
         "tune", "--store", store, *QUICK, "--fusion", "outer", "--space", "dim=4096", "--out", tmp_path / "n"
     )
     assert none.returncode == 2 and "the outer product" in none.stderr and not (tmp_path / "n").exists()
+    fixed = [f"{name}={value}" for name, value in {"lr": 0.01, "hide": 0.0, "complete_share": 0.5}.items()]
+    fixed += ["weight_decay=0", "dropout=0", "hidden=8", "dim=4"]
+    spaces = [part for text in fixed for part in ("--space", text)]
+    point = mlemiss("tune", "--store", store, "--method", "mle", *QUICK, *spaces, "--out", tmp_path / "n")
+    assert point.returncode == 2 and "the space is one point" in point.stderr and not (tmp_path / "n").exists()
 
 
 @pytest.mark.slow

@@ -64,7 +64,8 @@ def tune(
         The document of tuned.json.
 
     Raises:
-        InputError: a store of media, another run's folder, no row can be trained, or no time for a draw of each.
+        InputError: a store of media, another run's folder, a space of one point, no row can be trained, or no time for
+            a draw of each.
     """
     check_stores(stores, settings, None)
     keep_freed_memory()
@@ -74,7 +75,9 @@ def tune(
     def planned(count: int) -> GridPlan:
         return plan_grid(stores, grid, lambda cell: space.settings(settings, registry.load(cell.method).rates, count))
 
-    planned(draws)
+    drawn = list(_rows(planned(draws)).values())
+    if draws > 1 and drawn and all(cell.settings == cells[0].settings for cells in drawn for cell in cells):
+        raise InputError("the space is one point, so that all draws are the same.\nGive a --space with a range.")
     if (out / TUNED).exists() and not (out / RESULTS).exists():
         raise InputError(
             f"{out} holds {TUNED}, and no {RESULTS} of its draws.\nName another folder with --out, or remove it."
@@ -114,7 +117,8 @@ def _announce(stores: Sequence[FeatureStore], grid: Grid, space: Space, draws: i
     for store in stores:
         say(f"store {store.path}: {amount(len(store.clip_id), 'clip')}, weights {store.weights.get('name')}")
     ranges = ", ".join(f"{name.replace('_', ' ')} {text}" for name, text in space.describe(grid.rates).items())
-    say(f"device {device}; {amount(draws, 'draw')} of {ranges}; seeds {grid.seeds[0]} to {grid.seeds[-1]}")
+    seeds = f"{amount(len(grid.seeds), 'seed')} from {grid.seeds[0]} on"
+    say(f"device {device}; {amount(draws, 'draw')} of {ranges}; {seeds}")
 
 
 def _train_draws(

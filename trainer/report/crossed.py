@@ -67,7 +67,7 @@ def paired(right: np.ndarray, tested: np.ndarray, group: np.ndarray) -> Estimate
     each = 1 / (S * tested.sum(1))[seed]  # of a test, over all
     layout = Layout(*np.divmod(cells, S), np.bincount(place, each))
     u = np.stack([np.bincount(place, 100 * each * one[seed, clip], len(cells)) for one in right])
-    difference = -_pairs(u.sum(1))
+    difference = _pairs(u.sum(1))
     variance, df = layout.variance(u - u.sum(1)[:, None] * layout.w)
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.where(difference == 0, 0, np.abs(difference) / np.sqrt(variance))
@@ -78,9 +78,9 @@ def paired(right: np.ndarray, tested: np.ndarray, group: np.ndarray) -> Estimate
 
 
 def _pairs(values: np.ndarray) -> np.ndarray:
-    """Return the second of each pair less the first: [K] to [P]."""
+    """Return the first of each pair less the second: [K] to [P]."""
     a, b = np.triu_indices(len(values), 1)
-    return values[b] - values[a]
+    return values[a] - values[b]
 
 
 def _positive(form: np.ndarray) -> float:
