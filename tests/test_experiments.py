@@ -180,6 +180,30 @@ def test_what_goes_on_later_keeps_every_group(store, tmp_path, monkeypatch):
     assert sorted(kept["seeds"]) == sorted(trained) and 1 < len(trained) < 8
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to"), MemoryError()])
+def test_runs_that_memory_does_not_hold_at_once_are_trained_in_halves(store, monkeypatch, error):
+    fit, most, sizes, seen, told = experiments.fit, 2, [], [], []
+    wanted = Grid(["mle"], ["addition"], ["audio:0.5"], seeds=5)
+    whole = run_grid([store], wanted, QUICK, "cpu")
+
+    def in_little_memory(kind, dataset, runs, *args, on_epoch, **options):
+        sizes.append(len(runs))
+        if len(runs) > most:
+            on_epoch(70)
+            raise error
+        return fit(kind, dataset, runs, *args, on_epoch=on_epoch, **options)
+
+    monkeypatch.setattr(experiments, "fit", in_little_memory)
+    parts = run_plan(plan_grid([store], wanted, QUICK), torch.device("cpu"), progress=seen.append, say=told.append)
+    assert sizes == [5, 2, 3, 1, 2] and seen[-1].done == seen[-1].total
+    assert "memory of cpu does not hold 5 runs at once" in told[0] and len(told) == 2
+    for name in ("test_accuracy", "best_epoch", "seeds"):
+        assert parts["results"][0][name] == whole["results"][0][name]
+    most = 0
+    with pytest.raises(InputError, match="does not hold one run of mle"):
+        run_grid([store], wanted, QUICK, "cpu")
+
+
 def test_references_run_once_whatever_the_fusions(store, tmp_path):
     options = {"methods": ["mle", "visual-only"], "fusions": ["outer", "concatenation"], "seeds": 1}
     document = grid([store], tmp_path, **options)

@@ -10,7 +10,7 @@ import shlex
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -21,7 +21,7 @@ import torch
 from ...pipeline import console
 from ...pipeline.console import amount
 from ...pipeline.encoders import resolve_device
-from ...pipeline.errors import InputError
+from ...pipeline.errors import InputError, out_of_memory
 from ...pipeline.stores.masks import TRAIN
 from ...pipeline.stores.store import MEDIA, FeatureStore
 from .. import methods as registry
@@ -38,7 +38,7 @@ from .grid import Cell, Grid, GridPlan, Group, group_runs, notes_on, plan_grid
 from .run_folder import RunFolder, identity
 
 SCHEMA = 1
-MOST_RUNS = {"cpu": 10, "cuda": 64, "mps": 64}  # trained as one batch: on processors more only grows the memory
+MOST_RUNS = {"cpu": 10, "cuda": 256, "mps": 64}  # at once, where memory holds them; more slow a processor
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,10 @@ def run_plan(
         InputError: ``folder`` resumes another kind of run, a checkpoint is of another training, or a loss is not
             finite.
     """
-    for reason, cells in _by_reason(plan.skipped).items():
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for entry in plan.skipped:
+        reasons[entry["reason"]].append(entry["cell"])
+    for reason, cells in reasons.items():
         what = cells[0] if len(cells) == 1 else f"{len(cells)} combinations, such as {cells[0]}"
         say(f"skipped {what}: {reason}")
     for note in notes_on(plan.cells):
@@ -153,18 +156,10 @@ def run_plan(
             dataset = clips.load(device)  # one store's features in memory at a time
             most = 1 if clips.end_to_end else MOST_RUNS[device.type]
             for group in group_runs(cells, dataset.segments, most, chosen):
-                _train(group, dataset, clock, folder, tuning)
+                _train_within_memory(group, dataset, clock, folder, tuning, say)
                 results.keep()
                 clock.check()
     return results.finish(compare=not tuning)
-
-
-def _by_reason(skipped: Sequence[Mapping]) -> dict[str, list[str]]:
-    """Return the skipped cells by reason."""
-    reasons: dict[str, list[str]] = defaultdict(list)
-    for entry in skipped:
-        reasons[entry["reason"]].append(entry["cell"])
-    return reasons
 
 
 @dataclass
@@ -265,6 +260,27 @@ class _Results:
             document["comparisons"] = compare_methods(document["results"], self.folder.path)
             self.folder.write(document)
         return document
+
+
+def _train_within_memory(
+    group: Group, dataset: Dataset, clock: "_Clock", folder: RunFolder | None, tuning: bool, say: Callable[[str], None]
+) -> None:
+    """Train a group, in halves where memory does not hold it. InputError: it does not hold one run."""
+    before, half, device = clock.done, len(group) // 2, dataset.device
+    try:
+        return _train(group, dataset, clock, folder, tuning)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        if not half:
+            what = f"the memory of {device} does not hold one run of {group[0][0].method}"
+            raise InputError(f"{what}.\nTake a smaller --batch-size, or --device cpu.") from error
+    clock.done = before
+    say(f"note: the memory of {device} does not hold {len(group)} runs at once: they are trained in halves")
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # here, as the error held on to what the step had
+    for part in (group[:half], group[half:]):
+        _train_within_memory(part, dataset, clock, folder, tuning, say)
 
 
 def _train(group: Group, dataset: Dataset, clock: "_Clock", folder: RunFolder | None, tuning: bool) -> None:
