@@ -143,9 +143,9 @@ def test_estimator_equals_a_plain_reference(tmp_path, subjects, trainings):
     assert entry["difference"] == pytest.approx(
         100 * np.mean([x[t].mean() - y[t].mean() for x, y, t in zip(a, b, tested, strict=True)])
     )
-    assert entry["interval"] == pytest.approx([difference - half, difference + half], rel=1e-6)
-    assert entry["df"] == pytest.approx(df, rel=1e-6)
-    assert entry["p"] == pytest.approx(2 * stats.t.sf(abs(difference) / variance**0.5, df), rel=1e-5)
+    assert entry["interval"] == pytest.approx([difference - half, difference + half], rel=1e-4)
+    assert entry["df"] == pytest.approx(df, rel=1e-4)
+    assert entry["p"] == pytest.approx(2 * stats.t.sf(abs(difference) / variance**0.5, df), rel=1e-3)
     assert (entry["units"], entry["n_units"]) == ("subject", subjects) and entry["seeds"] == list(range(S))
     assert (entry["a"], entry["b"]) == ({"method": "A", "fusion": "addition"}, {"method": "B", "fusion": "addition"})
     assert entry["p_holm"] == entry["p"] and entry["verdict"] == (entry["p"] <= 0.05)  # the only comparison

@@ -39,6 +39,7 @@ POOLED = (0.8, 0.25)  # standard deviations: of groups, of seeds
 CELLS, SEED = 2000, 0
 LEVEL = 0.95
 FEW = 20  # degrees of freedom; with more, t is the normal distribution within 7 %
+MANY = 400  # groups or cells, whose eigenvalues take long; the correction is for few
 GROUP, SEEDS, CELL = range(3)
 
 
@@ -183,7 +184,8 @@ class Layout:
         """Return `_spread` of the sums of squares that make the variance, corrected for unequal weights: step 3."""
         spread, scale = self._spread(combination), np.ones(3)
         for level in levels:
-            if FEW * spread[level, level] > 2 * self._shares[level] ** 2:
+            many = len(self.members[level]) > MANY
+            if not many and FEW * spread[level, level] > 2 * self._shares[level] ** 2:
                 df = 2 * self._shares[level] ** 2 / spread[level, level]
                 scale[level] = np.sqrt(df / self._exact_df(level, combination, df))
         return spread * scale * scale[:, None]
@@ -203,7 +205,7 @@ class Layout:
 
         if too_often(1 / least) >= 0:
             return least
-        return 1 / brentq(too_often, 1e-6, 1 / least, xtol=1e-7) if too_often(1e-6) > 0 else np.inf
+        return 1 / brentq(too_often, 1e-6, 1 / least, xtol=1e-5) if too_often(1e-6) > 0 else np.inf
 
     def _kept(self, squares: np.ndarray) -> np.ndarray:
         """Return whether each pair keeps the variance of groups and of seeds: step 2, bool [2, P]."""
