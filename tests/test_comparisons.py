@@ -145,10 +145,32 @@ def test_estimator_equals_a_plain_reference(tmp_path, subjects, trainings):
     )
     assert entry["interval"] == pytest.approx([difference - half, difference + half], rel=1e-4)
     assert entry["df"] == pytest.approx(df, rel=1e-4)
-    assert entry["p"] == pytest.approx(2 * stats.t.sf(abs(difference) / variance**0.5, df), rel=1e-3)
+    tail = min(df, S - 1)
+    scaled = abs(difference) / half * stats.t.ppf(0.975, tail)
+    assert entry["p"] == pytest.approx(2 * stats.t.sf(scaled, tail), rel=1e-3)
     assert (entry["units"], entry["n_units"]) == ("subject", subjects) and entry["seeds"] == list(range(S))
     assert (entry["a"], entry["b"]) == ({"method": "A", "fusion": "addition"}, {"method": "B", "fusion": "addition"})
     assert entry["p_holm"] == entry["p"] and entry["verdict"] == (entry["p"] <= 0.05)  # the only comparison
+
+
+def test_one_of_thirty_unequal_speakers_does_not_cost_all_degrees_of_freedom():
+    """A level that needs the normal distribution's quantile alone leaves infinitely many, not one."""
+    rng = np.random.default_rng(0)
+    speaker = np.repeat(np.arange(36), [290, *[20] * 35])
+    found = paired(rng.random((12, 5, len(speaker))) < 0.7, np.ones((5, len(speaker)), bool), speaker)
+    assert found.df.min() > 2 and (found.high - found.low).max() < 20
+
+
+@pytest.mark.parametrize("training", [0.0, 0.15])
+def test_few_tables_of_equal_methods_have_a_verdict(training):
+    """Ten methods alike, trainings that vary little: Holm over 45 pairs."""
+    rng, G, S = np.random.default_rng(5), 24, 5
+    speaker, wrong = np.repeat(np.arange(G), 5), 0
+    for _ in range(60):
+        moved = rng.normal(0, training, (10, S, 1)) + rng.normal(0, 1, (10, S, G))[:, :, speaker] * 0.1
+        found = paired(rng.random((10, S, len(speaker))) < 0.7 + moved, np.ones((S, len(speaker)), bool), speaker)
+        wrong += min(holm(found.p)) <= 0.05
+    assert wrong <= 8  # 3 are expected at most
 
 
 def test_pairs_are_those_of_two_rows_alone():
@@ -215,10 +237,10 @@ def test_no_verdict_where_none_can_be_had(tmp_path, split, seeds, speakers, unit
 @pytest.mark.parametrize(
     ("subject", "reason"),
     [
-        ([f"p{min(i // 5, 12)}" for i in range(120)], "none of which has over 30 % of the test clips; one has 50 %"),
-        ([f"p{min(i // 8, 10)}" for i in range(116)], "one has 31 %"),
+        ([f"p{min(i // 5, 12)}" for i in range(120)], "none of which has over 30 % of the test clips; one has 50.0 %"),
+        ([f"p{min(i // 8, 10)}" for i in range(116)], "one has 31.0 %"),
         ([f"p{min(i // 8, 10)}" for i in range(114)], None),  # 30 %
-        ([f"p{i}" for i in range(19)], "needs tests of 20 clips, and a seed's has 19"),
+        ([f"p{i}" for i in range(19)], "needs tests of 20 clips, and one seed's has 19"),
         ([f"p{i}" for i in range(20)], None),
     ],
 )

@@ -191,10 +191,10 @@ def why_none(tested: np.ndarray, kind: str, unit: np.ndarray | None) -> str | No
     share = np.bincount(place, (tested / clips[:, None]).mean(0))
     if (units := np.count_nonzero(share)) < LEAST_UNITS:
         return f"a verdict needs tests of {LEAST_UNITS} {_plural(kind)}, and {units} were tested"
-    if clips.mean() < LEAST_CLIPS:
-        return f"a verdict needs tests of {LEAST_CLIPS} clips, and a seed's has {clips.mean():.0f}"
-    if share.max() > LARGEST:
-        most = f"over {100 * LARGEST:.0f} % of the test clips; one has {100 * share.max():.0f} %"
+    if clips.min() < LEAST_CLIPS:
+        return f"a verdict needs tests of {LEAST_CLIPS} clips, and one seed's has {clips.min()}"
+    if share.max() > LARGEST + 1e-9:
+        most = f"over {100 * LARGEST:.0f} % of the test clips; one has {100 * share.max():.1f} %"
         return f"a verdict needs {_plural(kind)} none of which has {most}"
     return None
 

@@ -19,7 +19,8 @@ the bias that this has with few seeds or with tests that hardly overlap:
 3. Degrees of freedom by Satterthwaite: 2 V^2 over the variance of V at the estimated variances. Student's t gives the
    interval and p. Groups or cells of unequal weight would have too few, as their V is far from a multiple of chi^2: the
    part of its variance that comes from such a level is made smaller, until t has its exact 95 % quantile where this
-   level alone varies (Imhof, 1961).
+   level alone varies (Imhof, 1961). p is 0.05 where the interval ends at 0; below, it has the tail of t with S - 1
+   degrees at most: after step 2, p of 0.001 would come up several times too often, and Holm's correction is by these.
 
 More than CELLS / S groups are dealt at random into that many, which costs nothing but degrees of freedom beyond them.
 A trial of simulations chose POOLED; `benchmarks/null_comparisons.py` shows what holds.
@@ -39,6 +40,7 @@ POOLED = (0.8, 0.25)  # standard deviations: of groups, of seeds
 CELLS, SEED = 2000, 0
 LEVEL = 0.95
 FEW = 20  # degrees of freedom; with more, t is the normal distribution within 7 %
+MOST = 1e6  # degrees of freedom
 MANY = 400  # groups or cells, whose eigenvalues take long; the correction is for few
 GROUP, SEEDS, CELL = range(3)
 
@@ -70,11 +72,12 @@ def paired(right: np.ndarray, tested: np.ndarray, group: np.ndarray) -> Estimate
     u = np.stack([np.bincount(place, 100 * each * one[seed, clip], len(cells)) for one in right])
     difference = _pairs(u.sum(1))
     variance, df = layout.variance(u - u.sum(1)[:, None] * layout.w)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t = np.where(difference == 0, 0, np.abs(difference) / np.sqrt(variance))
     half = stdtrit(df, (1 + LEVEL) / 2) * np.sqrt(variance)
+    tail = np.minimum(df, max(S - 1, 1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = np.where(difference == 0, 0, np.abs(difference) / half) * stdtrit(tail, (1 + LEVEL) / 2)
     known = np.where(len(names) > 1 and S > 1, 1.0, np.nan)
-    found = (difference - half, difference + half, 2 * stdtr(df, -t), df)
+    found = (difference - half, difference + half, 2 * stdtr(tail, -t), df)
     return Estimates(difference, *(known * values for values in found))
 
 
@@ -177,8 +180,9 @@ class Layout:
             v = np.maximum(solution @ squares[:, here], 0)
             variance[here] = self._shares @ v
             spread = np.einsum("jp,kp,jk->p", v, v, self._spread_of_variance(levels, self._shares @ solution))
-            df[here] = 2 * variance[here] ** 2 / np.where(spread > 0, spread, np.inf)
-        return variance, np.maximum(df, 1)
+            most = np.where(variance[here] > 0, MOST, 1)  # where a level alone has the normal distribution's quantile
+            df[here] = np.where(spread > 0, 2 * variance[here] ** 2 / np.where(spread > 0, spread, 1), most)
+        return variance, np.clip(df, 1, MOST)
 
     def _spread_of_variance(self, levels: tuple[int, ...], combination: np.ndarray) -> np.ndarray:
         """Return `_spread` of the sums of squares that make the variance, corrected for unequal weights: step 3."""
