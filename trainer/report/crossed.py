@@ -40,7 +40,7 @@ POOLED = (0.8, 0.25)  # standard deviations: of groups, of seeds
 CELLS, SEED = 2000, 0
 LEVEL = 0.95
 FEW = 20  # degrees of freedom; with more, t is the normal distribution within 7 %
-MOST = 1e6  # degrees of freedom
+MOST = 1e6  # degrees of freedom: t is the normal distribution
 MANY = 400  # groups or cells, whose eigenvalues take long; the correction is for few
 GROUP, SEEDS, CELL = range(3)
 
@@ -180,17 +180,20 @@ class Layout:
             v = np.maximum(solution @ squares[:, here], 0)
             variance[here] = self._shares @ v
             spread = np.einsum("jp,kp,jk->p", v, v, self._spread_of_variance(levels, self._shares @ solution))
-            most = np.where(variance[here] > 0, MOST, 1)  # where a level alone has the normal distribution's quantile
-            df[here] = np.where(spread > 0, 2 * variance[here] ** 2 / np.where(spread > 0, spread, 1), most)
+            with np.errstate(divide="ignore", invalid="ignore"):  # no spread: no variance, or t needs no correction
+                df[here] = np.nan_to_num(2 * variance[here] ** 2 / spread, nan=1, posinf=MOST)
         return variance, np.clip(df, 1, MOST)
 
     def _spread_of_variance(self, levels: tuple[int, ...], combination: np.ndarray) -> np.ndarray:
-        """Return `_spread` of the sums of squares that make the variance, corrected for unequal weights: step 3."""
+        """Return `_spread` of the sums of squares that make the variance, corrected for unequal weights: step 3.
+
+        The spread is quadratic in the variances: a level counts by the root, in its products with others too.
+        """
         spread, scale = self._spread(combination), np.ones(3)
         for level in levels:
-            many = len(self.members[level]) > MANY
-            if not many and FEW * spread[level, level] > 2 * self._shares[level] ** 2:
+            with np.errstate(divide="ignore"):
                 df = 2 * self._shares[level] ** 2 / spread[level, level]
+            if df < FEW and len(self.members[level]) <= MANY:
                 scale[level] = np.sqrt(df / self._exact_df(level, combination, df))
         return spread * scale * scale[:, None]
 
