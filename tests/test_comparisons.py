@@ -13,7 +13,8 @@ from mlemiss.pipeline.importing.sources import Map
 from mlemiss.pipeline.stores.masks import TRAIN
 from mlemiss.pipeline.stores.store import FeatureStore
 from mlemiss.trainer.evaluate import mean_interval
-from mlemiss.trainer.report.comparisons import compare_methods, holm
+from mlemiss.trainer.report import crossed
+from mlemiss.trainer.report.comparisons import compare_methods, holm, why_none
 from mlemiss.trainer.report.crossed import paired
 from mlemiss.trainer.report.report import render_report
 from mlemiss.trainer.report.runs import load_runs
@@ -127,7 +128,9 @@ def exact_df(form, covariance, least):
     return np.inf if too_often(1e6) <= 0 else brentq(too_often, least, 1e6)
 
 
-@pytest.mark.parametrize(("subjects", "trainings"), [(12, 0.0), (12, 0.3), (14, 0.15), (11, 0.0)])
+@pytest.mark.parametrize(
+    ("subjects", "trainings"), [(12, 0.0), (12, 0.05), (12, 0.3), (14, 0.15), (11, 0.0), (10, 0.0), (13, 0.0)]
+)
 def test_estimator_equals_a_plain_reference(tmp_path, subjects, trainings):
     rng = np.random.default_rng(3)
     S, n = 6, 90
@@ -171,6 +174,19 @@ def test_few_tables_of_equal_methods_have_a_verdict(training):
         found = paired(rng.random((10, S, len(speaker))) < 0.7 + moved, np.ones((S, len(speaker)), bool), speaker)
         wrong += min(holm(found.p)) <= 0.05
     assert wrong <= 8  # 3 are expected at most
+
+
+def test_many_units_are_dealt_into_fewer(monkeypatch):
+    """4000 cells of 1 clip: as many sums as 2000 hold, evenly, with nearly the same interval."""
+    rng = np.random.default_rng(1)
+    right, tested, unit = rng.random((6, 5, 800)) < 0.7, np.ones((5, 800), bool), np.arange(800)
+    dealt = paired(right, tested, unit)
+    assert np.bincount(crossed._dealt(800, 5)).tolist() == [2] * 400
+    monkeypatch.setattr(crossed, "CELLS", 4000)
+    assert np.bincount(crossed._dealt(800, 5)).tolist() == [1] * 800
+    whole = paired(right, tested, unit)
+    assert dealt.difference == pytest.approx(whole.difference, abs=1e-9)
+    assert ((dealt.high - dealt.low) / (whole.high - whole.low)).tolist() == pytest.approx([1] * 15, abs=0.25)
 
 
 def test_pairs_are_those_of_two_rows_alone():
@@ -252,6 +268,15 @@ def test_no_verdict_where_the_interval_would_cover_too_much(tmp_path, subject, r
     assert (entry["verdict"], entry["reason"]) == (True, None) if reason is None else reason in entry["reason"]
 
 
+def test_the_largest_unit_is_by_its_share_of_each_test():
+    """Of 4 tests of 40 clips one speaker has a half, of the fifth, of 400, a hundredth: 40 %, not 15 % of all clips."""
+    speaker = np.repeat(np.arange(21), 40)
+    tested = np.zeros((5, len(speaker)), bool)
+    tested[:4, :20], tested[:4, 40::40] = True, True
+    tested[4, 36:436] = True
+    assert "one has 40.2 %" in why_none(tested, "subject", speaker)
+
+
 def test_pairs_of_different_seeds_are_compared_over_the_common_ones(tmp_path):
     rng = np.random.default_rng(8)
     right, subject = rng.random((3, 8, 90)) < 0.7, [f"p{i % 15}" for i in range(90)]
@@ -280,7 +305,22 @@ def test_a_large_difference_is_found_and_none_where_there_is_none(tmp_path):
         assert entry["p_holm"] < 0.001 and 25 < entry["difference"] < 36
         assert 15 < entry["interval"][0] < entry["difference"] < entry["interval"][1] < 45
     same = compare_methods([result(tmp_path / "s", m, good, subject) for m in "AB"], tmp_path / "s")[0]
-    assert (same["difference"], same["interval"], same["p"]) == (0, [0, 0], 1)
+    assert (same["difference"], same["interval"], same["verdict"]) == (0, [0, 0], None)
+    assert "10 clips that only one of the two is right on" in same["reason"]
+
+
+@pytest.mark.parametrize(("apart", "told"), [(9, False), (10, True)])
+def test_no_verdict_where_methods_differ_on_few_clips(tmp_path, apart, told):
+    """Each in some test alone; a clip counts once."""
+    right = np.ones((5, 60), bool)
+    one = right.copy()
+    one[np.arange(apart) % 5, np.arange(apart)] = False
+    one[:, 0] = False
+    (entry,) = compare_methods(
+        [result(tmp_path, m, x, [f"p{i % 12}" for i in range(60)]) for m, x in (("A", right), ("B", one))], tmp_path
+    )
+    assert (entry["verdict"] is not None, entry["p"] is not None, entry["reason"] is None) == (told, told, told)
+    assert entry["interval"][0] < entry["difference"] < entry["interval"][1]
 
 
 def test_holm():
