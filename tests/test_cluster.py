@@ -247,6 +247,11 @@ def task_of(row: int, to: Output) -> Task:
     return Task(str(row), (row,), to.work, to.work / "x", (to,), None, DEFAULT_LIMITS, Source(str(row)))
 
 
+@pytest.mark.parametrize(("device", "gpu"), [("cpu", False), ("mps", False), ("cuda", True), ("cuda:1", True)])
+def test_networks_of_any_cuda_device_run_on_workers_with_gpus(tmp_path, device, gpu):
+    assert extract.wants_gpu([task_of(0, output(tmp_path, device))]) == gpu
+
+
 def schedule(tasks: list[Task], fatal: set[int]) -> cluster._Schedule:
     """Of these suspects, the fatal ones take their workers down again."""
     made = cluster._Schedule(None, suspects=tasks)

@@ -62,7 +62,7 @@ class Decoded:
 
 def wants_gpu(tasks: Sequence[Task]) -> bool:
     """Return whether some task's CNNs are to run on a GPU."""
-    return any(output.device == "cuda" for task in tasks for output in task.outputs)
+    return any(output.device.startswith("cuda") for task in tasks for output in task.outputs)
 
 
 def process(task: Task) -> Outcome:
