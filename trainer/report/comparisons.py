@@ -20,7 +20,7 @@ is about other speakers like these and other trainings (seeds: split, masks, ini
    only one of the two is right on in some test, or with a unit that has over LARGEST of the tests, there is no p and no
    verdict (None), ``reason`` says why, and the interval covers less or more than it says; with one seed or one unit
    there is none. In simulations, 4 seeds call up to 7 % of equal methods different and 3 seeds up to 9 %; 4 to 8
-   speakers up to 11 %; with 6 clips in a test, or with most of them one speaker's, the interval covers 98 to 99.9 %;
+   speakers up to 11 %; with 6 clips in a test, or with most of them one speaker's, the interval covers up to 99.5 %;
    where methods have over 98 % on tests of 20 clips, 68 to 100 %.
 
 Shapes: S seeds, C classes, K methods of one setting, P = K (K - 1) / 2 pairs.
