@@ -4,8 +4,9 @@ A setting is one dataset, store and its revision, features, split, given files, 
 and hyper-parameters. Of hyper-parameters only the marginal may differ: it is a choice of the method. Tuned ones, each
 method's own, are those of one tuning, with as many draws for each. A difference
 **holds** where it is too large to come from which speakers were tested, which clips, and how the trainings turned out:
-where two methods are equal on average over speakers and trainings, at most 5 in 100 tables have one that "holds". So it
-is about other speakers like these and other trainings (seeds: split, masks, initial weights), on this dataset. Exactly:
+where methods are equal on average over speakers and trainings, about 5 in 100 tables have one that "holds" (up to 8 in
+simulations where trainings vary far more than speakers). So it is about other speakers like these and other trainings
+(seeds: split, masks, initial weights), on this dataset. Exactly:
 
 1. A pair is compared over its common seeds: those that both methods have, with the same test clips.
 2. ``difference`` is the mean over these seeds of the difference in accuracy, in percentage points.
