@@ -147,9 +147,8 @@ class Case:
             right = self._outcomes(tested, self.thresholds[[1] * TABLE])
             found = paired(right[:, :, kept], tested[:, kept], self.unit[kept]).p.tolist()
             alike = [why_alike(a, b) for a, b in itertools.combinations(right, 2)]
-            wrong += (
-                min(holm([p for p, why in zip(found, alike, strict=True) if why is None]), default=1) <= SIGNIFICANT
-            )
+            adjusted = holm([p for p, why in zip(found, alike, strict=True) if why is None])
+            wrong += min(adjusted, default=1) <= SIGNIFICANT
         return wrong / number
 
 

@@ -13,8 +13,8 @@ simulations where trainings vary far more than speakers). So it is about other s
 3. The unit is the group under a split by a group (``subject`` or another column), never the clip. Under a split by clip
    it is the speaker (``subject``) where at least LEAST_UNITS were tested, a clip without one being a unit of its own,
    else the clip: then nothing is said of other speakers. Under a given split it is the speaker where any is known.
-4. ``interval`` (95 %) and ``p`` are Student's t with ``df`` degrees of freedom, from variance components of units,
-   trainings and what is left: `crossed` has the estimator.
+4. ``interval`` (95 %) is Student's t with ``df`` degrees of freedom, from variance components of units, trainings and
+   what is left. ``p`` is 0.05 where it ends at 0; below, it has the tail of t with S - 1 degrees: `crossed` says why.
 5. ``p_holm``: Holm's step-down correction over all comparisons of one table that have a p: all of a setting but the
    missing spec in training and the seeds. ``verdict``: whether p_holm is at most 0.05.
 6. With fewer than LEAST_SEEDS common seeds, LEAST_UNITS units, LEAST_CLIPS clips in a test or LEAST_APART clips that

@@ -124,7 +124,7 @@ class Section:
 
 
 def by_clip_text(compared: Sequence[dict]) -> str:
-    """Say what a split by clip does to speakers; only comparisons that resampled speakers know of them."""
+    """Say what a split by clip does to speakers; only comparisons by speaker know of them."""
     if any(entry["units"] == "subject" for entry in compared):
         return "training and test clips share speakers"
     return "clips of one speaker may be in both training and test"
