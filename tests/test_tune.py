@@ -18,6 +18,7 @@ from mlemiss.trainer.settings import Rate, Settings
 
 from .feature_stores import write_store
 
+TWO = ("lr", "weight_decay")
 QUICK = ["--epochs", 2, "--missing", "audio:0.5,visual:0.5", "--seeds", 1]
 
 
@@ -37,6 +38,12 @@ def test_draws_are_those_of_their_number_and_setting():
     assert 8 <= sum(one.hide == 0 for one in more) <= 32  # half of the draws leave it as it is
     lr = np.log([one.lr for one in more])
     assert abs(lr.mean() - np.log(3e-3)) < 0.5  # even in the logarithm
+    lr, decay = (np.log([getattr(one, name) for one in space.settings(Settings(), {}, 41)[1:]]) for name in TWO)
+    assert abs(np.corrcoef(lr, decay)[0, 1]) < 0.5  # each setting is drawn by itself
+    gates = [one.own["gate"] for one in space.settings(Settings(), rates, 40)[1:]]
+    assert 0.005 < np.median(gates) < 0.02  # a method's own, too
+    narrowed = [one.lr for one in parse_space(["lr=1e-6..1"], {}).settings(Settings(), {}, 40)[1:]]
+    assert 1e-4 < np.median(narrowed) < 1e-2
 
 
 def test_a_space_of_ones_own():
@@ -80,8 +87,8 @@ def test_narrow_ranges_are_kept():
     ("text", "why"),
     [
         ("lr=2..1", "holds no valid draw: 2 is more than 1"),
-        ("lr=-1..1", "lr -1 is out of range"),
-        ("dropout=0..2", "dropout 2.0 is out of range"),
+        ("lr=-1..1", "--space lr=-1..1: lr -1 is out of range"),
+        ("dropout=0..2", "--space dropout=0..2: dropout 2.0 is out of range"),
         ("hidden=1..64", "Name them: hidden=1|64"),
         ("hidden=6.5", "expected hidden=LOW..HIGH"),
         ("lr", "expected lr=LOW..HIGH"),
@@ -239,6 +246,33 @@ def test_a_draw_that_diverges_late_has_lost_too(best_epoch, accuracies, diverged
     assert tune._validation(cell) == (0 if diverged else (80 + accuracies[best_epoch - 1]) / 2)
 
 
+def test_a_bad_draw_is_chosen_before_one_that_diverged_and_the_first_of_equals():
+    def draw(best_epoch, accuracy):
+        return SimpleNamespace(results={0: SimpleNamespace(best_epoch=best_epoch, val_accuracy=[accuracy])})
+
+    assert tune._best([draw(0, 0.0), draw(1, 0.0), draw(1, 0.0)]) == 1
+    assert tune._best([draw(1, 50.0), draw(1, 60.0), draw(1, 60.0)]) == 1
+
+
+@pytest.mark.slow
+def test_what_a_budget_cuts_is_judged_on_the_draws_of_all_rows(store, tmp_path, monkeypatch):
+    real, calls = tune.run_plan, []
+
+    def cut(plan, *args, **other):
+        """Leave the second draw of one row out, as if the time were over then."""
+        calls.append(plan)
+        real(plan, *args, **other)
+        if len(calls) == 2:
+            [cell for cell in plan.cells if cell.method == "mle"][1].results.clear()
+
+    monkeypatch.setattr(tune, "run_plan", cut)
+    grid = Grid(["mle", "zp"], missing=["audio:0.5"], seeds=[1000])
+    settings = Settings(epochs=1)
+    document = tune.tune([FeatureStore.open(store)], tmp_path / "t", grid, settings, Space(), 4, "cpu", hours=1)
+    assert len(calls) == 2 and document["draws"] == 1
+    assert [len(row["validation"]) for row in document["rows"]] == [1, 1]
+
+
 def test_two_groups_to_split_by_are_told(tmp_path):
     store = write_store(tmp_path)
     store.columns = {
@@ -300,7 +334,23 @@ def test_what_is_not_the_same_row(tuned, store, tmp_path, mlemiss):
     skipped = mlemiss(*how, "--tuned", tmp_path / "t", "--out", tmp_path / "r")
     assert skipped.returncode == 2 and "has tuned nothing for toy toy mle addition audio:0.5" in skipped.stderr
     fewer = mlemiss("tune", "--store", store, "--method", "mle", *QUICK, "--draws", 2, "--out", tmp_path / "t")
-    assert fewer.returncode == 0 and "4 rows chosen earlier are not of this command" in fewer.stderr
+    assert fewer.returncode == 0, fewer.stderr
+    assert "is replaced: it was chosen among 4 draws of each row; 4 rows of it are not of this command" in fewer.stderr
+
+
+@pytest.mark.slow
+def test_the_choice_of_an_earlier_command_is_refused_until_the_later_one_has_ended(tuned, store, tmp_path, mlemiss):
+    shutil.copytree(tuned, tmp_path / "t")
+    how = ["train", "--store", store, "--method", "mle", "--missing", "audio:0.5", "--seeds", 1, "--tuned"]
+    later = ["tune", "--store", store, "--method", "mle", *QUICK, "--space", "lr=1e-4..1e-3", "--draws", 2]
+    short = mlemiss(*later, "--budget", 1e-9, "--out", tmp_path / "t")
+    assert short.returncode == 2 and "tuned.json is still of an earlier command" in short.stderr
+    refused = mlemiss(*how, tmp_path / "t", "--out", tmp_path / "r")
+    assert refused.returncode == 2 and "whose tuning has not ended" in refused.stderr and "--draws 4" in refused.stderr
+    ended = mlemiss(*later, "--out", tmp_path / "t")
+    assert ended.returncode == 0 and "tuned.json is replaced" in ended.stderr
+    taken = mlemiss(*how, tmp_path / "t", "--out", tmp_path / "r")
+    assert taken.returncode == 0 and "chosen among 2 draws" in taken.stderr
 
 
 def test_two_tunings_are_two_tables():

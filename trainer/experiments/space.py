@@ -145,9 +145,12 @@ def _parse_range(text: str, name: str, given: str) -> Range:
         raise InputError(f"--space {text}: expected {name}=LOW..HIGH, {name}=V1|V2 or {name}=VALUE.")
     for value in numbers:
         if name in COMMON:
-            Settings(**{name: value})
+            try:
+                Settings(**{name: value})
+            except InputError as error:
+                raise InputError(f"--space {text}: {error}") from None
         elif not 0 <= value < math.inf:
-            raise InputError(f"{name} {value} is out of range: expected 0 or more.")
+            raise InputError(f"--space {text}: {name} {value} is out of range: expected 0 or more.")
     if separator == "|":
         return Range(values=numbers)
     low, high = numbers

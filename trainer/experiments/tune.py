@@ -2,12 +2,15 @@
 
 A row is one method, fusion, missing spec, split and store. Every row gets the same number of draws, and the draw with
 the highest mean validation accuracy over the tuning seeds wins; of equals the first, the defaults above all. The tuning
-seeds are never reported: the reported seeds draw other splits, masks and initial weights. Test clips choose nothing.
+seeds are never reported: the reported seeds draw other splits, masks and initial weights. No seed's test clips choose
+its settings or its epoch; of drawn splits, a clip that one seed tests may have been another's validation clip.
 """
 
+import hashlib
+import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +24,7 @@ from rich.table import Table
 from ...pipeline.console import amount, plain, say
 from ...pipeline.encoders import keep_freed_memory, resolve_device
 from ...pipeline.errors import InputError
-from ...pipeline.files import write_json
+from ...pipeline.files import whole_file, write_json
 from ...pipeline.stores.claim import only_one
 from ...pipeline.stores.store import FeatureStore
 from .. import methods as registry
@@ -29,7 +32,7 @@ from ..report.draws import settings_text, write_draws
 from ..settings import Settings
 from .experiments import check_stores, command_line, describe_cell, run_plan, shown_progress
 from .grid import Cell, Grid, GridPlan, plan_grid
-from .run_folder import RESULTS, RunFolder
+from .run_folder import RESULTS, RunFolder, identity
 from .space import Space
 from .tuned import DRAWS, ROW, TUNED, Tuned
 
@@ -84,13 +87,15 @@ def tune(
         )
     RunFolder(out, exhibit=EXHIBIT).recorded()
     out.mkdir(parents=True, exist_ok=True)  # what cannot be planned, or is another run's, is told before this
-    (out / DRAWS).touch()
+    asked = _digest(drawn)
     with only_one(out / ".lock", str(out)):
+        with whole_file(out / DRAWS, "w") as file:
+            file.write(asked)
         plan, done = _train_draws(planned, draws, out, where, hours)
         rows = _rows(plan)
         _check_whole(rows, done, hours, out)
-        document = _document(rows, plan, grid, space, done)
-        _tell_what_leaves(out, document)
+        document = _document(rows, plan, grid, space, done) | {"asked": asked}
+        _tell_what_is_replaced(out, document)
         write_json(out / TUNED, document)
         write_draws(document, out / PAGE)
     return document
@@ -131,7 +136,7 @@ def _train_draws(
     for count in dict.fromkeys(min(step, draws) for step in steps):
         plan = planned(count)
         if hours is not None:
-            say(f"draws {whole + 1} to {count} of {draws}")
+            say(f"draws to {count} of {draws}")
         left = None if deadline is None else max(deadline - time.monotonic(), 0) / 3600
         tell = (lambda line: None) if whole else say  # what is skipped or finished, once
         with shown_progress("tune") as report:
@@ -169,14 +174,26 @@ def _validation(cell: Cell) -> float:
     return float(np.mean([result.val_accuracy[result.best_epoch - 1] for result in cell.results.values()]))
 
 
-def _tell_what_leaves(out: Path, document: Mapping) -> None:
-    """Say which rows of an earlier command the new document lacks."""
-    if not (out / TUNED).exists():
-        return
-    with suppress(InputError):
-        here = {tuple(row[name] for name in ROW) for row in document["rows"]}
-        if gone := Tuned(out).rows.keys() - here:
-            say(f"{amount(len(gone), 'row')} chosen earlier are not of this command and leave {out / TUNED}")
+def _best(cells: Sequence[Cell]) -> int:
+    """Return the place of the draw that has won: of equals the first, but before all that diverged."""
+    return max(range(len(cells)), key=lambda j: (not _diverged(cells[j]), _validation(cells[j]), -j))
+
+
+def _digest(rows: Iterable[Sequence[Cell]]) -> str:
+    """Return a hash of all that is to be trained, by which a choice and a tuning that has not ended are told apart."""
+    cells = sorted(identity(describe_cell(cell)) for cells in rows for cell in cells)
+    return hashlib.sha256(json.dumps(cells).encode()).hexdigest()[:16]
+
+
+def _tell_what_is_replaced(out: Path, document: Mapping) -> None:
+    """Say that the choice of another command goes, and which of its rows the new one lacks."""
+    with suppress(InputError, OSError):
+        before = Tuned(out, ended=False)
+        if before.document.get("asked") == document["asked"]:
+            return
+        gone = before.rows.keys() - {tuple(row[name] for name in ROW) for row in document["rows"]}
+        also = f"; {amount(len(gone), 'row')} of it are not of this command" * bool(gone)
+        say(f"{out / TUNED} is replaced: it was chosen among {amount(before.facts['draws'], 'draw')} of each row{also}")
 
 
 def _document(rows: Mapping[str, list[Cell]], plan: GridPlan, grid: Grid, space: Space, draws: int) -> dict:
@@ -184,7 +201,7 @@ def _document(rows: Mapping[str, list[Cell]], plan: GridPlan, grid: Grid, space:
     chosen = []
     for cells in rows.values():
         validation = [_validation(cell) for cell in cells[:draws]]
-        best = max(range(len(validation)), key=lambda j: (not _diverged(cells[j]), validation[j], -j))
+        best = _best(cells[:draws])
         described = describe_cell(cells[best])
         row = {name: described[name] for name in (*ROW, "revision", "given", "synthetic")}
         row["missing_test"] = cells[best].missing_test.name

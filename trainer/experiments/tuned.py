@@ -19,10 +19,11 @@ ROW = ("dataset", "features", "store", "method", "fusion", "missing", "missing_t
 class Tuned:
     """What an earlier `mlemiss tune` chose.
 
-    path: its folder. InputError: it holds no choice, or a file that cannot be read as one.
+    path: its folder. ended: refuse a choice that a later command there, which has not ended, would replace.
+    InputError: the folder holds no choice, or a file that cannot be read as one.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, *, ended: bool = True):
         self.path = path
         try:
             self.document = json.loads((path / TUNED).read_text(encoding="utf-8"))
@@ -40,6 +41,17 @@ class Tuned:
             raise InputError(f"no {TUNED} in {path}.\nName the folder of a `mlemiss tune` that has ended.") from None
         except (ValueError, KeyError, TypeError, IndexError):
             raise InputError(f"{path / TUNED} cannot be read as what `mlemiss tune` chose.\nRun it again.") from None
+        if ended and self._later(path / DRAWS):
+            raise InputError(
+                f"{path / TUNED} is of an earlier command than the draws in {path}, whose tuning has not ended.\n"
+                f"Run the later command again to end it, or the earlier one, whose draws are kept: "
+                f"{self.document.get('command')}"
+            )
+
+    def _later(self, marker: Path) -> bool:
+        """Tell whether a later command has begun in the folder, and has not ended."""
+        begun = marker.read_text(encoding="utf-8").strip() if marker.is_file() else ""
+        return bool(begun) and begun != self.document.get("asked")
 
     @property
     def text(self) -> str:
