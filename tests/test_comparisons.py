@@ -13,8 +13,8 @@ from mlemiss.pipeline.importing.sources import Map
 from mlemiss.pipeline.stores.masks import TRAIN
 from mlemiss.pipeline.stores.store import FeatureStore
 from mlemiss.trainer.evaluate import mean_interval
-from mlemiss.trainer.report import crossed
-from mlemiss.trainer.report.comparisons import compare_methods, holm, why_none
+from mlemiss.trainer.report import comparisons, crossed
+from mlemiss.trainer.report.comparisons import compare_methods, holm, read_outcomes, units_of, why_none
 from mlemiss.trainer.report.crossed import paired
 from mlemiss.trainer.report.report import render_report
 from mlemiss.trainer.report.runs import load_runs
@@ -345,6 +345,56 @@ def test_holm_is_over_one_table_and_its_missing_specs(tmp_path):
     assert {e["missing"] for e in entries} == {"audio:0.5", "audio:0.9"}
 
 
+def test_two_single_modalities_are_not_compared(tmp_path):
+    """Nor do they count in Holm's correction."""
+    rng, subject = np.random.default_rng(3), [f"p{i % 12}" for i in range(120)]
+    cells = [
+        result(tmp_path, method, rng.random((5, 120)) < share, subject, reference=":" in method)
+        for method, share in (("only:a", 0.5), ("A", 0.6), ("only:b", 0.6), ("only:c", 0.7))
+    ]
+    entries = compare_methods(cells, tmp_path)
+    assert [(e["a"]["method"], e["b"]["method"]) for e in entries] == [
+        ("only:a", "A"),
+        ("A", "only:b"),
+        ("A", "only:c"),
+    ]
+    assert [e["p_holm"] for e in entries] == holm([e["p"] for e in entries])
+    assert compare_methods([cells[0], cells[2]], tmp_path) == []
+
+
+def test_what_an_earlier_test_found_has_no_verdict():
+    entry = {"p": 0.001, "p_holm": 0.01, "verdict": True, "df": 9.0, "reason": None, "test": comparisons.TEST}
+    assert comparisons.current(entry) is entry
+    for before in (entry | {"test": comparisons.TEST - 1}, {name: entry[name] for name in entry if name != "test"}):
+        old = comparisons.current(before)
+        assert (old["p"], old["p_holm"], old["verdict"]) == (None, None, None) and "earlier version" in old["reason"]
+
+
+def test_units_are_speakers_and_clips_without_one(tmp_path):
+    subject = np.array([f"p{i % 12}" if i < 60 else "" for i in range(70)])
+    cell = result(tmp_path, "A", np.ones((2, 70)), subject)
+    outcomes = read_outcomes(tmp_path / cell["predictions"])
+    whole = np.ones((2, 70), bool)
+    kind, unit = units_of(outcomes, whole, "clip")
+    assert kind == "subject" and len(set(unit)) == 12 + 10
+    few = whole & (np.arange(70) % 12 < 9)  # of nine speakers alone
+    assert units_of(outcomes, few, "clip")[0] == "clip" and units_of(outcomes, few, "given:x")[0] == "subject"
+    assert units_of(outcomes, whole & (subject == ""), "given:x")[0] == "clip"
+    same = [*subject[:60], *[f"c{i}" for i in range(10)]]  # a speaker may be called as a clip is
+    cell = result(tmp_path, "B", np.ones((2, 70)), [*same[:65], *[""] * 5])
+    other = read_outcomes(tmp_path / cell["predictions"])
+    assert len(set(units_of(other, whole, "clip")[1])) == 12 + 5 + 5
+
+
+def test_other_labels_are_other_data(tmp_path):
+    cells = [result(tmp_path, m, np.ones((2, 30)), [""] * 30) for m in "AB"]
+    path = tmp_path / cells[1]["predictions"]
+    with np.load(path) as file:
+        held = dict(file)
+    np.savez(path, **held | {"label": np.roll(held["label"], 1)})
+    assert compare_methods(cells, tmp_path) == []
+
+
 def test_only_the_same_seeds_and_test_clips_are_compared(tmp_path):
     rng = np.random.default_rng(1)
     subject = [f"p{i % 8}" for i in range(40)]
@@ -421,7 +471,7 @@ def test_what_a_run_recorded_stays_where_some_predictions_are_gone(tmp_path):
     for entry in document["comparisons"]:  # an older record: without what tells tables apart
         entry["difference"] = 77.0
         entry |= {"p": 0.001, "p_holm": 0.003}  # by a test that does not hold
-        for name in ("revision", "given", "settings", "verdict", "reason", "df"):
+        for name in ("revision", "given", "settings", "verdict", "reason", "df", "test"):
             del entry[name]
     path.write_text(json.dumps(document))
     entries = load_runs([tmp_path / "run"])[1]

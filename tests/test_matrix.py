@@ -20,7 +20,7 @@ from mlemiss.trainer.experiments.grid import Grid, plan_grid
 from mlemiss.trainer.report.csv_files import export_csv
 from mlemiss.trainer.report.matrix import matrix, matrix_rows, several_tests
 from mlemiss.trainer.report.report import render_report
-from mlemiss.trainer.report.tables import sections
+from mlemiss.trainer.report.tables import sections, worse_text
 
 from .feature_stores import QUICK, grid, predictions, write_store
 
@@ -176,6 +176,22 @@ def test_the_matrix_in_report_and_csv(document, tmp_path):
         assert (row["method"], row["missing"], row["missing_test"]) == (r["method"], r["missing"], test["missing_test"])
         assert row["validation_lacks"] == "none" and float(row["mean"]) == test["mean"]
         assert float(row["nll"]) == pytest.approx(np.mean(test["nll"]))
+
+
+def test_what_is_worse_than_a_single_modality_is_told_test_by_test(document):
+    """Comparisons are of the first test, and so is what holds."""
+    fused = [r for r in document["results"] if (r["method"], r["fusion"]) == ("mle", "addition")]
+    alone = [copy.deepcopy(r) | {"method": "only:audio", "reference": True} for r in fused]
+    for test in (test for r in alone for test in r["tests"][1:]):
+        test["test_accuracy"] = [score + 5 for score in test["test_accuracy"]]
+    document = document | {"results": [*fused, *alone]}
+    (part,) = sections([document])
+    first, *others = worse_text(part)
+    assert first == (
+        "Test clips complete: no fused method is worse than the best single modality (chosen on validation clips)."
+    )
+    assert [line.split(": ")[0] for line in others] == [f"Test clips missing {name}" for name in TESTS[1:]]
+    assert all("worse than the best single" in line and "by 5.0" in line for line in others)
 
 
 def test_tables_of_one_test_have_no_matrix_and_gaps_are_white(document, tmp_path):

@@ -186,7 +186,7 @@ class Results:
                 "rows": [
                     [*row, *(score_text(part.cell(*row, missing)) for missing in part.columns)] for row in part.rows
                 ],
-                "notes": [*part.notes(compared), *worse_text(part, compared), *comparisons_text(compared)],
+                "notes": [*part.notes(), *worse_text(part, compared), *comparisons_text(compared)],
             }
             for part in parts
             for compared in [part.compared(plain(self.document["comparisons"]))]

@@ -32,8 +32,8 @@ from .figures import (
 )
 from .matrix import NOTE, matrix_rows, several_tests
 from .tables import (
+    BY_CLIP,
     Section,
-    by_clip_text,
     column_text,
     comparisons_text,
     grouped_text,
@@ -156,7 +156,7 @@ def render_report(documents: Sequence[dict], comparisons: Sequence[dict] | None 
         "headline": "; ".join(dict.fromkeys(f"{part.data}, {part.of('features')}" for part in parts)),
         "untrained": any(part.untrained for part in parts),
         "beside_the_paper": [_beside_the_paper(d["compared"]) for d in documents if d.get("compared")],
-        "facts": _facts(documents, parts, comparisons),
+        "facts": _facts(documents, parts),
         "sections": [_section(part, part.compared(comparisons)) for part in parts],
         "skipped": grouped_text(skipped),
         "tests_note": NOTE,
@@ -184,11 +184,10 @@ def _beside_the_paper(compared: dict) -> dict:
     }
 
 
-def _facts(documents: Sequence[dict], parts: Sequence[Section], comparisons: Sequence[dict]) -> dict[str, list[str]]:
+def _facts(documents: Sequence[dict], parts: Sequence[Section]) -> dict[str, list[str]]:
     """Return what was run: everything a reader needs to judge or repeat the numbers."""
     results, firsts = [r for part in parts for r in part.results], [part.results[0] for part in parts]
     given = [f for r in results for f in (r.get("given") or {}).items()]
-    by_clip = "({}: this says nothing of new speakers)"
     facts = {
         "Data": [part.data for part in parts],
         "Features": [
@@ -201,9 +200,7 @@ def _facts(documents: Sequence[dict], parts: Sequence[Section], comparisons: Seq
             for name, one in (r.get("joined") or {}).items()
         ],
         "Split": [
-            f"by {part.of('split')}"
-            + (f" {by_clip.format(by_clip_text(part.compared(comparisons)))}" if part.of("split") == "clip" else "")
-            for part in parts
+            f"by {split}" + f" ({BY_CLIP})" * (split == "clip") for split in (part.of("split") for part in parts)
         ],
         "Missing in training": [", ".join(dict.fromkeys(r["missing"] for r in results))],
         "Missing in test": [", ".join(r.get("missing_tests") or [r["missing_test"]]) for r in firsts],
@@ -232,7 +229,7 @@ def _section(part: Section, compared: Sequence[dict]) -> dict:
         "title": part.title,
         "columns": [column_text(missing) for missing in part.columns],
         "methods": _scores(part),
-        "notes": part.notes(compared) + worse_text(part, compared),
+        "notes": part.notes() + worse_text(part, compared),
         "cells": [_cell(part, result) for result in part.results],
         "measures": [
             (measure.name, _scores(part, measure))
@@ -301,19 +298,21 @@ def _comparisons(part: Section, compared: Sequence[dict]) -> dict:
 
 
 def _square(part: Section, missing: str, compared: Sequence[dict]) -> dict:
-    """Return row minus column, for one missing spec; columns are numbered as the rows are."""
+    """Return row minus column, for one missing spec; columns are numbered as the rows are. A ? is without a verdict."""
     cells: dict[tuple, tuple[str, bool]] = {}
-    units = ""
-    for c in compared:
-        if c["missing"] == missing:
-            a, b, units = side_row(c["a"]), side_row(c["b"]), units_text(c)
-            cells[a, b] = signed_text(c["difference"]), bool(c["verdict"])
-            cells[b, a] = signed_text(-c["difference"]), bool(c["verdict"])
+    here = [c for c in compared if c["missing"] == missing]
+    for c in here:
+        a, b, unknown = side_row(c["a"]), side_row(c["b"]), "?" * (c["verdict"] is None)
+        cells[a, b] = signed_text(c["difference"]) + unknown, bool(c["verdict"])
+        cells[b, a] = signed_text(-c["difference"]) + unknown, bool(c["verdict"])
     rows = [row for row in part.rows if any(row in pair for pair in cells)]
     alone = len({fusion for _, fusion in part.rows}) == 1
     names = [method if alone else f"{method}, {fusion}" for method, fusion in rows]
     differences = [[cells.get((row, column), ("", False)) for column in rows] for row in rows]
-    return {"missing": column_text(missing), "units": units, "rows": list(zip(names, differences, strict=True))}
+    told = "; ".join(dict.fromkeys(map(units_text, here))) + "; ? has no verdict" * any(
+        c["verdict"] is None for c in here
+    )
+    return {"missing": column_text(missing), "told": told, "rows": list(zip(names, differences, strict=True))}
 
 
 def _interval_text(interval: Sequence[float] | None) -> str:

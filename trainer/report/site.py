@@ -138,7 +138,7 @@ def _table(number: int, part: Section, comparisons: Sequence[dict]) -> dict:
         "rows": rows,
         "notes": [
             _tested(part),
-            *part.conditions(compared),
+            *part.conditions(),
             *worse_text(part, compared),
             *comparisons_text(compared),
             *_settings_text(part),

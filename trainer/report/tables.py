@@ -19,6 +19,7 @@ from ..evaluate import ACCURACY, Measure
 from .comparisons import current, family_key, family_of, several_marginals, side, units_text
 
 NAMED = 3  # of the combinations that share a reason
+BY_CLIP = "clips of one speaker may be in both training and test, so this says nothing of new speakers"
 NAMED_WORSE = 8  # of a missing spec's methods that are worse than a single modality
 SETTING = ("dataset", "features", "store", "split", "missing_test")  # of results and comparisons
 
@@ -92,19 +93,19 @@ class Section:
         """Return the dataset's name, loud where its clips are drawn ones."""
         return f"{self.of('dataset')} (SYNTHETIC clips)" if self.results[0].get("synthetic") else self.of("dataset")
 
-    def notes(self, compared: Sequence[dict] = (), measure: Measure = ACCURACY) -> list[str]:
-        """Say what must stand beside these numbers; compared: this table's comparisons, which know of speakers."""
+    def notes(self, measure: Measure = ACCURACY) -> list[str]:
+        """Say what must stand beside these numbers."""
         seeds = [len(r["seeds"]) for r in self.results]
         spread = "one seed" if max(seeds) == 1 else f"mean ± standard deviation of {span_text(seeds)} seeds"
         clips = span_text([n for r in self.results for n in r["n_test"]])
-        return [f"{measure.name}, {spread}, {clips} test clips.", *self.conditions(compared)]
+        return [f"{measure.name}, {spread}, {clips} test clips.", *self.conditions()]
 
-    def conditions(self, compared: Sequence[dict] = ()) -> list[str]:
-        """Say under which conditions these numbers hold; arguments as for `notes`."""
+    def conditions(self) -> list[str]:
+        """Say under which conditions these numbers hold."""
         lines = ["RANDOM WEIGHTS: these features come from networks that were never trained."] * self.untrained
         split, lacking_too = self.of("split"), self.of("missing_test")
         if split == "clip":
-            lines.append(f"Split by clip: {by_clip_text(compared)}, so this says nothing of new speakers.")
+            lines.append(f"Split by clip: {BY_CLIP}.")
         elif not split.startswith("given:"):
             lines.append(f"Split by {split}: no {split} is in both training and test clips.")
         files = {(kind, f["file"]): None for r in self.results for kind, f in (r.get("given") or {}).items()}
@@ -121,13 +122,6 @@ class Section:
         if columns := dict.fromkeys(found for one in specs for found in re.findall(r"@([^=+]+)=", one)):
             lines.append(f"What is missing depends on {' and '.join(columns)}, so it is not missing at random.")
         return lines + [f"Validation and test clips lack {lacking_too} too."] * (lacking_too != "none")
-
-
-def by_clip_text(compared: Sequence[dict]) -> str:
-    """Say what a split by clip does to speakers; only comparisons by speaker know of them."""
-    if any(entry["units"] == "subject" for entry in compared):
-        return "training and test clips share speakers"
-    return "clips of one speaker may be in both training and test"
 
 
 def source_text(result: Mapping) -> str:
@@ -286,11 +280,26 @@ def gain(result: Mapping, other: Mapping) -> float | None:
 
 
 def worse_text(section: Section, compared: Sequence[dict] = ()) -> list[str]:
-    """Return one line that says which fused methods are worse than the best single modality, by spec, and by how much.
+    """Return one line a test that says which fused methods are worse than the best single modality, and by how much.
 
-    compared: the section's paired comparisons, of which a difference may hold. No line where there is nothing to say:
-    without a row of a single modality, or without another.
+    compared: the section's paired comparisons, which are of the first test, and of which a difference may hold. No line
+    where there is nothing to say: without a row of a single modality, or without another.
     """
+    tests: dict[str, list[dict]] = {}
+    for r in section.results:
+        for test in r.get("tests", ()):
+            tests.setdefault(test["missing_test"], []).append(r | test)
+    if len(tests) < 2:
+        return _worse(section, compared)
+    return [
+        f"Test clips {column_text(name)}: {line[0].lower()}{line[1:]}"
+        for name, results in tests.items()
+        for line in _worse(Section(tuple(results)), compared if name == section.of("missing_test") else ())
+    ]
+
+
+def _worse(section: Section, compared: Sequence[dict]) -> list[str]:
+    """Return the line of one test; arguments as of `worse_text`."""
     asked, worse, apart = [], [], {}
     for missing in section.columns:
         single = best_single(section, missing)
@@ -376,7 +385,7 @@ def print_results(document: dict, console: Console | None = None) -> None:
         console.print(section.title, style="italic", markup=False, highlight=False)
         for columns in _fitting(section, console.width):
             console.print(results_table(section, columns), markup=False)  # names are text
-        for note in [*section.notes(compared), *worse_text(section, compared), *comparisons_text(compared)]:
+        for note in [*section.notes(), *worse_text(section, compared), *comparisons_text(compared)]:
             console.print(note, markup=False, highlight=False)
 
 
