@@ -225,7 +225,7 @@ def test_bad_rows(rows, change, words):
         ({"lr": "x"}, "lr: expected a number, found 'x'"),
         ({"epochs": 1.5}, "epochs: expected a whole number, found 1.5"),
         ({"own": 3}, "own 3 is no dict"),
-        ({"method": 3}, "unknown method 3"),
+        ({"method": 3}, "method: expected one name, found 3"),
         ({"device": 3}, "unknown device 3"),
         ({"validation_fraction": "x"}, "validation_fraction x is out of range"),
         ({"own": {"magic": 1}}, "mle has no setting magic"),
@@ -233,7 +233,11 @@ def test_bad_rows(rows, change, words):
         ({"seeds": 0}, "at least one seed"),
         ({"seeds": "x"}, "seeds: expected a whole number, found 'x'"),
         ({"seeds": 1.5}, "seeds: expected a whole number, found 1.5"),
+        ({"seeds": True}, "seeds: expected a whole number, found True"),
+        ({"method": ["mle"]}, "method: expected one name"),
+        ({"fusion": ["addition"]}, "fusion: expected one name"),
         ({"device": "tpu"}, "unknown device"),
+        ({"modalities": 5}, "modalities is 5: expected the names of 2 arrays"),
         ({"modalities": ["one"]}, "expected 1: one"),
     ],
 )
@@ -253,6 +257,7 @@ def test_bad_settings(rows, settings, words):
         ({"visual": slice(0, 6), "audio": slice(5, 9)}, "column 5 of X is in visual and in audio"),
         ({"visual": [0, 0]}, "column 0 of X is in visual and in visual: expected it once"),
         (["visual", "audio"], "expected a dict"),
+        ({"visual": 6, "audio": [7, 8]}, "the width of each, or the columns of each"),
     ],
 )
 def test_bad_columns(rows, modalities, words):
@@ -338,6 +343,8 @@ def test_train_keeps_a_run_and_says_what_it_leaves_out(tmp_path):
         ({"out": tmp_path / "run"}, "holds the results of another run"),
         ({"layers": 3}, "unknown setting 'layers'"),
         ({"lr": -1}, "out of range"),
+        ({"out": 5}, "out: expected a path, found 5"),
+        ({"seeds": True}, "seeds True: expected how many"),
         ({"device": "tpu"}, "unknown device"),
         ({"missing": "text:0.5"}, "text:0.5"),
         ({"missing": 0.5}, "expected a text, or several, found 0.5"),
@@ -345,6 +352,37 @@ def test_train_keeps_a_run_and_says_what_it_leaves_out(tmp_path):
     ):
         with pytest.raises(InputError, match=words):
             mlemiss.train(store, **{"missing": "audio:0.5"} | quick | wrong)
+    with pytest.raises(InputError, match="tuned: expected a path, found 5"):
+        mlemiss.train(store, "audio:0.5", tuned=5)
+    for wrong in (None, 5):
+        with pytest.raises(InputError, match=f"expected a store's path or URL, found {wrong}"):
+            mlemiss.open_store(wrong)
+        with pytest.raises(InputError, match=f"report: expected a path, found {wrong}"):
+            results.report(wrong)
+    twice = mlemiss.train([store, store.path, str(store.path)], "audio:0.5", "lb", **quick | {"seeds": [1, 1]})
+    assert [r["seeds"] for r in twice.document["results"]] == [[1]]
+
+
+def test_seeds_of_the_estimator_are_averaged(rows):
+    X, y = rows
+
+    class Drawn(np.random.RandomState):
+        def randint(self, *_):
+            return self.first
+
+    def fitted(first, seeds=1):
+        state = Drawn()
+        state.first = first
+        return MissingModalityClassifier(**QUICK | {"random_state": state, "seeds": seeds}).fit(X, y)
+
+    one, two, both = fitted(7), fitted(8), fitted(7, seeds=2)
+    assert both.validation_accuracy_ == [*one.validation_accuracy_, *two.validation_accuracy_]
+    assert not np.allclose(one.predict_proba(X), two.predict_proba(X), atol=1e-3)
+    mean = (one.predict_proba(X) + two.predict_proba(X)) / 2
+    np.testing.assert_allclose(both.predict_proba(X), mean, atol=1e-4)
+    same, again, other = (MissingModalityClassifier(**QUICK | {"random_state": s}).fit(X, y) for s in (1, 1, 2))
+    assert np.array_equal(same.predict_proba(X), again.predict_proba(X))
+    assert not np.allclose(same.predict_proba(X), other.predict_proba(X), atol=1e-3)
 
 
 def test_a_notebook_shows_a_bar(rows, monkeypatch, capsys):

@@ -480,6 +480,9 @@ def test_validation_clips_of_one_class_choose_nothing(store):
     clips = Clips(store)
     part = np.full(len(store.clip_id), TRAIN, np.int8)
     part[[0, 3]], part[6:9] = VALIDATION, TEST  # classes go 0, 1, 2, 0, …
-    clips.store = SimpleNamespace(path=store.path, split=lambda seed, by: part, missing=store.missing)
-    with pytest.raises(InputError, match="validation clips of one class alone"):
+    clips.store = SimpleNamespace(path=store.path, split=lambda seed, by: part, missing=store.missing, given=None)
+    with pytest.raises(InputError, match=rf"validation clips of {clips.classes[0]} alone(?s:.*)Preprocess more"):
+        draw(clips)
+    clips.store.given = {"splits": {"file": "own.csv"}}
+    with pytest.raises(InputError, match="Correct own"):
         draw(clips)

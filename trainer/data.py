@@ -104,8 +104,7 @@ class Clips:
         self.kept = np.flatnonzero(store.done)
         self.clip_id, self.subject = store.clip_id[self.kept], store.subject[self.kept]
         self.present, self.label = store.present[self.kept], store.label[self.kept]
-        found = len(np.unique(self.label))
-        if found < 2:
+        if (found := len(np.unique(self.label))) < 2:
             few = f"expected clips of at least two classes, found {len(self.label)} clips of {found}"
             raise InputError(f"{store.path}: {few}.\nPreprocess more clips.")
 
@@ -149,9 +148,11 @@ class Clips:
         for value, name in PARTS.items():
             if not (part == value).any():
                 raise InputError(f"{drawn} leaves no {name} clips of {len(part)} usable ones.\nPreprocess more clips.")
-        advice = "Preprocess more clips, or choose another --split."
-        if len(np.unique(self.label[part == VALIDATION])) < 2:
-            raise InputError(f"{drawn} has validation clips of one class alone, which choose no epoch.\n{advice}")
+        given = (self.store.given or {}).get("splits")
+        advice = f"Correct {given['file']}." if given else "Preprocess more clips, or choose another --split."
+        if len(one := np.unique(self.label[part == VALIDATION])) < 2:
+            only = self.classes[one[0]]
+            raise InputError(f"{drawn} has validation clips of {only} alone, which choose no epoch.\n{advice}")
         if len(absent := np.setdiff1d(self.label[part != TRAIN], self.label[part == TRAIN])):
             names = ", ".join(self.classes[c] for c in absent)
             raise InputError(f"{drawn} has held-out clips but no training clip of {names}.\n{advice}")

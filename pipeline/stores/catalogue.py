@@ -370,11 +370,15 @@ def open_features(wanted: Wanted, folder: Place, dataset: str | None = None) -> 
 
 def open_store(text: str | Place) -> FeatureStore:
     """Open one store by its path or URL, or join several: `visual=PATH,audio=PATH`. InputError as `open_features`."""
+    if not isinstance(text, str | Place):
+        raise InputError(f"expected a store's path or URL, found {text!r}.")
     if not MODALITY.fullmatch(str(text)):
         return FeatureStore.open(text)
     wanted, *others = parse_features([str(text)])
     if others or not all(_is_path(name) for _, name in wanted):
-        raise InputError(f"{text}: expected one store's path for each modality, as in visual=A.zarr,audio=B.zarr.")
+        raise InputError(
+            f"{text}: expected for each modality a path that ends in .zarr, or a URL: visual=A.zarr,audio=B.zarr."
+        )
     return open_features(wanted, Path())
 
 

@@ -3,7 +3,7 @@
 Shapes: n rows, M modalities, D features, C classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +15,15 @@ from ...pipeline.stores.masks import TRAIN, VALIDATION, stratified_order
 from ..data import Clips, Dataset, Run, RunSpec
 
 Columns = Mapping[str, np.ndarray]  # of each modality, its columns in the one array that holds all
+
+
+class RowsSpec(RunSpec):
+    """The spec of a run on rows, whose seed is drawn: messages need not name it."""
+
+    @property
+    def name(self) -> str:
+        """Return the run's name for messages."""
+        return "these rows"
 
 
 class ArrayClips(Clips):
@@ -72,7 +81,7 @@ class ArrayClips(Clips):
                 f"of n_samples={n} in X no row is left to train on of class {names}, as {(part == VALIDATION).sum()} "
                 f"validate.\nGive more rows of each class, or lower validation_fraction."
             )
-        return Run(spec, part, self.present, self.modalities, np.ones(n, bool))
+        return Run(RowsSpec(spec.seed), part, self.present, self.modalities, np.ones(n, bool))
 
 
 class ArrayData(Dataset):
@@ -96,6 +105,8 @@ def joined(X: object, names: Sequence[str] | None = None) -> tuple[np.ndarray, C
     from sklearn.utils import check_array
 
     if not isinstance(X, Mapping):
+        if names is not None and not isinstance(names, Iterable):
+            raise ValueError(f"modalities is {names!r}: expected the names of {len(X)} arrays.")
         names = [f"m{m}" for m in range(len(X))] if names is None else list(names)
         if len(names) != len(X):
             raise ValueError(f"X has {len(X)} arrays, expected {len(names)}: {', '.join(names)}.")
@@ -132,7 +143,10 @@ def modality_columns(modalities: Mapping | None, width: int, names: Sequence[str
         return {"x": np.arange(width)}
     if not isinstance(modalities, Mapping) or not modalities:
         raise ValueError(f"modalities is {modalities!r}: expected a dict from a name to its columns of X.")
-    if all(isinstance(one, int | np.integer) for one in modalities.values()):
+    widths = [isinstance(one, int | np.integer) for one in modalities.values()]
+    if any(widths) and not all(widths):
+        raise ValueError(f"modalities is {modalities!r}: expected the width of each, or the columns of each.")
+    if all(widths):
         if min(modalities.values()) < 1 or sum(modalities.values()) != width:
             raise ValueError(f"modalities has the widths {dict(modalities)}: expected 1 or more, in sum X's {width}.")
         ends = np.cumsum(list(modalities.values()))

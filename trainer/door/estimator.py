@@ -1,6 +1,6 @@
 """The methods as a scikit-learn classifier over arrays in memory."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
@@ -137,16 +137,20 @@ class MissingModalityClassifier(ClassifierMixin, BaseEstimator):
         found = self.validation_fraction
         if not isinstance(found, Real) or not 0 < found <= 0.5:
             raise ValueError(f"validation_fraction {found} is out of range: expected more than 0, at most 0.5.")
-        if not isinstance(self.seeds, Integral):
+        if not isinstance(self.seeds, Integral) or isinstance(self.seeds, bool):
             raise ValueError(f"seeds: expected a whole number, found {self.seeds!r}.")
+        for name in ("method", "fusion"):
+            if not isinstance(found := getattr(self, name), str):
+                raise ValueError(f"{name}: expected one name, found {found!r}.")
         return Settings(**given | {"own": {} if self.own is None else self.own})
 
     def _training_rows(self, X: object, y: Sequence) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
         """Check X and y; return the parts of X, what is observed and y's codes, and learn columns, scales, classes."""
         several = _is_several(X)
         if several:
-            if isinstance(X, Mapping) and self.modalities is not None and set(self.modalities) != set(X):
-                asked, found = (", ".join(map(str, names)) for names in (self.modalities, X))
+            asked = self.modalities if isinstance(self.modalities, Iterable) else [self.modalities]
+            if isinstance(X, Mapping) and self.modalities is not None and set(asked) != set(X):
+                asked, found = (", ".join(map(str, names)) for names in (asked, X))
                 raise ValueError(f"modalities: expected {found}, which X has, found {asked}.\nLeave them out.")
             X, columns = joined(X, None if isinstance(X, Mapping) else self.modalities)
         X, y = validate_data(self, X, y, dtype=FLOATS, ensure_all_finite=False, ensure_min_samples=2)

@@ -88,15 +88,17 @@ def train(
         )
     chosen = Settings(**settings)
     several = stores if isinstance(stores, list | tuple) else [stores]
-    opened = [one if isinstance(one, FeatureStore) else open_store(str(one)) for one in several]
+    opened = [one if isinstance(one, FeatureStore) else open_store(one) for one in several]
+    opened = list({(str(one.path), one.fingerprint): one for one in opened}.values())  # each once
+    tuned, out = (None if path is None else _path(path, name) for path, name in ((tuned, "tuned"), (out, "out")))
     check_stores(opened, chosen, None)
     grid = Grid(_names(method), _names(fusion), _names(missing), _names(missing_test), seeds, [split])
     where = torch.device(resolve_device(device))
-    plan = plan_grid(opened, grid, chosen) if tuned is None else Tuned(Path(tuned)).plan(opened, grid)
+    plan = plan_grid(opened, grid, chosen) if tuned is None else Tuned(tuned).plan(opened, grid)
     for skipped in plan.skipped:
         warnings.warn(f"{skipped['cell']} is left out: {skipped['reason']}".replace("--", ""), stacklevel=2)
     temporary = TemporaryDirectory(prefix="mlemiss-") if out is None else None
-    path = Path(temporary.name) if temporary else writable_folder(Path(out), "out")
+    path = Path(temporary.name) if temporary else writable_folder(out, "out")
     if (path / RESULTS).exists():
         raise InputError(f"{path} holds the results of another run.\nName another folder as out, or remove it.")
     with shown_progress("train") if verbose else nullcontext() as report:
@@ -110,6 +112,13 @@ def _warn(line: str) -> None:
     """Warn of what `mlemiss train` notes."""
     if line.startswith("note: "):
         warnings.warn(line.removeprefix("note: ").replace("--hide 0.3", "hide=0.3"), stacklevel=4)
+
+
+def _path(given: object, name: str) -> Path:
+    try:
+        return Path(given)
+    except TypeError:
+        raise InputError(f"{name}: expected a path, found {given!r}.") from None
 
 
 def _names(given: str | Sequence[str]) -> list[str]:
@@ -167,7 +176,7 @@ class Results:
 
     def report(self, path: str | Path) -> Path:
         """Write the report, one HTML file that opens offline; return its path. InputError: it cannot be written."""
-        path = writable_file(Path(path), "report")
+        path = writable_file(_path(path, "report"), "report")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_report([self.document], path)
         return path

@@ -54,7 +54,8 @@ class Grid:
         self.more_tests: tuple[Missing, ...] = tuple(more)
         several = list(self.seeds) if isinstance(self.seeds, Iterable) else None
         one_or_several = [self.seeds] if several is None else several
-        if not all(isinstance(seed, Integral) and (several is None or seed >= 0) for seed in one_or_several):
+        whole = all(isinstance(seed, Integral) and not isinstance(seed, bool) for seed in one_or_several)
+        if not whole or min(several or [0]) < 0:
             raise InputError(f"seeds {self.seeds!r}: expected how many, or which ones, whole numbers from 0.")
         self.seeds = list(range(self.seeds) if several is None else dict.fromkeys(map(int, several)))
         if not self.seeds:
@@ -194,8 +195,8 @@ def plan_grid(
 def notes_on(cells: Sequence[Cell]) -> list[str]:
     """Return what a user should know of a plan.
 
-    Clips without anything, tests that lack what training never does, validation clips of training's groups, joined
-    stores of other clips.
+    Clips without anything, tests that lack what training never does or have one class, validation clips of training's
+    groups, joined stores of other clips.
     """
     empty: dict[str, None] = {}
     unlearned: dict[tuple, dict[str, None]] = defaultdict(dict)
@@ -215,6 +216,12 @@ def notes_on(cells: Sequence[Cell]) -> list[str]:
         for clips, split in dict.fromkeys((cell.clips, cell.runs[0].spec.split) for cell in cells)
         if len(np.unique(clips.store.columns.get(split, ()))) == 2
     ]
+    shared += dict.fromkeys(
+        f"{cell.clips.store.path.name}, by {run.spec.split}, seed {run.spec.seed}: all test clips are of one class"
+        for cell in cells
+        for run in cell.runs
+        if len(np.unique(cell.clips.label[run.part == TEST])) == 1
+    )
     joined = {cell.clips.store.path.name: len(cell.clips.store.clip_id) for cell in cells if cell.clips.store.joined}
     if len(set(joined.values())) > 1:
         told = ", ".join(f"{name} {count}" for name, count in joined.items())
