@@ -183,6 +183,24 @@ def test_files_hold_what_results_hold(runs, whole):
         assert written[c["missing"], c["a"]["method"], c["b"]["method"]] == pytest.approx(c["difference"])
 
 
+def test_tests_of_each_training_are_shown_and_written(tmp_path):
+    crossed = {"missing": ["audio:0.5"], "missing_test": ["none", "visual:1"], "seeds": 1}
+    grid([write_store(tmp_path)], tmp_path / "crossed", settings=QUICK, **crossed)
+    write_site([tmp_path / "crossed"], tmp_path / "site")
+    page, (result,) = page_of(tmp_path / "site"), results_of(tmp_path / "crossed")
+    heads, row = page.table("Tests, toy")
+    assert [text for text, _ in heads][3:] == ["test complete", "test missing visual:1"]
+    assert [float(value) for _, value in row[3:]] == [test["mean"] for test in result["tests"]]
+    written = rows_of(tmp_path / "site" / "tests.csv")
+    assert [(r["run"], r["missing_test"]) for r in written] == [("crossed", "none"), ("crossed", "visual:1")]
+    assert "tests.csv" in page.links
+
+
+def test_half_of_an_interval_that_is_cut_at_one_end():
+    assert site._score({"mean": 98.0, "interval": [91.5, 100.0]}, "")[1] == "98.0 ± 6.5"
+    assert site._score({"mean": 2.0, "interval": [0.0, 8.5]}, "")[1] == "2.0 ± 6.5"
+
+
 def test_runs_are_told(runs, whole):
     folder, notes = whole
     page = page_of(folder)

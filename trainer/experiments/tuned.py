@@ -56,7 +56,9 @@ class Tuned:
     @property
     def text(self) -> str:
         """Say where the settings are from."""
-        alike = dict.fromkeys(f"{one.epochs} epochs of {one.batch_size} segments" for one in self._settings.values())
+        alike = dict.fromkeys(
+            f"{amount(one.epochs, 'epoch')} of {one.batch_size} segments" for one in self._settings.values()
+        )
         draws = amount(self.facts["draws"], "draw")
         return f"settings of {self.path}, chosen among {draws} of each row; {' or '.join(alike)}"
 

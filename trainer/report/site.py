@@ -21,8 +21,9 @@ from ...pipeline.files import remove_tree, temporary_beside, write_json
 from ...pipeline.page import render, write_page
 from ...pipeline.stores.masks import parse_missing
 from .comparisons import read_outcomes, units_of, units_text
-from .csv_files import comparison_row, result_row, write_rows
+from .csv_files import comparison_row, result_row, test_rows, write_rows
 from .figures import accuracy_by_rate, groups
+from .matrix import of_test, several_tests
 from .report import compare_documents
 from .runs import NamedRun, choose_results, read_runs
 from .tables import (
@@ -71,6 +72,8 @@ def write_site(paths: Sequence[Path], folder: Path) -> list[str]:
     rows = [[{"run": names[r["run"]]} | result_row(r) for r in part.results] for part in parts]
     files = {table["csv"]: of for table, of in zip(tables, rows, strict=True)}
     files |= {"results.csv": list(chain(*rows)), "comparisons.csv": [comparison_row(c) for c in comparisons]}
+    tests = [{"run": names[r["run"]]} | row for part in parts for r in part.results for row in test_rows(r)]
+    files |= {"tests.csv": tests} if tests else {}
     page = _page(tables, parts, runs, repeats)
     temporary = temporary_beside(folder)
     try:
@@ -129,6 +132,7 @@ def _table(number: int, part: Section, comparisons: Sequence[dict]) -> dict:
         rows.append({"texts": row, "scores": scores, "seeds": seeds, "runs": sorted({cell["run"] for cell in there})})
     own = _own_settings(part)
     measures = [name for name in MEASURES if any(r.get(name) for r in part.results)]
+    tests = several_tests(part)
     slug = re.sub(r"[^a-z0-9]+", "-", f"{part.of('dataset')} {part.of('features')}".lower())[:60].strip("-")
     rates = [svg for each in groups(part) if (svg := accuracy_by_rate(part, each))]
     return {
@@ -151,6 +155,10 @@ def _table(number: int, part: Section, comparisons: Sequence[dict]) -> dict:
             ["settings of its own"] * bool(own),
         ),
         "cells": [_cell(part, r, measures, own[i : i + 1]) for i, r in enumerate(part.results)],
+        "test_heads": _heads(
+            ["method", "fusion", "missing in training"], [f"test {column_text(one)}" for one in tests]
+        ),
+        "tests": [_tests(part, r, tests) for r in part.results if r.get("tests")],
         "csv": f"tables/{number:02}-{slug}.csv",
     }
 
@@ -195,7 +203,7 @@ def _score(cell: dict | None, mark: str) -> tuple[float | str, str, str]:
     if cell is None:
         return "", "–", ""
     mean, interval = cell["mean"], cell.get("interval")
-    # One end of an interval may be cut at 0 or 100; the other is half of it away.
+    # Where one end of the interval is cut, at 0 or 100, the other is half of it away.
     half = f" ± {max(mean - interval[0], interval[1] - mean):.1f}" if interval else ""
     return mean, f"{mean:.1f}{half}", mark
 
@@ -205,6 +213,12 @@ def _cell(part: Section, r: Mapping, measures: Sequence[str], more: Sequence[str
     means = [float(np.mean(r[name])) if r.get(name) else "" for name in measures]
     numbers = [r["mean"], *(r.get("interval") or ("", "")), *means, len(r["seeds"]), r["run"]]
     return {"texts": [*part.row(r), r["missing"]], "numbers": numbers, "more": more}
+
+
+def _tests(part: Section, r: Mapping, tests: Sequence[str]) -> dict:
+    """Return a row of the table of tests: a result's mean in each."""
+    found = [of_test(r, name) for name in tests]
+    return {"texts": [*part.row(r), r["missing"]], "numbers": [one["mean"] if one else "" for one in found], "more": []}
 
 
 def _tested(part: Section) -> str:
@@ -249,6 +263,7 @@ def _page(tables: Sequence[dict], parts: Sequence[Section], runs: Sequence[Named
         HERE,
         "site.html",
         topics=topics,
+        tests=any(table["tests"] for table in tables),
         marks=MARKS,
         run_heads=_heads(["no.", "run", "state"], ["results shown", "seeds"], ["made", "device", "versions"]),
         runs=[_run(run) for run in runs],
