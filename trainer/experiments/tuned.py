@@ -56,9 +56,8 @@ class Tuned:
     @property
     def text(self) -> str:
         """Say where the settings are from."""
-        alike = dict.fromkeys(
-            f"{amount(one.epochs, 'epoch')} of {one.batch_size} segments" for one in self._settings.values()
-        )
+        several = self._settings.values()
+        alike = dict.fromkeys(f"{amount(one.epochs, 'epoch')} of {one.batch_size} segments" for one in several)
         draws = amount(self.facts["draws"], "draw")
         return f"settings of {self.path}, chosen among {draws} of each row; {' or '.join(alike)}"
 
