@@ -175,6 +175,24 @@ def test_autoencoder_equals_one_trained_alone(dataset, name, monkeypatch):
     torch.testing.assert_close(found[visual], expected[visual], atol=2e-4, rtol=2e-4)
 
 
+def test_autoencoder_2_goes_on_from_a_checkpoint_with_its_own_predictions(dataset):
+    """A stage that goes on in its second epoch fits what is missing, as one that was never left."""
+    kind = load("ae2")
+    stage, run = kind.stages[0], draw(dataset)[0]
+    steps = plan_steps(kind, run, dataset.segments, SETTINGS)[0]
+    runs = dataset.runs([run], kind.stages[-1])
+    one, other = (kind(runs, SETTINGS, "addition") for _ in range(2))
+    batch = next(runs.batches(stage, steps, SETTINGS.batch_size).epoch(1))
+    one.begin_epoch(stage, steps)
+    first = one.reconstruction(batch)
+    other.load_state_dict(one.state_dict())
+    other.load_training_state(one.training_state())
+    for method in (one, other):
+        method.begin_epoch(stage, steps)
+    again = one.reconstruction(batch)
+    assert torch.equal(again, other.reconstruction(batch)) and not torch.equal(again, first)
+
+
 @pytest.mark.slow
 def test_autoencoder_learns_what_can_be_learned(tmp_path):
     """Where audio is a function of visual, imputation beats the mean by far, and the classifier stage leaves it."""

@@ -1,15 +1,19 @@
-"""Nothing passes between host and device in a training step: it runs on `meta` tensors alone, which hold no values."""
+"""A training step is a function of tensors alone: it runs on `meta` tensors, which hold no values, or is replayed."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from mlemiss.pipeline.stores.masks import parse_missing
+from mlemiss.trainer import fit as training
 from mlemiss.trainer import methods as registry
-from mlemiss.trainer.batches import Batch
+from mlemiss.trainer.batches import Batch, widest
 from mlemiss.trainer.data import Clips, Dataset, RunSpec
 from mlemiss.trainer.method import plan_steps
 from mlemiss.trainer.settings import MARGINALS, Settings
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from .feature_stores import write_store
 
@@ -34,8 +38,6 @@ def on_meta(value: object, done: dict) -> object:
         return type(value)(on_meta(item, done) for item in value)
     if isinstance(value, dict):
         return {key: on_meta(item, done) for key, item in value.items()}
-    if type(value).__name__ in ("list_iterator", "tuple_iterator"):
-        return iter([on_meta(item, done) for item in value])
     frozen = getattr(type(value), "__dataclass_params__", None)
     if frozen and frozen.frozen:
         return value  # plain values
@@ -87,3 +89,108 @@ def test_a_step_runs_without_values(dataset, name, fusion, marginal):
             loss.sum().backward()
         optimiser.step()
         assert loss.shape == (2,) and loss.device.type == "meta"
+
+
+class Recording(TorchDispatchMode):
+    """Records the operations of a step; a replay makes them again, on what the same tensors hold then.
+
+    So it stands for a CUDA graph where there is no card: what the step's Python code does is done once, and a tensor
+    that it made is made anew, one that was there before is read where it is. A graph is recorded without being run,
+    here the step is taken: so the first replay does nothing.
+    """
+
+    def __init__(self, take):
+        super().__init__()
+        self.operations, self.taken = [], True
+        with self:
+            take()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default), func
+        result = func(*args, **(kwargs or {}))
+        self.operations.append((func, args, kwargs or {}, result))
+        return result
+
+    @torch.no_grad()
+    def __call__(self):
+        if self.taken:
+            self.taken = False
+            return
+        made = {}
+
+        def now(value):
+            return made.get(id(value), value) if isinstance(value, torch.Tensor) else value
+
+        for func, args, kwargs, result in self.operations:
+            again = func(*tree_map(now, args), **tree_map(now, kwargs))
+            for before, after in zip(tree_leaves(result), tree_leaves(again), strict=True):
+                if isinstance(before, torch.Tensor):
+                    made[id(before)] = after
+
+
+def trained(dataset, monkeypatch, record, name, fusion, settings, missing="audio:0.3+visual:0.3"):
+    """Return both runs' results, weights and losses of every epoch, and how many steps were recorded."""
+    recorded, weights, losses, kind = [], {}, [], registry.load(name)
+
+    def recorder(device):
+        return record and (lambda take: recorded.append(record(take)) or recorded[-1])
+
+    monkeypatch.setattr(training, "recorder", recorder)
+    monkeypatch.setattr(
+        training.Training, "_check_finite", lambda self, values, what, epoch: losses.append(values.clone())
+    )
+    runs = [dataset.clips.run(RunSpec(seed, parse_missing(missing))) for seed in (0, 1)]
+    results = training.fit(
+        kind, dataset, runs, settings, fusion, on_trained=lambda method: weights.update(method.state_dict())
+    )
+    return results, weights, losses, len(recorded)
+
+
+@pytest.mark.parametrize(("name", "fusion", "marginal"), CASES)
+def test_replayed_steps_train_as_steps_that_are_taken(dataset, monkeypatch, name, fusion, marginal):
+    """All stages, epoch by epoch, with rates of each run's own, random numbers and rows that are hidden."""
+    quick = Settings(epochs=3, batch_size=32, hidden=8, dim=3, marginal=marginal, dropout=0.25, hide=0.2)
+    settings = [replace(quick, lr=lr, weight_decay=10 * lr) for lr in (1e-2, 3e-3)]
+    expected, weights, losses, recorded = trained(dataset, monkeypatch, None, name, fusion, settings)
+    assert recorded == 0
+    found, same, lost, recorded = trained(dataset, monkeypatch, Recording, name, fusion, settings)
+    assert recorded >= 1
+    for one, other in zip(lost, losses, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+    for one, other in zip(found, expected, strict=True):
+        assert one.best_epoch == other.best_epoch and one.val_accuracy == other.val_accuracy
+        np.testing.assert_allclose(one.probability, other.probability, atol=1e-4)
+    assert same.keys() == weights.keys()
+    for key, value in weights.items():  # but few: of a gradient that is rounding alone AdamW makes whole steps
+        apart = (same[key] - value).abs() - 1e-3 * value.abs()
+        assert apart.flatten().quantile(0.85) <= 1e-4, key
+
+
+def test_one_mapping_of_patterns_serves_every_step():
+    both, first, second = (True, True), (True, False), (False, True)
+    steps = [{both: 20, first: 3}, {both: 33, second: 16}]
+    found = widest(steps, {both: 50, first: 1}, 60)
+    assert list(found.items()) == [(both, 60), (first, 16), (second, 16)]  # 64 are more than there are
+    assert widest(steps, found, 60) == found
+
+
+def test_what_cannot_be_recorded_is_taken_step_by_step(dataset, monkeypatch, capsys):
+    settings = Settings(epochs=2, batch_size=32, hidden=8, dim=3)
+
+    def fails(take):
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    expected, weights, *_ = trained(dataset, monkeypatch, Recording, "mle", "addition", settings)
+    capsys.readouterr()
+    found, same, *_ = trained(dataset, monkeypatch, fails, "mle", "addition", settings)
+    told = capsys.readouterr().err
+    assert told.count("cannot be recorded (operation not permitted when stream is capturing)") == 1
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one.probability, other.probability)
+    assert all(torch.equal(same[key], value) for key, value in weights.items())
+
+    def too_large(take):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(torch.OutOfMemoryError):  # runs are trained in halves then
+        trained(dataset, monkeypatch, too_large, "mle", "addition", settings)

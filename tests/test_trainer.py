@@ -354,7 +354,7 @@ def test_batch_marginal_equals_the_full_one_in_expectation(store, complete):
     rows = marginal.support.rows  # [1, 64]
     # Batches of 16 support rows; or batches that hold none, for which a row drawn from all 64 stands in.
     steps = rows.shape[1] // 16 if complete else rows.shape[1]
-    marginal._drawn = iter(torch.arange(rows.shape[1])[:, None, None])
+    marginal._drawn.fill(torch.arange(rows.shape[1])[:, None, None])
     found = []
     for step in range(steps):
         if complete:
@@ -379,7 +379,7 @@ def test_bank_keeps_the_latest_embeddings(store):
         rows = bank.support.rows[:, 8:12]  # the third clip
         batch = runs.batch(rows, torch.tensor([[1.0, 1.0, 1.0, 0.0]]))  # the last one fills the batch up
         drawn = list(range(20, 36))
-        bank._drawn = iter([torch.tensor([drawn])])
+        bank._drawn.fill(torch.tensor([[drawn]]))
         support, mask = bank(batch, encoder.both(batch.x[1], batch.observed[..., 1])[1])
     assert mask is None
     renewed = {8, 9, 10, *drawn}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 NO_LABEL = -1  # the label of a row that has none, which no method that asks for it by mistake gets past
+ROUND = 16  # rows that counts of a pattern are rounded up to, where one step stands for all
 TOGETHER = 64  # clips of one pattern whose rows are mixed: 400 MB of media, and many more clips than a batch has rows
 
 Rows = Callable[[np.ndarray, Sequence[str]], np.ndarray]  # observed [clip, M], names of the modalities -> bool [clip]
@@ -65,6 +66,16 @@ def count_patterns(observed: np.ndarray) -> list[Patterns]:
     found = {tuple(bool(c >> m & 1) for m in range(M)): c for c in np.unique(code)}
     most = {pattern: (code == found[pattern]).sum(2).max(1).tolist() for pattern in sorted(found, reverse=True)}
     return [{pattern: n[t] for pattern, n in most.items() if n[t]} for t in range(len(code))]
+
+
+def widest(patterns: Sequence[Patterns], least: Patterns, most: int) -> Patterns:
+    """Return one mapping that serves every step: each pattern of any, with at least as many rows as in any.
+
+    least: what there must be room for in any case. Counts are rounded up, to ``most`` at most: so they seldom grow.
+    """
+    counts = [pair for one in (least, *patterns) for pair in one.items()]
+    found = {pattern: max(n for other, n in counts if other == pattern) for pattern, _ in counts}
+    return {pattern: min(-(-found[pattern] // ROUND) * ROUND, most) for pattern in sorted(found, reverse=True)}
 
 
 @dataclass

@@ -378,10 +378,7 @@ class Runs(Blueprint):
 
 
 class Batches:
-    """The batches of R runs over cached features.
-
-    An order of rows is drawn on the host; `Runs.batch` turns rows into a batch by tensor operations alone.
-    """
+    """The batches of R runs: rows are drawn on the host, `Runs.batch` makes a batch of them by tensors alone."""
 
     def __init__(self, runs: Runs, stage: Stage, steps: int, batch_size: int):
         self.runs, self.stage = runs, stage
@@ -390,11 +387,13 @@ class Batches:
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """Yield the batches of an epoch, numbered from 1."""
+        return (self.runs.batch(*step) for step in self.steps(number))
+
+    def steps(self, number: int) -> Iterator[tuple[Tensor, Tensor, Patterns, Tensor | None]]:
+        """Yield what `Runs.batch` takes, of each step of an epoch, on the device."""
         rows, weights = (torch.stack(parts) for parts in zip(*self.order.epoch(number), strict=True))
         hidden = self.runs.draws.hidden(self.stage, number, rows)
         weights = self.runs.draws.weighted(self.stage, rows, weights)
         patterns = self.runs.patterns(rows, hidden)
         hidden = [None] * len(rows) if hidden is None else hidden.to(self.runs.device)
-        rows, weights = rows.to(self.runs.device), weights.to(self.runs.device)
-        for step in zip(rows, weights, patterns, hidden, strict=True):
-            yield self.runs.batch(*step)
+        return zip(rows.to(self.runs.device), weights.to(self.runs.device), patterns, hidden, strict=True)

@@ -11,14 +11,16 @@ Shapes: R runs, B batch, C classes.
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..pipeline.errors import InputError
+from ..pipeline.console import say
+from ..pipeline.errors import InputError, out_of_memory
 from ..pipeline.stores.masks import TEST, VALIDATION
-from .batches import Stage
+from .batches import Batch, Patterns, Stage, widest
 from .data import Batches, Dataset, Run, RunResult, Runs, exact_type
 from .method import Method, in_blocks, plan_steps, rates_of, rows_at_once
 from .settings import Settings
@@ -102,6 +104,8 @@ def fit(
 class Training:
     """The training of R runs of one method, side by side. Subclasses train more than the method."""
 
+    from_memory: ClassVar[bool] = True  # a step reads no files
+
     def __init__(self, method: Method, name: str, on_epoch: Callable[[int], None], keep_going: bool = False):
         self.method, self.runs, self.settings = method, method.runs, method.settings
         self.name, self.on_epoch, self.keep_going = name, on_epoch, keep_going
@@ -152,6 +156,8 @@ class Training:
             return 0
         optimiser = RunAdamW(parameters, self.rates, self.more_groups())
         batches = self.runs.batches(stage, steps, self.settings.batch_size)
+        record = recorder(self.runs.device) if self.from_memory and self.method.replays else None
+        step = Step(self.method, stage, optimiser, record)
         selection = self.selection() if stage.selects else None
         first = self.resume(stage, optimiser, selection)
         if first > 1:
@@ -159,7 +165,7 @@ class Training:
         for epoch in range(first, self.settings.epochs + 1):
             self.method.train()
             self.method.begin_epoch(stage, steps)
-            total = self.train_epoch(stage, batches, optimiser, epoch)
+            total = self.train_epoch(step, batches, epoch)
             self._check_finite(total, f"{stage.name}'s loss", epoch)
             if selection:
                 self.method.eval()
@@ -171,17 +177,15 @@ class Training:
             selection.restore()
         return self.settings.epochs
 
-    def train_epoch(self, stage: Stage, batches: Batches, optimiser: "RunAdamW", epoch: int) -> Tensor:
+    def train_epoch(self, step: "Step", batches: Batches, epoch: int) -> Tensor:
         """Take every step of an epoch; return each run's sum of losses [R]."""
-        loss_of = getattr(self.method, stage.loss)
-        total = torch.zeros(len(self.runs), device=self.runs.device)
-        for batch in batches.epoch(epoch):
-            optimiser.zero_grad(set_to_none=True)
-            loss = loss_of(batch)  # [R]
-            loss.sum().backward()
-            optimiser.step()
-            total += loss.detach()
-        return total
+        step.total.zero_()
+        if step.record:
+            step.replay(list(batches.steps(epoch)))
+        else:
+            for batch in batches.epoch(epoch):
+                step(batch)
+        return step.total
 
     def more_groups(self) -> list[dict]:
         """Return what the optimiser trains beside the method: nothing over cached features."""
@@ -212,6 +216,84 @@ class Training:
                 )
 
 
+class Step:
+    """One step of a stage, a function of tensors alone.
+
+    Where there is ``record`` (`recorder`), it is recorded and replayed with other rows in the same place, which spares
+    the host's work. For that, one mapping of patterns serves every step; and what a step reads stays where it is from
+    epoch to epoch: `Method.begin_epoch` copies into it.
+
+    total: each run's sum of losses, [R].
+    """
+
+    def __init__(self, method: Method, stage: Stage, optimiser: "RunAdamW", record: "Record | None"):
+        self.runs, self.loss_of = method.runs, getattr(method, stage.loss)
+        self.optimiser, self.record = optimiser, record
+        self.total = torch.zeros(len(method.runs), device=method.runs.device)
+        self._patterns: Patterns = {}
+        self._place: list[Tensor | None] | None = None  # of the rows that are replayed
+        self._again: Callable[[], None] | None = None  # replays it
+
+    def __call__(self, batch: Batch) -> None:
+        """Take the step."""
+        self.optimiser.zero_grad(set_to_none=True)
+        loss = self.loss_of(batch)  # [R]
+        loss.sum().backward()
+        self.optimiser.step()
+        self.total += loss.detach()
+
+    def replay(self, steps: Sequence[tuple[Tensor, Tensor, Patterns, Tensor | None]]) -> None:
+        """Take the steps of an epoch, as `data.Batches.steps` has them.
+
+        The first of its kind is taken as ever, which makes what is made once; the second is recorded.
+        """
+        patterns = widest([one for _, _, one, _ in steps], self._patterns, steps[0][0].shape[1])
+        if patterns != self._patterns:
+            self._patterns, self._place, self._again = patterns, None, None
+        for rows, weight, _, hidden in steps:
+            if self._place is None:
+                self(self.runs.batch(rows, weight, patterns, hidden))
+                self._place = [part if part is None else part.clone() for part in (rows, weight, hidden)]
+                continue
+            for place, part in zip(self._place, (rows, weight, hidden), strict=True):
+                if place is not None:
+                    place.copy_(part)
+            self._again = self._again or self._recorded()
+            self._again()
+
+    def _recorded(self) -> Callable[[], None]:
+        """Record the step; where it cannot be, say so and return what takes it as ever."""
+        rows, weight, hidden = self._place
+        patterns = self._patterns
+
+        def take() -> None:
+            self(self.runs.batch(rows, weight, patterns, hidden))
+
+        try:
+            return self.record(take)
+        except RuntimeError as error:
+            if out_of_memory(error):
+                raise
+            say(f"note: a step cannot be recorded ({str(error).splitlines()[0]}): the host takes each, which is slower")
+            return take
+
+
+Record = Callable[[Callable[[], None]], Callable[[], None]]
+
+
+def recorder(device: torch.device) -> Record | None:
+    """Return what records a function of tensors and returns its replay; None where a device has no such thing."""
+    return cuda_graph if device.type == "cuda" else None
+
+
+def cuda_graph(take: Callable[[], None]) -> Callable[[], None]:
+    """Record what ``take`` launches as a CUDA graph, and return its replay. RuntimeError: it waits for the device."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        take()
+    return graph.replay
+
+
 class RunAdamW(torch.optim.AdamW):
     """AdamW with each run's own learning rate and weight decay, [R] each; fused: one pass over memory.
 
@@ -231,7 +313,8 @@ class RunAdamW(torch.optim.AdamW):
                 {"params": [p.detach()[r] for p in self.whole], "lr": lr, "weight_decay": decay}
                 for r, (lr, decay) in enumerate(own)
             ]
-        super().__init__([*groups, *more], lr=own[0][0], weight_decay=own[0][1], fused=True)
+        on_card = self.whole[0].device.type == "cuda"  # there a step is recorded, its number included
+        super().__init__([*groups, *more], lr=own[0][0], weight_decay=own[0][1], fused=True, capturable=on_card)
 
     def step(self, closure: None = None) -> None:
         """Take a step."""

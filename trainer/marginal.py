@@ -29,6 +29,31 @@ from .networks import Encoder
 DRAWN = 16  # rows of the bank embedded anew each step
 
 
+class PerStep:
+    """Rows that are drawn for every step of an epoch at once: [steps, R, n].
+
+    A step takes its own by a counter on the device, and another epoch's are copied into the same place: so a recorded
+    step can be replayed (`fit.Step`).
+    """
+
+    def __init__(self, device: torch.device):
+        self.drawn = torch.empty(0, dtype=torch.long, device=device)
+        self.at = torch.zeros(1, dtype=torch.long, device=device)
+
+    def fill(self, drawn: Tensor) -> None:
+        """Take the draws of a new epoch, from the host."""
+        if self.drawn.shape != drawn.shape:
+            self.drawn = torch.empty_like(drawn, device=self.drawn.device)
+        self.drawn.copy_(drawn)
+        self.at.zero_()
+
+    def take(self) -> Tensor:
+        """Return the next step's rows: [R, n]."""
+        rows = self.drawn.index_select(0, self.at).squeeze(0)
+        self.at += 1
+        return rows
+
+
 class SupportRows:
     """The rows that modality m is marginalised over: training rows in which it is observed.
 
@@ -97,16 +122,17 @@ class InBatch:
     def __init__(self, runs: Runs, m: int, encoder: Encoder):
         self.support, self.encoder, self.m = SupportRows(runs, m), encoder, m
         self.generators = runs.generators(f"support:{runs.modalities[m]}")
+        self._drawn = PerStep(runs.device)
 
     def begin_epoch(self, steps: int) -> None:
         """Draw the spare row of each step."""
         drawn = [
             torch.randint(n, (steps,), generator=g) for n, g in zip(self.support.count, self.generators, strict=True)
         ]
-        self._drawn = iter(torch.stack(drawn, 1)[..., None].to(self.support.rows.device))  # steps of [R, 1]
+        self._drawn.fill(torch.stack(drawn, 1)[..., None])  # [steps, R, 1]
 
     def __call__(self, batch: Batch, fresh: Tensor) -> tuple[Tensor, Tensor | None]:
-        spare = self.support.embed(self.encoder, self.support.rows.gather(1, next(self._drawn)))
+        spare = self.support.embed(self.encoder, self.support.rows.gather(1, self._drawn.take()))
         mask = batch.observed[..., self.m] & (batch.weight > 0)
         return torch.cat([fresh, spare], 1), torch.cat([mask, ~mask.any(1, keepdim=True)], 1)
 
@@ -117,6 +143,7 @@ class Bank:
     def __init__(self, runs: Runs, m: int, encoder: Encoder):
         self.support, self.encoder, self.m = SupportRows(runs, m), encoder, m
         self.generators = runs.generators(f"support:{runs.modalities[m]}")
+        self._drawn = PerStep(runs.device)
         with torch.no_grad():
             filled = self.support.embed(encoder)
         # One more clip's worth of entries at the end takes what belongs nowhere, and is never part of the support.
@@ -136,7 +163,7 @@ class Bank:
                 part = torch.randperm(n, generator=g)[: min(windows, steps - done) * j].view(-1, j)
                 drawn[r, done : done + len(part), :j] = part
                 done += len(part)
-        self._drawn = iter(drawn.to(self.rows.device).unbind(1))  # steps of [R, J]
+        self._drawn.fill(drawn.transpose(0, 1))  # [steps, R, J]
 
     def state(self) -> dict:
         """Return what a checkpoint keeps."""
@@ -152,7 +179,7 @@ class Bank:
         k = fresh.shape[-1]
         counted = batch.observed[..., self.m] & (batch.weight > 0)
         written = torch.where(counted, self.support.position(batch.rows), self.N)
-        drawn = next(self._drawn)
+        drawn = self._drawn.take()
         g = self.support.embed(self.encoder, self.rows.gather(1, drawn))  # [R, J, k]
         drawn = drawn[..., None].expand(-1, -1, k)
         self.bank.scatter_(1, written[..., None].expand(-1, -1, k), fresh.detach())

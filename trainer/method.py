@@ -31,8 +31,9 @@ class Method(nn.Module):
     modalities out (and the choice of marginal matters), ``reconstructs`` whether it reconstructs features (which must
     then stay as they are while it trains), ``modalities`` it looks at (None: all), ``fuses`` whether it
     fuses by those fusions (else it runs once, whatever fusions are asked for), ``reference`` whether it is a row to
-    measure others against, ``least_complete`` how many complete training clips it needs, ``rates`` numbers of its own,
-    such as a weight in its loss, which tuning draws.
+    measure others against, ``least_complete`` how many complete training clips it needs, ``replays`` whether a step is
+    the same function of tensors in all epochs of a stage, with no value of Python that changes (on a GPU it is recorded
+    then, see `fit.Step`), ``rates`` numbers of its own, such as a weight in its loss, which tuning draws.
 
     Everything `predict` needs beside parameters and buffers stands in ``prepared``: tensors with the runs first.
     Parts are built from a `Blueprint`; only training and `prepare_predictions` may ask for more, and get `Runs`. So a
@@ -47,6 +48,7 @@ class Method(nn.Module):
     fuses: ClassVar[bool] = True
     reference: ClassVar[bool] = False
     least_complete: ClassVar[int] = 0
+    replays: ClassVar[bool] = False
     rates: ClassVar[Mapping[str, Rate]] = {}
 
     def __init__(self, runs: Blueprint, settings: Settings, fusion: str):
@@ -71,7 +73,10 @@ class Method(nn.Module):
         return Dropout(self.rate("dropout"), self.runs.generators(f"dropout:{purpose}"))
 
     def begin_epoch(self, stage: Stage, steps: int) -> None:
-        """Prepare an epoch of a stage; called before each with the number of steps."""
+        """Prepare an epoch of a stage; called before each with the number of steps.
+
+        Where steps are replayed, what they read is copied into its place, and what changes between epochs is a tensor.
+        """
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the mean loss of each run over its own batch, [R]: of -log Q(z | what is observed) by `predict`."""

@@ -14,7 +14,7 @@ import torch
 from ...pipeline.errors import InputError
 from ...pipeline.files import whole_file
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..batches import Stage
 from ..data import Run, RunResult
-from ..fit import RunAdamW, Selection, Training
+from ..fit import RunAdamW, Selection, Step, Training
 from ..method import Method, rates_of
 from ..settings import Settings
 from .checkpoint import Checkpoint, Checkpoints
@@ -54,6 +54,8 @@ class BestTrunks(Selection):
 class MediaTraining(Training):
     """The training of one run with its backbones; keeps a checkpoint after every epoch where there is a folder."""
 
+    from_memory = False
+
     def __init__(
         self,
         method: Method,
@@ -72,11 +74,11 @@ class MediaTraining(Training):
             return []
         return [{"params": list(self.runs.trunks.parameters()), "lr": self.runs.options.backbone_lr}]
 
-    def train_epoch(self, stage: Stage, batches: MediaBatches, optimiser: RunAdamW, epoch: int) -> Tensor:
+    def train_epoch(self, step: Step, batches: MediaBatches, epoch: int) -> Tensor:
         """Take every step of an epoch with the backbones in training mode; return the sum of losses [1]."""
         self.runs.trunks.train()
-        with self.runs.randomness(f"{stage.name}:{epoch}"):
-            total = super().train_epoch(stage, batches, optimiser, epoch)
+        with self.runs.randomness(f"{batches.stage.name}:{epoch}"):
+            total = super().train_epoch(step, batches, epoch)
         self.runs.trunks.eval()
         return total
 

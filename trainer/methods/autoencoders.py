@@ -44,6 +44,7 @@ class Autoencoder1(FusionClassifier):
     or test has its own autoencoder; for any other, should it be missing later, its mean stands in.
     """
 
+    replays = True
     stages = (
         Stage("autoencoder", "reconstruction", complete_rows, parts=("imputers",), selects=False, hides=False),
         Stage("classifier", parts=("encoders", "labels")),
@@ -104,19 +105,28 @@ class Autoencoder2(Autoencoder1):
 
     def __init__(self, runs: Blueprint, settings: Settings, fusion: str):
         super().__init__(runs, settings, fusion)
-        self._before: dict[str, dict[str, Tensor]] | None = None  # the imputers' weights before the epoch
-        self._imputed = False  # whether they have been trained for an epoch, on complete rows
+        # The autoencoders' weights before the epoch: predictions are made from them batch by batch, never stored.
+        self._before = {
+            m: {n: p.detach().clone() for n, p in imputer.named_parameters()} for m, imputer in self.imputers.items()
+        }
+        self._epochs = torch.full((), -1, device=runs.device)  # that the autoencoders have been trained
 
     def begin_epoch(self, stage: Stage, steps: int) -> None:
         """Keep the autoencoders' weights before the epoch, to predict what is missing."""
         if stage.name == "autoencoder":
-            if self._imputed:
-                # The predictions before the epoch are made from a copy of the weights, batch by batch: never stored.
-                self._before = {
-                    m: {n: p.detach().clone() for n, p in imputer.named_parameters()}
-                    for m, imputer in self.imputers.items()
-                }
-            self._imputed = True
+            self._epochs += 1
+            for m, imputer in self.imputers.items():
+                for name, parameter in imputer.named_parameters():
+                    self._before[m][name].copy_(parameter.detach())
+
+    def training_state(self) -> dict:
+        """Return how many epochs the autoencoders have been trained, too."""
+        return super().training_state() | {"epochs": self._epochs.item()}
+
+    def load_training_state(self, state: dict) -> None:
+        """Go on from `training_state`."""
+        super().load_training_state(state)
+        self._epochs.fill_(state["epochs"])
 
     def reconstruction(self, batch: Batch) -> Tensor:
         """Return the mean squared error on observed values and on earlier predictions: [R]."""
@@ -125,13 +135,10 @@ class Autoencoder2(Autoencoder1):
             observed = batch.observed[..., int(m)]
             target = self._standardised(int(m), batch)
             others = batch.observed[..., imputer.others].any(-1)
-            weight = batch.weight * others
-            if self._before is None:
-                weight = weight * observed
-            else:
-                with torch.no_grad():
-                    pseudo = functional_call(imputer, self._before[m], (batch.x, batch.observed))
-                target = torch.where(observed[..., None], target, self.encoders[int(m)].standardise.bounded(pseudo))
+            weight = batch.weight * others * (observed | (self._epochs > 0))  # in the first epoch observed values alone
+            with torch.no_grad():
+                pseudo = functional_call(imputer, self._before[m], (batch.x, batch.observed))
+            target = torch.where(observed[..., None], target, self.encoders[int(m)].standardise.bounded(pseudo))
             total = total + _squared_error(imputer(batch.x, batch.observed), target, weight)
         return total
 

@@ -26,6 +26,8 @@ class EmbraceNet(OwnFusion):
     that are missing; optimiser and epochs as for every method.
     """
 
+    replays = True
+
     def __init__(self, runs: Blueprint, settings: Settings, fusion: str):
         super().__init__(runs, settings, fusion)
         width = settings.hidden

@@ -5,7 +5,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 
 from ..batches import Batch
 from ..data import Blueprint
@@ -61,6 +60,7 @@ class FlexibleExperts(OwnFusion):
     patterns an expert. Optimiser and epochs as for every method.
     """
 
+    replays = True
     EXPERTS, CHOSEN, MOST_ENTRIES = 16, 4, 1024
     rates: ClassVar = {"gate": Rate(0.01, 0.001, 0.1)}
 
@@ -99,8 +99,8 @@ class FlexibleExperts(OwnFusion):
         share = (scores.softmax(-1).mean(2) * (batch.weight * complete)[..., None]).sum(1)  # [R, E]
         share = share / share.sum(-1, keepdim=True).clamp_min(1e-12)
         uneven = self.EXPERTS * share.square().sum(-1) - (share.sum(-1) > 0).to(share.dtype)
-        expert = one_hot(self._pattern(observed) % self.EXPERTS, self.EXPERTS)[:, :, None]
-        wrong = -(scores.log_softmax(-1) * expert).sum(-1).mean(-1)  # [R, B]
+        expert = (self._pattern(observed) % self.EXPERTS)[..., None, None].expand_as(scores[..., :1])
+        wrong = -scores.log_softmax(-1).gather(-1, expert).mean((-1, -2))  # [R, B]
         weight = batch.weight * ~complete
         wrong = (wrong * weight).sum(-1) / weight.sum(-1).clamp_min(1e-12)
         return classified + self.rate("gate") * (uneven + wrong)

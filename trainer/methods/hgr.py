@@ -35,6 +35,7 @@ class MaximalCorrelation(FusionClassifier):
     mean over its own rows, so how much a batch weighs one kind against another (`batches.Strata`) does not enter.
     """
 
+    replays = True
     least_complete = 2
 
     def __init__(self, runs: Blueprint, settings: Settings, fusion: str):

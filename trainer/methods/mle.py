@@ -58,6 +58,7 @@ class MaximumLikelihood(FusionClassifier):
     classes' frequencies).
     """
 
+    replays = True
     marginalises = True
     stages = (Stage(unlabelled=True),)
 

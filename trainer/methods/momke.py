@@ -40,6 +40,7 @@ class KnowledgeExperts(OwnFusion):
     (there 0.5), optimiser and epochs as for every method.
     """
 
+    replays = True
     DEPTH = 2
     stages = (
         Stage("experts", "experts_loss", parts=("maps", "experts", "heads"), selects=False, hides=False),

@@ -29,6 +29,7 @@ class SharedSpecific(OwnFusion):
     task is classification only; optimiser and epochs as for every method.
     """
 
+    replays = True
     rates: ClassVar = {"alignment": Rate(0.1, 0.01, 1.0), "specific": Rate(0.02, 0.002, 0.2)}
 
     def __init__(self, runs: Blueprint, settings: Settings, fusion: str):

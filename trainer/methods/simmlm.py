@@ -27,6 +27,7 @@ class ModalityExperts(OwnFusion):
     two nested sets are what a row has and one modality less. Optimiser and epochs as for every method.
     """
 
+    replays = True
     stages = (
         Stage("experts", "experts_loss", parts=("experts", "heads"), selects=False, hides=False),
         Stage("mixture"),

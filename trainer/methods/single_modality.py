@@ -16,6 +16,7 @@ class SingleModality(FusionClassifier):
     A clip that lacks the modality is given the classes' frequencies. Fusion does not apply.
     """
 
+    replays = True
     fusions, fuses, reference = ("addition",), False, True
 
     def predict(self, x: Sequence[Tensor], observed: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ class Transformer(OwnFusion):
     schedule-free AdamW, warm-up, patience).
     """
 
+    replays = True
     DEPTH = 2
 
     def __init__(self, runs: Blueprint, settings: Settings, fusion: str):

@@ -16,6 +16,7 @@ class ZeroPadding(FusionClassifier):
     would zero the whole fusion, so that fusion is not offered.
     """
 
+    replays = True
     fusions = ("addition", "concatenation")
 
     def predict(self, x: Sequence[Tensor], observed: Tensor) -> Tensor:
