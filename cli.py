@@ -222,7 +222,7 @@ def _other_fault(error: Exception) -> tuple[int, str]:
     if out_of_memory(error):
         return WRONG_INPUT, (
             f"error: memory ran out ({str(error).partition(chr(10))[0] or type(error).__name__}).\n"
-            "Use fewer --workers, another machine, or a higher limit (ulimit)."
+            "Use fewer --workers, --device cpu where it was a GPU's, another machine, or a higher limit (ulimit)."
         )
     text = f"unexpected error: {type(error).__name__}: {error}\nRun again with --debug for the traceback."
     return UNEXPECTED, text

@@ -21,8 +21,8 @@ simulations where trainings vary far more than speakers). So it is about other s
 6. With fewer than LEAST_SEEDS common seeds, LEAST_UNITS units, LEAST_CLIPS clips in a test or LEAST_APART clips that
    only one of the two is right on in some test, or with a unit that has over LARGEST of the tests, there is no p and no
    verdict (None), ``reason`` says why, and the interval covers less or more than it says; with one seed or one unit
-   there is none. In simulations, 4 seeds call up to 7 % of equal methods different and 3 seeds up to 9 %; 4 to 8
-   speakers up to 11 %; with 6 clips in a test, or with most of them one speaker's, the interval covers up to 99.5 %;
+   there is none. In simulations, 4 seeds call up to 7 % of equal methods different, 3 seeds up to 8 % and 4 speakers
+   up to 10 %; with 6 clips in a test, or with most of them one speaker's, the interval covers up to 99.5 %;
    where methods have over 98 % on tests of 20 clips, 68 to 100 %.
 
 Shapes: S seeds, C classes, K methods of one setting, P = K (K - 1) / 2 pairs.
