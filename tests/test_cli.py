@@ -151,7 +151,7 @@ def test_impossible_combination_alone_is_an_error_in_a_grid_a_line(toy, mlemiss)
         (["--method", "magic"], "unknown method 'magic'"),
         (["--fusion", "glue"], "unknown fusion 'glue'"),
         (["--split", "moon"], "no such column"),
-        (["--seeds", "0"], "at least one seed"),
+        (["--seeds", "0"], "expected at least one"),
         (["--device", "tpu"], "'tpu' is not one of 'auto', 'cpu', 'cuda', 'mps'"),
         (["--missing", "audio:1"], "audio"),
         (["--method", "lb", "--missing", "audio:1"], "complete"),

@@ -120,6 +120,33 @@ def test_cross_validation_and_grid_search(rows):
     assert search.predict(one).dtype == y.dtype
 
 
+def test_what_numpy_masks_is_missing(rows):
+    X, y = rows
+    masked = {name: np.ma.array(np.nan_to_num(part), mask=np.isnan(part)) for name, part in X.items()}
+    model = MissingModalityClassifier(**QUICK)
+    expected = model.fit(X, y).predict_proba(X)
+    np.testing.assert_array_equal(model.fit(masked, y).predict_proba(masked), expected)
+    one, nan = np.ma.hstack(list(masked.values())), np.hstack(list(X.values()))
+    assert one.mask.any() and np.isnan(nan).any()
+    model.set_params(modalities=WIDTHS)
+    found = model.fit(one, y).predict_proba(one)
+    np.testing.assert_array_equal(found, model.fit(nan, y).predict_proba(nan))
+
+
+def test_what_is_no_array_of_two_axes_is_named(rows):
+    X, y = rows
+    model = MissingModalityClassifier(**QUICK)
+    for wrong, words in (
+        (X["audio"][:, 0], r"X\['audio'\] has 1 axes: expected two, rows and features"),
+        (X["audio"][None], r"X\['audio'\] has 3 axes"),
+        (np.full((90, 2), "x"), r"X\['audio'\]: could not convert string"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            model.fit(X | {"audio": wrong}, y)
+    with pytest.raises(ValueError, match="Use dim 256 or less, or another fusion"):
+        MissingModalityClassifier(fusion="outer", dim=300).fit(X, y)
+
+
 def test_dict_list_and_one_array_are_the_same(rows):
     X, y = rows
     expected = MissingModalityClassifier(**QUICK).fit(X, y).predict_proba(X)
@@ -200,7 +227,7 @@ def changed(X, modality, row, value):
         (lambda X: changed(X, "visual", 12, np.nan), "row 12 of X lacks every modality"),
         (lambda X: changed(X, "visual", (3, 2), np.nan), "row 3 of visual in X is NaN in 1 of 6 features"),
         (lambda X: changed(X, "audio", (2, 0), -np.inf), "row 2 of audio in X holds infinity"),
-        (lambda X: X | {"audio": X["audio"][:, 0]}, "Expected 2D array"),
+        (lambda X: X | {"audio": X["audio"][:, 0]}, "'audio'. has 1 axes"),
         (lambda X: {}, "no arrays"),
     ],
 )
@@ -230,7 +257,7 @@ def test_bad_rows(rows, change, words):
         ({"validation_fraction": "x"}, "validation_fraction x is out of range"),
         ({"own": {"magic": 1}}, "mle has no setting magic"),
         ({"validation_fraction": 0}, "validation_fraction 0 is out of range"),
-        ({"seeds": 0}, "at least one seed"),
+        ({"seeds": 0}, "expected at least one"),
         ({"seeds": "x"}, "seeds: expected a whole number, found 'x'"),
         ({"seeds": 1.5}, "seeds: expected a whole number, found 1.5"),
         ({"seeds": True}, "seeds: expected a whole number, found True"),
@@ -347,8 +374,11 @@ def test_train_keeps_a_run_and_says_what_it_leaves_out(tmp_path):
         ({"seeds": True}, "seeds True: expected how many"),
         ({"device": "tpu"}, "unknown device"),
         ({"missing": "text:0.5"}, "text:0.5"),
-        ({"missing": 0.5}, "expected a text, or several, found 0.5"),
-        ({"missing": [0.5]}, "expected a text, or several, found"),
+        ({"missing": 0.5}, "missing: expected a text, or several, found 0.5"),
+        ({"missing": [0.5]}, "missing: expected a text, or several, found"),
+        ({"missing": {"audio": 0.5}}, "missing: expected a text, or several, found"),
+        ({"method": []}, "method: expected a text, or several, found"),
+        ({"seeds": 0}, "seeds: expected at least one, found none"),
     ):
         with pytest.raises(InputError, match=words):
             mlemiss.train(store, **{"missing": "audio:0.5"} | quick | wrong)
@@ -363,8 +393,11 @@ def test_train_keeps_a_run_and_says_what_it_leaves_out(tmp_path):
     assert [r["seeds"] for r in twice.document["results"]] == [[1]]
 
 
-def test_seeds_of_the_estimator_are_averaged(rows):
+@pytest.mark.parametrize("at_once", [16, 1])
+def test_seeds_of_the_estimator_are_averaged(rows, monkeypatch, at_once):
+    """Also where they are trained one after the other."""
     X, y = rows
+    monkeypatch.setattr("mlemiss.trainer.door.estimator.MOST_RUNS", {"cpu": at_once})
 
     class Drawn(np.random.RandomState):
         def randint(self, *_):

@@ -101,7 +101,7 @@ def test_incomplete_test_clips_are_predicted(store, tmp_path, fusion):
         ({"methods": ["hgr"], "missing": ["audio:0.5+visual:0.5"]}, "hgr cannot train.*at least 2 complete ones"),
         ({"methods": ["visual-only"], "missing": ["visual:1.0"]}, "visual-only cannot train"),
         ({"methods": ["mle"], "missing": ["audio:1.0"]}, "mle cannot train.*with audio, found none"),
-        ({"seeds": 0}, "at least one seed"),
+        ({"seeds": 0}, "expected at least one"),
         ({"splits": ["weather"]}, "no such column"),
         ({"methods": []}, "empty grid"),
     ],

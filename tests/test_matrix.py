@@ -192,6 +192,28 @@ def test_what_is_worse_than_a_single_modality_is_told_test_by_test(document):
     )
     assert [line.split(": ")[0] for line in others] == [f"Test clips missing {name}" for name in TESTS[1:]]
     assert all("worse than the best single" in line and "by 5.0" in line for line in others)
+    sides = {"a": {"method": "mle", "fusion": "addition"}, "b": {"method": "only:audio", "fusion": "addition"}}
+    held = [document["comparisons"][0] | sides | {"missing": m, "verdict": True, "reason": None} for m in part.columns]
+    for test in (test for r in alone for test in r["tests"][:1]):
+        test["test_accuracy"] = [score + 3 for score in test["test_accuracy"]]
+    first, *others = worse_text(part, held)
+    assert "mle by 3.0 (which holds)" in first and not any("holds" in line for line in others)
+
+
+def test_results_of_one_test_and_of_several_are_told_together(document):
+    """Of runs in one table some may have several tests: the others count under their own."""
+    mle, zp = (
+        [copy.deepcopy(r) for r in document["results"] if (r["method"], r["fusion"]) == (method, "addition")]
+        for method in ("mle", "zero-padding")
+    )
+    single = [copy.deepcopy(r) | {"method": "only:audio", "reference": True} for r in mle]
+    for r in (*mle, *single):
+        del r["tests"], r["missing_tests"]
+    for r in single:
+        r["test_accuracy"] = [score + 5 for score in r["test_accuracy"]]
+    (part,) = sections([document | {"results": [*zp, *mle, *single]}])
+    (line,) = worse_text(part)
+    assert line.startswith("Test clips complete: worse than the best single") and line.count("mle by 5.0") == 2
 
 
 def test_tables_of_one_test_have_no_matrix_and_gaps_are_white(document, tmp_path):

@@ -134,7 +134,7 @@ def test_report_says_what_was_run(run):
         "toy, toy",
         "RANDOM weights, never trained",
         "Random weights:",
-        "clips of one speaker may be in both training and test, so this says nothing of new speakers",
+        "clips of one speaker, if there are speakers, may be in both training and test: nothing is said of new ones",
         "0, 1",
         "mlemiss train --features toy --missing <audio:0.5>",
         f"torch {document['results'][0]['versions']['torch']}",
@@ -175,7 +175,10 @@ def test_comparisons_that_hold_are_bold_and_say_their_units(run):
     html = render_report([many])
     assert "<th>1 mle, addition</th>" in html and "row minus column (19 clips, 2 seeds)" in html
     assert "<b>−12.3</b>" in html and "<b>+12.3</b>" in html  # the other way round
-    assert "All 33 comparisons" in html
+    assert "All 33 comparisons" in html and "?" not in html
+    many["comparisons"][-1] |= {"verdict": None, "reason": "few seeds"}
+    html = render_report([many])
+    assert html.count("−12.3?") == html.count("+12.3?") == 1 and "? has no verdict" in html and "+3.2?" not in html
 
 
 @pytest.mark.slow

@@ -247,11 +247,9 @@ def test_tuned_results_are_a_table_that_tells_the_settings_of_each(runs, tmp_pat
     (tmp_path / "tuned" / "results.json").write_text(json.dumps(document))
     write_site([runs / "first", runs / "faster", tmp_path / "tuned"], tmp_path / "site")
     page = page_of(tmp_path / "site")
-    for said in ("lr 0.003, not tuned", "lr 0.01, not tuned", "tuned (draws 30, seeds [1000], digest ab)"):
+    for said in ("lr 0.003, not tuned", "lr 0.01, not tuned", "tuned (30 draws, seeds 1000, choice ab)"):
         assert said in page.text
-    assert (
-        "marginal bank, dropout 0.0" in page.text and "draws for each row, by `mlemiss tune` (run draws)" in page.text
-    )
+    assert "marginal bank, dropout 0.0" in page.text and "draws for each row, by mlemiss tune (run draws)" in page.text
     heads, *rows = page.table(f"All results, {DATA}tuned")
     assert heads[-1][0].startswith("settings") and {(row[0][0], row[-1][0]) for row in rows} == {
         ("mle", "lr 0.1"),

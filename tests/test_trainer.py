@@ -13,6 +13,7 @@ from mlemiss.pipeline.stores.masks import TEST, TRAIN, VALIDATION, parse_missing
 from mlemiss.trainer.batches import Stage, generator
 from mlemiss.trainer.data import Clips, Dataset, Runs, RunSpec
 from mlemiss.trainer.evaluate import accuracy, confusion, macro_f1, mean_and_std, unweighted_average_recall
+from mlemiss.trainer.experiments.grid import Grid, notes_on, plan_grid
 from mlemiss.trainer.fit import fit
 from mlemiss.trainer.likelihood import log_mean_exp_inner
 from mlemiss.trainer.marginal import BY_NAME
@@ -484,5 +485,13 @@ def test_validation_clips_of_one_class_choose_nothing(store):
     with pytest.raises(InputError, match=rf"validation clips of {clips.classes[0]} alone(?s:.*)Preprocess more"):
         draw(clips)
     clips.store.given = {"splits": {"file": "own.csv"}}
-    with pytest.raises(InputError, match="Correct own"):
-        draw(clips)
+    with pytest.raises(InputError, match=r"split by own\.csv with(?s:.*)Correct own"):
+        draw(clips, split="given:own.csv")
+
+
+def test_test_clips_of_one_class_are_told(store):
+    (cell,) = plan_grid([store], Grid(["mle"], missing=["audio:0.5"], seeds=1), Settings()).cells
+    assert not any("of one class" in note for note in notes_on([cell]))
+    (run,) = cell.runs
+    run.part[(run.part == TEST) & (cell.clips.label != 1)] = TRAIN
+    assert any(note.endswith("by clip, seed 0: all test clips are of one class") for note in notes_on([cell]))

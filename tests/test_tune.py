@@ -13,6 +13,7 @@ from mlemiss.trainer.door.training import train
 from mlemiss.trainer.experiments import tune
 from mlemiss.trainer.experiments.grid import Grid, notes_on, plan_grid
 from mlemiss.trainer.experiments.space import COMMON, Space, parse_space
+from mlemiss.trainer.experiments.tuned import Tuned
 from mlemiss.trainer.report.comparisons import family_key
 from mlemiss.trainer.settings import Rate, Settings
 
@@ -128,6 +129,11 @@ def tuned(store, folder, mlemiss):
     return folder
 
 
+def test_tune_chooses_by_one_test(store, tmp_path, mlemiss):
+    wrong = mlemiss(*tune_command(store, tmp_path / "t"), "--missing-test", "none,audio:1")
+    assert wrong.returncode == 2 and "tune chooses by one, found several" in wrong.stderr
+
+
 def tune_command(store, out):
     return ["tune", "--store", store, "--method", "mle,flex-moe,only:audio", *QUICK, "--out", out]
 
@@ -176,7 +182,7 @@ def test_training_with_what_was_chosen(tuned, store, tmp_path, mlemiss):
         (["--seeds", 1001], "seeds [1000] were tuned on"),
         (["--method", "ae1"], "has tuned nothing for toy toy ae1 addition audio:0.5: method ae1 (tuned: mle, flex-moe"),
         (["--missing", "audio:0.7"], "missing audio:0.7 (tuned: audio:0.5, visual:0.5)"),
-        (["--tuned", tmp_path], "no tuned.json in"),
+        (["--tuned", tmp_path], "no tuned.json in the folder"),
     ):
         wrong = mlemiss(*how, *options, "--out", tmp_path / "none")
         assert wrong.returncode == 2 and why in wrong.stderr, wrong.stderr
@@ -264,6 +270,8 @@ def test_what_a_budget_cuts_is_judged_on_the_draws_of_all_rows(store, tmp_path, 
         real(plan, *args, **other)
         if len(calls) == 2:
             [cell for cell in plan.cells if cell.method == "mle"][1].results.clear()
+            (better,) = [cell for cell in plan.cells if cell.method == "zero-padding"][1].results.values()
+            better.val_accuracy[better.best_epoch - 1] = 200.0
 
     monkeypatch.setattr(tune, "run_plan", cut)
     grid = Grid(["mle", "zp"], missing=["audio:0.5"], seeds=[1000])
@@ -271,6 +279,26 @@ def test_what_a_budget_cuts_is_judged_on_the_draws_of_all_rows(store, tmp_path, 
     document = tune.tune([FeatureStore.open(store)], tmp_path / "t", grid, settings, Space(), 4, "cpu", hours=1)
     assert len(calls) == 2 and document["draws"] == 1
     assert [len(row["validation"]) for row in document["rows"]] == [1, 1]
+    assert [row["draw"] for row in document["rows"]] == [0, 0]
+
+
+def test_a_kill_in_a_later_tuning_leaves_no_choice_of_the_earlier(store, tmp_path, monkeypatch):
+    def tuned(draws):
+        grid = Grid(["zp"], missing=["audio:0.5"], seeds=[1000])
+        return tune.tune([FeatureStore.open(store)], tmp_path, grid, Settings(epochs=1), Space(), draws, "cpu")
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    tuned(1)
+    assert Tuned(tmp_path).facts["draws"] == 1
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(tune, "run_plan", killed)
+        tuned(2)
+    with pytest.raises(InputError, match="tuning has not ended"):
+        Tuned(tmp_path)
+    tuned(2)
+    assert Tuned(tmp_path).facts["draws"] == 2
 
 
 def test_two_groups_to_split_by_are_told(tmp_path):

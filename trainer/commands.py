@@ -174,6 +174,8 @@ def tune(
             raise InputError(f"{name} {value} is out of range: expected {least} or more.")
     if budget is not None and not budget > 0:
         raise InputError(f"a budget of {budget} hours is out of range: expected more than 0.")
+    if "," in missing_test:
+        raise InputError(f"--missing-test {missing_test}: tune chooses by one, found several.\nName one of them.")
     texts = checked_specs(missing, [missing_test], masks)
     methods, fusions = comma_list(method or ["mle", registry.EACH]), comma_list(fusion or ["addition"])
     own = {name: rate for one in methods if one != registry.EACH for name, rate in registry.load(one).rates.items()}

@@ -144,7 +144,7 @@ class Clips:
         hidden = [hidden | self.store.missing(one, spec.seed, part == TEST) for one in tests]
         whole, part = part, part[self.kept]
         observed, *more = [self.present & ~one[self.kept] for one in hidden]
-        drawn = f"{self.store.path}: the split by {spec.split} with seed {spec.seed}"
+        drawn = f"{self.store.path}: the split by {spec.split} with seed {spec.seed}".replace("by given:", "by ")
         for value, name in PARTS.items():
             if not (part == value).any():
                 raise InputError(f"{drawn} leaves no {name} clips of {len(part)} usable ones.\nPreprocess more clips.")
@@ -152,7 +152,7 @@ class Clips:
         advice = f"Correct {given['file']}." if given else "Preprocess more clips, or choose another --split."
         if len(one := np.unique(self.label[part == VALIDATION])) < 2:
             only = self.classes[one[0]]
-            raise InputError(f"{drawn} has validation clips of {only} alone, which choose no epoch.\n{advice}")
+            raise InputError(f"{drawn} has validation clips of {only} alone: expected two classes.\n{advice}")
         if len(absent := np.setdiff1d(self.label[part != TRAIN], self.label[part == TRAIN])):
             names = ", ".join(self.classes[c] for c in absent)
             raise InputError(f"{drawn} has held-out clips but no training clip of {names}.\n{advice}")

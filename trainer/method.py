@@ -232,7 +232,7 @@ def check_run(kind: type[Method], clips: Clips, run: Run, name: str) -> None:
                 needs += f" and at least {kind.least_complete} complete ones"
             raise InputError(
                 f"{name} cannot train its {stage.name} with {run.spec.name}: expected {needs}, found "
-                f"{int(chosen.sum())} fitting clips of {classes} classes ({int(trained.sum())} training clips, "
+                f"{int(chosen.sum())} of {classes} classes that it can use ({int(trained.sum())} training clips, "
                 f"{labelled}{complete} complete).\n"
                 f"{clips.remedy}; or use a method that trains on incomplete clips."
             )

@@ -48,7 +48,7 @@ def export_masks(store: FeatureStore, out: Path, seeds: int, settings: Sequence[
         InputError: a file is there already, there is no seed, or a setting or column cannot be.
     """
     if seeds < 1:
-        raise InputError("expected at least one seed, found none.\nChoose --seeds 1 or more.")
+        raise InputError("seeds: expected at least one, found none.")
     why = "a masks file says which modalities are missing, and no labels"
     specs = list(dict.fromkeys(parse_missing(text, store.modalities, labels_stay=why) for text in settings))
     splits_path, masks_path = out / SPLITS, out / MASKS

@@ -27,7 +27,7 @@ TELLING_CLIPS, TELLING_RATE = 5, 0.5
 STORED_RATES = (0.5, 0.8, 0.9, 0.95)  # of the masks that every store carries, so that a team trains on the same ones
 NAMES_SHOWN = 12  # values that an error lists
 LABEL_ENTRY = "label"  # in a missing spec; never the name of a modality
-HELD_OUT_LABELS = "validation and test clips need their labels, by which they are scored"
+HELD_OUT_LABELS = "in what validation and test clips lack, labels cannot be: clips are scored by them"
 
 
 @dataclass(frozen=True)

@@ -102,8 +102,6 @@ def joined(X: object, names: Sequence[str] | None = None) -> tuple[np.ndarray, C
 
     names: of a list's arrays, by default m0, m1, …. ValueError: an array of other than two axes, or of other length.
     """
-    from sklearn.utils import check_array
-
     if not isinstance(X, Mapping):
         if names is not None and not isinstance(names, Iterable):
             raise ValueError(f"modalities is {names!r}: expected the names of {len(X)} arrays.")
@@ -115,10 +113,7 @@ def joined(X: object, names: Sequence[str] | None = None) -> tuple[np.ndarray, C
         X = dict(zip(names, X, strict=True))
     if not X:
         raise ValueError("X holds no arrays: expected one [n, D] for each modality.")
-    parts = {
-        name: check_array(part, dtype=FLOATS, ensure_all_finite=False, ensure_min_samples=0, input_name=f"X[{name!r}]")
-        for name, part in X.items()
-    }
+    parts = {name: _checked(part, f"X[{name!r}]") for name, part in X.items()}
     lengths = {name: len(part) for name, part in parts.items()}
     if len(set(lengths.values())) > 1:
         found = ", ".join(f"{name} {length}" for name, length in lengths.items())
@@ -131,6 +126,23 @@ def joined(X: object, names: Sequence[str] | None = None) -> tuple[np.ndarray, C
 
 
 FLOATS = [np.float64, np.float32]
+
+
+def unmasked(X: object) -> object:
+    """Return an array whose entries that numpy.ma masks are NaN, which is how missing ones are told; others as is."""
+    return X.astype(float).filled(np.nan) if np.ma.isMaskedArray(X) else X
+
+
+def _checked(part: object, name: str) -> np.ndarray:
+    """Return one modality's array of floats. ValueError: it is none, by name."""
+    from sklearn.utils import check_array
+
+    if (axes := np.ndim(part)) != 2:
+        raise ValueError(f"{name} has {axes} axes: expected two, rows and features.")
+    try:
+        return check_array(unmasked(part), dtype=FLOATS, ensure_all_finite=False, ensure_min_samples=0, input_name=name)
+    except ValueError as error:
+        raise ValueError(str(error) if name in str(error) else f"{name}: {error}") from None
 
 
 def modality_columns(modalities: Mapping | None, width: int, names: Sequence[str] | None) -> Columns:

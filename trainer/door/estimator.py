@@ -1,5 +1,6 @@
 """The methods as a scikit-learn classifier over arrays in memory."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
@@ -23,7 +24,7 @@ from ..experiments.grid import Cell, Grid, group_runs, plan_grid
 from ..experiments.weights import TrainedRuns, build, parts_of, probabilities
 from ..fit import fit
 from ..settings import Settings
-from .arrays import FLOATS, ArrayClips, joined, modality_columns, modality_parts
+from .arrays import FLOATS, ArrayClips, joined, modality_columns, modality_parts, unmasked
 
 
 @contextmanager
@@ -32,7 +33,7 @@ def as_value_errors() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise ValueError(str(error).replace("--", "")) from None
+        raise ValueError(re.sub(r" \(tune: .*?\)|--", "", str(error))) from None
 
 
 @dataclass(eq=False, repr=False)
@@ -153,7 +154,7 @@ class MissingModalityClassifier(ClassifierMixin, BaseEstimator):
                 asked, found = (", ".join(map(str, names)) for names in (asked, X))
                 raise ValueError(f"modalities: expected {found}, which X has, found {asked}.\nLeave them out.")
             X, columns = joined(X, None if isinstance(X, Mapping) else self.modalities)
-        X, y = validate_data(self, X, y, dtype=FLOATS, ensure_all_finite=False, ensure_min_samples=2)
+        X, y = validate_data(self, unmasked(X), y, dtype=FLOATS, ensure_all_finite=False, ensure_min_samples=2)
         check_classification_targets(y)
         self.classes_, label = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
@@ -229,7 +230,7 @@ class MissingModalityClassifier(ClassifierMixin, BaseEstimator):
                 f"X is {kinds[not self.takes_several_]}: expected {kinds[self.takes_several_]}, as in fit."
             )
         if not self.takes_several_:
-            return X
+            return unmasked(X)
         X, columns = joined(X, None if isinstance(X, Mapping) else list(wanted))
         if unknown := [name for name in columns if name not in wanted]:
             raise ValueError(f"X has {', '.join(unknown)}, and fit saw {', '.join(wanted)} alone.\nLeave it out.")

@@ -2,7 +2,7 @@
 
 import warnings
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -92,7 +92,8 @@ def train(
     opened = list({(str(one.path), one.fingerprint): one for one in opened}.values())  # each once
     tuned, out = (None if path is None else _path(path, name) for path, name in ((tuned, "tuned"), (out, "out")))
     check_stores(opened, chosen, None)
-    grid = Grid(_names(method), _names(fusion), _names(missing), _names(missing_test), seeds, [split])
+    asked = {"method": method, "fusion": fusion, "missing": missing, "missing_test": missing_test}
+    grid = Grid(*(_names(given, name) for name, given in asked.items()), seeds, [split])
     where = torch.device(resolve_device(device))
     plan = plan_grid(opened, grid, chosen) if tuned is None else Tuned(tuned).plan(opened, grid)
     for skipped in plan.skipped:
@@ -121,10 +122,11 @@ def _path(given: object, name: str) -> Path:
         raise InputError(f"{name}: expected a path, found {given!r}.") from None
 
 
-def _names(given: str | Sequence[str]) -> list[str]:
-    several = [given] if isinstance(given, str) else list(given) if isinstance(given, Iterable) else [None]
-    if not all(isinstance(one, str) for one in several):
-        raise InputError(f"expected a text, or several, found {given!r}.")
+def _names(given: str | Sequence[str], name: str) -> list[str]:
+    listed = isinstance(given, Iterable) and not isinstance(given, str | Mapping)
+    several = list(given) if listed else [given]
+    if not several or not all(isinstance(one, str) for one in several):
+        raise InputError(f"{name}: expected a text, or several, found {given!r}.")
     return comma_list(several)
 
 

@@ -59,7 +59,7 @@ class Grid:
             raise InputError(f"seeds {self.seeds!r}: expected how many, or which ones, whole numbers from 0.")
         self.seeds = list(range(self.seeds) if several is None else dict.fromkeys(map(int, several)))
         if not self.seeds:
-            raise InputError("expected at least one seed, found none.\nChoose --seeds 1 or more.")
+            raise InputError("seeds: expected at least one, found none.")
 
     @property
     def rates(self) -> dict[str, Mapping[str, Rate]]:
@@ -187,7 +187,7 @@ def plan_grid(
     if asked.isdisjoint(cell.method for cell in cells):
         if not refused:
             raise InputError("an empty grid: expected at least one store, method, fusion and missing spec.")
-        head = f"none of the {len(refused)} combinations can be, the first because: " * (len(set(refused)) > 1)
+        head = f"none of the {len(refused)} combinations can be trained. The first: " * (len(set(refused)) > 1)
         raise InputError(head + refused[0])
     return GridPlan(cells, skipped)
 
@@ -254,7 +254,7 @@ def _draw(cell: Cell, specs: Sequence[RunSpec], drawn: dict[RunSpec, Run]) -> No
     if cell.fusion not in kind.fusions:
         raise InputError(
             f"{cell.method} cannot use the fusion {cell.fusion}: expected one of {', '.join(kind.fusions)}.\n"
-            f"Choose another --fusion or --method."
+            f"Choose another fusion or method."
         )
     if unknown := set(cell.settings.own) - set(kind.rates):
         raise InputError(

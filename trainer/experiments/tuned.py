@@ -38,7 +38,9 @@ class Tuned:
             self.facts = {"run": path.absolute().name} | {name: self.document[name] for name in ("draws", "seeds")}
             self.facts["digest"] = hashlib.sha256(content.encode()).hexdigest()[:8]
         except OSError:
-            raise InputError(f"no {TUNED} in {path}.\nName the folder of a `mlemiss tune` that has ended.") from None
+            raise InputError(
+                f"no {TUNED} in the folder {path}.\nName the folder (--out) of a `mlemiss tune` that has ended."
+            ) from None
         except (ValueError, KeyError, TypeError, IndexError):
             raise InputError(f"{path / TUNED} cannot be read as what `mlemiss tune` chose.\nRun it again.") from None
         if ended and self._later(path / DRAWS):

@@ -203,8 +203,8 @@ def _score(cell: dict | None, mark: str) -> tuple[float | str, str, str]:
     if cell is None:
         return "", "–", ""
     mean, interval = cell["mean"], cell.get("interval")
-    # Where one end of the interval is cut, at 0 or 100, the other is half of it away.
-    half = f" ± {max(mean - interval[0], interval[1] - mean):.1f}" if interval else ""
+    # Where one end of the interval is cut, at 0 or 100, the other is half of it away; of both cut it is not known.
+    half = f" ± {max(mean - interval[0], interval[1] - mean):.1f}" if interval and interval != [0, 100] else ""
     return mean, f"{mean:.1f}{half}", mark
 
 
@@ -239,9 +239,9 @@ def _settings_text(part: Section) -> list[str]:
     """Say with which hyper-parameters a table was trained, and how they were chosen."""
     first, *others = map(settings_words, part.results)
     shared = [setting for setting in first if all(setting in other for other in others)]
-    several = " Others differ from result to result: see all results below." * bool(_own_settings(part))
+    several = " Each result has other settings beside these: see all results below." * bool(_own_settings(part))
     tuned = part.results[0].get("tuned")
-    how = f" Chosen among {tuned['draws']} draws for each row, by `mlemiss tune` (run {tuned['run']})." if tuned else ""
+    how = f" Chosen among {tuned['draws']} draws for each row, by mlemiss tune (run {tuned['run']})." if tuned else ""
     return [f"Settings: {', '.join(shared)}.{how}{several}"]
 
 

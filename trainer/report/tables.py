@@ -19,7 +19,7 @@ from ..evaluate import ACCURACY, Measure
 from .comparisons import current, family_key, family_of, several_marginals, side, units_text
 
 NAMED = 3  # of the combinations that share a reason
-BY_CLIP = "clips of one speaker may be in both training and test, so this says nothing of new speakers"
+BY_CLIP = "clips of one speaker, if there are speakers, may be in both training and test: nothing is said of new ones"
 NAMED_WORSE = 8  # of a missing spec's methods that are worse than a single modality
 SETTING = ("dataset", "features", "store", "split", "missing_test")  # of results and comparisons
 
@@ -186,12 +186,17 @@ def _facts(result: Mapping) -> tuple[dict[str, str], dict[str, str]]:
     settings = {name: f"{name.replace('_', ' ')} {value}" for name, value in family["settings"].items() if not tuned}
     facts = {name: f"{name.replace('_', ' ')} {value}" for name, value in trained.items()}
     return settings, facts | {
-        "tuned": f"tuned ({', '.join(f'{n} {v}' for n, v in tuned.items())})" if tuned else "not tuned",
+        "tuned": _tuned_text(tuned) if tuned else "not tuned",
         "missing_test": f"test clips {column_text(family['missing_test'])}",
         "store": f"store {family['store']}",
         "revision": f"revision {family['revision']}",
         "given": " and ".join(given) if given else "no given files",
     }
+
+
+def _tuned_text(tuned: Mapping) -> str:
+    seeds = ", ".join(map(str, tuned["seeds"]))
+    return f"tuned ({amount(tuned['draws'], 'draw')}, seeds {seeds}, choice {tuned['digest']})"
 
 
 def side_row(named: Mapping) -> tuple[str, str]:
@@ -287,7 +292,7 @@ def worse_text(section: Section, compared: Sequence[dict] = ()) -> list[str]:
     """
     tests: dict[str, list[dict]] = {}
     for r in section.results:
-        for test in r.get("tests", ()):
+        for test in r.get("tests") or [r]:
             tests.setdefault(test["missing_test"], []).append(r | test)
     if len(tests) < 2:
         return _worse(section, compared)
