@@ -13,6 +13,7 @@ from concurrent.futures import CancelledError
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
+from multiprocessing import forkserver
 from pathlib import Path
 from uuid import uuid4
 
@@ -75,6 +76,7 @@ def on_this_machine(workers: int, report: Path | None, dashboard: bool, tasks: S
     The scheduler and the workers accept only connections with the run's own keys, so that other accounts of this
     machine cannot run code through them. The dashboard has no password and is off by default.
     """
+    forked = _start_server(tasks)  # before the imports here, which it makes meanwhile, and more
     import dask
     from distributed import Client, LocalCluster
 
@@ -91,7 +93,7 @@ def on_this_machine(workers: int, report: Path | None, dashboard: bool, tasks: S
     page = "127.0.0.1:0" if dashboard else None
     loopback = {"host": "127.0.0.1", "dashboard_address": page, "worker_dashboard_address": page}
     with (
-        dask.config.set(SETTINGS | _start_method(tasks)),
+        dask.config.set(SETTINGS | forked),
         # Its workers start inside, so that an interruption meanwhile ends those that are there.
         LocalCluster(n_workers=0, security=True, **loopback, **options) as cluster,
         Client(cluster) as client,
@@ -103,23 +105,18 @@ def on_this_machine(workers: int, report: Path | None, dashboard: bool, tasks: S
         yield from on_cluster(client, None, report, tasks)
 
 
-def _start_method(tasks: Sequence[Task]) -> dict[str, str]:
-    """Choose how worker processes start, as Dask's setting.
+def _start_server(tasks: Sequence[Task]) -> dict[str, str]:
+    """Start the server that worker processes are forked from, on Linux; return how they start, as Dask's setting.
 
-    On Linux they are forked from a server process that has imported what takes seconds to import; the server computes
-    nothing, and so has no threads. For GPUs the server imports no torch, as CUDA must start after a fork.
+    It imports what takes seconds to import, and computes nothing, and so has no threads. For GPUs it imports no torch,
+    as CUDA must start after a fork. Modules that Dask names later come too late, as the server has begun.
     """
-    import dask
-    from distributed.utils import get_mp_context
-
     if sys.platform != "linux":  # the system's own libraries may not work in a forked process
         return {}
-    setting = {"distributed.worker.multiprocessing-method": "forkserver"}
-    with dask.config.set(setting):
-        get_mp_context()  # names Dask's modules for the server, once; ours replace them
     encoded_here = any(output.weights for task in tasks for output in task.outputs) and not wants_gpu(tasks)
     multiprocessing.set_forkserver_preload([*PRELOADED, *(["torch", "timm"] if encoded_here else [])])
-    return setting
+    forkserver.ensure_running()
+    return {"distributed.worker.multiprocessing-method": "forkserver"}
 
 
 def _add_gpu_workers(cluster, gpus: int) -> None:
