@@ -315,6 +315,9 @@ def test_nothing_listens_beyond_loopback_or_answers_without_keys(synthetic_ravde
     client.until("2 workers")
     children = psutil.Process(client.pid).children()
     servers = [child for child in children if "forkserver" in " ".join(child.cmdline())]
+    # What a process reads as it starts, which a worker that is forked never does.
+    assert all(server.environ().items() >= {"MALLOC_TRIM_THRESHOLD_": "65536"}.items() for server in servers)
+    assert all(server.environ()["OPENBLAS_NUM_THREADS"] == "1" for server in servers)
     family = [psutil.Process(client.pid), *psutil.Process(client.pid).children(recursive=True)]
     ports = {c.laddr for process in family for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN}
     listening, threads = {port.ip for port in ports}, {server.num_threads() for server in servers}

@@ -11,6 +11,7 @@ Shapes: R runs, B batch, C classes.
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -272,8 +273,10 @@ class Step:
         try:
             return self.record(take)
         except RuntimeError as error:
-            if out_of_memory(error):
-                raise
+            lack = next((one for one in (error, error.__context__) if one and out_of_memory(one)), None)
+            if lack and len(self.runs) > 1:  # fewer are tried then; one run fitted, as it was taken before
+                raise lack from None
+            self.record = None  # a failure may keep memory
             say(f"note: a step cannot be recorded ({str(error).splitlines()[0]}): the host takes each, which is slower")
             return take
 
@@ -283,13 +286,16 @@ Record = Callable[[Callable[[], None]], Callable[[], None]]
 
 def recorder(device: torch.device) -> Record | None:
     """Return what records a function of tensors and returns its replay; None where a device has no such thing."""
-    return cuda_graph if device.type == "cuda" else None
+    return partial(cuda_graph, device) if device.type == "cuda" else None
 
 
-def cuda_graph(take: Callable[[], None]) -> Callable[[], None]:
-    """Record what ``take`` launches as a CUDA graph, and return its replay. RuntimeError: it waits for the device."""
+def cuda_graph(device: torch.device, take: Callable[[], None]) -> Callable[[], None]:
+    """Record what ``take`` launches as a CUDA graph, and return its replay. RuntimeError: it waits for the device.
+
+    The stream is named, as torch's own is of the device of the first graph, which would leave others' graphs empty.
+    """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.device(device), torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
         take()
     return graph.replay
 

@@ -37,6 +37,9 @@ SETTINGS = {
 }
 # of a worker process, whatever it does; librosa's own `import` postpones numba and SciPy
 PRELOADED = ("distributed", extract.__name__, "librosa.feature.spectral", "librosa.feature.utils")
+# Dask sets these as it starts a worker: too late for one that is forked from a server which has read them.
+ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+ENVIRONMENT |= {"MALLOC_TRIM_THRESHOLD_": "65536"}
 SEVERAL = 3  # clips whose workers died twice, while no other clip was finished: the clips are not to blame
 
 
@@ -109,13 +112,20 @@ def _start_server(tasks: Sequence[Task]) -> dict[str, str]:
     """Start the server that worker processes are forked from, on Linux; return how they start, as Dask's setting.
 
     It imports what takes seconds to import, and computes nothing, and so has no threads. For GPUs it imports no torch,
-    as CUDA must start after a fork. Modules that Dask names later come too late, as the server has begun.
+    as CUDA must start after a fork. Modules that Dask names later come too late, as the server has begun. One
+    that runs already, of an earlier call in this process, stays as it is.
     """
     if sys.platform != "linux":  # the system's own libraries may not work in a forked process
         return {}
     encoded_here = any(output.weights for task in tasks for output in task.outputs) and not wants_gpu(tasks)
     multiprocessing.set_forkserver_preload([*PRELOADED, *(["torch", "timm"] if encoded_here else [])])
-    forkserver.ensure_running()
+    given = dict(os.environ)
+    os.environ.update(ENVIRONMENT | given)
+    try:
+        forkserver.ensure_running()
+    finally:
+        for name in ENVIRONMENT.keys() - given.keys():
+            del os.environ[name]
     return {"distributed.worker.multiprocessing-method": "forkserver"}
 
 

@@ -94,7 +94,8 @@ class FlexibleExperts(OwnFusion):
         """Return the mean loss with the gate's: [R]."""
         classified = super().loss(batch)
         observed = batch.observed
-        scores = self.block.feed.scores.unflatten(1, observed.shape[1:])  # [R, B, M, E]
+        feed = self.block.feed
+        scores, feed.scores = feed.scores.unflatten(1, observed.shape[1:]), None  # [R, B, M, E]; not kept
         complete = observed.all(-1)
         share = (scores.softmax(-1).mean(2) * (batch.weight * complete)[..., None]).sum(1)  # [R, E]
         share = share / share.sum(-1, keepdim=True).clamp_min(1e-12)
