@@ -145,8 +145,8 @@ def test_flex_moes_gate_is_the_papers(datasets):
     method, runs = build("flex-moe", datasets[2], missing="visual:0.3+audio:0.3")
     batch = batch_of(runs)
     found = method.loss(batch)
-    scores = method.block.feed.scores.unflatten(1, batch.observed.shape[1:]).double().detach()
     log_probability = method.finished(method.logits(batch.x, batch.observed), batch.observed).double().detach()
+    scores = method.block.feed.scores.unflatten(1, batch.observed.shape[1:]).double().detach()
     for r in range(2):
         classified, shares, wrong = [], [], []
         for b, observed in enumerate(batch.observed[r].tolist()):
