@@ -71,7 +71,7 @@ def test_what_is_exported_is_what_the_store_says(store, tmp_path):
     with pytest.raises(InputError, match="is there already"):
         export_masks(store, tmp_path, 3, MISSING, "clip")
     for seeds, settings, split, why in (
-        (0, MISSING, "clip", "at least one seed"),
+        (0, MISSING, "clip", "expected at least one"),
         (1, ["audio"], "clip", "missing spec"),
         (1, MISSING, "moon", "no such column"),
     ):
