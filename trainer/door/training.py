@@ -83,17 +83,14 @@ def train(
     if unknown := [name for name in settings if name not in known]:
         raise InputError(f"unknown setting {unknown[0]!r}: expected some of {', '.join(known)}.")
     if tuned is not None and settings:
-        raise InputError(
-            f"tuned and settings of your own exclude each other.\nLeave out {', '.join(settings)}, or tuned."
-        )
+        own = ", ".join(settings)
+        raise InputError(f"tuned and settings of your own exclude each other.\nLeave out {own}, or tuned.")
     chosen = Settings(**settings)
-    several = stores if isinstance(stores, list | tuple) else [stores]
-    opened = [one if isinstance(one, FeatureStore) else open_store(one) for one in several]
-    opened = list({(str(one.path), one.fingerprint): one for one in opened}.values())  # each once
+    opened = _opened(stores if isinstance(stores, list | tuple) else [stores])
     tuned, out = (None if path is None else _path(path, name) for path, name in ((tuned, "tuned"), (out, "out")))
     check_stores(opened, chosen, None)
-    asked = {"method": method, "fusion": fusion, "missing": missing, "missing_test": missing_test}
-    grid = Grid(*(_names(given, name) for name, given in asked.items()), seeds, [split])
+    named = (("method", method), ("fusion", fusion), ("missing", missing), ("missing_test", missing_test))
+    grid = Grid(*(_names(given, name) for name, given in named), seeds, [split])
     where = torch.device(resolve_device(device))
     plan = plan_grid(opened, grid, chosen) if tuned is None else Tuned(tuned).plan(opened, grid)
     for skipped in plan.skipped:
@@ -107,6 +104,12 @@ def train(
     if out is not None:
         write_report([document], path / "report.html")
     return Results(document, path, temporary)
+
+
+def _opened(stores: Sequence) -> list[FeatureStore]:
+    """Return stores, open, each once."""
+    opened = [one if isinstance(one, FeatureStore) else open_store(one) for one in stores]
+    return list({(str(one.path), one.fingerprint): one for one in opened}.values())
 
 
 def _warn(line: str) -> None:
