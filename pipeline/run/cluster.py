@@ -79,7 +79,7 @@ def on_this_machine(workers: int, report: Path | None, dashboard: bool, tasks: S
     The scheduler and the workers accept only connections with the run's own keys, so that other accounts of this
     machine cannot run code through them. The dashboard has no password and is off by default.
     """
-    forked = _start_server(tasks)  # before the imports here, which it makes meanwhile, and more
+    start_method = _start_server(tasks)  # before the imports here, which it makes meanwhile, and more
     import dask
     from distributed import Client, LocalCluster
 
@@ -96,7 +96,7 @@ def on_this_machine(workers: int, report: Path | None, dashboard: bool, tasks: S
     page = "127.0.0.1:0" if dashboard else None
     loopback = {"host": "127.0.0.1", "dashboard_address": page, "worker_dashboard_address": page}
     with (
-        dask.config.set(SETTINGS | forked),
+        dask.config.set(SETTINGS | start_method),
         # Its workers start inside, so that an interruption meanwhile ends those that are there.
         LocalCluster(n_workers=0, security=True, **loopback, **options) as cluster,
         Client(cluster) as client,
