@@ -11,7 +11,7 @@ from mlemiss.trainer.batches import Draws, Stage, generator, hiding_chances
 from mlemiss.trainer.data import Clips, Dataset, RunSpec
 from mlemiss.trainer.fit import RunAdamW, Training, fit
 from mlemiss.trainer.methods import autoencoders, load, method_names
-from mlemiss.trainer.networks import Dropout, RunRandom, Standardise
+from mlemiss.trainer.networks import Dropout, Encoder, RunRandom, Standardise
 from mlemiss.trainer.report.crossed import paired
 from mlemiss.trainer.settings import Settings
 
@@ -232,6 +232,38 @@ def test_clamped_inputs_are_within_their_bound():
     layer = Standardise(torch.zeros(1, 2), torch.ones(1, 2), 5.0)
     assert layer(x, torch.ones(1, 2, dtype=torch.bool)).tolist() == [[[0, 5], [1, -5]]]
     assert layer(x * torch.nan, torch.zeros(1, 2, dtype=torch.bool)).tolist() == [[[0, 0], [0, 0]]]
+
+
+@pytest.mark.parametrize("clamp", [0.0, 1.5])
+def test_encoders_of_all_runs_at_once_are_each_runs_own(clamp):
+    """Standardising and the layers that two embeddings share give, in float64, what plain formulas give run by run."""
+    g = torch.Generator().manual_seed(0)
+    R, n, D = 3, 7, 5
+    x, mean = torch.randn(R, n, D, generator=g).double() * 40, torch.randn(R, D, generator=g).double() * 9
+    std = torch.rand(R, D, generator=g).double() * 30 + 1
+    observed = torch.rand(R, n, generator=g) < 0.7
+    x[~observed] = torch.nan
+    weights = torch.randn(2, R, n, 4, generator=g).double()
+    seeded = [torch.Generator().manual_seed(r) for r in range(R)]
+    dropout = Dropout(torch.tensor([0.0, 0.25, 0.5]), seeded)
+    encoder = Encoder(mean, std, 8, 4, seeded, dropout, constant=0.5, clamp=clamp).double()
+    parameters = list(encoder.parameters())
+    dropped, whole = encoder.both(x, observed)
+    found = torch.autograd.grad((torch.stack([dropped, whole]) * weights).sum(), parameters)
+    dropout.calls.zero_()
+    masks = dropout(torch.ones(R, n, 8, dtype=torch.float64))
+    assert (masks[1:] == 0).any() and masks[0].eq(1).all()
+    plain = []
+    for r in range(R):
+        z = torch.where(observed[r, :, None], (x[r] - mean[r]) / std[r], 0)
+        z = z.clamp(-clamp, clamp) if clamp else z
+        hidden = (z @ encoder.hidden.weight[r] + encoder.hidden.bias[r]).relu()
+        embed = [h @ encoder.embedding.weight[r] + encoder.embedding.bias[r] for h in (hidden * masks[r], hidden)]
+        plain.append(torch.stack([torch.cat([e, torch.full((n, 1), 0.5)], 1) for e in embed]))
+    plain = torch.stack(plain, 1)
+    torch.testing.assert_close(torch.stack([dropped, whole]), plain, rtol=0, atol=1e-10)
+    for one, expected in zip(found, torch.autograd.grad((plain * weights).sum(), parameters), strict=True):
+        torch.testing.assert_close(one, expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ SETTINGS = {
     "distributed.logging.distributed": "error",
 }
 # of a worker process, whatever it does; librosa's own `import` postpones numba and SciPy
-PRELOADED = ("distributed", extract.__name__, "librosa.feature.spectral", "librosa.feature.utils")
+PRELOADED = ("distributed", extract.__name__, "librosa.core.spectrum", "librosa.filters", "librosa.feature.utils")
 # Dask sets these as it starts a worker: too late for one that is forked from a server which has read them.
 ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 ENVIRONMENT |= {"MALLOC_TRIM_THRESHOLD_": "65536"}
