@@ -48,7 +48,12 @@ def test_what_decodes_a_clip_loads_no_networks(synthetic_ravdess, tmp_path):
     )
     print(*sorted(name for name in loaded if "." not in name), sep="\n")  # the list
     assert {"numpy", "librosa", "zarr"} <= loaded
-    assert not loaded & {"torch", "torchvision", "timm", "sklearn", "pandas", "matplotlib", "jinja2", "distributed"}
+    heavy = {"torch", "torchvision", "timm", "sklearn", "pandas", "matplotlib"}
+    assert not loaded & {*heavy, "jinja2", "distributed"}  # which takes jinja2 with it
+    forked = imported_by("import gc, mlemiss.pipeline.run.forked\nassert gc.isenabled()")  # workers are, from all this
+    assert "distributed" in forked and not forked & heavy
+    late = {name.partition(".")[0] for name in loaded - forked}
+    assert not late & {"librosa", "numba", "scipy", "soxr", "soundfile"}, "each worker imports it anew"
 
 
 def test_version_names_what_computes_and_loads_nothing_heavy(mlemiss):

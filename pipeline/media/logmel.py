@@ -1,8 +1,4 @@
-"""Turn waveform segments into log-Mel images, exactly as librosa defines them.
-
-The spectrogram is put together as `librosa.feature.melspectrogram` does it, to the last bit: the module that this is in
-takes a quarter of a worker's start to import, for pitch and constant-Q.
-"""
+"""Turn waveform segments into log-Mel images, exactly as librosa defines them."""
 
 import numpy as np
 
@@ -50,10 +46,9 @@ def segment_logmel(waveform: np.ndarray, starts_seconds: np.ndarray) -> np.ndarr
     """
     import librosa  # loads numba and scipy: only once a spectrogram is asked for
 
-    segments = cut_segments(waveform, starts_seconds)
-    power = np.abs(librosa.stft(segments, n_fft=N_FFT, hop_length=HOP_LENGTH)) ** 2.0  # [S, frequency, 51]
-    filters = librosa.filters.mel(sr=SAMPLE_RATE, n_fft=N_FFT, n_mels=N_MELS)
-    mel = np.einsum("sft,mf->smt", power, filters, optimize=True)  # [S, 64, 51]
+    mel = librosa.feature.melspectrogram(
+        y=cut_segments(waveform, starts_seconds), sr=SAMPLE_RATE, n_fft=N_FFT, hop_length=HOP_LENGTH, n_mels=N_MELS
+    )  # [S, 64, 51]
     decibels = librosa.power_to_db(mel, ref=1.0, amin=AMIN, top_db=None)
     deltas = [librosa.feature.delta(decibels, width=DELTA_WIDTH, order=order) for order in (1, 2)]
     return np.stack([decibels, *deltas], axis=1).astype(np.float16)

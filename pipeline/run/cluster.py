@@ -4,16 +4,13 @@ Where workers have the resource GPU, the others decode and these compute the CNN
 of clips in flight is bounded, and so is memory. A clip whose worker died is tried once more, alone, and then fails.
 """
 
-import multiprocessing
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
-from multiprocessing import forkserver
 from pathlib import Path
 from uuid import uuid4
 
@@ -21,9 +18,10 @@ from ..console import amount, say
 from ..encoders.images import BATCH_CLIPS
 from ..errors import InputError, MachineError
 from ..files import work_folder
-from . import extract, parts
+from . import parts
 from .connect import GPU, WORKER_SECONDS, workers_of
 from .extract import Outcome, decode_and_save, encode, of_networks, process, wants_gpu
+from .forking import start_server
 from .parts import Part
 from .plan import WORK, Plan, Task
 
@@ -35,11 +33,6 @@ SETTINGS = {
     "distributed.scheduler.worker-saturation": 1.0,
     "distributed.logging.distributed": "error",
 }
-# of a worker process, whatever it does; librosa's own `import` postpones numba and SciPy
-PRELOADED = ("distributed", extract.__name__, "librosa.core.spectrum", "librosa.filters", "librosa.feature.utils")
-# Dask sets these as it starts a worker: too late for one that is forked from a server which has read them.
-ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-ENVIRONMENT |= {"MALLOC_TRIM_THRESHOLD_": "65536"}
 SEVERAL = 3  # clips whose workers died twice, while no other clip was finished: the clips are not to blame
 
 
@@ -79,7 +72,8 @@ def on_this_machine(workers: int, report: Path | None, dashboard: bool, tasks: S
     The scheduler and the workers accept only connections with the run's own keys, so that other accounts of this
     machine cannot run code through them. The dashboard has no password and is off by default.
     """
-    start_method = _start_server(tasks)  # before the imports here, which it makes meanwhile, and more
+    encoded_here = any(output.weights for task in tasks for output in task.outputs) and not wants_gpu(tasks)
+    start_method = start_server(encoded_here)  # before the imports here, which it makes meanwhile, and more
     import dask
     from distributed import Client, LocalCluster
 
@@ -106,27 +100,6 @@ def on_this_machine(workers: int, report: Path | None, dashboard: bool, tasks: S
         client.wait_for_workers(workers + gpus, timeout=WORKER_SECONDS)
         say(f"{amount(workers, 'worker')}{on_gpus}" + (f"; dashboard at {cluster.dashboard_link}" if dashboard else ""))
         yield from on_cluster(client, None, report, tasks)
-
-
-def _start_server(tasks: Sequence[Task]) -> dict[str, str]:
-    """Start the server that worker processes are forked from, on Linux; return how they start, as Dask's setting.
-
-    It imports what takes seconds to import, and computes nothing, and so has no threads. For GPUs it imports no torch,
-    as CUDA must start after a fork. Modules that Dask names later come too late, as the server has begun. One
-    that runs already, of an earlier call in this process, stays as it is.
-    """
-    if sys.platform != "linux":  # the system's own libraries may not work in a forked process
-        return {}
-    encoded_here = any(output.weights for task in tasks for output in task.outputs) and not wants_gpu(tasks)
-    multiprocessing.set_forkserver_preload([*PRELOADED, *(["torch", "timm"] if encoded_here else [])])
-    given = dict(os.environ)
-    os.environ.update(ENVIRONMENT | given)
-    try:
-        forkserver.ensure_running()
-    finally:
-        for name in ENVIRONMENT.keys() - given.keys():
-            del os.environ[name]
-    return {"distributed.worker.multiprocessing-method": "forkserver"}
 
 
 def _add_gpu_workers(cluster, gpus: int) -> None:

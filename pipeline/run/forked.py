@@ -1,0 +1,19 @@
+"""Import once, in the server that worker processes are forked from, what every worker needs, whatever it does.
+
+A worker also runs the module that the command was started from, `cli.py`, but for the command. librosa's own `import`
+postpones numba and SciPy.
+"""
+
+import gc
+import importlib
+
+NEEDED = ("distributed", "mlemiss.pipeline.commands", "mlemiss.trainer.commands", f"{__package__}.extract")
+NEEDED += ("librosa.feature.spectral", "librosa.feature.utils", "librosa.util.utils")
+
+gc.disable()  # it would take a tenth of the time, and find nothing
+try:
+    for name in NEEDED:
+        importlib.import_module(name)
+finally:
+    gc.freeze()  # workers need not look through it either
+    gc.enable()

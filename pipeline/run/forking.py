@@ -1,0 +1,35 @@
+"""Start the server that worker processes of this machine are forked from, on Linux.
+
+It imports what takes seconds to import (`forked`), once, and computes nothing, and so has no threads.
+"""
+
+import os
+import sys
+
+# Dask sets these as it starts a worker: too late for one that is forked from a server which has read them.
+ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+ENVIRONMENT |= {"MALLOC_TRIM_THRESHOLD_": "65536"}
+
+
+def start_server(networks: bool = False) -> dict[str, str]:
+    """Start the server if none runs yet; return how workers start, as Dask's setting.
+
+    Modules that Dask names later come too late, as the server has begun. One that runs already, of an earlier call in
+    this process, stays as it is.
+
+    networks: workers compute CNNs on CPUs. For GPUs it imports no torch, as CUDA must start after a fork.
+    """
+    if sys.platform != "linux":  # the system's own libraries may not work in a forked process
+        return {}
+    import multiprocessing
+    from multiprocessing import forkserver
+
+    multiprocessing.set_forkserver_preload([f"{__package__}.forked", *(("torch", "timm") if networks else ())])
+    given = dict(os.environ)
+    os.environ.update(ENVIRONMENT | given)
+    try:
+        forkserver.ensure_running()
+    finally:
+        for name in ENVIRONMENT.keys() - given.keys():
+            del os.environ[name]
+    return {"distributed.worker.multiprocessing-method": "forkserver"}
