@@ -214,6 +214,27 @@ def test_kernel_gradcheck_in_blocks(block, masked):
     assert torch.autograd.gradcheck(lambda q, s: log_mean_exp_inner(q, s, mask, block), (queries, keys))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_scores_hundreds_apart(dtype):
+    """What is far below the largest is not computed; what an entry holds that does not count is not looked at."""
+    keys = torch.linspace(-300, 300, 61, dtype=dtype)[None, :, None].repeat(2, 1, 1)
+    mask = torch.rand(2, 61, generator=torch.Generator().manual_seed(0)) < 0.5
+    mask[0, :40] = False  # all that is large for one query, and whole blocks
+    keys[~mask] = torch.tensor([torch.nan, torch.inf, 1e30], dtype=dtype).repeat(61)[: int((~mask).sum()), None]
+    queries = torch.tensor([[[1.0], [-1.0], [0.01]]] * 2, dtype=dtype)
+    queries.requires_grad_(), keys.requires_grad_()
+    scores = torch.where(mask[:, None], (queries @ keys.detach().where(mask[..., None], 0).mT).double(), -torch.inf)
+    value = log_mean_exp_inner(queries, keys, mask, 7)
+    expected = scores.logsumexp(-1) - mask.sum(-1, keepdim=True).double().log()
+    torch.testing.assert_close(value.double(), expected, rtol=2e-6 if dtype == torch.float32 else 1e-12, atol=0)
+    to_queries, to_keys = torch.autograd.grad(value.sum(), (queries, keys))
+    share = scores.softmax(-1)
+    of_queries = share @ keys.detach().where(mask[..., None], 0).double()
+    torch.testing.assert_close(to_queries.double(), of_queries, rtol=1e-4, atol=1e-30)
+    torch.testing.assert_close(to_keys.double(), share.mT @ queries.detach().double(), rtol=1e-4, atol=1e-30)
+    assert (to_keys[~mask] == 0).all()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -11,7 +11,7 @@ from mlemiss.trainer.batches import Draws, Stage, generator, hiding_chances
 from mlemiss.trainer.data import Clips, Dataset, RunSpec
 from mlemiss.trainer.fit import RunAdamW, Training, fit
 from mlemiss.trainer.methods import autoencoders, load, method_names
-from mlemiss.trainer.networks import Dropout, Encoder, RunRandom, Standardise
+from mlemiss.trainer.networks import Dropout, Encoder, RunRandom, Standardise, nan_, zero_
 from mlemiss.trainer.report.crossed import paired
 from mlemiss.trainer.settings import Settings
 
@@ -232,6 +232,21 @@ def test_clamped_inputs_are_within_their_bound():
     layer = Standardise(torch.zeros(1, 2), torch.ones(1, 2), 5.0)
     assert layer(x, torch.ones(1, 2, dtype=torch.bool)).tolist() == [[[0, 5], [1, -5]]]
     assert layer(x * torch.nan, torch.zeros(1, 2, dtype=torch.bool)).tolist() == [[[0, 0], [0, 0]]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_what_is_not_kept_is_put_out_whatever_it_holds(dtype):
+    kept = torch.tensor([[True, False, False], [False, True, True]])
+    x = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x[0, 1], x[1, 1, 2], x[0, 2, 0], x[1, 0] = torch.nan, torch.nan, -torch.inf, -3.0  # NaN that is kept stays
+    for put, value in ((zero_, 0.0), (nan_, torch.nan)):
+        expected = x.masked_fill(~kept[..., None], value)
+        torch.testing.assert_close(put(x.clone(), kept), expected, rtol=0, atol=0, equal_nan=True)
+        parts = x.clone()[:, :2]  # of a larger tensor
+        torch.testing.assert_close(put(parts, kept[:, :2]), expected[:, :2], rtol=0, atol=0, equal_nan=True)
+        leaf = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(put(leaf * 2, kept).nansum(), leaf)
+        assert (gradient[~kept] == 0).all() and (gradient[kept][:, 0] == 2).all()
 
 
 @pytest.mark.parametrize("clamp", [0.0, 1.5])

@@ -26,7 +26,7 @@ from ..pipeline.stores.masks import (
 )
 from ..pipeline.stores.store import FeatureStore
 from .batches import NO_LABEL, Batch, Draws, EpochOrder, Patterns, Stage, count_patterns, hiding_chances, rows_of
-from .networks import Blueprint, exact_type, usable_deviation
+from .networks import Blueprint, exact_type, nan_, usable_deviation
 
 NOTHING = Missing()
 NO_RATES: Mapping[str, Tensor] = MappingProxyType({})
@@ -338,7 +338,7 @@ class Runs(Blueprint):
     def gather_modality(self, m: int, rows: Tensor, observed: Tensor) -> Tensor:
         """Return one modality of rows [R, n]: [R, n, D], NaN where not observed (bool [R, n])."""
         x = self.dataset.gather(m, rows)
-        return x.masked_fill_(~observed[..., None], torch.nan) if self._anything_missing[m] else x
+        return nan_(x, observed) if self._anything_missing[m] else x
 
     def batch(
         self, rows: Tensor, weight: Tensor, patterns: Patterns | None = None, hidden: Tensor | None = None

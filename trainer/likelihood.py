@@ -27,10 +27,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .networks import zero_
 from .settings import FUSIONS
 
 # Scores held at once, over all runs: 8 MB of float32 stay in a processor's cache, 256 MB are few launches on a GPU.
 BLOCK_SCORES, BLOCK_SCORES_GPU = 1 << 21, 1 << 26
+LEAST_SCORE = -80.0  # less than the largest of a sum: exp(-80) is 2e-35
 MOST_COMBINATIONS = 1 << 13  # of the entries of several supports
 MOST_NUMBERS = 1 << 25  # of their products, a run: 134 MB
 BLOCK_SMALLEST, BLOCK_LARGEST, BLOCK_LARGEST_GPU = 16, 512, 1 << 14  # support entries a block
@@ -41,15 +43,15 @@ class _LogMeanExpInner(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, queries: Tensor, keys: Tensor, mask: Tensor | None, block: int) -> Tensor:
-        """Return the log mean [R, Q] of queries [R, Q, k], keys [R, N, k] and mask [R, N]."""
+        """Return the log mean [R, Q] of queries [R, Q, k], keys [R, N, k] and mask [R, N]; an entry at least counts."""
         largest = total = None  # of the blocks so far: [R, Q]
         for start in range(0, keys.shape[1], block):
-            scores, counted = _scores(queries, keys, mask, start, block)  # [R, Q, n]
+            scores, _, _ = _scores(queries, keys, mask, start, block)  # [R, Q, n]
             peak = scores.amax(-1)
-            # The first block starts the sum: a start from -inf would give (-inf) - (-inf) = NaN on the way.
+            # The first block starts the sum: a start from -inf would give (-inf) - (-inf) = NaN on the way. What blocks
+            # add that have no entry that counts is lost beside one that has.
             new = peak if largest is None else torch.maximum(largest, peak)
-            part = scores.sub_(new[..., None]).exp_()
-            part = (part if counted is None else part.mul_(counted)).sum(-1)
+            part = _exp_(scores.sub_(new[..., None])).sum(-1)
             total = part if total is None else part + total * (largest - new).exp()
             largest = new
         log_sum = largest + total.log()
@@ -65,23 +67,37 @@ class _LogMeanExpInner(torch.autograd.Function):
         to_queries = torch.zeros_like(queries) if ctx.needs_input_grad[0] else None
         to_keys = torch.empty_like(keys) if ctx.needs_input_grad[1] else None
         for start in range(0, keys.shape[1], ctx.block):
-            scores, counted = _scores(queries, keys, mask, start, ctx.block)
-            share = scores.sub_(log_sum[..., None]).exp_()  # of every support entry in the sum
-            share = (share if counted is None else share.mul_(counted)).mul_(grad[..., None])
+            scores, part, counted = _scores(queries, keys, mask, start, ctx.block)
+            share = _exp_(scores.sub_(log_sum[..., None])).mul_(grad[..., None])  # of every support entry in the sum
             if to_queries is not None:
-                to_queries.baddbmm_(share, keys[:, start : start + ctx.block])
+                to_queries.baddbmm_(share, part)
             if to_keys is not None:
-                torch.bmm(share.mT, queries, out=to_keys[:, start : start + ctx.block])
+                block = torch.bmm(share.mT, queries, out=to_keys[:, start : start + ctx.block])
+                if counted is not None:
+                    zero_(block, counted)
         return to_queries, to_keys, None, None
 
 
 def _scores(queries: Tensor, keys: Tensor, mask: Tensor | None, start: int, block: int):
-    """Return the scores [R, Q, n] of one block, and which of its entries count [R, 1, n] (None: all)."""
-    scores = torch.bmm(queries, keys[:, start : start + block].mT)
+    """Return one block's scores [R, Q, n], its keys [R, n, k], and which of its entries count [R, n] (None: all).
+
+    An entry that does not count has the least score, and a key of zeros.
+    """
+    part = keys[:, start : start + block]
     if mask is None:
-        return scores, None
-    counted = mask[:, None, start : start + block]
-    return scores.masked_fill_(~counted, torch.finfo(scores.dtype).min), counted
+        return torch.bmm(queries, part.mT), part, None
+    counted = mask[:, start : start + block]
+    part = zero_(part.clone(), counted)
+    least = (counted.to(part.dtype) - 1) * torch.finfo(part.dtype).max
+    return torch.baddbmm(least[:, None], queries, part.mT), part, counted
+
+
+def _exp_(scores: Tensor) -> Tensor:
+    """Return exp(scores) in place of scores [..] that are at most about 0, and of a sum that is 1 or more.
+
+    Below the bound, where it is far less than the sum's rounding, a processor takes ten times as long.
+    """
+    return scores.clamp_(min=LEAST_SCORE).exp_()
 
 
 def _log_count(keys: Tensor, mask: Tensor | None) -> Tensor | float:
@@ -106,14 +122,12 @@ def log_mean_exp_inner(queries: Tensor, keys: Tensor, mask: Tensor | None = None
 def _log_mean_exp_inner(queries: Tensor, keys: Tensor, mask: Tensor | None, block: int | None = None) -> Tensor:
     lead = torch.broadcast_shapes(queries.shape[:-2], keys.shape[:-2], mask.shape[:-1] if mask is not None else ())
     queries, keys = _flatten(queries, lead, 2), _flatten(keys, lead, 2)
-    if mask is not None:
-        mask = _flatten(mask, lead, 1)
-        keys = keys.masked_fill(~mask[..., None], 0)
+    mask = mask if mask is None else _flatten(mask, lead, 1)
     if block is None:
         on_cpu = queries.device.type == "cpu"
         scores, largest = (BLOCK_SCORES, BLOCK_LARGEST) if on_cpu else (BLOCK_SCORES_GPU, BLOCK_LARGEST_GPU)
         block = min(max(scores // max(1, queries.shape[0] * queries.shape[1]), BLOCK_SMALLEST), largest)
-    result = _LogMeanExpInner.apply(queries.contiguous(), keys.contiguous(), mask, block)
+    result = _LogMeanExpInner.apply(queries.contiguous(), keys, mask, block)
     return result.reshape(*lead, result.shape[-1])
 
 
