@@ -150,8 +150,7 @@ def preprocess(
     costs = (clip_timeout, clip_seconds, clip_pixels, clip_bytes, clip_memory)
     limits = job.Limits(*costs, max_damaged, channels, crop, no_face)
     shared, stores = _work_places(stores, local)
-    named = comma_list(weights) if weights else []
-    chosen = parse_weights(named, comma_list(features or list(names.DEFAULT)), mean, std)
+    chosen = parse_weights(comma_list(weights) if weights else [], comma_list(features or names.DEFAULT), mean, std)
     summary = job.preprocess(
         job.ClipRequest(dataset, root, comma_list(classes) if classes else None, limit, limits, follow_links, audio),
         job.FeatureRequest(chosen, precision, media, waveform),

@@ -5,7 +5,7 @@ import signal
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -17,7 +17,7 @@ GROUP_READS = stat.S_IRGRP | stat.S_IXGRP  # of a folder
 DONE, FAILURES, WRONG_INPUT, UNEXPECTED, INTERRUPTED = 0, 1, 2, 3, 130
 
 
-def comma_list(values: list[str]) -> list[str]:
+def comma_list(values: Sequence[str]) -> list[str]:
     """Split the values of a repeatable option at commas, and drop duplicates. InputError: nothing is left."""
     items = list(dict.fromkeys(item.strip() for value in values for item in value.split(",") if item.strip()))
     if not items:
