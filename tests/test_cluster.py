@@ -334,6 +334,21 @@ def test_nothing_listens_beyond_loopback_or_answers_without_keys(synthetic_ravde
 
 
 @pytest.mark.slow
+def test_workers_import_nothing_of_the_working_folder(synthetic_ravdess, tmp_path):
+    """Where a file may have any library's name: it is the command's own path that counts."""
+    here, script = tmp_path / "here", tmp_path / "there" / "run.py"
+    for folder in (here, script.parent):
+        folder.mkdir()
+    for name in ("zarr", "torch", "queue"):
+        (here / f"{name}.py").write_text("raise SystemExit('of the working folder')\n")
+    script.write_text("from mlemiss.cli import main\nif __name__ == '__main__':\n    main()\n")
+    arguments = options(synthetic_ravdess, tmp_path / "stores", "--limit", 2, "--workers", 2, "--media", "only")
+    command = [sys.executable, script, *arguments]
+    done = subprocess.run(list(map(str, command)), cwd=here, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "2 done, 0 failed" in done.stderr, done.stderr
+
+
+@pytest.mark.slow
 def test_an_interruption_while_workers_start_ends_with_its_line(synthetic_ravdess, tmp_path, mlemiss):
     arguments = options(synthetic_ravdess, tmp_path / "stores", "--limit", 4, "--workers", 2, "--media", "only")
     for pause in (0.2, 1.0):

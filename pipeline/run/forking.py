@@ -26,10 +26,13 @@ def start_server(networks: bool = False) -> dict[str, str]:
 
     multiprocessing.set_forkserver_preload([f"{__package__}.forked", *(("torch", "timm") if networks else ())])
     given = dict(os.environ)
-    os.environ.update(ENVIRONMENT | given)
+    # It imports what this process would: Python's own start would look into the working folder first.
+    path = os.pathsep.join(map(os.path.abspath, sys.path))
+    os.environ.update(ENVIRONMENT | given | {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"})
     try:
         forkserver.ensure_running()
     finally:
-        for name in ENVIRONMENT.keys() - given.keys():
+        for name in os.environ.keys() - given.keys():
             del os.environ[name]
+        os.environ.update(given)
     return {"distributed.worker.multiprocessing-method": "forkserver"}
