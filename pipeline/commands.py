@@ -21,7 +21,6 @@ from .console import (
     writable_folder,
 )
 from .errors import InputError
-from .run.forking import start_server
 from .stores.remote import Place, is_local, local_folder, parse_place
 
 
@@ -140,8 +139,6 @@ def preprocess(
     as_json: options.JsonOption = False,
 ) -> int:
     """Decode clips, compute features of every segment, cache them in Zarr stores."""
-    if media == "only" and workers != 0 and not (scheduler or dry_run):
-        start_server()  # what workers import takes longer than all that this process does before it has any
     from . import preprocess as job
     from .encoders import names, parse_weights
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,9 @@ from mlemiss.pipeline.clips.manifest import limit_clips
 from mlemiss.pipeline.encoders import Weights
 from mlemiss.pipeline.errors import InputError, MachineError
 from mlemiss.pipeline.media.decode import DEFAULT_LIMITS
+from mlemiss.pipeline.media.process import ffmpeg_binary
 from mlemiss.pipeline.run import cluster, connect, extract
+from mlemiss.pipeline.run.forking import start_server
 from mlemiss.pipeline.run.plan import FeatureRequest, Output, Task, make_plan
 from mlemiss.pipeline.run.run import claimed, lacking, publish, run
 from mlemiss.pipeline.run.sources import Source
@@ -342,10 +345,29 @@ def test_workers_import_nothing_of_the_working_folder(synthetic_ravdess, tmp_pat
     for name in ("zarr", "torch", "queue"):
         (here / f"{name}.py").write_text("raise SystemExit('of the working folder')\n")
     script.write_text("from mlemiss.cli import main\nif __name__ == '__main__':\n    main()\n")
+    told, ffmpeg = tmp_path / "told", tmp_path / "ffmpeg"
+    ffmpeg.write_text(f'#!/bin/sh\nenv > {told}\nexec {ffmpeg_binary()} "$@"\n')
+    ffmpeg.chmod(0o755)
     arguments = options(synthetic_ravdess, tmp_path / "stores", "--limit", 2, "--workers", 2, "--media", "only")
     command = [sys.executable, script, *arguments]
-    done = subprocess.run(list(map(str, command)), cwd=here, capture_output=True, text=True, timeout=120)
+    environment = os.environ | {"MLEMISS_FFMPEG": str(ffmpeg)}
+    given = {"cwd": here, "env": environment, "capture_output": True, "text": True, "timeout": 120}
+    done = subprocess.run(list(map(str, command)), **given)
     assert done.returncode == 0 and "2 done, 0 failed" in done.stderr, done.stderr
+    found = dict(line.split("=", 1) for line in told.read_text().splitlines() if line.startswith("PYTHON"))
+    assert found.get("PYTHONPATH", "") == environment.get("PYTHONPATH", ""), "what workers start is not theirs"
+    assert not found.get("PYTHONSAFEPATH")
+
+
+def test_the_server_leaves_the_environment_as_it_was(monkeypatch):
+    """Whoever asks for it, and however many at once."""
+    monkeypatch.setattr("multiprocessing.forkserver.ensure_running", lambda: time.sleep(0.05))
+    monkeypatch.setenv("PYTHONPATH", "mine")
+    monkeypatch.setattr("multiprocessing.set_forkserver_preload", lambda names: None)
+    before = dict(os.environ)
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda networks: start_server(networks), (False, True, False)))
+    assert dict(os.environ) == before
 
 
 @pytest.mark.slow
@@ -358,3 +380,19 @@ def test_an_interruption_while_workers_start_ends_with_its_line(synthetic_ravdes
         os.kill(client.pid, signal.SIGTERM)
         assert client.wait() == 128 + signal.SIGTERM
         assert client.stderr.splitlines()[-1].startswith("interrupted;"), client.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="no server there")
+def test_ctrl_c_while_the_server_imports_shows_no_traceback(synthetic_ravdess, tmp_path):
+    """It goes to every process of the terminal."""
+    arguments = options(synthetic_ravdess, tmp_path / "stores", "--limit", 4, "--workers", 2, "--media", "only")
+    command = list(map(str, [sys.executable, "-m", "mlemiss.cli", *arguments]))
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as client:
+        for line in client.stderr:
+            if line.startswith("waiting for 2"):
+                break
+        time.sleep(0.7)  # of some two seconds
+        os.killpg(client.pid, signal.SIGINT)
+        rest = client.stderr.read()
+    assert client.returncode == 130 and rest.startswith("interrupted;") and "Traceback" not in rest, rest

@@ -214,6 +214,17 @@ def test_kernel_gradcheck_in_blocks(block, masked):
     assert torch.autograd.gradcheck(lambda q, s: log_mean_exp_inner(q, s, mask, block), (queries, keys))
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("masked", [False, True])
+def test_what_is_not_finite_and_counts_is_told(value, masked):
+    keys = torch.full((1, 4, 2), value, requires_grad=True)
+    mask = torch.tensor([[True, False, True, False]]) if masked else None
+    queries = torch.ones(1, 3, 2, requires_grad=True)
+    found = log_mean_exp_inner(queries, keys, mask, 2)
+    assert not found.isfinite().any() and found.isnan().any() | (value > 0)
+    assert torch.autograd.grad(found.sum(), queries)[0].isnan().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_scores_hundreds_apart(dtype):
     """What is far below the largest is not computed; what an entry holds that does not count is not looked at."""

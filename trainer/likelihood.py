@@ -54,7 +54,8 @@ class _LogMeanExpInner(torch.autograd.Function):
             part = _exp_(scores.sub_(new[..., None])).sum(-1)
             total = part if total is None else part + total * (largest - new).exp()
             largest = new
-        log_sum = largest + total.log()
+        # Where no score is a number above the least, no sum is known.
+        log_sum = (largest + total.log()).masked_fill(largest <= _least(largest), torch.nan)
         ctx.save_for_backward(queries, keys, mask, log_sum)
         ctx.block = block
         return log_sum - _log_count(keys, mask)
@@ -88,8 +89,13 @@ def _scores(queries: Tensor, keys: Tensor, mask: Tensor | None, start: int, bloc
         return torch.bmm(queries, part.mT), part, None
     counted = mask[:, start : start + block]
     part = zero_(part.clone(), counted)
-    least = (counted.to(part.dtype) - 1) * torch.finfo(part.dtype).max
+    least = (1 - counted.to(part.dtype)) * _least(part)
     return torch.baddbmm(least[:, None], queries, part.mT), part, counted
+
+
+def _least(scores: Tensor) -> float:
+    """Return the score of what does not count: half the least number, which other types of as many bits have too."""
+    return torch.finfo(scores.dtype).min / 2
 
 
 def _exp_(scores: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from ..files import work_folder
 from . import parts
 from .connect import GPU, WORKER_SECONDS, workers_of
 from .extract import Outcome, decode_and_save, encode, of_networks, process, wants_gpu
-from .forking import start_server
+from .forking import OWN, start_server
 from .parts import Part
 from .plan import WORK, Plan, Task
 
@@ -86,7 +86,8 @@ def on_this_machine(workers: int, report: Path | None, dashboard: bool, tasks: S
     say(f"waiting for {workers} worker {'process' if workers == 1 else 'processes'}{on_gpus} to start …")
     # Dask would pause a worker for good near its share of the memory, as freed memory is kept for the next clip.
     options = {"threads_per_worker": 1, "processes": True, "memory_limit": 0, "silence_logs": 50}
-    options["env"] = dict(os.environ)  # as it is now: a server of an earlier run in this process has an older one
+    # As it is now: a server of an earlier run in this process has an older one.
+    options["env"] = dict.fromkeys(OWN, "") | dict(os.environ)
     page = "127.0.0.1:0" if dashboard else None
     loopback = {"host": "127.0.0.1", "dashboard_address": page, "worker_dashboard_address": page}
     with (

@@ -6,10 +6,12 @@ postpones numba and SciPy.
 
 import gc
 import importlib
+import signal
 
 NEEDED = ("distributed", "mlemiss.pipeline.commands", "mlemiss.trainer.commands", f"{__package__}.extract")
 NEEDED += ("librosa.feature.spectral", "librosa.feature.utils", "librosa.util.utils")
 
+interrupted = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the command's to tell, and it ends the server
 gc.disable()  # it would take a tenth of the time, and find nothing
 try:
     for name in NEEDED:
@@ -17,3 +19,4 @@ try:
 finally:
     gc.freeze()  # workers need not look through it either
     gc.enable()
+    signal.signal(signal.SIGINT, interrupted)

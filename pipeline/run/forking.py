@@ -5,10 +5,14 @@ It imports what takes seconds to import (`forked`), once, and computes nothing, 
 
 import os
 import sys
+import threading
+from pathlib import Path
 
 # Dask sets these as it starts a worker: too late for one that is forked from a server which has read them.
 ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 ENVIRONMENT |= {"MALLOC_TRIM_THRESHOLD_": "65536"}
+OWN = ("PYTHONPATH", "PYTHONSAFEPATH")  # of the server, not of what workers start
+_one_at_a_time = threading.Lock()
 
 
 def start_server(networks: bool = False) -> dict[str, str]:
@@ -24,15 +28,17 @@ def start_server(networks: bool = False) -> dict[str, str]:
     import multiprocessing
     from multiprocessing import forkserver
 
-    multiprocessing.set_forkserver_preload([f"{__package__}.forked", *(("torch", "timm") if networks else ())])
-    given = dict(os.environ)
     # It imports what this process would: Python's own start would look into the working folder first.
-    path = os.pathsep.join(map(os.path.abspath, sys.path))
-    os.environ.update(ENVIRONMENT | given | {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"})
-    try:
-        forkserver.ensure_running()
-    finally:
-        for name in os.environ.keys() - given.keys():
-            del os.environ[name]
-        os.environ.update(given)
+    path = os.pathsep.join(str(Path(part).absolute()) for part in sys.path if isinstance(part, str))
+    with _one_at_a_time:
+        multiprocessing.set_forkserver_preload([f"{__package__}.forked", *(("torch", "timm") if networks else ())])
+        wanted = ENVIRONMENT | {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+        wanted |= zip(OWN, (path, "1"), strict=True)
+        before = {name: os.environ.get(name) for name in wanted}
+        os.environ.update(wanted)
+        try:
+            forkserver.ensure_running()
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
     return {"distributed.worker.multiprocessing-method": "forkserver"}
