@@ -72,13 +72,14 @@ def on_this_machine(workers: int, report: Path | None, dashboard: bool, tasks: S
     The scheduler and the workers accept only connections with the run's own keys, so that other accounts of this
     machine cannot run code through them. The dashboard has no password and is off by default.
     """
-    encoded_here = any(output.weights for task in tasks for output in task.outputs) and not wants_gpu(tasks)
+    on_gpu = wants_gpu(tasks)
+    encoded_here = not on_gpu and any(output.weights for task in tasks for output in task.outputs)
     start_method = start_server(encoded_here)  # before the imports here, which it makes meanwhile, and more
     import dask
     from distributed import Client, LocalCluster
 
     gpus = 0
-    if wants_gpu(tasks):
+    if on_gpu:
         import torch
 
         gpus = torch.cuda.device_count()

@@ -32,7 +32,7 @@ def start_server(networks: bool = False) -> dict[str, str]:
     path = os.pathsep.join(str(Path(part).absolute()) for part in sys.path if isinstance(part, str))
     with _one_at_a_time:
         multiprocessing.set_forkserver_preload([f"{__package__}.forked", *(("torch", "timm") if networks else ())])
-        wanted = ENVIRONMENT | {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+        wanted = {name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()}
         wanted |= zip(OWN, (path, "1"), strict=True)
         before = {name: os.environ.get(name) for name in wanted}
         os.environ.update(wanted)
