@@ -291,7 +291,9 @@ def test_a_single_clip_that_is_fatal_is_recorded(synthetic_ravdess, tmp_path, ml
     arguments = options(synthetic_ravdess, tmp_path / "stores", "--media", "only", "--limit", 1, "--workers", 1)
     poison = "import os\nfrom mlemiss.pipeline.media import decode\ndecode.read_clip = lambda *arguments: os._exit(1)\n"
     (tmp_path / "fatal.py").write_text(poison)
-    result = mlemiss(*arguments, DASK_DISTRIBUTED__WORKER__PRELOAD=str([str(tmp_path / "fatal.py")]))
+    # Dask restarts no worker that dies before its nanny, which looks every 50 ms, knows that it has started.
+    slow = "from distributed.nanny import WorkerProcess\nWorkerProcess._init_msg_interval = 1"
+    result = mlemiss(*arguments, before=slow, DASK_DISTRIBUTED__WORKER__PRELOAD=str([str(tmp_path / "fatal.py")]))
     assert result.returncode == 1 and "died on this clip twice" in result.stderr, result.stderr
     assert mlemiss(*arguments, "--retry-failed", "--workers", 0).returncode == 0
 

@@ -100,6 +100,8 @@ def on_this_machine(workers: int, report: Path | None, dashboard: bool, tasks: S
         cluster.scale(workers)
         _add_gpu_workers(cluster, gpus)
         client.wait_for_workers(workers + gpus, timeout=WORKER_SECONDS)
+        while len(cluster.workers) < workers + gpus:  # Dask restarts no worker that dies before it is listed there
+            time.sleep(POLL_SECONDS)
         say(f"{amount(workers, 'worker')}{on_gpus}" + (f"; dashboard at {cluster.dashboard_link}" if dashboard else ""))
         yield from on_cluster(client, None, report, tasks)
 
