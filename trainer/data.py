@@ -144,12 +144,12 @@ class Clips:
         hidden = [hidden | self.store.missing(one, spec.seed, part == TEST) for one in tests]
         whole, part = part, part[self.kept]
         observed, *more = [self.present & ~one[self.kept] for one in hidden]
-        drawn = f"{self.store.path}: the split by {spec.split} with seed {spec.seed}".replace("by given:", "by ")
-        for value, name in PARTS.items():
-            if not (part == value).any():
-                raise InputError(f"{drawn} leaves no {name} clips of {len(part)} usable ones.\nPreprocess more clips.")
+        drawn = f"{self.store.path}: the split by {spec.split.removeprefix('given:')} with seed {spec.seed}"
         given = (self.store.given or {}).get("splits")
         advice = f"Correct {given['file']}." if given else "Preprocess more clips, or choose another --split."
+        for value, name in PARTS.items():
+            if not (part == value).any():
+                raise InputError(f"{drawn} leaves no {name} clips of {len(part)} usable ones.\n{advice}")
         if len(one := np.unique(self.label[part == VALIDATION])) < 2:
             only = self.classes[one[0]]
             raise InputError(f"{drawn} has validation clips of {only} alone: expected two classes.\n{advice}")
