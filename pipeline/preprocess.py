@@ -92,9 +92,11 @@ class Summary:
 
     @property
     def limit(self) -> str:
-        """Return the stage that took most of the time, or `nothing` when all was there already."""
+        """Return the stage that took most of the time; `start` if they took less than half of it, or `nothing`."""
         stages = {name: spent for name, spent in self.seconds.items() if name != "total"}
-        return max(stages, key=stages.get) if self.computed else "nothing"
+        if not self.computed:
+            return "nothing"
+        return max(stages, key=stages.get) if 2 * sum(stages.values()) >= self.seconds["total"] else "start"
 
     def as_json(self) -> dict:
         """Return the document of `preprocess --json`, a contract."""

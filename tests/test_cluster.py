@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import distributed
 import psutil
@@ -285,6 +286,21 @@ def test_tasks_for_a_gpu_go_to_one_whoever_is_there_first(tmp_path):
     assert [outcome.rows for outcome in planned.run([task])] == [(0,)]
 
 
+@pytest.mark.parametrize(("visible", "used"), [(None, ["0", "1"]), ("3,GPU-5f,6", ["3", "GPU-5f"])])
+def test_a_worker_for_each_gpu_that_the_run_may_use(monkeypatch, visible, used):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    spec = {"cls": None, "options": {"nthreads": 1, "env": {"HOME": "/"}}}
+    asked = []
+    made = SimpleNamespace(new_worker_spec=lambda: {0: spec}, worker_spec={0: spec}, scale=asked.append)
+    cluster._add_gpu_workers(made, 2)
+    first, *others = (one["options"] for one in made.worker_spec.values())
+    assert asked == [3] and first == spec["options"]
+    assert [one["env"] for one in others] == [{"HOME": "/", "CUDA_VISIBLE_DEVICES": name} for name in used]
+    assert all(one["resources"] == {"GPU": 1} for one in others)
+
+
 @pytest.mark.slow
 def test_a_single_clip_that_is_fatal_is_recorded(synthetic_ravdess, tmp_path, mlemiss):
     """One added to a finished store, say: there is no other clip to show that workers live."""
@@ -386,11 +402,16 @@ def test_an_interruption_while_workers_start_ends_with_its_line(synthetic_ravdes
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="no server there")
-def test_ctrl_c_while_the_server_imports_shows_no_traceback(synthetic_ravdess, tmp_path):
+@pytest.mark.parametrize("starting", [True, False])
+def test_ctrl_c_while_the_server_starts_or_imports_shows_no_traceback(synthetic_ravdess, tmp_path, starting):
     """It goes to every process of the terminal."""
+    slow = "import sys, time\nif 'forkserver' in str(sys.orig_argv):\n    time.sleep(2)\n"
+    (tmp_path / "sitecustomize.py").write_text(slow if starting else "")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
     arguments = options(synthetic_ravdess, tmp_path / "stores", "--limit", 4, "--workers", 2, "--media", "only")
     command = list(map(str, [sys.executable, "-m", "mlemiss.cli", *arguments]))
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as client:
+    given = {"env": environment, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen(command, **given) as client:
         for line in client.stderr:
             if line.startswith("waiting for 2"):
                 break

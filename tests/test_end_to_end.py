@@ -513,9 +513,10 @@ def test_wrong_options_are_told(arguments, why, mlemiss):
         (["--precision", "tf32", "--device", "cpu"], "--precision tf32 is of CUDA GPUs, and the device is cpu"),
     ],
 )
-def test_what_training_end_to_end_has_not_is_told(arguments, why, mlemiss, media):
-    trunk = ["--store", media.path, "--end-to-end", SMALL, "--init", "random"]
+def test_what_training_end_to_end_has_not_is_told(arguments, why, mlemiss, media, tmp_path):
+    trunk = ["--store", media.path, "--end-to-end", SMALL, "--init", "random", "--out", tmp_path / "out"]
     assert why in train_as_user(mlemiss, *trunk, *arguments)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_store_without_media_is_told(mlemiss, features):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from mlemiss.pipeline.media import decode as media
 from mlemiss.pipeline.media.process import ffmpeg_binary
+from mlemiss.pipeline.preprocess import Summary
 from mlemiss.pipeline.stores.checksums import COMPLETE, RUN, damaged_files
 from mlemiss.pipeline.stores.store import FeatureStore
 from threadpoolctl import threadpool_limits
@@ -23,7 +24,8 @@ def test_summary_and_store(six):
     summary = six.summary
     assert set(summary) == {"stores", "clips", "done", "failed", "absent", "unexpected", "remarks", "seconds", "limit"}
     assert (summary["clips"], summary["done"], summary["failed"], summary["absent"]) == (6, 6, [], 1116)
-    assert set(summary["seconds"]) == {"decode", "cnn", "write", "total"} and summary["limit"] in summary["seconds"]
+    assert set(summary["seconds"]) == {"decode", "cnn", "write", "total"}
+    assert summary["limit"] in {"decode", "cnn", "write", "start"}
     media_store, features = (FeatureStore.open(path) for path in summary["stores"])
     assert (media_store.features, features.features) == ("media", SMALL)
     assert features.weights["name"] == "random" and len(features.weights["hash"]) == 16
@@ -339,6 +341,7 @@ def test_dry_run_computes_nothing(synthetic_ravdess, tmp_path, mlemiss):
         (["--dataset", "ravdess", "--root", "nowhere"], "no folder nowhere"),
         (["--dataset", "ravdess", "--features", "resnet51"], "unknown features 'resnet51'"),
         (["--dataset", "ravdess", "--precision", "fp8"], "'fp8' is not one of 'fp32', 'tf32', 'bf16'"),
+        (["--dataset", "ravdess", "--precision", "tf32", "--device", "cpu"], "--precision tf32 is of CUDA GPUs"),
         (["--dataset", "ravdess", "--media", "perhaps"], "'perhaps' is not one of 'keep', 'only'"),
         (["--dataset", "ravdess", "--workers", "-1"], "'--workers': Input should be greater than or equal to 0"),
         (["--dataset", "ravdess", "--limit", "0"], "'--limit': Input should be greater than or equal to 1"),
@@ -351,3 +354,13 @@ def test_wrong_usage(arguments, why, synthetic_ravdess, mlemiss):
     root = [] if "--root" in arguments or "--dataset" not in arguments else ["--root", synthetic_ravdess]
     result = mlemiss("preprocess", *arguments, *root)
     assert result.returncode == 2 and why in result.stderr and "Traceback" not in result.stderr, result.stderr
+    assert "loading" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("spent", "computed", "limit"), [((4, 1, 1), 2, "decode"), ((0.3, 0.1, 0.2), 2, "start"), ((0, 0, 1), 0, "nothing")]
+)
+def test_the_limit_of_a_run(spent, computed, limit):
+    """Two clips are computed in less time than their workers start."""
+    seconds = dict(zip(("decode", "cnn", "write"), spent, strict=True)) | {"total": 6.0}
+    assert Summary(["a"], 2, 2, [], (), seconds, computed).limit == limit

@@ -107,10 +107,12 @@ def on_this_machine(workers: int, report: Path | None, dashboard: bool, tasks: S
 
 
 def _add_gpu_workers(cluster, gpus: int) -> None:
+    """Add a worker for each GPU that this process sees: of those that CUDA_VISIBLE_DEVICES leaves it, if it is set."""
     ((_, described),) = cluster.new_worker_spec().items()
-    for gpu in range(gpus):
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    for gpu in visible.split(",")[:gpus] if visible else map(str, range(gpus)):
         options = described["options"] | {"resources": {GPU: 1}}
-        options["env"] = options["env"] | {"CUDA_VISIBLE_DEVICES": str(gpu)}
+        options["env"] = options["env"] | {"CUDA_VISIBLE_DEVICES": gpu}
         cluster.worker_spec[f"gpu-{gpu}"] = described | {"options": options}
     cluster.scale(len(cluster.worker_spec))
 

@@ -12,6 +12,7 @@ NEEDED = ("distributed", "mlemiss.pipeline.commands", "mlemiss.trainer.commands"
 NEEDED += ("librosa.feature.spectral", "librosa.feature.utils", "librosa.util.utils")
 
 interrupted = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the command's to tell, and it ends the server
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked by `start_server`, for as long as Python started
 gc.disable()  # it would take a tenth of the time, and find nothing
 try:
     for name in NEEDED:

@@ -4,6 +4,7 @@ It imports what takes seconds to import (`forked`), once, and computes nothing, 
 """
 
 import os
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -26,7 +27,7 @@ def start_server(networks: bool = False) -> dict[str, str]:
     if sys.platform != "linux":  # the system's own libraries may not work in a forked process
         return {}
     import multiprocessing
-    from multiprocessing import forkserver
+    from multiprocessing import forkserver, resource_tracker
 
     # It imports what this process would: Python's own start would look into the working folder first.
     path = os.pathsep.join(str(Path(part).absolute()) for part in sys.path if isinstance(part, str))
@@ -36,9 +37,14 @@ def start_server(networks: bool = False) -> dict[str, str]:
         wanted |= zip(OWN, (path, "1"), strict=True)
         before = {name: os.environ.get(name) for name in wanted}
         os.environ.update(wanted)
+        # Ctrl-C while Python starts there would show a traceback: `forked` lets it through when it is ignored. Python's
+        # tracker of resources, which the server's start would start, lets it through here.
+        resource_tracker.ensure_running()
+        masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             forkserver.ensure_running()
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, masked)
             for name, value in before.items():
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
     return {"distributed.worker.multiprocessing-method": "forkserver"}

@@ -10,7 +10,7 @@ from typing import Literal
 
 from ..clips.manifest import Collection
 from ..console import name_some, say
-from ..encoders import Weights
+from ..encoders import Weights, check_precision
 from ..encoders.load import load_encoder
 from ..encoders.names import PICTURES, Encoder, inputs_for, split_request
 from ..errors import InputError
@@ -312,6 +312,7 @@ def _encoders(collection: Collection, request: FeatureRequest, device: str) -> I
     """Load what was asked for; yield its name, the encoder, and what an output says of it."""
     wanted = {} if request.media == "only" else request.weights
     if wanted:
+        check_precision(request.precision, device)
         say(f"loading {name_some(wanted)} …")
     for requested, weights in wanted.items():
         modality, name = split_request(requested)

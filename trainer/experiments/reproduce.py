@@ -7,7 +7,7 @@ import torch
 
 from ...pipeline.clips.datasets import expected_clips
 from ...pipeline.console import amount, say
-from ...pipeline.encoders import keep_freed_memory, resolve_device
+from ...pipeline.encoders import check_precision, keep_freed_memory, resolve_device
 from ...pipeline.errors import InputError
 from ...pipeline.stores.catalogue import Wanted, find_store, open_features, stores_in
 from ...pipeline.stores.claim import only_one
@@ -108,6 +108,8 @@ def reproduce(
     check_stores(stores, settings if plain else None, end_to_end)
     keep_freed_memory()
     where = torch.device(resolve_device(device))
+    if end_to_end:
+        check_precision(end_to_end.precision, where.type)
     lines = [ran_on(exhibit, store, end_to_end) for store in stores]
     for line in [exhibit.title, *(f"left out {line}" for line in absent), *lines]:
         say(line)

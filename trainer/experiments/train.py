@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ...pipeline.console import amount, say, writable_folder
-from ...pipeline.encoders import keep_freed_memory, resolve_device
+from ...pipeline.encoders import check_precision, keep_freed_memory, resolve_device
 from ...pipeline.errors import InputError
 from ...pipeline.stores.catalogue import missing_counts
 from ...pipeline.stores.claim import only_one
@@ -60,6 +60,8 @@ def train(
             raise InputError(f"{out} holds the results of another run.\nName another folder with --out, or remove it.")
     keep_freed_memory()
     where = torch.device(resolve_device(device))
+    if end_to_end:
+        check_precision(end_to_end.precision, where.type)
     for store in stores:
         made_with = "" if end_to_end else f", weights {store.weights.get('name')}"
         lacking = dict(zip(store.modalities, (~store.present).sum(0).tolist(), strict=True)) if store.joined else {}
@@ -69,6 +71,7 @@ def train(
     say(f"device {where}; {amount(len(grid.seeds), 'seed')}; {chosen}")
     if end_to_end:
         say(f"end to end: {_listed(end_to_end.describe())}")
+    plan = plan_grid(stores, grid, settings, clips_as(end_to_end)) if plain else settings.plan(stores, grid)
     name = "-".join(dict.fromkeys([store.dataset for store in stores] + grid.methods))[:60].replace(":", "-")
     with (
         _new_folder(name) if out is None else nullcontext(out) as path,
@@ -76,7 +79,6 @@ def train(
     ):
         folder = RunFolder(path, resume=resume, save_weights=save_weights)
         with shown_progress("train") as report:
-            plan = plan_grid(stores, grid, settings, clips_as(end_to_end)) if plain else settings.plan(stores, grid)
             document = run_plan(plan, where, folder, command=command_line(), progress=report, say=say)
         write_report([document], path / "report.html")
     return document, path
