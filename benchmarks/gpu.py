@@ -2,31 +2,34 @@
 
     python benchmarks/gpu.py [--out FILE.json] [--minutes 8] [--device auto] [--parts same,steps,...] [--quick]
 
-1. same: a small grid of every method on the card, on the processor, and on the card with steps that are not recorded:
+1. suite: on a card, the tests of training, which take the card where there is one; a third of the time at most;
+2. same: a small grid of every method on the card, on the processor, and on the card with steps that are not recorded:
    the same test accuracies within one clip, and test losses within 0.05;
-2. steps: milliseconds of a training step of every method and fusion, 30 runs of 2,048 features, and what scoring the
+3. steps: milliseconds of a training step of every method and fusion, 30 runs of 2,048 features, and what scoring the
    held-out clips takes of an epoch;
-3. table2: the 270 runs of the paper's Table 2, 40 epochs, features of RAVDESS's size;
-4. grid: runs side by side against a plain PyTorch loop (`training.py`);
-5. cnn: images per second of the CNN stage in every precision, beside the bare network on images that are there;
-6. preprocess: a whole `mlemiss preprocess` of three networks, beside the smaller of what its stages reach alone;
-7. end_to_end: a step that trains the backbones, beside the backbones alone (`end_to_end.py`).
+4. table2: the 270 runs of the paper's Table 2, 40 epochs, features of RAVDESS's size;
+5. grid: runs side by side against a plain PyTorch loop (`training.py`);
+6. cnn: images per second of the CNN stage in every precision, beside the bare network on images that are there;
+7. preprocess: a whole `mlemiss preprocess` of three networks, beside the smaller of what its stages reach alone;
+8. end_to_end: a step that trains the backbones, beside the backbones alone (`end_to_end.py`).
 
-A part is a process of its own, which is stopped when the time is up: a part that failed or had no time says so, and
-the others stand. Without a card it says so and measures the processor, in smaller sizes. A table is printed; the last
-line is JSON.
+A part is a process of its own, which is stopped with all that it started when the time is up: what it measured until
+then stands, and so do the others. A part that failed or had not time enough says so, and the exit status is 1. Without
+a card it says so and measures the processor, in smaller sizes. A table is printed; the last line is JSON.
 """
 
 import argparse
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
@@ -37,6 +40,7 @@ import training
 from mlemiss.pipeline.encoders import Weights, keep_freed_memory, resolve_device
 from mlemiss.pipeline.encoders.images import GPU_IMAGES, Backbone
 from mlemiss.pipeline.encoders.names import DEFAULT
+from mlemiss.pipeline.errors import InputError
 from mlemiss.pipeline.stores.masks import parse_missing
 from mlemiss.trainer import fit as fitting
 from mlemiss.trainer.data import Clips, Dataset, RunSpec
@@ -47,9 +51,12 @@ from mlemiss.trainer.method import plan_steps
 from mlemiss.trainer.methods import load, method_names
 from mlemiss.trainer.settings import FUSIONS, Settings
 
-PARTS = ("same", "steps", "table2", "grid", "cnn", "preprocess", "end_to_end")
+PARTS = ("suite", "same", "steps", "table2", "grid", "cnn", "preprocess", "end_to_end")
 MISSING = "audio:0.8"
+MLEMISS = (sys.executable, "-m", "mlemiss.cli")
 LOSS = 0.05  # nats a test clip
+TESTS = ("likelihood", "methods", "trainer", "baselines", "rates", "saved", "experiments", "end_to_end")
+Found = Iterator[tuple[str, object]]  # what a part measures, as soon as it is known
 
 
 def now(device: torch.device) -> float:
@@ -62,21 +69,34 @@ def now(device: torch.device) -> float:
 # ---- Correctness ----
 
 
-def same(device: torch.device, quick: bool) -> dict:
+def suite(device: torch.device, quick: bool) -> Found:
+    """Run the tests of training where they take the card. RuntimeError: one fails."""
+    if device.type == "cpu":
+        yield "left_out", "for a card; `make test` runs all tests on the processor"
+        return
+    tests = Path(__file__).parents[1] / "tests"
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "8", "--dist", "loadfile", "-p", "no:cacheprovider"]
+    yield "tests", _run([*command, *(str(tests / f"test_{name}.py") for name in TESTS)], tests.parent)[-1]
+
+
+def same(device: torch.device, quick: bool) -> Found:
     """Train every method and fusion on the processor too, and with steps that are not recorded.
 
     ValueError: accuracies differ by more than a test clip, or losses by more than LOSS.
     """
-    grid = Grid(method_names(), list(FUSIONS), [parse_missing("audio:0.5")], seeds=2)
-    settings = Settings(epochs=3, hidden=32, dim=6)
+    grid = Grid(method_names(), list(FUSIONS), [parse_missing("audio:0.5")], seeds=1 if quick else 2)
+    settings = Settings(epochs=1 if quick else 3, hidden=32, dim=6)
     with tempfile.TemporaryDirectory() as folder:
-        store = training.random_store(Path(folder), 60 if quick else 200, 64)
+        store = training.random_store(Path(folder), 36 if quick else 200, 64)
         found = run_grid([store], grid, settings, device.type)["results"]
+        yield "cells", len(found)
+        if device.type == "cpu":
+            yield "compared", "with nothing: there is no card"
+            return
         others = {"cpu": run_grid([store], grid, settings, "cpu")["results"]}
         if device.type == "cuda":
             with patch.object(fitting, "recorder", lambda device: None):
                 others["not recorded"] = run_grid([store], grid, settings, device.type)["results"]
-    worst = {}
     for name, results in others.items():
         clips = losses = 0.0
         for one, other in zip(found, results, strict=True):
@@ -86,25 +106,22 @@ def same(device: torch.device, quick: bool) -> dict:
             if clips > 1.001 or losses > LOSS:
                 cell = f"{one['method']} {one['fusion']}"
                 raise ValueError(f"{cell}, {name}: {clips:.0f} test clips and a loss of {losses:.3f} apart")
-        worst[name] = {"clips": round(clips, 1), "loss": losses}
-    return {"cells": len(found), "most_apart": worst}
+        yield f"most apart, {name}", {"clips": round(clips, 1), "loss": losses}
 
 
 # ---- Training ----
 
 
-def steps(device: torch.device, quick: bool) -> dict:
+def steps(device: torch.device, quick: bool) -> Found:
     """Time an epoch of every method and fusion: milliseconds a step, and the share of scoring held-out clips."""
-    R, clips, width = (4, 60, 256) if quick else (30, 1152, 2048)
-    found = {}
+    R, clips, width = (2, 36, 256) if quick else (30, 1152, 2048)
     with tempfile.TemporaryDirectory() as folder:
         dataset = Dataset(Clips(training.random_store(Path(folder), clips, width)), device)
         drawn = [dataset.clips.run(RunSpec(seed, parse_missing(MISSING))) for seed in range(R)]
         for name in method_names():
             kind = load(name)
             for fusion in kind.fusions if kind.fuses else kind.fusions[:1]:
-                found[f"{name} {fusion}"] = _one(kind, dataset, drawn, fusion, device)
-    return found
+                yield f"{name} {fusion}", _one(kind, dataset, drawn, fusion, device)
 
 
 def _one(kind, dataset: Dataset, drawn: list, fusion: str, device: torch.device) -> dict:
@@ -131,30 +148,32 @@ def _one(kind, dataset: Dataset, drawn: list, fusion: str, device: torch.device)
     return {"ms_a_step": round(1e3 * (epochs - held_out) / 2 / count, 2), "scoring": round(held_out / epochs, 3)}
 
 
-def table2(device: torch.device, quick: bool) -> dict:
+def table2(device: torch.device, quick: bool) -> Found:
     """Time the 270 runs of Table 2, which take a processor half an hour and more."""
     if quick:
-        return {"not_run": "for a card"}
+        yield "left_out", "for a card"
+        return
     settings = Settings()
-    return {"seconds": training.table2(1152, settings, device), "epochs": settings.epochs}
+    yield "seconds", training.table2(1152, settings, device)
+    yield "epochs", settings.epochs
 
 
-def grid(device: torch.device, quick: bool) -> dict:
+def grid(device: torch.device, quick: bool) -> Found:
     """Time runs side by side against a plain loop."""
     R, clips, rounds = (4, 96, 1) if quick else (20, 1152, 1)
-    return training.grid(512 if quick else 2048, R, clips, 2, device, rounds)
+    yield from training.grid(512 if quick else 2048, R, clips, 2, device, rounds).items()
 
 
 # ---- Preprocessing and end to end ----
 
 
-def cnn(device: torch.device, quick: bool) -> dict:
+def cnn(device: torch.device, quick: bool) -> Found:
     """Time the CNN stage on frames in host memory beside the bare network on a batch that is there, in turns."""
     import timm
 
-    clips, turns = (1, 2) if quick else (32, 3)
+    clips, turns = (1, 1) if quick else (32, 3)
     frames = [np.random.default_rng(0).integers(0, 255, (30, 256, 256, 3), dtype=np.uint8)] * clips
-    images, found = 30 * clips, {}
+    images = 30 * clips
     for features in ("resnet34",) if quick else DEFAULT:
         for precision in ("fp32", *(["tf32"] if device.type == "cuda" else []), "bf16"):
             backbone = Backbone(features, Weights("random"), precision, device.type)
@@ -171,12 +190,8 @@ def cnn(device: torch.device, quick: bool) -> dict:
                     pair = ours, _rate(partial(bare, there), size, device)
                     rates += [pair] if turn else []  # the first warms up
             ours, theirs = (statistics.median(column) for column in zip(*rates, strict=True))
-            found[f"{features} {precision}"] = {
-                "images_per_s": round(ours),
-                "bare": round(theirs),
-                "ratio": round(ours / theirs, 2),
-            }
-    return found
+            found = {"images_per_s": round(ours, 1), "bare": round(theirs, 1), "ratio": round(ours / theirs, 2)}
+            yield f"{features} {precision}", found
 
 
 def _rate(work: Callable[[], object], images: int, device: torch.device) -> float:
@@ -185,74 +200,106 @@ def _rate(work: Callable[[], object], images: int, device: torch.device) -> floa
     return images / (now(device) - start)
 
 
-def preprocess(device: torch.device, quick: bool) -> dict:
-    """Time a whole preprocessing run of synthetic clips, and its decoding alone."""
-    clips, names = (4, "resnet34") if quick else (192, "vgg16,resnet34,resnet50")
-    cores = len(os.sched_getaffinity(0))
+def preprocess(device: torch.device, quick: bool) -> Found:
+    """Time a whole preprocessing run of synthetic clips, its decoding alone, and its CNNs alone."""
+    clips, networks = (4, ["resnet34"]) if quick else (192, list(DEFAULT))
+    workers = max(len(os.sched_getaffinity(0)) - 1, 1)
+    yield "clips", clips
+    yield "workers", workers
+    network = sum(_seconds_a_clip(features, device, quick) for features in networks)
+    yield "cnn_alone_clips_per_s", round(1 / network, 2)
     with tempfile.TemporaryDirectory() as folder:
-        mlemiss = [sys.executable, "-m", "mlemiss.cli"]
-        subprocess.run(
-            [*mlemiss, "synth", "clips", "--subjects", "4", "--clips-per-subject", str(clips // 4)],
-            cwd=folder,
-            check=True,
-        )
-        job = [*mlemiss, "preprocess", "--dataset", "ravdess", "--root", "clips", "--weights", "random", "--json"]
-        job += ["--workers", str(max(cores - 1, 1))]
-        media = _clips_per_second([*job, "--media", "only", "--stores", "media"], folder)
-        whole = _clips_per_second([*job, "--features", names, "--device", device.type, "--stores", "all"], folder)
-    return {"clips": clips, "workers": max(cores - 1, 1), "media_alone_clips_per_s": media, "whole_clips_per_s": whole}
+        _synth(folder, 4, clips // 4)
+        job = [*MLEMISS, "preprocess", "--dataset", "ravdess", "--root", "clips", "--json", "--workers", str(workers)]
+        decode = _clips_per_second([*job, "--media", "only", "--stores", "media"], folder)
+        yield "media_alone_clips_per_s", round(decode, 2)
+        job += ["--media", "keep", "--weights", "random", "--features", ",".join(networks), "--device", device.type]
+        whole = _clips_per_second([*job, "--stores", "all"], folder)
+    yield "whole_clips_per_s", round(whole, 2)
+    yield "of_the_smaller", round(whole / min(decode, 1 / network), 2)
+
+
+def _seconds_a_clip(features: str, device: torch.device, quick: bool) -> float:
+    """Return what a network takes for the frames and spectrograms of a clip that is in host memory."""
+    clips = 1 if quick else 32
+    frames = [np.random.default_rng(0).integers(0, 255, (30, 256, 256, 3), dtype=np.uint8)] * clips
+    backbone = Backbone(features, Weights("random"), "fp32", device.type)
+    rates = [_rate(partial(backbone.encode, "frames", frames), 30 * clips, device) for _ in range(2)]
+    return 2 * 30 / rates[-1]  # the first warms up
 
 
 def _clips_per_second(command: list[str], folder: str) -> float:
     start = time.perf_counter()
-    done = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
-    return round(json.loads(done.stdout)["done"] / (time.perf_counter() - start), 2)
+    done = json.loads("\n".join(_run(command, folder)))["done"]
+    return done / (time.perf_counter() - start)
 
 
-def end_to_end(device: torch.device, quick: bool) -> dict:
+def _synth(folder: str, subjects: int, each: int) -> None:
+    _run([*MLEMISS, "synth", "clips", "--subjects", str(subjects), "--clips-per-subject", str(each)], folder)
+
+
+def _run(command: Sequence[str], folder: str | Path = ".") -> list[str]:
+    """Return the lines that a command prints. RuntimeError: it fails."""
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip() or "nothing was said").splitlines()
+        raise RuntimeError(f"{' '.join(command[1:5])} …: {said[-1]}")
+    return done.stdout.splitlines()
+
+
+def end_to_end(device: torch.device, quick: bool) -> Found:
     """Time a step that trains the backbones, in every precision."""
     subjects, per_subject = (2, 12) if quick else (4, 24)
     backbone, size, turns = ("resnet34", "8", "1") if quick else ("resnet50", "128", "2")
-    found = {}
     with tempfile.TemporaryDirectory() as folder:
-        mlemiss = [sys.executable, "-m", "mlemiss.cli"]
-        made = ["synth", "clips", "--subjects", str(subjects), "--clips-per-subject", str(per_subject)]
-        subprocess.run([*mlemiss, *made], cwd=folder, check=True)
-        where = ["--dataset", "ravdess", "--root", "clips", "--media", "only"]
-        subprocess.run([*mlemiss, "preprocess", *where], cwd=folder, check=True)
+        _synth(folder, subjects, per_subject)
+        _run([*MLEMISS, "preprocess", "--dataset", "ravdess", "--root", "clips", "--media", "only"], folder)
         (store,) = (Path(folder) / "stores").glob("*.zarr")
         script = [sys.executable, str(Path(__file__).with_name("end_to_end.py")), "--store", str(store)]
         script += ["--backbone", backbone, "--batch-size", size, "--micro-batch", size, "--turns", turns]
-        for precision in ("fp32", *(["tf32"] if device.type == "cuda" else []), "bf16"):
-            command = [*script, "--device", device.type, "--precision", precision]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            found[precision] = json.loads(done.stdout.splitlines()[-1])
-    return found
+        for precision in ("fp32", "tf32", "bf16") if device.type == "cuda" else ("fp32",):
+            yield precision, json.loads(_run([*script, "--device", device.type, "--precision", precision])[-1])
 
 
 # ---- All of it ----
 
 
 def run_parts(o: argparse.Namespace, device: torch.device) -> dict:
-    """Run each part in a process of its own while there is time; return what each found, or why it did not."""
+    """Run each part while there is time; return what each found, and why it did not find all."""
     end, found = time.monotonic() + 60 * o.minutes, {}
     for part in o.parts.split(","):
         left = end - time.monotonic()
         if left < 5:
             found[part] = {"not_run": "the time is up"}
-            continue
-        print(f"{part}: {left:.0f} s are left", flush=True)
-        command = [sys.executable, __file__, "--part", part, "--device", device.type, *(["--quick"] if o.quick else [])]
-        start = time.monotonic()
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=left)
-        except subprocess.TimeoutExpired:
-            found[part] = {"not_run": f"stopped after {left:.0f} s"}
         else:
-            lines = (done.stderr if done.returncode else done.stdout).splitlines() or ["nothing was said"]
-            found[part] = {"failed": lines[-1]} if done.returncode else json.loads(lines[-1])
-        found[part]["took_s"] = round(time.monotonic() - start, 1)
+            print(f"{part}: {left:.0f} s are left", flush=True)
+            start = time.monotonic()
+            found[part] = run_part(part, o.quick, device, min(left, 20 * o.minutes) if part == "suite" else left)
+            found[part]["took_s"] = round(time.monotonic() - start, 1)
         print_part(part, found[part])
+    return found
+
+
+def run_part(part: str, quick: bool, device: torch.device, seconds: float) -> dict:
+    """Run a part in a process of its own, and end all that it started, files too, when it or the time is over."""
+    command = [sys.executable, __file__, "--part", part, "--device", device.type, *(["--quick"] if quick else [])]
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        given = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+        with subprocess.Popen(command, env=os.environ | {"TMPDIR": folder}, **given) as process:
+            found = {}
+            try:
+                printed, said = process.communicate(timeout=seconds)
+            except subprocess.TimeoutExpired:
+                found["stopped"] = f"after {seconds:.0f} s"
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+            if found:
+                printed, said = process.communicate()
+    for line in printed.splitlines():
+        found |= json.loads(line) if line.startswith("{") else {}  # `training.py` prints for people, too
+    if process.returncode and "stopped" not in found:
+        found["failed"] = (said.splitlines() or ["nothing was said"])[-1]
     return found
 
 
@@ -275,11 +322,21 @@ def main() -> None:
     o = parser.parse_args()
     if unknown := set(o.parts.split(",")) - set(PARTS):
         parser.error(f"unknown parts {', '.join(sorted(unknown))}: expected some of {', '.join(PARTS)}")
-    device = torch.device(resolve_device(o.device))
+    if not o.minutes > 0:
+        parser.error(f"--minutes {o.minutes:g}: expected more than 0")
+    try:
+        device = torch.device(resolve_device(o.device))
+    except InputError as error:
+        parser.error(str(error))
     keep_freed_memory()
     if o.part:
-        print(json.dumps(globals()[o.part](device, o.quick)))
+        for name, value in globals()[o.part](device, o.quick):
+            print(json.dumps({name: value}), flush=True)
         return
+    try:
+        out = o.out and o.out.open("a", encoding="utf-8")
+    except OSError as error:
+        parser.error(f"--out {o.out}: {error.strerror}")
     if device.type == "cpu":
         print("no card here: the processor is measured, in small sizes")
         o.quick = True
@@ -287,11 +344,16 @@ def main() -> None:
     cores = len(os.sched_getaffinity(0))
     print(f"{name}, {cores} cores, torch {torch.__version__}, CUDA {torch.version.cuda}")
     document = {"device": name, "kind": device.type, "cores": cores, "torch": torch.__version__, "quick": o.quick}
-    document["parts"] = run_parts(o, device)
-    if o.out:
-        o.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    try:
+        document["parts"] = run_parts(o, device)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    if out:
+        with out:
+            out.truncate(0)
+            out.write(json.dumps(document, indent=1) + "\n")
     print(json.dumps(document))
-    sys.exit(any("failed" in part for part in document["parts"].values()))
+    sys.exit(any({"failed", "stopped", "not_run"} & part.keys() for part in document["parts"].values()))
 
 
 if __name__ == "__main__":
