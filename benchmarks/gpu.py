@@ -37,6 +37,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 import training
+from mlemiss.pipeline.console import interruptible
 from mlemiss.pipeline.encoders import Weights, keep_freed_memory, resolve_device
 from mlemiss.pipeline.encoders.images import GPU_IMAGES, Backbone
 from mlemiss.pipeline.encoders.names import DEFAULT
@@ -345,7 +346,8 @@ def main() -> None:
     print(f"{name}, {cores} cores, torch {torch.__version__}, CUDA {torch.version.cuda}")
     document = {"device": name, "kind": device.type, "cores": cores, "torch": torch.__version__, "quick": o.quick}
     try:
-        document["parts"] = run_parts(o, device)
+        with interruptible():
+            document["parts"] = run_parts(o, device)
     except KeyboardInterrupt:
         sys.exit(130)
     if out:

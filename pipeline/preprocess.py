@@ -84,6 +84,7 @@ class Summary:
     absent: tuple[str, ...]
     seconds: dict[str, float]  # summed over workers; total on the wall
     computed: int = 0  # contents computed in this run, not found finished
+    start: float = 0.0  # seconds on the wall until the first was begun
     missing: dict[str, int] = field(default_factory=dict)  # clips done without this modality
     telling: dict[str, str] = field(default_factory=dict)  # how a modality is missing by class, where it tells them
     unexpected: tuple[str, ...] = ()
@@ -92,11 +93,11 @@ class Summary:
 
     @property
     def limit(self) -> str:
-        """Return the stage that took most of the time; `start` if they took less than half of it, or `nothing`."""
+        """Return the stage that took most of the time: `start` if that is half of it, `nothing` if all was there."""
         stages = {name: spent for name, spent in self.seconds.items() if name != "total"}
         if not self.computed:
             return "nothing"
-        return max(stages, key=stages.get) if 2 * sum(stages.values()) >= self.seconds["total"] else "start"
+        return "start" if 2 * self.start > self.seconds["total"] else max(stages, key=stages.get)
 
     def as_json(self) -> dict:
         """Return the document of `preprocess --json`, a contract."""
@@ -227,7 +228,7 @@ def _run(plan: Plan, executor: Executor, where: Where, max_failures: int | None)
         "workers": where.scheduler.address if where.scheduler else where.workers,
     }
     begin = time.perf_counter()
-    seconds = {"decode": 0.0, "cnn": 0.0, "write": 0.0}
+    seconds, started = {"decode": 0.0, "cnn": 0.0, "write": 0.0}, None
     with claimed(plan, max_failures) as claims:
         tasks = lacking(plan)
         unit = "clips and texts" if any(task.text for task in tasks) else "clips"
@@ -236,6 +237,7 @@ def _run(plan: Plan, executor: Executor, where: Where, max_failures: int | None)
             closing(run(plan, tasks, executor, claims, max_failures)) as outcomes,
         ):
             for outcome in outcomes:
+                started = started or time.perf_counter() - begin - sum(outcome.seconds.values())
                 for stage, spent in outcome.seconds.items():
                     seconds[stage] += spent
                 progress.advance(failed=bool(outcome.failed))
@@ -243,7 +245,7 @@ def _run(plan: Plan, executor: Executor, where: Where, max_failures: int | None)
         publish(plan, claims, max_failures, record)
     seconds["write"] += time.perf_counter() - computed
     seconds["total"] = time.perf_counter() - begin
-    summary = _summarise(plan, seconds, len(tasks))
+    summary = replace(_summarise(plan, seconds, len(tasks)), start=started or 0.0)
     for output in plan.outputs:
         if not is_local(output.final) or not record.items() <= (first := run_record(output.final)).items():
             continue  # another run made it

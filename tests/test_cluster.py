@@ -9,6 +9,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ import pytest
 from distributed.security import Security
 from mlemiss.pipeline.clips.datasets import collect
 from mlemiss.pipeline.clips.manifest import limit_clips
+from mlemiss.pipeline.console import interruptible
 from mlemiss.pipeline.encoders import Weights
 from mlemiss.pipeline.errors import InputError, MachineError
 from mlemiss.pipeline.media.decode import DEFAULT_LIMITS
@@ -386,6 +388,11 @@ def test_the_server_leaves_the_environment_as_it_was(monkeypatch):
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(lambda networks: start_server(networks), (False, True, False)))
     assert dict(os.environ) == before
+    for number in (signal.SIGINT, signal.SIGTERM):
+        monkeypatch.setattr("multiprocessing.forkserver.ensure_running", partial(signal.raise_signal, number))
+        with interruptible(), pytest.raises(KeyboardInterrupt):
+            start_server()
+        assert dict(os.environ) == before and not signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 @pytest.mark.slow
@@ -405,7 +412,13 @@ def test_an_interruption_while_workers_start_ends_with_its_line(synthetic_ravdes
 @pytest.mark.parametrize("starting", [True, False])
 def test_ctrl_c_while_the_server_starts_or_imports_shows_no_traceback(synthetic_ravdess, tmp_path, starting):
     """It goes to every process of the terminal."""
-    slow = "import sys, time\nif 'forkserver' in str(sys.orig_argv):\n    time.sleep(2)\n"
+    imported = tmp_path / "imported"
+    note = (
+        f"lambda event, args: event == 'import' and args[0] == 'distributed' and open({str(imported)!r}, 'w').close()"
+    )
+    slow = (
+        f"import sys, time\nif 'forkserver' in str(sys.orig_argv):\n    sys.addaudithook({note})\n    time.sleep(2)\n"
+    )
     (tmp_path / "sitecustomize.py").write_text(slow if starting else "")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
     arguments = options(synthetic_ravdess, tmp_path / "stores", "--limit", 4, "--workers", 2, "--media", "only")
@@ -417,5 +430,6 @@ def test_ctrl_c_while_the_server_starts_or_imports_shows_no_traceback(synthetic_
                 break
         time.sleep(0.7)  # of some two seconds
         os.killpg(client.pid, signal.SIGINT)
-        rest = client.stderr.read()
+        rest = client.stderr.read()  # to its end, when the server has ended, too
     assert client.returncode == 130 and rest.startswith("interrupted;") and "Traceback" not in rest, rest
+    assert not imported.exists(), "what workers need, when nobody needs them"

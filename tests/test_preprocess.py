@@ -358,9 +358,10 @@ def test_wrong_usage(arguments, why, synthetic_ravdess, mlemiss):
 
 
 @pytest.mark.parametrize(
-    ("spent", "computed", "limit"), [((4, 1, 1), 2, "decode"), ((0.3, 0.1, 0.2), 2, "start"), ((0, 0, 1), 0, "nothing")]
+    ("spent", "start", "limit"), [((14, 0, 2), 1.0, "decode"), ((14, 0, 2), 4.0, "start"), ((0, 0, 1), None, "nothing")]
 )
-def test_the_limit_of_a_run(spent, computed, limit):
-    """Two clips are computed in less time than their workers start."""
+def test_the_limit_of_a_run(spent, start, limit):
+    """Stages are summed over workers; two clips are computed in less time than workers start."""
     seconds = dict(zip(("decode", "cnn", "write"), spent, strict=True)) | {"total": 6.0}
-    assert Summary(["a"], 2, 2, [], (), seconds, computed).limit == limit
+    computed = 0 if start is None else 2
+    assert Summary(["a"], 2, 2, [], (), seconds, computed, start or 0.0).limit == limit

@@ -6,13 +6,15 @@ postpones numba and SciPy.
 
 import gc
 import importlib
+import os
 import signal
 
 NEEDED = ("distributed", "mlemiss.pipeline.commands", "mlemiss.trainer.commands", f"{__package__}.extract")
 NEEDED += ("librosa.feature.spectral", "librosa.feature.utils", "librosa.util.utils")
 
-interrupted = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the command's to tell, and it ends the server
-signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked by `start_server`, for as long as Python started
+# Ctrl-C is the command's to tell. It ends this process, at once: the command waits for no import.
+interrupted = signal.signal(signal.SIGINT, lambda number, _: os._exit(128 + number))
+signal.pthread_sigmask(signal.SIG_SETMASK, ())  # `start_server` blocked what may come while Python starts
 gc.disable()  # it would take a tenth of the time, and find nothing
 try:
     for name in NEEDED:

@@ -9,6 +9,8 @@ import sys
 import threading
 from pathlib import Path
 
+from ..console import ENDING
+
 # Dask sets these as it starts a worker: too late for one that is forked from a server which has read them.
 ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 ENVIRONMENT |= {"MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -36,15 +38,16 @@ def start_server(networks: bool = False) -> dict[str, str]:
         wanted = {name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()}
         wanted |= zip(OWN, (path, "1"), strict=True)
         before = {name: os.environ.get(name) for name in wanted}
-        os.environ.update(wanted)
-        # Ctrl-C while Python starts there would show a traceback: `forked` lets it through when it is ignored. Python's
-        # tracker of resources, which the server's start would start, lets it through here.
+        # What the server's start would start, too, and would let signals through again.
         resource_tracker.ensure_running()
-        masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        # Here they come when the environment is as it was; there, where a traceback would be shown while Python starts,
+        # when `forked` says what they do.
+        masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *ENDING})
         try:
+            os.environ.update(wanted)
             forkserver.ensure_running()
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, masked)
             for name, value in before.items():
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
+            signal.pthread_sigmask(signal.SIG_SETMASK, masked)
     return {"distributed.worker.multiprocessing-method": "forkserver"}
