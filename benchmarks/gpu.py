@@ -11,7 +11,9 @@
 5. grid: runs side by side against a plain PyTorch loop (`training.py`);
 6. cnn: images per second of the CNN stage in every precision, beside the bare network on images that are there;
 7. preprocess: a whole `mlemiss preprocess` of three networks, beside the smaller of what its stages reach alone;
-8. end_to_end: a step that trains the backbones, beside the backbones alone (`end_to_end.py`).
+8. end_to_end: a step that trains the backbones, beside the backbones alone (`end_to_end.py`);
+9. tune: 30 draws of 6 methods with 5 seeds as one `mlemiss tune`, as many rows as the votes of CREMA-D, beside a
+   `mlemiss train` for each: one a method is timed, with the default settings (`tune.py` times more of them).
 
 A part is a process of its own, which is stopped with all that it started when the time is up: what it measured until
 then stands, and so do the others. A part that failed or had not time enough says so, and the exit status is 1. Without
@@ -37,6 +39,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 import training
+import tune as tuning
 from mlemiss.pipeline.console import interruptible
 from mlemiss.pipeline.encoders import Weights, keep_freed_memory, resolve_device
 from mlemiss.pipeline.encoders.images import GPU_IMAGES, Backbone
@@ -52,7 +55,7 @@ from mlemiss.trainer.method import plan_steps
 from mlemiss.trainer.methods import load, method_names
 from mlemiss.trainer.settings import FUSIONS, Settings
 
-PARTS = ("suite", "same", "steps", "table2", "grid", "cnn", "preprocess", "end_to_end")
+PARTS = ("suite", "same", "steps", "table2", "grid", "cnn", "preprocess", "end_to_end", "tune")
 MISSING = "audio:0.8"
 MLEMISS = (sys.executable, "-m", "mlemiss.cli")
 LOSS = 0.05  # nats a test clip
@@ -260,6 +263,21 @@ def end_to_end(device: torch.device, quick: bool) -> Found:
         script += ["--backbone", backbone, "--batch-size", size, "--micro-batch", size, "--turns", turns]
         for precision in ("fp32", "tf32", "bf16") if device.type == "cuda" else ("fp32",):
             yield precision, json.loads(_run([*script, "--device", device.type, "--precision", precision])[-1])
+
+
+def tune(device: torch.device, quick: bool) -> Found:
+    """Time a whole tuning as a command, and a `train` command of each method with the default settings."""
+    clips, draws, seeds, methods = (36, 2, 1, ["mle", "ae1"]) if quick else (248, 30, 5, tuning.METHODS.split(","))
+    yield "runs", draws * seeds * len(methods)
+    with tempfile.TemporaryDirectory() as folder:
+        common = ["--store", str(training.random_store(Path(folder), clips, 64).path), "--missing", MISSING]
+        common += ["--seeds", str(seeds), "--device", device.type]
+        drawn = ["--method", ",".join(methods), "--draws", str(draws), "--out", f"{folder}/tuned"]
+        together = tuning.seconds_of("tune", *common, *drawn)
+        yield "one_command_s", round(together, 1)
+        apart = [tuning.seconds_of("train", *common, "--method", m, "--out", f"{folder}/{m}") for m in methods]
+    yield "separate_s", round(draws * sum(apart), 1)
+    yield "ratio", round(draws * sum(apart) / together, 2)
 
 
 # ---- All of it ----
