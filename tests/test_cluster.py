@@ -395,11 +395,30 @@ def test_the_server_leaves_the_environment_as_it_was(monkeypatch):
         assert dict(os.environ) == before and not signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="no server there")
+def test_what_is_forked_from_the_server_lets_dask_say_nothing():
+    said = """
+import logging, multiprocessing
+from mlemiss.pipeline.run.forking import start_server
+start_server()
+said = logging.getLogger("distributed.comm.tcp").warning
+child = multiprocessing.get_context("forkserver").Process(target=said, args=("said late",))
+child.start()
+child.join()
+print(child.exitcode)
+"""
+    done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
 @pytest.mark.slow
 def test_an_interruption_while_workers_start_ends_with_its_line(synthetic_ravdess, tmp_path, mlemiss):
+    """Whatever Dask has to say after it, here or in its workers, of connections that break."""
     arguments = options(synthetic_ravdess, tmp_path / "stores", "--limit", 4, "--workers", 2, "--media", "only")
+    say = "logging.getLogger('distributed.comm.tcp').warning, 'said late'"
+    late = f"import atexit, logging; atexit.register({say})"
     for pause in (0.2, 1.0):
-        client = mlemiss.start(*arguments)
+        client = mlemiss.start(*arguments, before=late)
         client.until("waiting for 2 worker processes")
         time.sleep(pause)
         os.kill(client.pid, signal.SIGTERM)

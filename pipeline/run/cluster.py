@@ -21,7 +21,7 @@ from ..files import work_folder
 from . import parts
 from .connect import GPU, WORKER_SECONDS, workers_of
 from .extract import Outcome, decode_and_save, encode, of_networks, process, wants_gpu
-from .forking import OWN, start_server
+from .forking import OWN, silence_dask, start_server
 from .parts import Part
 from .plan import WORK, Plan, Task
 
@@ -78,6 +78,7 @@ def on_this_machine(workers: int, report: Path | None, dashboard: bool, tasks: S
     import dask
     from distributed import Client, LocalCluster
 
+    silence_dask()
     gpus = 0
     if on_gpu:
         import torch

@@ -9,6 +9,8 @@ import importlib
 import os
 import signal
 
+from .forking import silence_dask
+
 NEEDED = ("distributed", "mlemiss.pipeline.commands", "mlemiss.trainer.commands", f"{__package__}.extract")
 NEEDED += ("librosa.feature.spectral", "librosa.feature.utils", "librosa.util.utils")
 
@@ -19,6 +21,7 @@ gc.disable()  # it would take a tenth of the time, and find nothing
 try:
     for name in NEEDED:
         importlib.import_module(name)
+    silence_dask()  # here, as a worker that closes says more than one that runs
 finally:
     gc.freeze()  # workers need not look through it either
     gc.enable()

@@ -3,6 +3,7 @@
 It imports what takes seconds to import (`forked`), once, and computes nothing, and so has no threads.
 """
 
+import logging
 import os
 import signal
 import sys
@@ -51,3 +52,13 @@ def start_server(networks: bool = False) -> dict[str, str]:
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
             signal.pthread_sigmask(signal.SIG_SETMASK, masked)
     return {"distributed.worker.multiprocessing-method": "forkserver"}
+
+
+def silence_dask() -> None:
+    """Let Dask, once imported, log nothing for as long as this process lives.
+
+    What it offers itself (`silence_logs`) ends when a cluster or a worker begins to close, and what it says of
+    connections that break meanwhile would come after an interruption's own line.
+    """
+    for handler in logging.getLogger("distributed").handlers:
+        handler.setLevel(logging.CRITICAL)
