@@ -21,7 +21,7 @@ gc.disable()  # it would take a tenth of the time, and find nothing
 try:
     for name in NEEDED:
         importlib.import_module(name)
-    silence_dask()  # here, as a worker that closes says more than one that runs
+    silence_dask()  # for as long as any worker lives
 finally:
     gc.freeze()  # workers need not look through it either
     gc.enable()
