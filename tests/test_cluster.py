@@ -413,7 +413,7 @@ print(child.exitcode)
 
 @pytest.mark.slow
 def test_an_interruption_while_workers_start_ends_with_its_line(synthetic_ravdess, tmp_path, mlemiss):
-    """Whatever Dask has to say after it, here or in its workers, of connections that break."""
+    """Whatever Dask has to say after it, of connections that break."""
     arguments = options(synthetic_ravdess, tmp_path / "stores", "--limit", 4, "--workers", 2, "--media", "only")
     say = "logging.getLogger('distributed.comm.tcp').warning, 'said late'"
     late = f"import atexit, logging; atexit.register({say})"

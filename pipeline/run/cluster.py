@@ -31,7 +31,6 @@ LEAST_IN_FLIGHT = 8  # clips: enough waiting for an adaptive cluster to grow
 SETTINGS = {
     "distributed.scheduler.allowed-failures": 0,  # which clip of a dead worker was to blame is found out below
     "distributed.scheduler.worker-saturation": 1.0,
-    "distributed.logging.distributed": "error",
 }
 SEVERAL = 3  # clips whose workers died twice, while no other clip was finished: the clips are not to blame
 
